@@ -1,0 +1,211 @@
+"""The shape of a Llama-family model, as its `config.json` says it. No torch: plans are made from this alone.
+
+Weight names everywhere in medsft are Hugging Face's (``model.layers.0.self_attn.q_proj.weight``); other formats translate at
+their border. Linear weights are ``[out_features, in_features]``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medsft.errors import MismatchError
+
+FAMILIES = {
+    "llama": "Llama 1/2/3, CodeLlama, SmolLM and other models with model_type `llama`",
+    "mistral": "Mistral",
+    "qwen2": "Qwen 2 and 2.5",
+    "qwen3": "Qwen 3 (dense)",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Sizes and constants of a decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+    family: str
+    """Hugging Face `model_type`: one of `FAMILIES`."""
+    vocab_size: int
+    """Rows of the embedding and of the output projection."""
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: Mapping[str, Any] | None = None
+    """Hugging Face's dictionary with `rope_type` (`linear`, `llama3`, `dynamic`, `yarn`), or None."""
+    max_position_embeddings: int
+    tie_embeddings: bool
+    attention_bias: bool = False
+    """Biases on the query, key and value projections (Qwen 2)."""
+    qk_norm: bool = False
+    """RMSNorm over each head's query and key (Qwen 3)."""
+    sliding_window: int | None = None
+    """A query sees this many tokens, itself included (Hugging Face's meaning), or all of them."""
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+
+    def with_vocab(self, vocab_size: int) -> ModelConfig:
+        """Return the same model with another number of embedding rows."""
+        return replace(self, vocab_size=vocab_size)
+
+    def parameter_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield (Hugging Face name, full shape) of every parameter in the order of the forward pass."""
+        h, d = self.hidden_size, self.head_dim
+        yield "model.embed_tokens.weight", (self.vocab_size, h)
+        for layer in range(self.num_layers):
+            prefix = f"model.layers.{layer}."
+            yield prefix + "input_layernorm.weight", (h,)
+            for name, heads in (("q", self.num_heads), ("k", self.num_kv_heads), ("v", self.num_kv_heads)):
+                yield f"{prefix}self_attn.{name}_proj.weight", (heads * d, h)
+                if self.attention_bias:
+                    yield f"{prefix}self_attn.{name}_proj.bias", (heads * d,)
+            if self.qk_norm:
+                yield prefix + "self_attn.q_norm.weight", (d,)
+                yield prefix + "self_attn.k_norm.weight", (d,)
+            yield prefix + "self_attn.o_proj.weight", (h, self.num_heads * d)
+            yield prefix + "post_attention_layernorm.weight", (h,)
+            yield prefix + "mlp.gate_proj.weight", (self.intermediate_size, h)
+            yield prefix + "mlp.up_proj.weight", (self.intermediate_size, h)
+            yield prefix + "mlp.down_proj.weight", (h, self.intermediate_size)
+        yield "model.norm.weight", (h,)
+        if not self.tie_embeddings:
+            yield "lm_head.weight", (self.vocab_size, h)
+
+    def num_parameters(self) -> int:
+        """Count the parameters; a tied output projection counts once."""
+        return sum(math.prod(shape) for _, shape in self.parameter_shapes())
+
+    def layer_parameters(self) -> int:
+        """Count the parameters of one decoder layer."""
+        return sum(math.prod(shape) for name, shape in self.parameter_shapes() if name.startswith("model.layers.0."))
+
+
+def from_hf_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
+    """Read a Hugging Face `config.json` dictionary; `where` names it in errors.
+
+    Raises `MismatchError` for a family or a feature that medsft does not implement, by name.
+    """
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise MismatchError(
+            f"{where}: model family `{family}` is not supported", hint=f"Supported values of model_type: {known}."
+        )
+    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise MismatchError(f"{where}: activation `{raw['hidden_act']}` is not supported; only silu (SwiGLU) is.")
+    if raw.get("mlp_bias"):
+        raise MismatchError(f"{where}: mlp_bias is not supported.")
+    if family == "llama" and raw.get("attention_bias"):
+        raise MismatchError(f"{where}: attention_bias on a llama model (with a bias on o_proj) is not supported.")
+    heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
+    eos = raw.get("eos_token_id")
+    return ModelConfig(
+        family=family,
+        vocab_size=int(raw["vocab_size"]),
+        hidden_size=hidden,
+        intermediate_size=int(raw["intermediate_size"]),
+        num_layers=int(raw["num_hidden_layers"]),
+        num_heads=heads,
+        num_kv_heads=int(raw.get("num_key_value_heads") or heads),
+        head_dim=int(raw.get("head_dim") or hidden // heads),
+        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rope_theta=_rope_theta(raw),
+        rope_scaling=_rope_scaling(raw, where),
+        max_position_embeddings=int(raw.get("max_position_embeddings", 2048)),
+        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        attention_bias=family == "qwen2" or bool(raw.get("attention_bias", False)),
+        qk_norm=family == "qwen3",
+        sliding_window=_sliding_window(raw, family),
+        bos_token_id=raw.get("bos_token_id"),
+        eos_token_id=eos[0] if isinstance(eos, list) else eos,
+    )
+
+
+def read_hf_config(folder: Path) -> ModelConfig:
+    """Read `folder/config.json`. Raises `MismatchError` when it is missing, damaged or of an unknown family."""
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MismatchError(f"{folder}: no config.json there.", hint="A Hugging Face model folder has one.") from None
+    except ValueError as error:
+        raise MismatchError(f"{path}: not valid JSON: {error}") from None
+    try:
+        return from_hf_config(raw, where=str(path))
+    except KeyError as error:
+        raise MismatchError(f"{path}: the field {error} is missing.") from None
+
+
+def to_hf_config(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
+    """Return the `config.json` that makes transformers build the same model. `dtype` is torch's name, like `bfloat16`."""
+    architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[config.family]
+    raw: dict[str, Any] = {
+        "architectures": [f"{architecture}ForCausalLM"],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": dict(config.rope_scaling) if config.rope_scaling else None,
+        "max_position_embeddings": config.max_position_embeddings,
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": config.family == "qwen3" and config.attention_bias,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "use_cache": True,
+        "torch_dtype": dtype,
+    }
+    if config.family in ("mistral", "qwen2", "qwen3"):
+        raw["sliding_window"] = config.sliding_window
+    if config.family in ("qwen2", "qwen3"):
+        raw["use_sliding_window"] = config.sliding_window is not None
+        raw["max_window_layers"] = 0 if config.sliding_window else config.num_layers
+    return raw
+
+
+def _rope_theta(raw: Mapping[str, Any]) -> float:
+    """transformers 5 moved `rope_theta` into `rope_parameters`; both spellings are read."""
+    parameters = raw.get("rope_parameters") or {}
+    return float(raw.get("rope_theta") or parameters.get("rope_theta") or 10000.0)
+
+
+def _rope_scaling(raw: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
+    scaling = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
+    scaling.pop("rope_theta", None)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if not scaling or kind == "default":
+        return None
+    if kind not in ("linear", "llama3"):
+        raise MismatchError(
+            f"{where}: rope scaling `{kind}` is not supported.", hint="Supported: linear and llama3, or none."
+        )
+    scaling.pop("type", None)
+    return {"rope_type": kind, **{k: v for k, v in scaling.items() if k != "rope_type"}}
+
+
+def _sliding_window(raw: Mapping[str, Any], family: str) -> int | None:
+    """Mistral always uses its window; Qwen only with `use_sliding_window`, and then in every layer or we refuse."""
+    window = raw.get("sliding_window")
+    if window is None or family == "llama":
+        return None
+    if family == "mistral":
+        return int(window)
+    if not raw.get("use_sliding_window"):
+        return None
+    if int(raw.get("max_window_layers", 0)) > 0:
+        raise MismatchError("A sliding window in some layers only (max_window_layers > 0) is not supported.")
+    return int(window)
