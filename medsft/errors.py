@@ -1,6 +1,7 @@
 """The errors a person can meet. Each is one message: what is wrong, where, and what to do.
 
-Only these reach a user; anything else is a bug and shows a traceback with ``--debug``. This module imports nothing of medsft.
+Only these reach a user; anything else is a bug, and shows a traceback with ``--debug``. This module imports
+nothing of medsft.
 """
 
 from __future__ import annotations

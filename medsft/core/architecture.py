@@ -1,7 +1,7 @@
 """The shape of a Llama-family model, as its `config.json` says it. No torch: plans are made from this alone.
 
-Weight names everywhere in medsft are Hugging Face's (``model.layers.0.self_attn.q_proj.weight``); other formats translate at
-their border. Linear weights are ``[out_features, in_features]``.
+Weight names everywhere in medsft are Hugging Face's (``model.layers.0.self_attn.q_proj.weight``); other formats
+translate at their border. Linear weights are ``[out_features, in_features]``.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def read_hf_config(folder: Path) -> ModelConfig:
 
 
 def to_hf_config(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
-    """Return the `config.json` that makes transformers build the same model. `dtype` is torch's name, like `bfloat16`."""
+    """Return the `config.json` that gives transformers the same model; `dtype` is torch's name (`bfloat16`)."""
     architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[config.family]
     raw: dict[str, Any] = {
         "architectures": [f"{architecture}ForCausalLM"],

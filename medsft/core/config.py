@@ -1,0 +1,405 @@
+"""What a person asks for: `RunConfig`. Flags, wizard labels and TOML comments come from the one description here.
+
+A `RunConfig` is frozen and plain. `check` reports every problem at once, each under the flag a person types.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from medsft.errors import ConfigError, Problem
+
+GROUPS = {
+    "base": "Base model",
+    "data": "Dataset",
+    "training": "Training",
+    "parallel": "Parallel",
+    "output": "Output",
+}
+
+
+def _option(
+    default: Any,
+    help_text: str,
+    group: str,
+    *,
+    unit: str = "",
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    advanced: bool = False,
+) -> Any:
+    """Describe one field. `advanced` options are folded in the wizard."""
+    metadata = {
+        "help": help_text,
+        "group": group,
+        "unit": unit,
+        "choices": tuple(choices),
+        "minimum": minimum,
+        "maximum": maximum,
+        "advanced": advanced,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """One fine-tuning run as a person describes it. Flag `--NAME` sets field `NAME`."""
+
+    checkpoint: str = _option("baseline", "Name of the base model: an entry of [checkpoints] in medsft.toml", "base")
+    size: float = _option(7.0, "Size of the base model", "base", unit="1e9 parameters", minimum=0)
+    intermediate_iter: int | None = _option(
+        None, "Start from this saved iteration of the base model, not from its latest", "base", minimum=1
+    )
+    new_token_init: str = _option(
+        "mean",
+        "Embedding rows of tokens the base model does not have: the mean of its rows, or copies of its last row",
+        "base",
+        choices=("mean", "copy_last"),
+        advanced=True,
+    )
+
+    run_name: str = _option("", "Name of the run and of its tokenised set", "data")
+    data: tuple[Path, ...] = _option((), "JSONL files to train on (.jsonl or .jsonl.gz), one object a line", "data")
+    val: tuple[Path, ...] = _option((), "JSONL files to validate on", "data")
+    tokenized_data_dir: Path = _option(Path("tokenized"), "Folder of the tokenised sets", "data")
+    question_key: str = _option("prompt", "Key of the question in each row", "data")
+    answer_key: str = _option("gold", "Key of the answer in each row", "data")
+    system_key: str | None = _option(None, "Key of the system message in each row, if there is one", "data")
+    template: str = _option(
+        "meditron",
+        "How a row becomes text: meditron, chatml, or the tokenizer's own chat template",
+        "data",
+        choices=("meditron", "chatml", "model"),
+    )
+    seq: int = _option(2048, "Longest document", "data", unit="tokens", minimum=8)
+    truncate: str = _option(
+        "error",
+        "Documents longer than --seq: stop with a report, drop them, or cut them on the right",
+        "data",
+        choices=("error", "drop", "keep"),
+    )
+    bad_rows: str = _option(
+        "error",
+        "Rows that cannot be used: stop and name them, or skip and count them",
+        "data",
+        choices=("error", "skip"),
+        advanced=True,
+    )
+    special_in_text: str = _option(
+        "escape",
+        "Special strings such as <|im_end|> inside a row: plain text, control tokens as the original, or an error",
+        "data",
+        choices=("escape", "control", "error"),
+        advanced=True,
+    )
+    retokenize: bool = _option(False, "Tokenise again although a tokenised set exists", "data", advanced=True)
+    trust_cache: bool = _option(
+        False, "Use a tokenised set that has no manifest, such as one of Megatron-LLM", "data", advanced=True
+    )
+
+    epochs: float = _option(3.0, "Passes over the documents", "training", minimum=0)
+    iters: int | None = _option(None, "Train exactly this many iterations instead of --epochs", "training", minimum=1)
+    max_iters: int | None = _option(None, "Train at most this many iterations", "training", minimum=1, advanced=True)
+    global_batch: int = _option(64, "Documents in one iteration", "training", unit="documents", minimum=1)
+    micro_batch: int | None = _option(
+        None,
+        "Documents in one forward pass of a rank, on average; chosen by memory when not given",
+        "training",
+        unit="documents",
+        minimum=1,
+    )
+    loss_mask: float = _option(
+        0.0, "Weight in the loss of system and question tokens; answers weigh 1", "training", minimum=0, maximum=1
+    )
+    loss_norm: str = _option(
+        "token",
+        "Loss over all weights of the global batch, or the mean of micro-batch means as the original",
+        "training",
+        choices=("token", "microbatch"),
+        advanced=True,
+    )
+    lr: float = _option(2e-5, "Highest learning rate", "training", minimum=0)
+    min_lr: float = _option(2e-6, "Learning rate at the end of the cosine", "training", minimum=0)
+    warmup_fraction: float = _option(
+        0.1, "Share of the iterations over which the learning rate rises", "training", minimum=0, maximum=1
+    )
+    weight_decay: float = _option(0.1, "Weight decay; none on norms and biases", "training", minimum=0, advanced=True)
+    adam_beta1: float = _option(0.9, "First Adam coefficient", "training", minimum=0, maximum=1, advanced=True)
+    adam_beta2: float = _option(0.95, "Second Adam coefficient", "training", minimum=0, maximum=1, advanced=True)
+    adam_eps: float = _option(1e-5, "Adam epsilon", "training", minimum=0, advanced=True)
+    clip_grad: float = _option(
+        1.0, "Largest norm of the gradient, 0 for no clipping", "training", minimum=0, advanced=True
+    )
+    precision: str = _option(
+        "auto",
+        "Number format of the computation; weights and optimiser are kept in fp32",
+        "training",
+        choices=("auto", "bf16", "fp32"),
+    )
+    recompute: str = _option(
+        "none",
+        "Recompute activations in the backward pass: never, feed-forward only, or whole layers",
+        "training",
+        choices=("none", "selective", "full"),
+        advanced=True,
+    )
+    eval_interval: int = _option(100, "Iterations between validations", "training", unit="iterations", minimum=1)
+    seed: int = _option(1234, "Seed of the sample order", "training", minimum=0, advanced=True)
+    compat: str = _option(
+        "none",
+        "Follow the original's recipe in every detail, to repeat an old experiment",
+        "training",
+        choices=("none", "megatron-llm"),
+        advanced=True,
+    )
+
+    tp: int | None = _option(
+        None, "Tensor-parallel level; from the checkpoint's folder or the memory when not given", "parallel", minimum=1
+    )
+    pp: int | None = _option(
+        None, "Pipeline level; from the checkpoint's folder or the memory when not given", "parallel", minimum=1
+    )
+    nproc_per_node: int | None = _option(
+        None, "Processes on each node; the number of GPUs, or what tp and pp need on a CPU", "parallel", minimum=1
+    )
+    nodes: int = _option(1, "Number of nodes", "parallel", minimum=1)
+    rank: int = _option(0, "Rank of this node", "parallel", minimum=0)
+    addr: str | None = _option(None, "Address of node 0, when there are several", "parallel")
+    port: int = _option(6020, "Port on node 0", "parallel", minimum=1, maximum=65535)
+    max_restarts: int = _option(
+        0, "Restart this often from the last checkpoint after a failure", "parallel", minimum=0, advanced=True
+    )
+
+    save_checkpoint_dir: Path = _option(Path("runs"), "Folder of the run folders", "output")
+    save_interval: int = _option(800, "Iterations between checkpoints", "output", unit="iterations", minimum=1)
+    keep_last: int = _option(2, "Checkpoints kept; 0 keeps all", "output", minimum=0)
+    id: str | None = _option(None, "Suffix that tells this run from another with the same settings", "output")
+
+
+NOT_PART_OF_A_RUN = frozenset(
+    {"rank", "addr", "port", "nproc_per_node", "nodes", "max_restarts", "tp", "pp", "micro_batch", "retokenize"}
+    | {
+        "trust_cache",
+        "keep_last",
+        "save_interval",
+        "recompute",
+        "max_iters",
+        "tokenized_data_dir",
+        "save_checkpoint_dir",
+    }
+)
+"""Fields that may change between a run and its resumption without making it another run."""
+
+
+@cache
+def field_types() -> Mapping[str, tuple[type, bool, bool]]:
+    """Return for each field (plain type, may be None, is a list)."""
+    result = {}
+    for name, hint in get_type_hints(RunConfig).items():
+        arguments = [a for a in get_args(hint) if a not in (type(None), ...)]
+        optional = type(None) in get_args(hint)
+        is_list = getattr(hint, "__origin__", None) is tuple
+        result[name] = (arguments[0] if arguments else hint, optional, is_list)
+    return result
+
+
+def flag(name: str) -> str:
+    """Return the flag of a field as a person types it."""
+    return f"--{name}"
+
+
+def from_mapping(values: Mapping[str, Any], *, where: str = "", base: RunConfig | None = None) -> RunConfig:
+    """Build a config from plain values (TOML, flags, forms), over `base` or the defaults.
+
+    `where` names the source in errors. Raises `ConfigError` with every unknown name and every value of a wrong type.
+    """
+    problems: list[Problem] = []
+    known = field_types()
+    converted: dict[str, Any] = {}
+    for name, value in values.items():
+        place = f"{where}: {name}" if where else flag(name)
+        if name not in known:
+            problems.append(Problem(place, "there is no such option", _did_you_mean(name, known)))
+            continue
+        try:
+            converted[name] = _convert(name, value)
+        except (TypeError, ValueError) as error:
+            problems.append(Problem(place, str(error)))
+    if problems:
+        raise ConfigError(problems)
+    start = {} if base is None else {f.name: getattr(base, f.name) for f in fields(RunConfig)}
+    return RunConfig(**{**start, **converted})
+
+
+def _convert(name: str, value: Any) -> Any:
+    kind, optional, is_list = field_types()[name]
+    if value is None:
+        if optional:
+            return None
+        raise ValueError("a value is needed")
+    if is_list:
+        items = [value] if isinstance(value, (str, Path)) else list(value)
+        return tuple(kind(item) for item in items)
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise ValueError(f"must be true or false, not {value!r}")
+    if kind is int:
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+            raise ValueError(f"must be a whole number, not {value!r}")
+        return _number(int, value, "a whole number")
+    if kind is float:
+        return _number(float, value, "a number")
+    if not isinstance(value, (str, Path)):
+        raise ValueError(f"must be text, not {value!r}")
+    return kind(value)
+
+
+def _number(kind: type, value: Any, expected: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"must be {expected}, not {value!r}") from None
+
+
+def _did_you_mean(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean `{close[0]}`?" if close else ""
+
+
+def check(config: RunConfig) -> list[Problem]:
+    """Return what is wrong with the values taken alone, without looking at the disk."""
+    problems: list[Problem] = []
+    for f in fields(RunConfig):
+        problems.extend(_check_range(f.name, f.metadata, getattr(config, f.name)))
+    if not config.run_name:
+        problems.append(Problem("--run_name", "a name is needed", "It names the run and its tokenised set."))
+    for name in ("run_name", "id", "checkpoint"):
+        text = getattr(config, name)
+        if text and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", text):
+            problems.append(
+                Problem(
+                    flag(name), f"`{text}` cannot be part of a folder name", "Use letters, digits, `.`, `_`, `+`, `-`."
+                )
+            )
+        if text and re.search(r"-tp\d+-pp\d+", text):
+            problems.append(Problem(flag(name), "must not contain `-tpN-ppN`: that part names the levels of a run"))
+    if config.min_lr > config.lr:
+        problems.append(Problem("--min_lr", f"{config.min_lr:g} is above --lr {config.lr:g}"))
+    if config.nodes > 1 and config.addr is None:
+        problems.append(Problem("--addr", "needed with --nodes above 1", "Give the address of node 0."))
+    if config.rank >= config.nodes:
+        problems.append(Problem("--rank", f"{config.rank} is not below --nodes {config.nodes}", "Ranks count from 0."))
+    return problems
+
+
+def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> list[Problem]:
+    if value is None:
+        return []
+    choices, low, high = metadata["choices"], metadata["minimum"], metadata["maximum"]
+    if choices and value not in choices:
+        return [
+            Problem(flag(name), f"`{value}` is not one of {', '.join(choices)}", _did_you_mean(str(value), choices))
+        ]
+    positive = name in ("size", "epochs", "lr")
+    if low is not None and (value < low or (positive and value <= 0)):
+        return [
+            Problem(flag(name), f"{value:g} is too small", f"Must be {'above 0' if positive else f'{low:g} or more'}.")
+        ]
+    if high is not None and value > high:
+        return [Problem(flag(name), f"{value:g} is too large", f"Must be {high:g} or less.")]
+    return []
+
+
+def to_mapping(config: RunConfig, *, only_changed: bool = False) -> dict[str, Any]:
+    """Return plain values that TOML and JSON can hold; None is left out."""
+    result: dict[str, Any] = {}
+    for f in fields(RunConfig):
+        value = getattr(config, f.name)
+        if value is None or (only_changed and f.default is not MISSING and value == f.default):
+            continue
+        if isinstance(value, Path):
+            value = str(value)
+        elif isinstance(value, tuple):
+            value = [str(item) for item in value]
+        result[f.name] = value
+    return result
+
+
+def load_toml(path: Path) -> RunConfig:
+    """Read a run's TOML file. Raises `ConfigError` naming the file and every unknown or wrong entry."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError([Problem("--config", f"{path} does not exist")]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(str(path), f"not valid TOML: {error}")]) from None
+    flat: dict[str, Any] = {}
+    for name, value in raw.items():
+        if isinstance(value, dict):
+            if name not in GROUPS:
+                hint = _did_you_mean(name, GROUPS) or f"Sections: {', '.join(GROUPS)}."
+                raise ConfigError([Problem(f"{path}: [{name}]", "there is no such section", hint)])
+            flat.update(value)
+        else:
+            flat[name] = value
+    return from_mapping(flat, where=str(path))
+
+
+def save_toml(config: RunConfig, path: Path) -> None:
+    """Write the run's TOML, each option under its help text. An existing file keeps its comments and its order."""
+    import tomlkit
+
+    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
+    values = to_mapping(config)
+    for f in fields(RunConfig):
+        group = f.metadata["group"]
+        if group not in document:
+            document.add(group, tomlkit.table())
+        table = document[group]
+        if f.name not in values:
+            table.pop(f.name, None)
+        elif f.name in table:
+            if table[f.name] != values[f.name]:
+                table[f.name] = values[f.name]
+        else:
+            table.add(tomlkit.comment(_comment(f.metadata)))
+            table.add(f.name, values[f.name])
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(tomlkit.dumps(document), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _comment(metadata: Mapping[str, Any]) -> str:
+    extra = [metadata["unit"]] if metadata["unit"] else []
+    if metadata["choices"]:
+        extra.append(" | ".join(metadata["choices"]))
+    return metadata["help"] + (f" ({'; '.join(extra)})" if extra else "")
+
+
+def command_line(config: RunConfig, *, command: str = "medsft sft") -> str:
+    """Return the shell command that asks for the same run, with only what differs from the defaults."""
+    import shlex
+
+    words = command.split()
+    for name, value in to_mapping(config, only_changed=True).items():
+        if value is True:
+            words.append(flag(name))
+        elif isinstance(value, list):
+            words += [flag(name), *value]
+        else:
+            words += [flag(name), format_number(value) if isinstance(value, float) else str(value)]
+    return shlex.join(words)
+
+
+def format_number(value: float) -> str:
+    """Return 7.0 as `7`, 0.135 as `0.135`: as a person would type it."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))

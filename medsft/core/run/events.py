@@ -1,0 +1,145 @@
+"""The event log of a run: `events.jsonl`, one JSON object a line, appended by one writer and read by everybody.
+
+    {"v": 1, "seq": 17, "time": 1764000000.123, "kind": "step", "iteration": 12, ...}
+
+Readers skip kinds they do not know and keep a torn last line until the rest of it arrives. Events never hold record text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+VERSION = 1
+Kind = Literal["run_started", "phase", "step", "eval", "checkpoint", "warning", "failed", "finished", "stopped"]
+TERMINAL: frozenset[str] = frozenset({"failed", "finished", "stopped"})
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the log. The fields of each kind:
+
+    - ``run_started``: iteration (completed so far), total, world_size, layout, micro_batches, precision, host, resumed
+    - ``phase``: name (``loading``, ``training``, ``evaluating``, ``saving``, ``exporting``)
+    - ``step``: iteration (from 1), total, loss, lr, grad_norm, tokens, supervised_tokens, tokens_per_second, step_seconds,
+      eta_seconds, memory_bytes, epoch; loss_user where --loss_mask is not 0
+    - ``eval``: iteration, loss, perplexity, accuracy, tokens, seconds
+    - ``checkpoint``: iteration, folder, bytes, seconds
+    - ``warning``: message
+    - ``failed``: reason, remedy, exit_code
+    - ``finished``: iteration, export
+    - ``stopped``: iteration
+    """
+
+    seq: int
+    time: float
+    kind: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_line(self) -> str:
+        """Return the line for the log, newline included. Numbers that are not finite become null."""
+        record = {"v": VERSION, "seq": self.seq, "time": round(self.time, 3), "kind": self.kind, **_finite(self.data)}
+        return json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def _finite(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in data.items()}
+
+
+def parse(line: bytes) -> Event | None:
+    """Return the event of one complete line, or None for a line that is not one."""
+    try:
+        raw = json.loads(line)
+        seq, moment, kind = raw.pop("seq"), raw.pop("time"), raw.pop("kind")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None
+    raw.pop("v", None)
+    return Event(int(seq), float(moment), str(kind), raw)
+
+
+class EventWriter:
+    """Appends events to a log. There is one writer at a time: the reporting rank, or after its death the supervisor."""
+
+    def __init__(self, path: Path) -> None:
+        self._seq = _last_seq(path) + 1
+        self._file = path.open("ab", buffering=0)
+        if path.stat().st_size and not _ends_with_newline(path):
+            self._file.write(
+                b"\n"
+            )  # a killed writer left half a line: close it, so that ours starts on a line of its own
+
+    def write(self, kind: Kind, /, **data: Any) -> Event:
+        """Append one event in a single write, and return it."""
+        event = Event(self._seq, time.time(), kind, data)
+        self._file.write(event.to_line().encode())
+        self._seq += 1
+        if kind in TERMINAL or kind == "checkpoint":
+            os.fsync(self._file.fileno())
+        return event
+
+    def close(self) -> None:
+        """Close the log."""
+        self._file.close()
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _last_seq(path: Path) -> int:
+    """Return the number of the last complete event, -1 when there is none. Reads the end of the file only."""
+    if not path.exists():
+        return -1
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 64 * 1024))
+        lines = file.read().split(b"\n")
+    for line in reversed(lines):
+        event = parse(line)
+        if event is not None:
+            return event.seq
+    return -1
+
+
+class EventReader:
+    """Reads a log that may still grow. `read` returns what is new since the last call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._rest = b""
+
+    def read(self) -> list[Event]:
+        """Return the complete events appended since the last call, possibly none."""
+        events: list[Event] = []
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            return events
+        with file:
+            file.seek(self._offset)
+            while chunk := file.read(_CHUNK):
+                self._offset += len(chunk)
+                lines = (self._rest + chunk).split(b"\n")
+                self._rest = lines.pop()
+                events.extend(event for line in lines if (event := parse(line)) is not None)
+        return events
+
+
+def follow(path: Path, *, poll_seconds: float = 0.25) -> Iterator[Event]:
+    """Yield all events of a log and go on as it grows. Ends never by itself: the caller stops at a terminal event."""
+    reader = EventReader(path)
+    while True:
+        events = reader.read()
+        yield from events
+        if not events:
+            time.sleep(poll_seconds)
