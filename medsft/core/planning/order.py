@@ -1,0 +1,102 @@
+"""Which documents make up each global batch: a pure function of (seed, position), the same for every layout.
+
+Position p of the run is place p % n of the permutation of epoch p // n; iteration k takes positions [k*G, (k+1)*G). Nothing
+else decides the order, so a resume needs no state beyond the iteration.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOrder:
+    """The documents of each iteration. Documents are numbered 0..n-1 within the selection that is trained on."""
+
+    num_documents: int
+    global_batch: int
+    seed: int
+    numpy_legacy: bool = False
+    """Successive permutations of one `RandomState(seed)`, as the original draws them."""
+
+    def batch(self, iteration: int) -> np.ndarray:
+        """Return the document numbers, int64 [global_batch], of an iteration counted from 0."""
+        start = iteration * self.global_batch
+        positions = np.arange(start, start + self.global_batch)
+        epochs, places = np.divmod(positions, self.num_documents)
+        result = np.empty(self.global_batch, np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            result[here] = self._permutation(int(epoch))[places[here]]
+        return result
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self.numpy_legacy:
+            return _legacy_permutation(self.num_documents, self.seed, epoch)
+        return _permutation(self.num_documents, self.seed, epoch)
+
+
+@lru_cache(maxsize=2)
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    """Philox is counter-based and keyed, so (seed, epoch) name a stream of their own on every machine."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)
+
+
+@lru_cache(maxsize=2)
+def _legacy_permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    random = np.random.RandomState(seed)
+    for _ in range(epoch):
+        random.permutation(n)
+    return random.permutation(n)
+
+
+def deal(lengths: Sequence[int] | np.ndarray, *, num_bins: int) -> list[list[int]]:
+    """Deal documents into bins of nearly equal numbers of tokens: longest first, each into the lightest bin.
+
+    `lengths` are token counts; returns for each bin indices into `lengths`, ascending. No bin is empty when there are at least
+    as many documents as bins. Ties are broken by index, so every rank computes the same deal.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-int(lengths[i]), i))
+    heap = [(0, bin_index) for bin_index in range(num_bins)]
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    for i in order:
+        load, target = heapq.heappop(heap)
+        bins[target].append(i)
+        heapq.heappush(heap, (load + max(1, int(lengths[i])), target))
+    return [sorted(b) for b in bins]
+
+
+def deal_to_ranks(lengths: Sequence[int] | np.ndarray, *, dp: int, micro_batch: int) -> list[list[list[int]]]:
+    """Return for each data-parallel rank its micro-batches, each a list of indices into `lengths`.
+
+    Every rank gets the same number of micro-batches, `micro_batch` documents in each on average. Heavy and light bins are dealt
+    alternately, so that neither a micro-batch nor a rank has much more to do than another.
+    """
+    per_rank = max(1, -(-len(lengths) // (micro_batch * dp)))
+    per_rank = min(per_rank, len(lengths) // dp)
+    bins = deal(lengths, num_bins=per_rank * dp)
+    loads = [sum(int(lengths[i]) for i in b) for b in bins]
+    by_load = sorted(range(len(bins)), key=lambda b: (-loads[b], b))
+    ranks: list[list[list[int]]] = [[] for _ in range(dp)]
+    for turn in range(per_rank):
+        row = by_load[turn * dp : (turn + 1) * dp]
+        for rank, b in enumerate(row if turn % 2 == 0 else reversed(row)):
+            ranks[rank].append(bins[b])
+    return ranks
+
+
+def deal_in_order(num_documents: int, *, dp: int, micro_batch: int) -> list[list[list[int]]]:
+    """Return the original's dealing: consecutive blocks of `micro_batch * dp`, rank r taking the r-th part of each."""
+    block = micro_batch * dp
+    return [
+        [
+            list(range(start + rank * micro_batch, start + (rank + 1) * micro_batch))
+            for start in range(0, num_documents - block + 1, block)
+        ]
+        for rank in range(dp)
+    ]
