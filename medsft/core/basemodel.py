@@ -1,0 +1,261 @@
+"""A look at a base checkpoint without torch: which kind, which model, which layout, how big. Plans are made from this."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from medsft.core import megatron_folder
+from medsft.core.architecture import ModelConfig, read_hf_config
+from medsft.errors import MismatchError
+
+Kind = Literal["hf", "megatron", "gguf", "medsft-run", "dcp"]
+
+_GGUF_FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_ITERATION = re.compile(r"iter_(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """What can be known of a checkpoint before any weight is read."""
+
+    kind: Kind
+    """`hf`: Hugging Face folder; `megatron`: Megatron-LLM folder; `gguf`: one file; `medsft-run`: folder of a run of ours;
+    `dcp`: one torch.distributed.checkpoint folder, as a run's checkpoint or `convert --to dcp`."""
+    path: Path
+    """What was asked for."""
+    weights: Path
+    """Where the weights to read lie: the folder of the iteration that was asked for, or `path` itself."""
+    config: ModelConfig | None
+    """The model; its `vocab_size` is the rows of the stored table, padding included. None where only torch could tell."""
+    true_vocab_size: int | None = None
+    """Rows that belong to tokens, where a padded table says so."""
+    tp: int | None = None
+    pp: int | None = None
+    """Layout from the ranks (Megatron-LLM), else from a name with `-tpT-ppP`, else None."""
+    iteration: int | None = None
+    """The iteration that will be read; None where there are none, and for `release`."""
+    iterations: tuple[int, ...] = ()
+    """Saved iterations to choose from, ascending."""
+    tokenizer: Path | None = None
+    """A folder with `tokenizer.json`, a `tokenizer.model`, or the GGUF file itself; None when there is none beside it."""
+    size_bytes: int
+    """Bytes of the files that will be read."""
+    warnings: tuple[str, ...] = ()
+
+
+def inspect_base(path: Path, iteration: int | None = None) -> BaseModel:
+    """Say what lies at `path`, checked as far as that goes without torch and without reading weights.
+
+    `iteration` picks `iter_N` or `checkpoint-N` inside; None takes the latest that is complete.
+    Raises `MismatchError` for a path that is none of the known kinds, is incomplete or damaged, or lacks that iteration.
+    """
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise MismatchError(f"{path}: a base model is a folder or a .gguf file.")
+        return _gguf(path)
+    if not path.is_dir():
+        raise MismatchError(f"{path}: no such file or folder.", hint="Check the entry in medsft.toml.")
+    kinds: tuple[tuple[bool, Callable[[Path, int | None], BaseModel]], ...] = (
+        ((path / "plan.json").is_file(), _run),
+        (megatron_folder.is_megatron(path), _megatron),
+        ((path / ".metadata").is_file(), _dcp),
+        ((path / "config.json").is_file() or bool(_numbered(path, _CHECKPOINT)), _hugging_face),
+    )
+    for found, inspect in kinds:
+        if found:
+            return inspect(path, iteration)
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return _gguf(ggufs[0])
+    raise MismatchError(
+        f"{path}: not a checkpoint of a known kind.",
+        hint="Known: a Hugging Face folder (config.json), a Megatron-LLM folder (release/ or iter_NNNNNNN/ with mp_rank_*/), "
+        "a .gguf file, a run of medsft (plan.json).",
+    )
+
+
+def _hugging_face(path: Path, iteration: int | None) -> BaseModel:
+    numbered = _numbered(path, _CHECKPOINT)
+    if iteration is None and not (path / "config.json").is_file():
+        iteration = max(numbered)
+    folder = path if iteration is None else _pick(path, numbered, iteration, "checkpoint-{}")
+    tp, pp = megatron_folder.layout_in_name(path) or (None, None)
+    return BaseModel(
+        kind="hf",
+        path=path,
+        weights=folder,
+        config=read_hf_config(folder),
+        tp=tp,
+        pp=pp,
+        iteration=iteration,
+        iterations=tuple(numbered),
+        tokenizer=_tokenizer_beside(folder, path),
+        size_bytes=_total(_hf_weight_files(folder)),
+    )
+
+
+def _hf_weight_files(folder: Path) -> list[Path]:
+    """List the weight files, all of those that an index names."""
+    for index in (folder / "model.safetensors.index.json", folder / "pytorch_model.bin.index.json"):
+        if index.is_file():
+            try:
+                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError):
+                raise MismatchError(f"{index}: damaged; no weight_map in it.") from None
+            missing = [name for name in names if not (folder / name).is_file()]
+            if missing:
+                raise MismatchError(
+                    f"{folder}: {len(missing)} of {len(names)} weight files are missing: {', '.join(missing[:4])}.",
+                    hint="Download or copy them again.",
+                )
+            return [folder / name for name in names]
+    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
+    if not files:
+        raise MismatchError(f"{folder}: a config.json, but no weights (model.safetensors) beside it.")
+    return files[:1]
+
+
+def _megatron(path: Path, iteration: int | None) -> BaseModel:
+    found = megatron_folder.open_folder(path, iteration)
+    vocab_file = found.args.get("vocab_file")
+    tokenizer = _tokenizer_beside(found.folder, path) or (Path(vocab_file) if vocab_file else None)
+    return BaseModel(
+        kind="megatron",
+        path=path,
+        weights=found.folder,
+        config=found.config,
+        true_vocab_size=found.true_vocab_size,
+        tp=found.tp,
+        pp=found.pp,
+        iteration=found.iteration,
+        iterations=megatron_folder.iterations(path),
+        tokenizer=tokenizer if tokenizer and tokenizer.exists() else None,
+        size_bytes=_total(found.files.values()),
+        warnings=found.warnings,
+    )
+
+
+def _run(path: Path, iteration: int | None) -> BaseModel:
+    numbered = {number: folder for number, folder in _numbered(path, _ITERATION).items() if (folder / ".metadata").is_file()}
+    if not numbered:
+        raise MismatchError(f"{path}: a run without a checkpoint; it cannot be a base model yet.")
+    number = max(numbered) if iteration is None else iteration
+    folder = _pick(path, numbered, number, "iter_{:07d}")
+    tp, pp = megatron_folder.layout_in_name(path) or (None, None)
+    return BaseModel(
+        kind="medsft-run",
+        path=path,
+        weights=folder,
+        config=read_hf_config(folder) if (folder / "config.json").is_file() else None,
+        tp=tp,
+        pp=pp,
+        iteration=number,
+        iterations=tuple(numbered),
+        tokenizer=_tokenizer_beside(folder, path),
+        size_bytes=_total(folder.glob("*.distcp")),
+    )
+
+
+def _dcp(path: Path, iteration: int | None) -> BaseModel:
+    if iteration is not None:
+        raise MismatchError(f"{path}: one checkpoint, without iterations to choose from.")
+    return BaseModel(
+        kind="dcp",
+        path=path,
+        weights=path,
+        config=read_hf_config(path),
+        tokenizer=_tokenizer_beside(path),
+        size_bytes=_total(path.glob("*.distcp")),
+    )
+
+
+def _gguf(path: Path) -> BaseModel:
+    return BaseModel(
+        kind="gguf", path=path, weights=path, config=gguf_config(path), tokenizer=path, size_bytes=path.stat().st_size
+    )
+
+
+def gguf_config(path: Path) -> ModelConfig:
+    """Read the model's description from the metadata of a GGUF file.
+
+    Raises `MismatchError` for a damaged file and for an architecture that medsft does not implement.
+    """
+    import gguf  # here, so that looking at a folder does not wait for its import
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except Exception as error:  # the package raises whatever a damaged file makes numpy raise
+        raise MismatchError(f"{path}: not a GGUF file, or truncated ({error}).", hint="Download or copy it again.") from None
+    architecture = _field(reader, "general.architecture")
+    if architecture not in _GGUF_FAMILIES:
+        raise MismatchError(
+            f"{path}: GGUF architecture `{architecture}` is not supported.", hint=f"Supported: {', '.join(_GGUF_FAMILIES)}."
+        )
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if "rope_freqs.weight" in tensors or _field(reader, f"{architecture}.rope.scaling.type") not in (None, "none"):
+        raise MismatchError(f"{path}: a GGUF file with rope scaling is not supported.", hint="Use the Hugging Face folder.")
+    if "token_embd.weight" not in tensors:
+        raise MismatchError(f"{path}: no token_embd.weight; not a whole language model.")
+
+    def number(key: str, default: float | None = None) -> float:
+        value = _field(reader, f"{architecture}.{key}")
+        value = default if value is None else value
+        if value is None:
+            raise MismatchError(f"{path}: the metadata lacks {architecture}.{key}.")
+        return float(value)
+
+    heads, hidden = int(number("attention.head_count")), int(number("embedding_length"))
+    return ModelConfig(
+        family=_GGUF_FAMILIES[architecture],
+        vocab_size=int(tensors["token_embd.weight"].shape[1]),  # GGUF names the fastest dimension first
+        hidden_size=hidden,
+        intermediate_size=int(number("feed_forward_length")),
+        num_layers=int(number("block_count")),
+        num_heads=heads,
+        num_kv_heads=int(number("attention.head_count_kv", heads)),
+        head_dim=int(number("attention.key_length", number("rope.dimension_count", hidden // heads))),
+        norm_eps=float(f"{number('attention.layer_norm_rms_epsilon'):.6g}"),  # stored as float32: 1e-5 reads 9.99999e-6
+        rope_theta=number("rope.freq_base", 10000.0),
+        max_position_embeddings=int(number("context_length")),
+        tie_embeddings="output.weight" not in tensors,
+        attention_bias="blk.0.attn_q.bias" in tensors,
+        qk_norm="blk.0.attn_q_norm.weight" in tensors,
+        bos_token_id=_field(reader, "tokenizer.ggml.bos_token_id"),
+        eos_token_id=_field(reader, "tokenizer.ggml.eos_token_id"),
+    )
+
+
+def _field(reader: Any, name: str) -> Any:
+    field = reader.fields.get(name)
+    return None if field is None else field.contents()
+
+
+def _tokenizer_beside(*folders: Path) -> Path | None:
+    for folder in folders:
+        if (folder / "tokenizer.json").is_file():
+            return folder
+        if (folder / "tokenizer.model").is_file():
+            return folder / "tokenizer.model"
+    return None
+
+
+def _numbered(path: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    found = {int(match[1]): entry for entry in path.iterdir() if (match := pattern.fullmatch(entry.name)) and entry.is_dir()}
+    return dict(sorted(found.items()))
+
+
+def _pick(path: Path, numbered: dict[int, Path], iteration: int, form: str) -> Path:
+    if iteration not in numbered:
+        there = ", ".join(form.format(number) for number in numbered) or "no numbered checkpoint"
+        raise MismatchError(f"{path}: there is no {form.format(iteration)} in it.", hint=f"It has: {there}.")
+    return numbered[iteration]
+
+
+def _total(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
