@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from medsft.core.files import write_atomically
 from medsft.errors import ConfigError, Problem
 
 GROUPS = {
@@ -135,9 +136,7 @@ class RunConfig:
     adam_beta1: float = _option(0.9, "First Adam coefficient", "training", minimum=0, maximum=1, advanced=True)
     adam_beta2: float = _option(0.95, "Second Adam coefficient", "training", minimum=0, maximum=1, advanced=True)
     adam_eps: float = _option(1e-5, "Adam epsilon", "training", minimum=0, advanced=True)
-    clip_grad: float = _option(
-        1.0, "Largest norm of the gradient, 0 for no clipping", "training", minimum=0, advanced=True
-    )
+    clip_grad: float = _option(1.0, "Largest norm of the gradient, 0 for no clipping", "training", minimum=0, advanced=True)
     precision: str = _option(
         "auto",
         "Number format of the computation; weights and optimiser are kept in fp32",
@@ -286,9 +285,7 @@ def check(config: RunConfig) -> list[Problem]:
         text = getattr(config, name)
         if text and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", text):
             problems.append(
-                Problem(
-                    flag(name), f"`{text}` cannot be part of a folder name", "Use letters, digits, `.`, `_`, `+`, `-`."
-                )
+                Problem(flag(name), f"`{text}` cannot be part of a folder name", "Use letters, digits, `.`, `_`, `+`, `-`.")
             )
         if text and re.search(r"-tp\d+-pp\d+", text):
             problems.append(Problem(flag(name), "must not contain `-tpN-ppN`: that part names the levels of a run"))
@@ -306,14 +303,10 @@ def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> list[Pro
         return []
     choices, low, high = metadata["choices"], metadata["minimum"], metadata["maximum"]
     if choices and value not in choices:
-        return [
-            Problem(flag(name), f"`{value}` is not one of {', '.join(choices)}", _did_you_mean(str(value), choices))
-        ]
+        return [Problem(flag(name), f"`{value}` is not one of {', '.join(choices)}", _did_you_mean(str(value), choices))]
     positive = name in ("size", "epochs", "lr")
     if low is not None and (value < low or (positive and value <= 0)):
-        return [
-            Problem(flag(name), f"{value:g} is too small", f"Must be {'above 0' if positive else f'{low:g} or more'}.")
-        ]
+        return [Problem(flag(name), f"{value:g} is too small", f"Must be {'above 0' if positive else f'{low:g} or more'}.")]
     if high is not None and value > high:
         return [Problem(flag(name), f"{value:g} is too large", f"Must be {high:g} or less.")]
     return []
@@ -373,9 +366,7 @@ def save_toml(config: RunConfig, path: Path) -> None:
         else:
             table.add(tomlkit.comment(_comment(f.metadata)))
             table.add(f.name, values[f.name])
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(tomlkit.dumps(document), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, tomlkit.dumps(document))
 
 
 def _comment(metadata: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from medsft.core.files import write_atomically
 from medsft.core.run.events import EventReader
 from medsft.core.run.view import RunView, ViewFold
 from medsft.errors import MismatchError
@@ -206,19 +207,3 @@ def find_runs(folder: Path) -> list[RunDir]:
         return []
     runs = [RunDir(entry) for entry in folder.iterdir() if (entry / "plan.json").is_file()]
     return sorted(runs, key=lambda run: run.plan_path.stat().st_mtime, reverse=True)
-
-
-def write_atomically(path: Path, text: str, *, replace: bool = True) -> None:
-    """Write a small file so that readers see all of it or none. `replace=False` raises `FileExistsError` if it exists."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    if replace:
-        temporary.replace(path)
-        return
-    try:
-        os.link(temporary, path)
-    finally:
-        temporary.unlink()

@@ -1,0 +1,22 @@
+"""Small files that other processes read while they are written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, text: str, *, replace: bool = True) -> None:
+    """Write a small file so that readers see all of it or none. `replace=False` raises `FileExistsError` if it exists."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if replace:
+        temporary.replace(path)
+        return
+    try:
+        os.link(temporary, path)
+    finally:
+        temporary.unlink()

@@ -1,0 +1,328 @@
+"""The entries of `medsft.toml`: where the base models are, and how many documents a data set has.
+
+    [checkpoints.meditron]
+    7 = "ckpt/llama2-7b-tp4-pp1"                    # size in 1e9 parameters = path, relative to this file
+    "0.135" = { path = "smol.gguf", family = "llama", tokenizer = "tokenizer.json" }
+
+    [datasets.pubmedqa]
+    n_docs = 200000
+
+Without an explicit file, the entries of the working folder's `medsft.toml` win over those of the user's own file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsft.core.config import format_number
+from medsft.core.files import write_atomically
+from medsft.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from tomlkit import TOMLDocument
+
+FILE_NAME = "medsft.toml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointEntry:
+    """One base model under the name and size by which `--checkpoint` and `--size` ask for it."""
+
+    name: str
+    size: float
+    """In 1e9 parameters."""
+    path: Path
+    """Absolute: a folder or a GGUF file. Need not exist until the entry is used."""
+    family: str | None = None
+    """Family in the names of run folders (`llama-2`); None: what the checkpoint says itself."""
+    tokenizer: Path | None = None
+    """Absolute; None: what lies beside the weights."""
+    source: Path
+    """The file that has the entry."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What one or two `medsft.toml` files say."""
+
+    files: tuple[Path, ...] = ()
+    """The files that were read, the one that wins first."""
+    checkpoints: Mapping[tuple[str, float], CheckpointEntry] = field(default_factory=dict)
+    datasets: Mapping[str, int] = field(default_factory=dict)
+    """Number of documents of each data set, by run name."""
+
+    def find_checkpoint(self, name: str, size: float) -> CheckpointEntry:
+        """Return the entry; its path exists. Raises `ConfigError` with the nearest entry, or with the path that is not there."""
+        entry = self.checkpoints.get((name, size))
+        if entry is None:
+            raise ConfigError([self._unknown(name, size)])
+        if not entry.path.exists():
+            where = f"{entry.source}: [checkpoints.{name}] {format_number(size)}"
+            raise ConfigError([Problem(where, f"{entry.path} does not exist", "Correct the path, relative to that file.")])
+        return entry
+
+    def expected_documents(self, run_name: str) -> int | None:
+        """Return the `n_docs` of a data set, None when it is not listed."""
+        return self.datasets.get(run_name)
+
+    def _unknown(self, name: str, size: float) -> Problem:
+        sizes = sorted(known_size for known_name, known_size in self.checkpoints if known_name == name)
+        if sizes:
+            text = f"`{name}` has no size {format_number(size)}"
+            return Problem("--size", text, f"Sizes in {FILE_NAME}: {', '.join(map(format_number, sizes))}.")
+        text = f"unknown checkpoint `{name}`, size {format_number(size)}"
+        close = difflib.get_close_matches(name, [known_name for known_name, _ in self.checkpoints], n=1)
+        if close:
+            return Problem(
+                "--checkpoint", f"{text}: did you mean `{close[0]}`?", "`medsft checkpoints list` shows all entries."
+            )
+        hint = f"Add it: medsft checkpoints add {name} {format_number(size)} PATH"
+        return Problem("--checkpoint", text, hint)
+
+
+def project_file(cwd: Path | None = None) -> Path:
+    """Return where the settings of the working folder are, whether or not the file exists."""
+    return (cwd or Path.cwd()) / FILE_NAME
+
+
+def user_file() -> Path:
+    """Return where the user's own settings are: XDG_CONFIG_HOME, else ~/.config."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "medsft" / FILE_NAME
+
+
+def load_settings(explicit: Path | None = None, *, cwd: Path | None = None) -> Settings:
+    """Read the explicit file alone, or the project's file over the user's; none of the latter two need exist.
+
+    Raises `ConfigError` with everything that is wrong, each under its file and entry.
+    """
+    if explicit is not None and not explicit.is_file():
+        raise ConfigError([Problem("--settings", f"{explicit} does not exist")])
+    candidates = [explicit] if explicit is not None else [project_file(cwd), user_file()]
+    files = [path.resolve() for path in candidates if path.is_file()]
+    problems: list[Problem] = []
+    checkpoints: dict[tuple[str, float], CheckpointEntry] = {}
+    datasets: dict[str, int] = {}
+    for path in files:
+        raw = _read(path, problems)
+        for entry in _checkpoints(raw, path, problems):
+            checkpoints.setdefault((entry.name, entry.size), entry)
+        for name, count in _datasets(raw, path, problems):
+            datasets.setdefault(name, count)
+    if problems:
+        raise ConfigError(problems)
+    return Settings(files=tuple(files), checkpoints=checkpoints, datasets=datasets)
+
+
+def _read(path: Path, problems: list[Problem]) -> dict[str, Any]:
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        problems.append(Problem(str(path), f"cannot be read: {error.strerror or error}"))
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        problems.append(Problem(str(path), f"not valid TOML: {error}"))
+        return {}
+    known = ("checkpoints", "datasets")
+    problems.extend(
+        Problem(f"{path}: [{name}]", "there is no such section", "Sections: [checkpoints.NAME] and [datasets.NAME].")
+        for name in raw
+        if name not in known
+    )
+    return {name: raw[name] for name in known if name in raw}
+
+
+def _sections(
+    raw: Mapping[str, Any], kind: str, path: Path, problems: list[Problem]
+) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Yield (NAME, table) of each `[kind.NAME]`."""
+    sections = raw.get(kind, {})
+    if not isinstance(sections, dict):
+        problems.append(Problem(f"{path}: {kind}", "must be a section", f"Write [{kind}.NAME]."))
+        return
+    for name, table in sections.items():
+        if isinstance(table, dict):
+            yield name, table
+        else:
+            problems.append(Problem(f"{path}: {kind}.{name}", "must be a section", f"Write [{kind}.{name}]."))
+
+
+def _checkpoints(raw: Mapping[str, Any], path: Path, problems: list[Problem]) -> Iterable[CheckpointEntry]:
+    for name, table in _sections(raw, "checkpoints", path, problems):
+        for key, value in _rejoin_sizes(table).items():
+            where = f"{path}: [checkpoints.{name}] {key}"
+            try:
+                yield _entry(name, parse_size(key), value, path)
+            except ValueError as error:
+                problems.append(Problem(where, str(error)))
+
+
+def _rejoin_sizes(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo what TOML makes of an unquoted `0.135 = ...`: a table `0` with the key `135`."""
+    result: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict) and value and all(re.fullmatch(r"\d+", inner) for inner in value):
+            result.update({f"{key}.{inner}": deeper for inner, deeper in value.items()})
+        else:
+            result[key] = value
+    return result
+
+
+def parse_size(text: str) -> float:
+    """Return a size in 1e9 parameters from `7`, `0.135` or `7b`. Raises `ValueError` for anything else."""
+    try:
+        size = float(text.lower().removesuffix("b"))
+    except ValueError:
+        size = 0.0
+    if not 0 < size < 1e6:
+        raise ValueError("the key must be a size in 1e9 parameters, such as 7 or 0.135")
+    return size
+
+
+def _entry(name: str, size: float, value: Any, source: Path) -> CheckpointEntry:
+    fields = {"path": value} if isinstance(value, str) else value
+    if not isinstance(fields, dict) or not all(isinstance(item, str) for item in fields.values()):
+        raise ValueError('must be a path, or { path = "...", family = "...", tokenizer = "..." }')
+    unknown = sorted(fields.keys() - {"path", "family", "tokenizer"})
+    if unknown:
+        raise ValueError(f"unknown key `{unknown[0]}`; the keys are path, family and tokenizer")
+    if not fields.get("path"):
+        raise ValueError("the path is missing")
+    tokenizer = fields.get("tokenizer")
+    return CheckpointEntry(
+        name=name,
+        size=size,
+        path=_absolute(fields["path"], source),
+        family=fields.get("family"),
+        tokenizer=_absolute(tokenizer, source) if tokenizer else None,
+        source=source,
+    )
+
+
+def _absolute(text: str, source: Path) -> Path:
+    return Path(os.path.normpath(source.parent / Path(text).expanduser()))
+
+
+def _datasets(raw: Mapping[str, Any], path: Path, problems: list[Problem]) -> Iterable[tuple[str, int]]:
+    for name, table in _sections(raw, "datasets", path, problems):
+        count = table.get("n_docs")
+        if table.keys() != {"n_docs"} or isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            problems.append(Problem(f"{path}: [datasets.{name}]", "needs one entry, n_docs, a whole number above 0"))
+        else:
+            yield name, count
+
+
+def add_checkpoint(
+    file: Path, name: str, size: float, path: Path, *, family: str | None = None, tokenizer: Path | None = None
+) -> None:
+    """Write or replace an entry. Comments and the order of the file stay. Paths below its folder become relative to it.
+
+    Raises `ConfigError` for a name that cannot be part of a folder's name, and when the file is not valid TOML.
+    """
+    _check_name(name)
+    value: Any = _as_written(path, file)
+    if family is not None or tokenizer is not None:
+        import tomlkit
+
+        table = tomlkit.inline_table()
+        table["path"] = value
+        if family is not None:
+            table["family"] = family
+        if tokenizer is not None:
+            table["tokenizer"] = _as_written(tokenizer, file)
+        value = table
+    _edit(file, lambda document: _set(document, "checkpoints", name, format_number(size), value))
+
+
+def remove_checkpoint(file: Path, name: str, size: float) -> None:
+    """Take an entry out of the file; the checkpoint itself stays. Raises `ConfigError` when the file has no such entry."""
+
+    def change(document: TOMLDocument) -> None:
+        table = document.get("checkpoints", {}).get(name, {})
+        for key in [key for key in table if _is_size(key, size)]:
+            del table[key]
+            break
+        else:
+            whole, _, decimals = format_number(size).partition(".")
+            nested = table.get(whole, {})
+            if isinstance(nested, str) or decimals not in nested:
+                text = f"{file} has no [checkpoints.{name}] {format_number(size)}"
+                raise ConfigError([Problem("", text, "`medsft checkpoints list` shows all entries.")])
+            del nested[decimals]
+            if not nested:
+                del table[whole]
+        if not table:
+            del document["checkpoints"][name]
+
+    _edit(file, change)
+
+
+def add_dataset(file: Path, name: str, n_docs: int) -> None:
+    """Write or replace the number of documents of a data set. Raises `ConfigError` as `add_checkpoint` does."""
+    _check_name(name)
+    if n_docs < 1:
+        raise ConfigError([Problem("N_DOCS", f"{n_docs} is too small", "Must be 1 or more.")])
+    _edit(file, lambda document: _set(document, "datasets", name, "n_docs", n_docs))
+
+
+def remove_dataset(file: Path, name: str) -> None:
+    """Take a data set out of the file. Raises `ConfigError` when the file has no such entry."""
+
+    def change(document: TOMLDocument) -> None:
+        if name not in document.get("datasets", {}):
+            text = f"{file} has no [datasets.{name}]"
+            raise ConfigError([Problem("", text, "`medsft datasets list` shows all entries.")])
+        del document["datasets"][name]
+
+    _edit(file, change)
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+        text = f"`{name}` cannot be part of a folder name"
+        raise ConfigError([Problem("NAME", text, "Use letters, digits, `.`, `_`, `+`, `-`.")])
+
+
+def _is_size(key: str, size: float) -> bool:
+    try:
+        return parse_size(key) == size
+    except ValueError:
+        return False
+
+
+def _as_written(path: Path, file: Path) -> str:
+    """Return the path relative to the settings file when it lies below its folder, else absolute."""
+    absolute = Path(os.path.normpath(Path.cwd() / path.expanduser()))
+    folder = Path(os.path.normpath(Path.cwd() / file.expanduser())).parent
+    return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(absolute)
+
+
+def _set(document: TOMLDocument, kind: str, name: str, key: str, value: Any) -> None:
+    import tomlkit
+
+    if kind not in document:
+        document[kind] = tomlkit.table(is_super_table=True)
+    if name not in document[kind]:
+        document[kind][name] = tomlkit.table()
+    table = document[kind][name]
+    existing = next((old for old in table if kind == "checkpoints" and _is_size(old, float(key))), key)
+    table[existing] = value
+
+
+def _edit(file: Path, change: Callable[[TOMLDocument], None]) -> None:
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    try:
+        document = tomlkit.parse(file.read_text(encoding="utf-8")) if file.exists() else tomlkit.document()
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(str(file), f"not valid TOML: {error}")]) from None
+    change(document)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, tomlkit.dumps(document))
