@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -56,12 +56,19 @@ def _finite(data: Mapping[str, Any]) -> dict[str, Any]:
 def parse(line: bytes) -> Event | None:
     """Return the event of one complete line, or None for a line that is not one."""
     try:
-        raw = json.loads(line)
-        seq, moment, kind = raw.pop("seq"), raw.pop("time"), raw.pop("kind")
-    except (ValueError, KeyError, AttributeError, TypeError):
+        record = json.loads(line)
+    except ValueError:
         return None
-    raw.pop("v", None)
-    return Event(int(seq), float(moment), str(kind), raw)
+    return _event(record) if isinstance(record, dict) else None
+
+
+def _event(record: dict[str, Any]) -> Event | None:
+    try:
+        seq, moment, kind = record.pop("seq"), record.pop("time"), record.pop("kind")
+        record.pop("v", None)
+        return Event(int(seq), float(moment), str(kind), record)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 class EventWriter:
@@ -71,9 +78,7 @@ class EventWriter:
         self._seq = _last_seq(path) + 1
         self._file = path.open("ab", buffering=0)
         if path.stat().st_size and not _ends_with_newline(path):
-            self._file.write(
-                b"\n"
-            )  # a killed writer left half a line: close it, so that ours starts on a line of its own
+            self._file.write(b"\n")  # a killed writer left half a line: close it, so that ours starts on a line of its own
 
     def write(self, kind: Kind, /, **data: Any) -> Event:
         """Append one event in a single write, and return it."""
@@ -131,8 +136,20 @@ class EventReader:
                 self._offset += len(chunk)
                 lines = (self._rest + chunk).split(b"\n")
                 self._rest = lines.pop()
-                events.extend(event for line in lines if (event := parse(line)) is not None)
+                events.extend(_parse_all(lines))
         return events
+
+
+def _parse_all(lines: Sequence[bytes]) -> list[Event]:
+    """Return the events of complete lines. One call of the JSON parser for all is twice as fast as one a line."""
+    if all(line.startswith(b"{") and line.endswith(b"}") for line in lines):
+        try:
+            records = json.loads(b"[" + b",".join(lines) + b"]")
+            if len(records) == len(lines):
+                return [event for record in records if (event := _event(record)) is not None]
+        except ValueError:
+            pass  # a damaged line among them: find it line by line
+    return [event for line in lines if (event := parse(line)) is not None]
 
 
 def follow(path: Path, *, poll_seconds: float = 0.25) -> Iterator[Event]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, groupby, islice
+from operator import attrgetter
 from typing import Any
 
 from medsft.core.run.events import Event
 
 _STEP_SERIES = ("loss", "lr", "grad_norm", "tokens_per_second", "memory_bytes")
+_COUNTS = ("tokens", "supervised_tokens")
 _EVAL_SERIES = ("loss", "perplexity", "accuracy")
 _NAN = float("nan")
 
@@ -73,82 +77,101 @@ class RunView:
 
 
 class ViewFold:
-    """Folds events into a view one by one: ``fold(a + b)`` equals folding `a`, then `b`."""
+    """Folds events into a view bit by bit: feeding `a + b` equals feeding `a`, then `b`.
+
+    Steps are taken in runs of consecutive ones, so that the log of a long run opens at once.
+    """
 
     def __init__(self) -> None:
-        self._scalars: dict[str, Any] = {}
+        self._now = RunView(resumes=-1)
+        """Everything but the series, which grow in place below."""
         self._steps: array[int] = array("q")
         self._series: dict[str, array[float]] = {name: array("d") for name in _STEP_SERIES}
-        self._counts: array[int] = array("q")
-        self._supervised: array[int] = array("q")
+        self._totals: dict[str, array[int]] = {name: array("q") for name in _COUNTS}
+        """Running sums: a resume cuts them back like every other series."""
         self._eval_steps: array[int] = array("q")
         self._eval_series: dict[str, array[float]] = {name: array("d") for name in _EVAL_SERIES}
         self._checkpoints: dict[int, Checkpoint] = {}
-        self._warnings: list[tuple[float, str]] = []
+        self._handlers: dict[str, Callable[[Event, Mapping[str, Any]], None]] = {
+            "run_started": self._on_run_started,
+            "phase": self._on_phase,
+            "eval": self._on_eval,
+            "checkpoint": self._on_checkpoint,
+            "warning": self._on_warning,
+            "failed": self._on_failed,
+            "finished": self._on_finished,
+            "stopped": self._on_stopped,
+        }
 
     def feed(self, events: Iterable[Event]) -> None:
-        """Take in events in the order of the log."""
-        for event in events:
-            handler = getattr(self, f"_on_{event.kind}", None)
-            if handler is not None:
-                handler(event, event.data)
-                self._scalars["updated"] = event.time
+        """Take in events in the order of the log. Unknown kinds change nothing."""
+        for kind, group in groupby(events, key=attrgetter("kind")):
+            run = list(group)
+            if kind == "step":
+                self._on_steps(run)
+            elif kind in self._handlers:
+                for event in run:
+                    self._handlers[kind](event, event.data)
+            else:
+                continue
+            self._set(updated=run[-1].time)
 
     def view(self) -> RunView:
         """Return a snapshot that later events do not change."""
-        return RunView(
-            **self._scalars,
-            tokens=sum(self._counts),
-            supervised_tokens=sum(self._supervised),
+        return replace(
+            self._now,
+            resumes=max(0, self._now.resumes),
+            tokens=_last(self._totals["tokens"]),
+            supervised_tokens=_last(self._totals["supervised_tokens"]),
             steps=self._steps[:],
             series={name: values[:] for name, values in self._series.items()},
             eval_steps=self._eval_steps[:],
             eval_series={name: values[:] for name, values in self._eval_series.items()},
             checkpoints=tuple(self._checkpoints.values()),
-            warnings=tuple(self._warnings),
         )
+
+    def _set(self, **changes: Any) -> None:
+        self._now = replace(self._now, **changes)
 
     def _on_run_started(self, event: Event, data: Mapping[str, Any]) -> None:
         """A resume goes back to its checkpoint: what came after it happens again and is forgotten."""
         done = int(data.get("iteration", 0))
-        while self._steps and self._steps[-1] > done:
-            for values in (self._steps, self._counts, self._supervised, *self._series.values()):
-                values.pop()
-        while self._eval_steps and self._eval_steps[-1] > done:
-            for values in (self._eval_steps, *self._eval_series.values()):
-                values.pop()
-        self._scalars |= {
-            "outcome": "running",
-            "phase": "loading",
-            "iteration": done,
-            "total": int(data.get("total", 0)),
-            "started": event.time,
-            "eta_seconds": None,
-            "resumes": self._scalars.get("resumes", -1) + 1,
-            "info": dict(data),
-            "reason": "",
-            "remedy": "",
-            "exit_code": None,
-        }
+        _cut([*self._series.values(), *self._totals.values(), self._steps], bisect_right(self._steps, done))
+        _cut([*self._eval_series.values(), self._eval_steps], bisect_right(self._eval_steps, done))
+        self._set(
+            outcome="running",
+            phase="loading",
+            iteration=done,
+            total=int(data.get("total", 0)),
+            started=event.time,
+            eta_seconds=None,
+            resumes=self._now.resumes + 1,
+            info=dict(data),
+            reason="",
+            remedy="",
+            exit_code=None,
+        )
 
     def _on_phase(self, event: Event, data: Mapping[str, Any]) -> None:
-        self._scalars["phase"] = str(data.get("name", ""))
+        self._set(phase=str(data.get("name", "")))
 
-    def _on_step(self, event: Event, data: Mapping[str, Any]) -> None:
-        self._steps.append(int(data["iteration"]))
+    def _on_steps(self, events: Sequence[Event]) -> None:
+        rows = [event.data for event in events]
+        self._steps.extend([int(row["iteration"]) for row in rows])
         for name, values in self._series.items():
-            value = data.get(name)
-            values.append(_NAN if value is None else float(value))
-        self._counts.append(int(data.get("tokens") or 0))
-        self._supervised.append(int(data.get("supervised_tokens") or 0))
-        self._scalars |= {
-            "iteration": int(data["iteration"]),
-            "total": int(data.get("total", self._scalars.get("total", 0))),
-            "eta_seconds": data.get("eta_seconds"),
-            "epoch": float(data.get("epoch") or 0.0),
-            "memory_bytes": int(data.get("memory_bytes") or 0),
-            "phase": "training",
-        }
+            values.extend([_NAN if (value := row.get(name)) is None else value for row in rows])
+        for name, totals in self._totals.items():
+            counts = [int(row.get(name) or 0) for row in rows]
+            totals.extend(islice(accumulate(counts, initial=_last(totals)), 1, None))
+        last = rows[-1]
+        self._set(
+            iteration=int(last["iteration"]),
+            total=int(last.get("total", self._now.total)),
+            eta_seconds=last.get("eta_seconds"),
+            epoch=float(last.get("epoch") or 0.0),
+            memory_bytes=int(last.get("memory_bytes") or 0),
+            phase="training",
+        )
 
     def _on_eval(self, event: Event, data: Mapping[str, Any]) -> None:
         self._eval_steps.append(int(data["iteration"]))
@@ -163,22 +186,31 @@ class ViewFold:
         )
 
     def _on_warning(self, event: Event, data: Mapping[str, Any]) -> None:
-        self._warnings = [*self._warnings[-199:], (event.time, str(data.get("message", "")))]
+        self._set(warnings=(*self._now.warnings[-199:], (event.time, str(data.get("message", "")))))
 
     def _on_failed(self, event: Event, data: Mapping[str, Any]) -> None:
-        self._scalars |= {
-            "outcome": "failed",
-            "eta_seconds": None,
-            "reason": str(data.get("reason", "")),
-            "remedy": str(data.get("remedy", "")),
-            "exit_code": data.get("exit_code"),
-        }
+        self._set(
+            outcome="failed",
+            eta_seconds=None,
+            reason=str(data.get("reason", "")),
+            remedy=str(data.get("remedy", "")),
+            exit_code=data.get("exit_code"),
+        )
 
     def _on_finished(self, event: Event, data: Mapping[str, Any]) -> None:
-        self._scalars |= {"outcome": "finished", "eta_seconds": 0.0, "export": str(data.get("export", ""))}
+        self._set(outcome="finished", eta_seconds=0.0, export=str(data.get("export") or ""))
 
     def _on_stopped(self, event: Event, data: Mapping[str, Any]) -> None:
-        self._scalars |= {"outcome": "stopped", "eta_seconds": None}
+        self._set(outcome="stopped", eta_seconds=None)
+
+
+def _cut(columns: Sequence[array[Any]], length: int) -> None:
+    for values in columns:
+        del values[length:]
+
+
+def _last(totals: array[int]) -> int:
+    return totals[-1] if totals else 0
 
 
 def fold(events: Iterable[Event]) -> RunView:
