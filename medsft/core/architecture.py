@@ -40,7 +40,7 @@ class ModelConfig:
     norm_eps: float
     rope_theta: float
     rope_scaling: Mapping[str, Any] | None = None
-    """Hugging Face's dictionary with `rope_type` (`linear`, `llama3`, `dynamic`, `yarn`), or None."""
+    """Hugging Face's dictionary with `rope_type` (`linear` or `llama3`), or None."""
     max_position_embeddings: int
     tie_embeddings: bool
     attention_bias: bool = False
@@ -103,8 +103,8 @@ def from_hf_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
         raise MismatchError(f"{where}: activation `{raw['hidden_act']}` is not supported; only silu (SwiGLU) is.")
     if raw.get("mlp_bias"):
         raise MismatchError(f"{where}: mlp_bias is not supported.")
-    if family == "llama" and raw.get("attention_bias"):
-        raise MismatchError(f"{where}: attention_bias on a llama model (with a bias on o_proj) is not supported.")
+    if family in ("llama", "qwen3") and raw.get("attention_bias"):
+        raise MismatchError(f"{where}: attention_bias on a {family} model (with a bias on o_proj) is not supported.")
     heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
     eos = raw.get("eos_token_id")
     return ModelConfig(
@@ -115,15 +115,15 @@ def from_hf_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
         num_layers=int(raw["num_hidden_layers"]),
         num_heads=heads,
         num_kv_heads=int(raw.get("num_key_value_heads") or heads),
-        head_dim=int(raw.get("head_dim") or hidden // heads),
+        head_dim=int(raw.get("head_dim") or (128 if family == "qwen3" else hidden // heads)),
         norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
         rope_theta=_rope_theta(raw),
         rope_scaling=_rope_scaling(raw, where),
         max_position_embeddings=int(raw.get("max_position_embeddings", 2048)),
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        attention_bias=family == "qwen2" or bool(raw.get("attention_bias", False)),
+        attention_bias=family == "qwen2",
         qk_norm=family == "qwen3",
-        sliding_window=_sliding_window(raw, family),
+        sliding_window=_sliding_window(raw, family, where),
         bos_token_id=raw.get("bos_token_id"),
         eos_token_id=eos[0] if isinstance(eos, list) else eos,
     )
@@ -163,11 +163,11 @@ def to_hf_config(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         "rope_scaling": dict(config.rope_scaling) if config.rope_scaling else None,
         "max_position_embeddings": config.max_position_embeddings,
         "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": config.family == "qwen3" and config.attention_bias,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id,
         "use_cache": True,
-        "torch_dtype": dtype,
+        "dtype": dtype,
+        "torch_dtype": dtype,  # the name of `dtype` before transformers 4.56
     }
     if config.family in ("mistral", "qwen2", "qwen3"):
         raw["sliding_window"] = config.sliding_window
@@ -187,25 +187,31 @@ def _rope_scaling(raw: Mapping[str, Any], where: str) -> Mapping[str, Any] | Non
     scaling = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
     scaling.pop("rope_theta", None)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if float(scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))) != 1.0:
+        raise MismatchError(f"{where}: rotary positions on a part of each head are not supported.")
     if not scaling or kind == "default":
         return None
     if kind not in ("linear", "llama3"):
-        raise MismatchError(
-            f"{where}: rope scaling `{kind}` is not supported.", hint="Supported: linear and llama3, or none."
-        )
+        raise MismatchError(f"{where}: rope scaling `{kind}` is not supported.", hint="Supported: linear and llama3, or none.")
     scaling.pop("type", None)
     return {"rope_type": kind, **{k: v for k, v in scaling.items() if k != "rope_type"}}
 
 
-def _sliding_window(raw: Mapping[str, Any], family: str) -> int | None:
-    """Mistral always uses its window; Qwen only with `use_sliding_window`, and then in every layer or we refuse."""
-    window = raw.get("sliding_window")
+def _sliding_window(raw: Mapping[str, Any], family: str, where: str) -> int | None:
+    """Return the window, filling in what transformers assumes when a field is absent.
+
+    Mistral always uses its window. Qwen uses it with `use_sliding_window`, in the layers from `max_window_layers` on.
+    """
+    window = raw.get("sliding_window", 4096)
     if window is None or family == "llama":
         return None
     if family == "mistral":
         return int(window)
     if not raw.get("use_sliding_window"):
         return None
-    if int(raw.get("max_window_layers", 0)) > 0:
-        raise MismatchError("A sliding window in some layers only (max_window_layers > 0) is not supported.")
+    full_layers = int(raw.get("max_window_layers", 28))
+    if full_layers >= int(raw["num_hidden_layers"]):
+        return None
+    if full_layers > 0:
+        raise MismatchError(f"{where}: a sliding window in some layers only (max_window_layers > 0) is not supported.")
     return int(window)

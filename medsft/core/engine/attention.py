@@ -1,0 +1,80 @@
+"""Causal attention inside each document of one token stream, without padding.
+
+Shapes: T tokens in the stream, H query heads, K key/value heads (H a multiple of K), d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Where the documents of a token stream [T] begin and end."""
+
+    positions: Tensor
+    """int64 [T]: place of each token in its document, from 0."""
+    boundaries: tuple[int, ...]
+    """[documents + 1]: document i is the tokens boundaries[i] up to, not including, boundaries[i + 1]."""
+    offsets: Tensor
+    """`boundaries` as int32 on the device of `positions`, for the kernels that read it there."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Stream:
+        """Describe documents of these `lengths` (each at least 1) laid end to end."""
+        boundaries = (0, *accumulate(lengths))
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        offsets = torch.tensor(boundaries, dtype=torch.int32)
+        return cls(positions.to(device), boundaries, offsets.to(device))
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest document."""
+        return max(end - start for start, end in pairwise(self.boundaries))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, stream: Stream, window: int | None = None) -> Tensor:
+    """Return softmax(q k^T / sqrt(d)) v [T, H, d] where a token sees itself and what precedes it in its document.
+
+    `q` is [T, H, d]; `k` and `v` are [T, K, d]. With a `window`, a token sees only that many tokens, itself included.
+    """
+    if window is not None and window >= stream.longest:
+        window = None
+    if q.is_cuda:
+        return _attend_cuda(q, k, v, stream, window)
+    outputs = [_sdpa(q[start:end], k[start:end], v[start:end], window) for start, end in pairwise(stream.boundaries)]
+    return torch.cat(outputs)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """One document with torch's own kernel."""
+    mask = None
+    if window is not None and window < len(q):
+        mask = torch.ones(len(q), len(q), dtype=torch.bool, device=q.device).tril().triu(1 - window)
+    q, k, v = (heads.transpose(0, 1)[None] for heads in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+    return out[0].transpose(0, 1)
+
+
+def _attend_cuda(q: Tensor, k: Tensor, v: Tensor, stream: Stream, window: int | None) -> Tensor:
+    """All documents in one launch of the variable-length flash kernel, which takes 16-bit numbers only.
+
+    Not run on a GPU yet.
+    """
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return torch.cat(
+            [_sdpa(q[start:end], k[start:end], v[start:end], window) for start, end in pairwise(stream.boundaries)]
+        )
+    from torch.nn.attention.varlen import varlen_attn
+
+    left = -1 if window is None else window - 1
+    longest = stream.longest
+    out = varlen_attn(q, k, v, stream.offsets, stream.offsets, longest, longest, window_size=(left, 0), enable_gqa=True)
+    assert isinstance(out, Tensor)
+    return out

@@ -1,0 +1,102 @@
+"""One way to read weights, whatever file they lie in.
+
+A source gives tensors under Hugging Face names and reads only the slices it is asked for, so a rank that needs a shard reads
+a shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from medsft.core.architecture import ModelConfig
+from medsft.errors import MismatchError
+
+Slices = tuple[slice, ...]
+"""One slice for each of the leading dimensions; those left out are read whole."""
+
+
+class WeightSource(Protocol):
+    """A checkpoint on disk, opened for reading."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Shape of the model that the weights belong to."""
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all weights: those of `config.parameter_shapes()`, in its order."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the full shape of a weight."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype that `read` gives."""
+
+    def read(self, name: str, slices: Slices | None = None) -> Tensor:
+        """Return a weight, or the part of it in `slices`, as a tensor of its own on the CPU."""
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hex) of the files that hold the weights."""
+
+
+def open_source(path: Path, *, iteration: int | None = None) -> WeightSource:
+    """Open a Hugging Face folder, a GGUF file or a Megatron-LLM folder, whichever `path` is.
+
+    `iteration` picks `iter_NNNNNNN` in a Megatron-LLM folder. Raises `MismatchError` for anything else, and for a model
+    that medsft does not implement.
+    """
+    if path.is_file() and path.suffix == ".gguf":
+        from medsft.core.engine.formats.gguf import open_gguf
+
+        return open_gguf(path)
+    if (path / "config.json").is_file():
+        from medsft.core.engine.formats.hf import open_hf
+
+        return open_hf(path)
+    if (path / "latest_checkpointed_iteration.txt").is_file():
+        from medsft.core.engine.formats.megatron import open_megatron
+
+        return open_megatron(path, iteration=iteration)
+    raise MismatchError(
+        f"{path}: no model there." if path.exists() else f"{path}: no such file or folder.",
+        hint="A model is a Hugging Face folder (config.json), a .gguf file, or a Megatron-LLM folder "
+        "(latest_checkpointed_iteration.txt).",
+    )
+
+
+def check_complete(config: ModelConfig, found: dict[str, tuple[int, ...]], *, where: str) -> None:
+    """Raise `MismatchError` unless `found` (name to shape) holds every weight of `config` in its full shape."""
+    problems = []
+    for name, shape in config.parameter_shapes():
+        if name not in found:
+            problems.append(f"{name} is missing")
+        elif found[name] != shape:
+            problems.append(f"{name} is {list(found[name])}, its config says {list(shape)}")
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise MismatchError(
+            f"{where}: the weights do not fit the configuration: {'; '.join(problems[:3])}{more}.",
+            hint="The files are incomplete or belong to another model; copy or convert the checkpoint again.",
+        )
+
+
+def sha256_of_files(paths: Iterable[Path]) -> str:
+    """Return one SHA-256 (hex) over the names and contents of `paths`, in the order of their names."""
+    total = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        status = path.stat()
+        total.update(f"{path.name}\0{_sha256(path, status.st_size, status.st_mtime_ns)}\n".encode())
+    return total.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Size and time of change are there to tell a changed file from one that was hashed before."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
