@@ -1,0 +1,51 @@
+"""Special strings in text: which ones control a model, and which ones a person merely wrote.
+
+`pieces` cuts a segment into control tokens and plain text. Text of people stays plain unless `control` is asked for,
+which is what the original does and what lets a row end its own message early.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from medsft.core.data.template import Segment
+
+SpecialInText = Literal["escape", "control", "error"]
+"""What a special string in a row becomes: plain text, a control token, or a bad row."""
+
+
+def pattern_of(special_strings: Sequence[str]) -> re.Pattern[str]:
+    """Finds the leftmost special string; where two begin at one place, the one registered first (not the longest)."""
+    return re.compile("|".join(map(re.escape, special_strings)) or r"(?!)")
+
+
+def pieces(segment: Segment, pattern: re.Pattern[str], *, control: bool) -> Iterator[tuple[str, bool]]:
+    """Cut a segment into (text, is a control token). Plain text that stands together comes as one piece."""
+    plain = ""
+    for text, scanned in _ranges(segment, control):
+        end = 0
+        for match in pattern.finditer(text) if scanned else ():
+            if plain := plain + text[end : match.start()]:
+                yield plain, False
+            yield match.group(), True
+            plain, end = "", match.end()
+        plain += text[end:]
+    if plain:
+        yield plain, False
+
+
+def _ranges(segment: Segment, control: bool) -> Iterator[tuple[str, bool]]:
+    """The text in order as (part, whether special strings in it are control tokens)."""
+    end = 0
+    for first, last in () if control else segment.literal:
+        yield segment.text[end:first], True
+        yield segment.text[first:last], False
+        end = last
+    yield segment.text[end:], True
+
+
+def count_in_text(segment: Segment, pattern: re.Pattern[str]) -> int:
+    """How many special strings people wrote in a segment."""
+    return sum(len(pattern.findall(segment.text, first, last)) for first, last in segment.literal)

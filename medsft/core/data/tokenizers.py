@@ -1,0 +1,258 @@
+"""Text to ids, for a Hugging Face ``tokenizer.json`` and for a SentencePiece ``tokenizer.model``.
+
+Both give a `Tokenizer`. Neither puts a beginning-of-text token before a document: the original does not, and the
+template `model` writes the one that its chat template asks for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from medsft.core.data.chat_template import load_chat_template
+from medsft.core.data.special import count_in_text, pattern_of, pieces
+from medsft.core.data.template import Segment, Template, builtin_template
+from medsft.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
+
+MEDITRON_EXTRA_IDS = (
+    "[bib_ref]", "[/bib_ref]", "[fig_ref]", "[/fig_ref]", "[bib]", "[/bib]", "[fig]", "[/fig]",
+    "[table]", "[/table]", "[formula]", "[/formula]", "<|im_start|>", "<|im_end|>",
+)  # fmt: skip
+"""Tokens that the original appends to a SentencePiece model, in this order, after its five built-in ones."""
+
+
+class Tokenizer(Protocol):
+    """What the data layer and the exports need of a tokenizer."""
+
+    @property
+    def kind(self) -> str:
+        """``tokenizer.json`` or ``tokenizer.model``."""
+
+    @property
+    def source(self) -> Path:
+        """The file it was read from."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Highest id + 1, the added tokens included, not padded."""
+
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        """Control tokens, in the order in which they are searched for in text."""
+
+    @property
+    def added_tokens(self) -> tuple[tuple[str, int], ...]:
+        """Tokens that are not in the file itself, with their ids: new rows of the embedding."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """Beginning of text."""
+
+    @property
+    def eos_id(self) -> int | None:
+        """End of text; not the end of an answer, which is the template's stop token."""
+
+    @property
+    def pad_id(self) -> int | None:
+        """Padding. Training has none; an exported tokenizer names it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the file and of what was added to it: equal fingerprints give equal ids."""
+
+    def encode(self, segments: Sequence[Segment], *, control: bool = False) -> list[list[int]]:
+        """The ids of each segment on its own. With `control`, special strings that people wrote control the model."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text for people to read, control tokens included."""
+
+    def count_special(self, segment: Segment) -> int:
+        """How many special strings people wrote in a segment."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedTokenizer:
+    """A tokenizer with the tokens of its template, and the template."""
+
+    tokenizer: Tokenizer
+    template: Template
+
+    @property
+    def stop_id(self) -> int | None:
+        """Id of the token that ends an answer."""
+        return self.tokenizer.special_ids.get(self.template.stop_token)
+
+
+def open_tokenizer(
+    path: Path,
+    *,
+    template: str = "meditron",
+    extra_ids: Sequence[str] = MEDITRON_EXTRA_IDS,
+    prefer_model_file: bool = False,
+) -> OpenedTokenizer:
+    """Open a tokenizer folder, a ``tokenizer.json``, a ``tokenizer.model`` or a GGUF file, and add the template's tokens.
+
+    A folder's ``tokenizer.json`` goes before its ``tokenizer.model`` unless `prefer_model_file`. `extra_ids` belong to
+    a ``tokenizer.model`` only; any other tokenizer gets just the tokens of the template that it lacks. Raises DataError.
+    """
+    file = find_tokenizer_file(path, prefer_model_file=prefer_model_file)
+    if file.suffix == ".gguf":
+        from medsft.core.data.gguf_cache import converted_tokenizer
+
+        file = converted_tokenizer(file)
+    named = None if template == "model" else builtin_template(template)
+    tokenizer = _open_file(file, named.special_tokens if named else (), extra_ids)
+    if named is None:
+        named = load_chat_template(file.parent, tuple(tokenizer.special_ids))
+    return OpenedTokenizer(tokenizer, named)
+
+
+def _open_file(file: Path, template_tokens: Sequence[str], extra_ids: Sequence[str]) -> Tokenizer:
+    if file.suffix == ".json":
+        return HuggingFaceTokenizer(file, template_tokens)
+    from medsft.core.data.sentence_piece import SentencePieceTokenizer
+
+    missing = [token for token in template_tokens if token not in extra_ids]
+    return SentencePieceTokenizer(file, (*extra_ids, *missing))
+
+
+def find_tokenizer_file(path: Path, *, prefer_model_file: bool = False) -> Path:
+    """The file of a tokenizer given by its folder or by itself. Raises DataError when there is none."""
+    if path.is_file():
+        if path.suffix in (".json", ".model", ".gguf") or ".model." in path.name:
+            return path
+        raise DataError(f"{path} is no tokenizer", hint="give a tokenizer.json, a tokenizer.model, a GGUF file or a folder")
+    names = ["tokenizer.json", "tokenizer.model"]
+    for name in reversed(names) if prefer_model_file else names:
+        if (path / name).is_file():
+            return path / name
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return ggufs[0]
+    raise DataError(
+        f"{path} holds no tokenizer.json and no tokenizer.model" if path.is_dir() else f"{path} does not exist",
+        hint="give the tokenizer with --tokenizer, or its path in the checkpoint's entry of medsft.toml",
+    )
+
+
+class HuggingFaceTokenizer:
+    """A ``tokenizer.json``, with the tokens of a template that it lacks added behind its own.
+
+    A segment without special strings of people's making is encoded as transformers would encode its text. The others
+    are cut, so that only the template's control tokens are ids and the rest goes through the model as plain text.
+    """
+
+    kind = "tokenizer.json"
+
+    def __init__(self, file: Path, template_tokens: Sequence[str]) -> None:
+        self.source = file
+        content = file.read_bytes()
+        self._native = _loaded(content, file)
+        present = self._native.get_vocab(with_added_tokens=True)
+        self.added_tokens = _add(self._native, [token for token in template_tokens if token not in present])
+        self._plain = _loaded(content, file)
+        _add(self._plain, [token for token, _ in self.added_tokens])
+        self._plain.encode_special_tokens = True
+        self.vocab_size = max(self._native.get_vocab(with_added_tokens=True).values()) + 1
+        own = {token.content: id_ for id_, token in self._native.get_added_tokens_decoder().items() if token.special}
+        template_ids = {token: self._id(token) for token in template_tokens}
+        # Longest first: a special string may begin with another, and tokenizers takes the longest.
+        self.special_ids = dict(sorted((own | template_ids).items(), key=lambda entry: -len(entry[0])))
+        self._pattern = pattern_of(tuple(self.special_ids))
+        named = _named_tokens(file.parent)
+        self.bos_id, self.eos_id, self.pad_id = (self._known(named.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
+        self.fingerprint = _fingerprint(content, template_tokens)
+
+    def _id(self, token: str) -> int:
+        id_ = self._native.token_to_id(token)
+        assert id_ is not None
+        return id_
+
+    def _known(self, token: str | None) -> int | None:
+        return None if token is None else self._native.token_to_id(token)
+
+    def encode(self, segments: Sequence[Segment], *, control: bool = False) -> list[list[int]]:
+        """See `Tokenizer.encode`."""
+        texts = [segment.text for segment in segments]
+        ids = [encoding.ids for encoding in self._native.encode_batch_fast(texts, add_special_tokens=False)]
+        if not control:
+            for index, segment in enumerate(segments):
+                if self.count_special(segment):
+                    ids[index] = self._encode_escaped(segment)
+        return ids
+
+    def _encode_escaped(self, segment: Segment) -> list[int]:
+        ids: list[int] = []
+        for text, is_control in pieces(segment, self._pattern, control=False):
+            ids += [self.special_ids[text]] if is_control else self._encode_plain(text)
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        if self.special_ids.keys() and not set(self.special_ids.values()).isdisjoint(ids):
+            # Some models have the whole special string as an ordinary piece; two halves never give it.
+            match = self._pattern.search(text)
+            if match is not None:
+                cut = match.start() + 1
+                return self._encode_plain(text[:cut]) + self._encode_plain(text[cut:])
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`."""
+        return self._native.decode(list(ids), skip_special_tokens=False)
+
+    def count_special(self, segment: Segment) -> int:
+        """See `Tokenizer.count_special`."""
+        return count_in_text(segment, self._pattern)
+
+    def to_json(self) -> str:
+        """The content of a ``tokenizer.json`` that has the added tokens."""
+        return self._native.to_str(pretty=True)
+
+
+def _loaded(content: bytes, file: Path) -> FastTokenizer:
+    from tokenizers import Tokenizer as FastTokenizer
+
+    try:
+        tokenizer = FastTokenizer.from_buffer(content)
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"{file} is not a valid tokenizer: {error}", hint="copy the tokenizer again") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _add(tokenizer: FastTokenizer, tokens: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """Append tokens at the next free ids; gives each with its id."""
+    from tokenizers import AddedToken
+
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+    return tuple((token, tokenizer.token_to_id(token)) for token in tokens)  # type: ignore[misc]
+
+
+def _named_tokens(folder: Path) -> dict[str, str]:
+    """``bos_token`` and so on, as the files beside a tokenizer name them."""
+    import json
+
+    named: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            config: dict[str, Any] = json.loads((folder / name).read_text("utf-8"))
+            for key, value in config.items():
+                content = value.get("content") if isinstance(value, dict) else value
+                if re.fullmatch(r"(bos|eos|unk|pad)_token", key) and isinstance(content, str):
+                    named[key] = content
+    return named
+
+
+def _fingerprint(content: bytes, *policies: Sequence[str]) -> str:
+    digest = hashlib.sha256(content)
+    digest.update(repr([list(policy) for policy in policies]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,226 @@
+"""Chunks of input lines through worker processes, in order and with bounded memory.
+
+    read_chunks --> Pool.map --> ChunkResult, ChunkResult, ...     (one result a chunk, in the order of the chunks)
+
+A worker is a fresh interpreter that speaks pickle over its own pipes. Unlike
+`multiprocessing` it neither imports the caller's main module again (a library user's script needs no ``__main__``
+guard) nor forks a process that has threads. It ends when its input does, also when its parent was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from medsft.core.data.encode import EncodedDocuments, encode_documents
+from medsft.core.data.records import BadRow, BadRows, Example, Keys, Line, parse_row, read_lines
+from medsft.core.data.special import SpecialInText
+from medsft.core.data.tokenizers import OpenedTokenizer, open_tokenizer
+from medsft.errors import DataError, LaunchError
+
+_CHUNK_BYTES = 2**20
+_CHUNK_LINES = 2000
+_SMALL_INPUT_BYTES = 4 * 2**20
+"""Below this one process is done before others have started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a worker does with a chunk."""
+
+    tokenizer: Path
+    template: str
+    extra_ids: tuple[str, ...]
+    prefer_model_file: bool
+    keys: Keys
+    special_in_text: SpecialInText
+
+    def open_tokenizer(self) -> OpenedTokenizer:
+        """The tokenizer and template of this job."""
+        return open_tokenizer(
+            self.tokenizer,
+            template=self.template,
+            extra_ids=self.extra_ids,
+            prefer_model_file=self.prefer_model_file,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive lines of one file."""
+
+    lines: list[Line]
+    bytes_read: int
+    """Of all files, up to the end of these lines."""
+    encode: bool
+    """False: only check the rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkResult:
+    """What became of a chunk."""
+
+    rows: int
+    bad: BadRows
+    bytes_read: int
+    documents: EncodedDocuments | None
+
+
+def read_chunks(files: Sequence[Path], *, encode: bool) -> Iterator[Chunk]:
+    """The lines of all files in order, about a MiB at a time. Raises DataError for a file that cannot be read."""
+    before = 0
+    for index, path in enumerate(files):
+        lines: list[Line] = []
+        held = position = 0
+        for line, position in read_lines(path, index):
+            lines.append(line)
+            held += len(line.raw or b"")
+            if held >= _CHUNK_BYTES or len(lines) >= _CHUNK_LINES:
+                yield Chunk(lines, before + position, encode)
+                lines, held = [], 0
+        if lines:
+            yield Chunk(lines, before + position, encode)
+        before += path.stat().st_size
+
+
+def process_chunk(chunk: Chunk, job: Job, opened: OpenedTokenizer) -> ChunkResult:
+    """Read the rows of a chunk and, unless it is only a check, tokenise the good ones."""
+    bad = BadRows()
+    examples: list[Example] = []
+    for line in chunk.lines:
+        try:
+            example = parse_row(line.raw, job.keys)
+            if job.special_in_text == "error":
+                _refuse_special(example, opened)
+        except BadRow as error:
+            bad.add(line, str(error))
+        else:
+            examples.append(example)
+    documents = None
+    if chunk.encode:
+        documents = encode_documents(examples, opened, control=job.special_in_text == "control")
+    return ChunkResult(rows=len(examples), bad=bad, bytes_read=chunk.bytes_read, documents=documents)
+
+
+def _refuse_special(example: Example, opened: OpenedTokenizer) -> None:
+    if any(map(opened.tokenizer.count_special, opened.template.render(example))):
+        raise BadRow("a control token's name is in the text")
+
+
+Process = Callable[[Iterable[Chunk]], Iterator[ChunkResult]]
+
+
+@contextmanager
+def processing(job: Job, opened: OpenedTokenizer, *, input_bytes: int, workers: int | None) -> Iterator[Process]:
+    """A function that maps chunks to results in order: in this process for a small input, else in `workers` others.
+
+    `workers` None: as many as there are cores. Raises LaunchError when a worker dies.
+    """
+    count = len(os.sched_getaffinity(0)) if workers is None and hasattr(os, "sched_getaffinity") else workers
+    count = count or os.cpu_count() or 1
+    if count == 1 or input_bytes < _SMALL_INPUT_BYTES:
+        yield lambda chunks: (process_chunk(chunk, job, opened) for chunk in chunks)
+        return
+    started = [_Worker(job) for _ in range(count)]
+    executor = ThreadPoolExecutor(count, thread_name_prefix="tokenise")
+    try:
+        yield lambda chunks: _map_ordered(chunks, started, executor)
+    finally:
+        for worker in started:
+            worker.end()
+        executor.shutdown(cancel_futures=True)
+
+
+def _map_ordered(chunks: Iterable[Chunk], workers: Sequence[_Worker], executor: ThreadPoolExecutor) -> Iterator[ChunkResult]:
+    """Results in the order of the chunks, with at most two chunks a worker on the way."""
+    idle: SimpleQueue[_Worker] = SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def ask(chunk: Chunk) -> ChunkResult:
+        worker = idle.get()
+        try:
+            return worker.ask(chunk)
+        finally:
+            idle.put(worker)
+
+    waiting: deque[Future[ChunkResult]] = deque()
+    for chunk in chunks:
+        waiting.append(executor.submit(ask, chunk))
+        if len(waiting) >= 2 * len(workers):
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+class _Worker:
+    """A process that answers one chunk at a time."""
+
+    def __init__(self, job: Job) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        self._send(job)
+
+    def _send(self, value: object) -> None:
+        assert self._process.stdin is not None
+        pickle.dump(value, self._process.stdin, pickle.HIGHEST_PROTOCOL)
+        self._process.stdin.flush()
+
+    def ask(self, chunk: Chunk) -> ChunkResult:
+        """Hand over a chunk and wait for its result, or for the error that it raised."""
+        assert self._process.stdout is not None
+        try:
+            self._send(chunk)
+            answer = pickle.load(self._process.stdout)
+        except (EOFError, OSError, ValueError, pickle.UnpicklingError):
+            raise LaunchError(
+                "a tokenising process ended unexpectedly",
+                hint="it may have run out of memory; try again, with fewer cores (taskset) if it happens again",
+            ) from None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    def end(self) -> None:
+        """Stop the process, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):  # what was not sent yet has nowhere to go
+                    pipe.close()
+
+
+def serve() -> None:
+    """The life of a worker: read the job from standard input, then answer chunks until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    job: Job = pickle.load(requests)
+    opened: OpenedTokenizer | None = None
+    while True:
+        try:
+            chunk: Chunk = pickle.load(requests)
+        except EOFError:
+            return
+        answer: ChunkResult | DataError
+        try:
+            opened = opened or job.open_tokenizer()
+            answer = process_chunk(chunk, job, opened)
+        except DataError as error:
+            answer = error
+        pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
+        answers.flush()
