@@ -99,8 +99,9 @@ def load() -> Callable[[WeightSource], Decoder]:
     """Build the model of a source, with every weight read from it."""
 
     def build(source: WeightSource) -> Decoder:
-        model = Decoder(source.config)
-        model.load_state_dict({name: source.read(name).float() for name in source.names()})
+        with torch.device("meta"):
+            model = Decoder(source.config)
+        model.load_state_dict({name: source.read(name).float() for name in source.names()}, assign=True)
         return model
 
     return build
