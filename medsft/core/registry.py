@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medsft.core.basemodel import BaseModel, inspect_base
 from medsft.core.config import format_number
 from medsft.core.files import write_atomically
-from medsft.errors import ConfigError, Problem
+from medsft.errors import ConfigError, MismatchError, Problem
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
@@ -59,7 +60,7 @@ class Settings:
     """Number of documents of each data set, by run name."""
 
     def find_checkpoint(self, name: str, size: float) -> CheckpointEntry:
-        """Return the entry; its path exists. Raises `ConfigError` with the nearest entry, or with the path that is not there."""
+        """Return the entry; its path exists. Raises `ConfigError` with the nearest entry, or the path that is not there."""
         entry = self.checkpoints.get((name, size))
         if entry is None:
             raise ConfigError([self._unknown(name, size)])
@@ -216,6 +217,49 @@ def _datasets(raw: Mapping[str, Any], path: Path, problems: list[Problem]) -> It
             problems.append(Problem(f"{path}: [datasets.{name}]", "needs one entry, n_docs, a whole number above 0"))
         else:
             yield name, count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A checkpoint on disk, with the name and size it could have in a settings file."""
+
+    name: str
+    size: float
+    """In 1e9 parameters."""
+    base: BaseModel
+
+
+def scan(folder: Path) -> list[Found]:
+    """Return the checkpoints in a folder and below, sorted by path. Links to folders and hidden folders are not followed.
+
+    Raises `ConfigError` when the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise ConfigError([Problem("DIR", f"{folder} is no folder")])
+    found = []
+    for here, folders, files in os.walk(folder):
+        inside = [Path(here, name) for name in sorted(files) if name.endswith(".gguf")]
+        for path in inside or [Path(here)]:
+            try:
+                base = inspect_base(path)
+            except MismatchError:
+                continue
+            found.append(_found(base))
+            folders.clear()  # what is inside a checkpoint is part of it
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    return found
+
+
+def _found(base: BaseModel) -> Found:
+    """Take name and size from a path such as `llama2-7b-tp4-pp1` or `SmolLM2-135M.gguf`, else count the parameters."""
+    name = base.path.name.removesuffix(".gguf")
+    counted = base.config.num_parameters() / 1e9 if base.config is not None else base.size_bytes / 2e9
+    size = float(f"{counted:.2g}")
+    if match := re.match(r"(?i)(.*?)[-_]?(\d+(?:\.\d+)?)(b|m)(?![a-z0-9])", name):
+        size = float(match[2]) / (1 if match[3].lower() == "b" else 1000)
+        name = match[1] or name
+    clean = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-._+").lower()
+    return Found(name=clean or "base", size=size, base=base)
 
 
 def add_checkpoint(
