@@ -32,9 +32,7 @@ class BaseModel:
     weights: Path
     """Where the weights to read lie: the folder of the iteration that was asked for, or `path` itself."""
     config: ModelConfig | None
-    """The model; its `vocab_size` is the rows of the stored table, padding included. None where only torch could tell."""
-    true_vocab_size: int | None = None
-    """Rows that belong to tokens, where a padded table says so."""
+    """The model; of a Megatron-LLM folder the `vocab_size` may count padding rows. None where only torch could tell."""
     tp: int | None = None
     pp: int | None = None
     """Layout from the ranks (Megatron-LLM), else from a name with `-tpT-ppP`, else None."""
@@ -130,7 +128,6 @@ def _megatron(path: Path, iteration: int | None) -> BaseModel:
         path=path,
         weights=found.folder,
         config=found.config,
-        true_vocab_size=found.true_vocab_size,
         tp=found.tp,
         pp=found.pp,
         iteration=found.iteration,

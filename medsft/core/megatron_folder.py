@@ -52,8 +52,7 @@ class MegatronFolder:
     padded_vocab_size: int
     """Rows of the embedding in the files."""
     config: ModelConfig
-    true_vocab_size: int | None
-    """Rows that belong to tokens, where a file of ours says so."""
+    """Its `vocab_size` is the tokenizer's where a file of ours says it, else the rows in the files, padding included."""
     warnings: tuple[str, ...]
 
 
@@ -116,7 +115,6 @@ def open_folder(
         args=args,
         padded_vocab_size=rows,
         config=config,
-        true_vocab_size=sidecar.get("true_vocab_size"),
         warnings=warnings,
     )
 
@@ -178,8 +176,8 @@ def resolve_config(
     window = args.get("sliding_window_size")
     llama_ids = args.get("tokenizer_type") == "SentencePieceTokenizer"
     config = ModelConfig(
-        family="mistral" if model_name == "mistral" or (not model_name and window) else "llama",
-        vocab_size=vocab_size,
+        family=own.family if own else "mistral" if model_name == "mistral" or (not model_name and window) else "llama",
+        vocab_size=own.vocab_size if own else vocab_size,
         hidden_size=hidden,
         intermediate_size=intermediate,
         num_layers=layers,
@@ -190,7 +188,7 @@ def resolve_config(
         rope_theta=theta,
         rope_scaling={"rope_type": "linear", "factor": factor} if factor != 1 else None,
         max_position_embeddings=positions,
-        tie_embeddings=False,
+        tie_embeddings=own is not None and own.tie_embeddings,
         sliding_window=int(window) if window else None,
         bos_token_id=own.bos_token_id if own else 1 if llama_ids else None,
         eos_token_id=own.eos_token_id if own else 2 if llama_ids else None,

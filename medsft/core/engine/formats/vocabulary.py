@@ -1,0 +1,84 @@
+"""Change the number of rows of the embedding and of the output projection while they are read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from medsft.core.architecture import ModelConfig
+from medsft.core.engine.formats.source import Slices, WeightSource
+
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+BLOCK_ROWS = 4096
+"""Rows of a table that are held at a time."""
+NewRows = Literal["mean", "copy_last"]
+
+
+class ResizedSource:
+    """Another source with its tables cut or lengthened to `rows`.
+
+    Rows from the source's own number up to `tokens` belong to new tokens: each is the mean of the existing rows, or with
+    `copy_last` a copy of the last one, as in the original. Rows from there on are padding: copies of the last existing row.
+    """
+
+    def __init__(self, source: WeightSource, tokens: int, *, rows: int | None = None, new_rows: NewRows = "mean") -> None:
+        self._source = source
+        self._existing = source.config.vocab_size
+        self._tokens = tokens
+        self._new_rows = new_rows
+        self._means: dict[str, Tensor] = {}
+        self.config: ModelConfig = source.config.with_vocab(tokens if rows is None else rows)
+
+    @property
+    def created(self) -> range:
+        """Ids of the new tokens whose rows are made up here."""
+        return range(self._existing, max(self._existing, min(self._tokens, self.config.vocab_size)))
+
+    def names(self) -> tuple[str, ...]:
+        """Return the Hugging Face names, in the order of the forward pass."""
+        return self._source.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the full shape of a weight."""
+        shape = self._source.shape(name)
+        return (self.config.vocab_size, *shape[1:]) if name in TABLES else shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype that `read` gives."""
+        return self._source.dtype(name)
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the source it was made from."""
+        return self._source.fingerprint()
+
+    def read(self, name: str, slices: Slices | None = None) -> Tensor:
+        """Return a weight, or the part of it in `slices`; rows of a table as the class says."""
+        if name not in TABLES:
+            return self._source.read(name, slices)
+        rows, *columns = slices or (slice(None),)
+        start, stop, step = rows.indices(self.config.vocab_size)
+        assert step == 1, "tables are read in blocks of neighbouring rows"
+        kept = self._source.read(name, (slice(min(start, self._existing), min(stop, self._existing)), *columns))
+        parts = [kept]
+        new, padding = self.created, range(max(self.created.stop, self._existing), self.config.vocab_size)
+        for ids, row in ((new, self._new_row), (padding, self._last_row)):
+            count = len(range(max(start, ids.start), min(stop, ids.stop)))
+            if count:
+                parts.append(row(name)[:, *columns].expand(count, -1))
+        return torch.cat(parts) if len(parts) > 1 else kept
+
+    def _last_row(self, name: str) -> Tensor:
+        return self._source.read(name, (slice(self._existing - 1, self._existing),))
+
+    def _new_row(self, name: str) -> Tensor:
+        if self._new_rows == "copy_last":
+            return self._last_row(name)
+        if name not in self._means:
+            total = torch.zeros(1, self._source.shape(name)[1], dtype=torch.float64)
+            for start in range(0, self._existing, BLOCK_ROWS):
+                block = self._source.read(name, (slice(start, min(start + BLOCK_ROWS, self._existing)),))
+                total += block.double().sum(0, keepdim=True)
+            self._means[name] = (total / self._existing).to(self._source.dtype(name))
+        return self._means[name]
