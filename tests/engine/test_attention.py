@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from medsft.core.engine.attention import Stream, attend
+from medsft.core.engine.attention import Stream, attend, sdpa_attention
+from medsft.core.engine.block_attention import block_attention
 
 
 def plain(q, k, v, lengths, window=None):
@@ -82,3 +83,13 @@ def test_stream_describes_its_documents():
     assert stream.boundaries == (0, 3, 4, 6)
     assert stream.offsets.tolist() == [0, 3, 4, 6]
     assert stream.longest == 3
+
+
+@pytest.mark.parametrize("way", [block_attention, sdpa_attention])
+@pytest.mark.parametrize(("length", "window"), [(1, None), (63, None), (64, None), (200, None), (200, 1), (200, 70)])
+def test_both_ways_do_all_lengths(way, length, window):
+    *qkv, weight = inputs([length], 6, 2, 16)
+    ours, expected = way(*qkv, window), plain(*qkv, [length], window)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    got, want = (torch.autograd.grad((out * weight).sum(), qkv) for out in (ours, expected))
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)

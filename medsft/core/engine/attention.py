@@ -13,6 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medsft.core.engine.block_attention import block_attention
+
+_BLOCKS_PAY_IN_FP32 = 256
+"""Tokens from which on `block_attention` beats torch's kernel in fp32 on a CPU; in bf16 it always does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stream:
@@ -44,33 +49,38 @@ def attend(q: Tensor, k: Tensor, v: Tensor, stream: Stream, window: int | None =
 
     `q` is [T, H, d]; `k` and `v` are [T, K, d]. With a `window`, a token sees only that many tokens, itself included.
     """
-    if window is not None and window >= stream.longest:
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        return _attend_flash(q, k, v, stream, window)
+    lengths = [end - start for start, end in pairwise(stream.boundaries)]
+    # split and not slices: its backward joins the gradients in one go, where each slice's would fill a whole [T, H, d].
+    documents = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+    return torch.cat([_attend_document(*document, window) for document in documents])
+
+
+def _attend_document(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """Attend within one document [n, H, d] by whichever way is faster for its length."""
+    if window is not None and window >= len(q):
         window = None
-    if q.is_cuda:
-        return _attend_cuda(q, k, v, stream, window)
-    outputs = [_sdpa(q[start:end], k[start:end], v[start:end], window) for start, end in pairwise(stream.boundaries)]
-    return torch.cat(outputs)
+    if q.device.type == "cpu" and (q.dtype == torch.bfloat16 or window is not None or len(q) >= _BLOCKS_PAY_IN_FP32):
+        return block_attention(q, k, v, window)
+    return sdpa_attention(q, k, v, window)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """One document with torch's own kernel."""
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """Attend within one document [n, H, d] with torch's own kernel."""
     mask = None
-    if window is not None and window < len(q):
+    if window is not None:
         mask = torch.ones(len(q), len(q), dtype=torch.bool, device=q.device).tril().triu(1 - window)
     q, k, v = (heads.transpose(0, 1)[None] for heads in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
     return out[0].transpose(0, 1)
 
 
-def _attend_cuda(q: Tensor, k: Tensor, v: Tensor, stream: Stream, window: int | None) -> Tensor:
+def _attend_flash(q: Tensor, k: Tensor, v: Tensor, stream: Stream, window: int | None) -> Tensor:
     """All documents in one launch of the variable-length flash kernel, which takes 16-bit numbers only.
 
     Not run on a GPU yet.
     """
-    if q.dtype not in (torch.bfloat16, torch.float16):
-        return torch.cat(
-            [_sdpa(q[start:end], k[start:end], v[start:end], window) for start, end in pairwise(stream.boundaries)]
-        )
     from torch.nn.attention.varlen import varlen_attn
 
     left = -1 if window is None else window - 1
