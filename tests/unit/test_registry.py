@@ -1,0 +1,146 @@
+"""medsft.toml: what is read, what is refused, and that writing keeps what people put there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medsft.core import registry
+from medsft.errors import ConfigError
+
+TOML = """\
+# the models of the ward
+[checkpoints.meditron]  # from the cluster
+7 = "ckpt/seven"  # the small one
+0.135 = "smol.gguf"
+"70" = { path = "/far/seventy", family = "llama-2", tokenizer = "tok" }
+
+[datasets.pubmedqa]
+n_docs = 200000
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "medsft.toml").write_text(TOML)
+    return folder
+
+
+def test_paths_are_relative_to_the_file_and_sizes_are_numbers(project: Path) -> None:
+    found = registry.load_settings(cwd=project).checkpoints
+    assert {key: entry.path for key, entry in found.items()} == {
+        ("meditron", 7.0): project / "ckpt/seven",
+        ("meditron", 0.135): project / "smol.gguf",
+        ("meditron", 70.0): Path("/far/seventy"),
+    }
+    assert found["meditron", 70.0].family == "llama-2"
+    assert found["meditron", 70.0].tokenizer == project / "tok"
+
+
+def test_project_wins_over_user_and_explicit_file_is_alone(project: Path, tmp_path: Path) -> None:
+    registry.add_checkpoint(registry.user_file(), "meditron", 7, Path("/user/seven"))
+    registry.add_checkpoint(registry.user_file(), "other", 1, Path("/user/one"))
+    both = registry.load_settings(cwd=project)
+    assert both.checkpoints["meditron", 7.0].path == project / "ckpt/seven"
+    assert both.checkpoints["other", 1.0].path == Path("/user/one")
+    explicit = tmp_path / "else.toml"
+    explicit.write_text("[datasets.a]\nn_docs = 3\n")
+    alone = registry.load_settings(explicit, cwd=project)
+    assert not alone.checkpoints
+    assert alone.expected_documents("a") == 3
+    assert alone.expected_documents("pubmedqa") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("medtron", 7.0, "unknown checkpoint `medtron`, size 7: did you mean `meditron`?"),
+        ("meditron", 13.0, "Sizes in medsft.toml: 0.135, 7, 70."),
+        ("zebra", 0.5, "medsft checkpoints add zebra 0.5 PATH"),
+        ("meditron", 7.0, "ckpt/seven does not exist"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_says_what_to_do(project: Path, name: str, size: float, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        registry.load_settings(cwd=project).find_checkpoint(name, size)
+    assert message in str(caught.value)
+
+
+def test_everything_wrong_is_reported_at_once(project: Path) -> None:
+    (project / "medsft.toml").write_text(
+        '[checkpoint.x]\n7 = "a"\n[checkpoints.m]\nlarge = "b"\n8 = 3\n9 = { family = "x" }\n10 = { path = "p", kind = "k" }\n'
+        "[datasets.d]\nn_docs = 0\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        registry.load_settings(cwd=project)
+    places = [problem.where.rpartition("medsft.toml: ")[2] for problem in caught.value.problems]
+    assert places == [
+        "[checkpoint]",
+        "[checkpoints.m] large",
+        "[checkpoints.m] 8",
+        "[checkpoints.m] 9",
+        "[checkpoints.m] 10",
+        "[datasets.d]",
+    ]
+
+
+def test_broken_toml_names_the_file(project: Path) -> None:
+    (project / "medsft.toml").write_text("[checkpoints")
+    with pytest.raises(ConfigError, match=r"medsft\.toml: not valid TOML"):
+        registry.load_settings(cwd=project)
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        registry.add_dataset(project / "medsft.toml", "a", 1)
+
+
+def test_writing_keeps_comments_and_the_rest(project: Path) -> None:
+    file = project / "medsft.toml"
+    registry.add_checkpoint(file, "meditron", 7, project / "new" / "seven")
+    registry.add_checkpoint(file, "meditron", 0.135, Path("/else/smol.gguf"), tokenizer=project / "tok.json")
+    registry.add_dataset(file, "pubmedqa", 5)
+    text = file.read_text()
+    assert "# the models of the ward" in text
+    assert '7 = "new/seven"  # the small one' in text
+    settings = registry.load_settings(cwd=project)
+    assert settings.checkpoints["meditron", 0.135].tokenizer == project / "tok.json"
+    assert len(settings.checkpoints) == 3
+    assert settings.expected_documents("pubmedqa") == 5
+
+
+def test_remove_takes_one_entry_and_refuses_unknown_ones(project: Path) -> None:
+    file = project / "medsft.toml"
+    for size in (0.135, 7.0, 70.0):
+        registry.remove_checkpoint(file, "meditron", size)
+        assert ("meditron", size) not in registry.load_settings(cwd=project).checkpoints
+    registry.remove_dataset(file, "pubmedqa")
+    assert not registry.load_settings(cwd=project).datasets
+    for action in (lambda: registry.remove_checkpoint(file, "meditron", 7), lambda: registry.remove_dataset(file, "pubmedqa")):
+        with pytest.raises(ConfigError, match="has no"):
+            action()
+
+
+def test_names_that_cannot_be_folders_are_refused(project: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be part of a folder name"):
+        registry.add_checkpoint(project / "medsft.toml", "a/b", 7, project)
+
+
+def test_scan_finds_checkpoints_and_proposes_names(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "vocab_size": 100, "hidden_size": 64, "intermediate_size": 128}
+    config |= {"num_hidden_layers": 2, "num_attention_heads": 4}
+    for name in ("Llama2-7b-hf", "deep/nested/some model", ".hidden/llama-1b"):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").write_bytes(b"")
+    (tmp_path / "notes").mkdir()
+    found = registry.scan(tmp_path)
+    assert [(f.name, f.base.path.relative_to(tmp_path).as_posix()) for f in found] == [
+        ("llama2", "Llama2-7b-hf"),
+        ("some-model", "deep/nested/some model"),
+    ]
+    assert found[0].size == 7
+    assert found[1].size == pytest.approx(95e3 / 1e9, rel=0.1)
