@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,6 +44,14 @@ def padded_vocab(vocab_size: int, *, tp: int, divisible_by: int = 1) -> int:
     """Return the smallest multiple of `divisible_by * tp` that holds the vocabulary."""
     unit = divisible_by * tp
     return -(-vocab_size // unit) * unit
+
+
+def table_rows(model: ModelConfig) -> int:
+    """Return the rows of the embedding in training: the vocabulary, padded so that every valid tensor level divides it.
+
+    The same for every level, so that a checkpoint can be read at another.
+    """
+    return padded_vocab(model.vocab_size, tp=math.lcm(*valid_tensor_levels(model)))
 
 
 def stage_layers(model: ModelConfig, pp: int) -> list[range]:

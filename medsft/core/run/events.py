@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -152,11 +152,14 @@ def _parse_all(lines: Sequence[bytes]) -> list[Event]:
     return [event for line in lines if (event := parse(line)) is not None]
 
 
-def follow(path: Path, *, poll_seconds: float = 0.25) -> Iterator[Event]:
-    """Yield all events of a log and go on as it grows. Ends never by itself: the caller stops at a terminal event."""
+def follow(path: Path, *, poll_seconds: float = 0.25, ended: Callable[[], bool] | None = None) -> Iterator[Event]:
+    """Yield all events of a log and go on as it grows, until `ended` says that nobody writes any more (never by default)."""
     reader = EventReader(path)
     while True:
+        over = ended is not None and ended()  # asked before reading, so that what was written until then is still read
         events = reader.read()
         yield from events
+        if over:
+            return
         if not events:
             time.sleep(poll_seconds)

@@ -1,0 +1,258 @@
+"""Checkpoints of a run: torch.distributed.checkpoint folders that any layout can read.
+
+    .iter_0000800.saving/  --all ranks write--> hashes --> config.json, manifest.json --fsync--> rename iter_0000800/ --> tracker
+
+A checkpoint exists when its name does. Its manifest holds the size and SHA-256 of every file; loading checks them, and a damaged
+checkpoint is named and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+
+from medsft.core.architecture import ModelConfig, to_hf_config
+from medsft.core.engine.mesh import Mesh
+from medsft.core.engine.precision import Masters
+from medsft.core.run.rundir import RunDir
+from medsft.errors import MismatchError, TrainingError
+
+MANIFEST = "manifest.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(slots=True)
+class TrainState:
+    """What a resume needs beside weights and moments."""
+
+    iteration: int = 0
+    """Completed iterations; the data position follows from it."""
+    tokens: int = 0
+    supervised_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a save left on disk."""
+
+    path: Path
+    bytes: int
+    seconds: float
+
+
+def save_checkpoint(
+    run: RunDir,
+    mesh: Mesh,
+    masters: Masters,
+    optimizer: torch.optim.Optimizer,
+    state: TrainState,
+    *,
+    model: ModelConfig,
+    identity: str,
+) -> Saved:
+    """Write the checkpoint of `state.iteration` with all ranks and move the tracker. Every rank must call it.
+
+    Raises `TrainingError` on every rank when one of them could not write (a full disk); nothing that was there before is lost.
+    """
+    started = time.monotonic()
+    final = run.checkpoint_path(state.iteration)
+    aside = run.path / f".{final.name}.saving"
+    if mesh.reports:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    mesh.barrier()
+    problem = None
+    try:
+        dcp.save(
+            {**_tensors(masters, optimizer), "random": _random_state(mesh)},
+            storage_writer=FileSystemWriter(aside, single_file_per_rank=True, thread_count=1, sync_files=True),
+        )
+        hashes = _hash_own_files(aside, mesh)
+    except Exception as error:  # whatever the storage raised: all ranks must learn of it, or they wait for ever
+        problem, hashes = _describe(error), {}
+    answers: list[Any] = mesh.gather((problem, hashes))
+    problems = [answer[0] for answer in answers if answer[0]]
+    if not problems and mesh.reports:
+        problems = _commit(run, aside, final, state, model, identity, [answer[1] for answer in answers])
+    problems = [p for answer in mesh.gather(problems) for p in answer]  # type: ignore[attr-defined]
+    if problems:
+        if mesh.reports:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise TrainingError(
+            f"The checkpoint of iteration {state.iteration} could not be saved: {problems[0]}",
+            hint=f"The last good checkpoint is kept: iteration {run.latest_checkpoint()}. Make room and run it again.",
+        )
+    size = sum(record["bytes"] for record in json.loads((final / MANIFEST).read_text())["files"].values())
+    return Saved(final, size, time.monotonic() - started)
+
+
+def _commit(
+    run: RunDir,
+    aside: Path,
+    final: Path,
+    state: TrainState,
+    model: ModelConfig,
+    identity: str,
+    hashes: list[dict[str, dict[str, Any]]],
+) -> list[str]:
+    """Complete the folder, give it its name, then move the tracker. Returns what went wrong."""
+    try:
+        files = {name: record for part in hashes for name, record in part.items()}
+        config = aside / "config.json"
+        config.write_text(json.dumps(to_hf_config(model, dtype="float32"), indent=1) + "\n")
+        for path in (aside / ".metadata", config):
+            files[path.name] = _hash(path)
+        manifest = {"iteration": state.iteration, "identity": identity, "state": _state_fields(state), "files": files}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        for path in (config, aside / MANIFEST, aside):
+            _fsync(path)
+        replaced = final.with_name(f".{final.name}.saving.replaced")
+        if final.exists():
+            final.rename(replaced)
+        aside.rename(final)
+        _fsync(run.path)
+        run.set_latest_checkpoint(state.iteration)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        return [_describe(error)]
+    return []
+
+
+def _state_fields(state: TrainState) -> dict[str, int]:
+    return {"iteration": state.iteration, "tokens": state.tokens, "supervised_tokens": state.supervised_tokens}
+
+
+def _describe(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return f"{cause.strerror} ({cause.filename})" if cause.filename else cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _tensors(masters: Masters, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return weights and moments by name; moments that do not exist yet are made, as zeros."""
+    ensure_moments(masters, optimizer)
+    result: dict[str, Any] = {"model": {name: p.detach() for name, p in masters.by_name.items()}}
+    for moment in _MOMENTS:
+        result[moment] = {name: optimizer.state[p][moment] for name, p in masters.by_name.items()}
+    return result
+
+
+def ensure_moments(masters: Masters, optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter its Adam state, as the first update would."""
+    for parameter in masters.by_name.values():
+        if not optimizer.state[parameter]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                **{moment: torch.zeros_like(parameter, memory_format=torch.preserve_format) for moment in _MOMENTS},
+            }
+
+
+def _random_state(mesh: Mesh) -> dict[str, Any]:
+    """Each rank's generators, under its own number: a rank without a predecessor (another layout) keeps its seed."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state()}
+    if mesh.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    return {f"rank_{mesh.rank}": state}
+
+
+def _hash_own_files(folder: Path, mesh: Mesh) -> dict[str, dict[str, Any]]:
+    return {path.name: _hash(path) for path in folder.glob(f"__{mesh.rank}_*.distcp")}
+
+
+def _hash(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files, or None. Reads all of them."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        for name, record in manifest["files"].items():
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if (path / name).stat().st_size != record["bytes"]:
+                return f"{name} has {(path / name).stat().st_size:,} bytes, not {record['bytes']:,}"
+            if _hash(path / name)["sha256"] != record["sha256"]:
+                return f"the content of {name} has changed"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read: {type(error).__name__}"
+    return None
+
+
+def find_good_checkpoint(run: RunDir, mesh: Mesh) -> tuple[int | None, list[str]]:
+    """Return (iteration of the latest undamaged checkpoint or None, a line for each damaged one). Every rank must call it.
+
+    One rank reads and hashes, all use its answer: on a shared folder the others would read the same bytes again.
+    """
+    found: tuple[int | None, list[str]] = (None, [])
+    if mesh.reports:
+        for iteration in reversed(run.checkpoints()):
+            problem = damage(run.checkpoint_path(iteration))
+            if problem is None:
+                found = (iteration, found[1])
+                break
+            found[1].append(f"checkpoint {run.checkpoint_path(iteration).name} is damaged: {problem}")
+    return mesh.gather(found)[0]  # type: ignore[return-value]
+
+
+def load_checkpoint(path: Path, mesh: Mesh, masters: Masters, optimizer: torch.optim.Optimizer, *, identity: str) -> TrainState:
+    """Fill masters, moments and random states from a checkpoint written at any layout, and return the rest.
+
+    Raises `MismatchError` when it belongs to another plan.
+    """
+    manifest = json.loads((path / MANIFEST).read_text())
+    if manifest["identity"] != identity:
+        raise MismatchError(f"{path} belongs to plan {manifest['identity']}, this run has {identity}.")
+    tensors = _tensors(masters, optimizer)
+    reader = FileSystemReader(path)
+    dcp.load(tensors, storage_reader=reader)
+    state = TrainState(**manifest["state"])
+    for parameter in masters.by_name.values():
+        optimizer.state[parameter]["step"].fill_(state.iteration)
+    _restore_random(path, mesh)
+    return state
+
+
+def _restore_random(path: Path, mesh: Mesh) -> None:
+    keys = FileSystemReader(path).read_metadata().state_dict_metadata
+    mine = f"random.rank_{mesh.rank}."
+    if not any(key.startswith(mine) for key in keys):
+        return
+    wanted: dict[str, Any] = {"random": _random_state(mesh)}
+    dcp.load(wanted, storage_reader=FileSystemReader(path))
+    state: Mapping[str, Any] = wanted["random"][f"rank_{mesh.rank}"]
+    torch.set_rng_state(state["torch"])
+    if mesh.device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def remove_old_checkpoints(run: RunDir, *, keep_last: int) -> None:
+    """Remove all but the latest `keep_last` checkpoints (0 keeps all), and what a killed save left. Reporting rank only."""
+    for rest in run.path.glob(".iter_*.saving*"):
+        shutil.rmtree(rest, ignore_errors=True)
+    if keep_last > 0:
+        for iteration in run.checkpoints()[:-keep_last]:
+            shutil.rmtree(run.checkpoint_path(iteration), ignore_errors=True)

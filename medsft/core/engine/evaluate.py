@@ -1,0 +1,43 @@
+"""Validation: one full pass over the validation set, the same documents every time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from medsft.core.engine.batches import Batcher
+from medsft.core.engine.mesh import Mesh
+from medsft.core.engine.step import Stepper
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Measured over the answer tokens of the whole validation set."""
+
+    loss: float
+    """Mean -log p, in nats."""
+    accuracy: float
+    """Share of tokens that were the most likely one."""
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(min(self.loss, 700.0))
+
+
+def evaluate(stepper: Stepper, batcher: Batcher, mesh: Mesh, *, global_batch: int) -> Evaluation:
+    """Return loss and accuracy on every document of the batcher's set, once each. Every rank must call it."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    tokens = 0
+    count = len(batcher.documents)
+    for start in range(0, count, global_batch):
+        batch = batcher.build(np.arange(start, min(start + global_batch, count)))
+        part = stepper.evaluate(batch)
+        sums += torch.tensor([part.answer_nll, part.correct], dtype=torch.float64)
+        tokens += batch.supervised_tokens
+    answer_nll, correct = mesh.sum(sums.to(mesh.device)).tolist()
+    return Evaluation(loss=answer_nll / max(1, tokens), accuracy=correct / max(1, tokens), tokens=tokens)

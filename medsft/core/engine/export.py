@@ -1,0 +1,112 @@
+"""Writes the model of a run as a Hugging Face folder: `python -m medsft.core.engine.export RUN --to DIR [--iteration N]`.
+
+The folder has the weights without padding rows, the tokenizer with its new tokens and a chat template that gives exactly the text of
+training, the end token for generation, a model card, and a manifest of what the model was made from. It appears when complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from medsft.core.data.export import export_tokenizer
+from medsft.core.data.tokenizers import OpenedTokenizer, open_tokenizer
+from medsft.core.engine.checkpoint import MANIFEST, damage
+from medsft.core.engine.formats.dcp import open_dcp
+from medsft.core.engine.formats.hf import write_hf
+from medsft.core.engine.formats.vocabulary import ResizedSource
+from medsft.core.engine.model_card import model_card
+from medsft.core.engine.process import run_process
+from medsft.core.engine.worker import DTYPES
+from medsft.core.planning.plan import RunPlan
+from medsft.core.run.rundir import RunDir
+from medsft.core.run.view import RunView
+from medsft.errors import MismatchError
+
+
+def export_run(run: RunDir, to: Path, *, iteration: int | None = None) -> Path:
+    """Write the model of a checkpoint (the latest by default) to the folder `to` and return it.
+
+    Raises `MismatchError` when `to` exists, or when there is no such checkpoint or it is damaged.
+    """
+    plan = RunPlan.from_json(run.read_plan(), where=str(run.plan_path))
+    number = iteration or run.latest_checkpoint()
+    if number is None or not run.checkpoint_path(number).is_dir():
+        raise MismatchError(f"{run.path}: no checkpoint to export.", hint=f"It has: {run.checkpoints() or 'none'}.")
+    checkpoint = run.checkpoint_path(number)
+    problem = damage(checkpoint)
+    if problem:
+        raise MismatchError(f"{checkpoint} is damaged: {problem}", hint=f"Export another: --iteration, of {run.checkpoints()}.")
+    if to.exists():
+        raise MismatchError(f"{to}: exists already.", hint="Choose another folder, or move this one away.")
+    aside = to.with_name(f".{to.name}.exporting")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        _write(plan, run, checkpoint, aside)
+        aside.rename(to)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return to
+
+
+def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path) -> None:
+    opened = open_tokenizer(Path(plan.base.tokenizer), template=plan.config.template)
+    source = ResizedSource(open_dcp(checkpoint), plan.base.model.vocab_size)
+    write_hf(
+        folder,
+        source.config,
+        ((name, source.read(name)) for name in source.names()),
+        dtype=DTYPES[plan.precision],
+        eos_token_ids=end_tokens(opened),
+    )
+    export_tokenizer(opened, folder, model_max_length=plan.base.model.max_position_embeddings)
+    view = run.view()
+    manifest = provenance(plan, view, json.loads((checkpoint / MANIFEST).read_text()))
+    (folder / "medsft.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(plan, view), encoding="utf-8")
+
+
+def end_tokens(opened: OpenedTokenizer) -> list[int]:
+    """Return the ids at which generation stops: the template's end of an answer, then the tokenizer's end of text."""
+    ids = (opened.stop_id, opened.tokenizer.eos_id)
+    return list(dict.fromkeys(i for i in ids if i is not None))
+
+
+def provenance(plan: RunPlan, view: RunView, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return what the model was made from: hashes of data and base model, the plan, versions, and the final figures."""
+    return {
+        "plan": json.loads(plan.to_json()),
+        "checkpoint": checkpoint,
+        "metrics": {
+            "loss": view.last("loss"),
+            "validation_loss": view.last_eval("loss"),
+            "validation_perplexity": view.last_eval("perplexity"),
+            "validation_accuracy": view.last_eval("accuracy"),
+            "tokens": view.tokens,
+            "supervised_tokens": view.supervised_tokens,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("medsft", "torch", "transformers", "tokenizers", "safetensors")},
+        },
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point of the process; prints the folder it wrote."""
+    parser = argparse.ArgumentParser(prog="export")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--iteration", type=int)
+    options = parser.parse_args(arguments)
+    print(export_run(RunDir(options.run), options.to, iteration=options.iteration))  # noqa: T201 - its result
+
+
+if __name__ == "__main__":
+    sys.exit(run_process(main))

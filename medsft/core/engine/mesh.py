@@ -1,0 +1,104 @@
+"""The process group and the (pp, dp, tp) mesh of a run, and the few collectives that span all of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from medsft.core.planning.layout import Layout
+from medsft.errors import LaunchError
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """Where this rank stands, and with whom it talks."""
+
+    layout: Layout
+    device: torch.device
+    rank: int
+    pp_rank: int
+    dp_rank: int
+    tp_rank: int
+    devices: DeviceMesh
+    """Axes `pp`, `dp`, `tp`, in this order."""
+    ends: dist.ProcessGroup | None
+    """The first and the last pipeline stage at this rank's data and tensor coordinates; None without a pipeline."""
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank embeds tokens."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank computes the loss."""
+        return self.pp_rank == self.layout.pp - 1
+
+    @property
+    def reports(self) -> bool:
+        """Whether this is the one rank that writes events."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return `values` added up over all ranks; every rank must call it."""
+        if self.layout.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def max(self, values: Tensor) -> Tensor:
+        """Return the largest of each of `values` over all ranks; every rank must call it."""
+        if self.layout.world > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.layout.world > 1:
+            dist.barrier()
+
+    def gather(self, value: object) -> list[object]:
+        """Return every rank's `value`, in the order of ranks, on all of them."""
+        if self.layout.world == 1:
+            return [value]
+        values: list[object] = [None] * self.layout.world
+        dist.all_gather_object(values, value)
+        return values
+
+
+def open_mesh(layout: Layout) -> Mesh:
+    """Join the process group that torchrun prepared. Raises `LaunchError` when its size is not the layout's."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != layout.world:
+        raise LaunchError(f"{world} processes were started, the plan has {layout.world} ({layout}).")
+    use_cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        # gloo for everything on a CPU, and beside nccl for objects and asynchronous checkpoints
+        dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    rank = dist.get_rank()
+    shape = (layout.pp, layout.dp, layout.tp)
+    devices = init_device_mesh(device.type, shape, mesh_dim_names=("pp", "dp", "tp"))
+    return Mesh(layout, device, rank, *layout.coordinates(rank), devices, _ends(layout, rank))
+
+
+def _ends(layout: Layout, rank: int) -> dist.ProcessGroup | None:
+    """Groups are made by all ranks together, also those they are not in."""
+    mine = None
+    if layout.pp > 1:
+        for dp_rank in range(layout.dp):
+            for tp_rank in range(layout.tp):
+                pair = [layout.rank(stage, dp_rank, tp_rank) for stage in (0, layout.pp - 1)]
+                group = dist.new_group(pair)
+                if layout.coordinates(rank)[1:] == (dp_rank, tp_rank):
+                    mine = group
+    return mine

@@ -1,0 +1,64 @@
+"""The README of an exported model: what it is, what it was made from, how to prompt it. Figures come from the run alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medsft.core.planning.plan import RunPlan
+from medsft.core.run.view import RunView
+
+
+def model_card(plan: RunPlan, view: RunView) -> str:
+    """Return the Markdown text, with the front matter that model hubs read."""
+    config = plan.config
+    rows = [
+        ("Base model", f"{config.checkpoint} ({config.size:g}B), `{plan.base.fingerprint}`"),
+        ("Training set", f"{plan.train.documents:,} documents, {plan.train.tokens:,} tokens, `{plan.train.fingerprint[:32]}`"),
+        ("Iterations", f"{view.iteration:,} of {plan.num_iterations:,} ({plan.epochs:g} epochs, {config.global_batch} documents each)"),
+        ("Learning rate", f"{config.lr:g} to {config.min_lr:g}, cosine, {config.warmup_fraction:.0%} warm-up"),
+        ("Longest document", f"{config.seq:,} tokens"),
+        ("Weight of question and system tokens in the loss", f"{config.loss_mask:g}"),
+        ("Precision", f"{plan.precision}, master weights and optimiser in fp32"),
+    ]
+    if view.last_eval("loss") is not None:
+        rows.append(
+            (
+                "Validation",
+                f"loss {view.last_eval('loss'):.4f}, perplexity {view.last_eval('perplexity'):.3f}, "
+                f"token accuracy {view.last_eval('accuracy'):.1%}",
+            )
+        )
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [medsft, medical]
+---
+
+# {Path(plan.export_dir).name}
+
+`{config.checkpoint}` ({config.size:g}B parameters), fine-tuned on `{config.run_name}` with medsft.
+
+| | |
+|---|---|
+{table}
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
+messages = [{{"role": "user", "content": "..."}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))
+```
+
+The chat template gives exactly the text that was trained on, and generation stops at the end of an answer.
+
+## Limits
+
+A language model can state what is not so. Nothing here has been evaluated for clinical use: do not base a decision about a
+patient on its output. `medsft.json` holds the hashes of data and base model, the whole plan and the final figures.
+"""

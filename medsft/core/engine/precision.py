@@ -1,0 +1,91 @@
+"""Which tensors compute and which are trained.
+
+The optimiser always works on fp32 masters. In fp32 they are the parameters themselves. In bf16 the parameters are a copy
+that is cast once an iteration; each micro-batch's gradient is added to the master's in fp32 and freed at once, so gradients are never
+held twice. With data parallel FSDP does both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial
+
+from medsft.core.engine.mesh import Mesh
+from medsft.core.engine.model import Decoder
+
+
+@dataclass(slots=True)
+class Masters:
+    """The fp32 parameters that are trained, under their names, and how they feed the ones that compute."""
+
+    by_name: dict[str, nn.Parameter]
+    computing: dict[str, nn.Parameter]
+    """The bf16 copies, empty where the masters compute themselves."""
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Cast the masters into the weights that compute, after they changed."""
+        if self.computing:
+            targets: list[Tensor] = [_local(p) for p in self.computing.values()]
+            torch._foreach_copy_(targets, [_local(self.by_name[name]) for name in self.computing])
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for master in self.by_name.values():
+            master.grad = None
+
+
+def make_masters(decoder: Decoder, *, compute_dtype: torch.dtype, data_parallel: bool) -> Masters:
+    """Split the parameters of `decoder`, which are fp32 and filled, into masters and computing copies."""
+    masters = dict(decoder.named_parameters())
+    if data_parallel or compute_dtype == torch.float32:
+        return Masters(masters, {})
+    computing = {}
+    for name, master in masters.items():
+        owner, _, leaf = name.rpartition(".")
+        copy = nn.Parameter(master.detach().to(compute_dtype))
+        setattr(decoder.get_submodule(owner), leaf, copy)
+        copy.register_post_accumulate_grad_hook(_move_gradient_to(master))
+        computing[name] = copy
+    return Masters(masters, computing)
+
+
+def _move_gradient_to(master: nn.Parameter):  # type: ignore[no-untyped-def]
+    def hook(parameter: Tensor) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        if master.grad is None:
+            master.grad = gradient.float()
+        else:
+            _local(master.grad).add_(_local(gradient))
+        parameter.grad = None
+
+    return hook
+
+
+def complete_gradients(masters: Masters, mesh: Mesh) -> None:
+    """Add up over tensor-parallel ranks the gradients of weights they share, in one message.
+
+    Those weights (norms) saw only this rank's tokens. Under FSDP they are complete already.
+    """
+    partial = []
+    for master in masters.by_name.values():
+        gradient = master.grad
+        if isinstance(gradient, DTensor) and any(isinstance(p, Partial) for p in gradient.placements):
+            partial.append(master)
+    if not partial:
+        return
+    flat = torch.cat([_local(master.grad).flatten() for master in partial])
+    dist.all_reduce(flat, group=mesh.devices.get_group("tp"))
+    for master, values in zip(partial, flat.split([_local(m).numel() for m in partial]), strict=True):
+        assert isinstance(master, DTensor)
+        master.grad = DTensor.from_local(values.view(_local(master).shape), master.device_mesh, master.placements)
+
+
+def _local(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()

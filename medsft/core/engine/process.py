@@ -1,0 +1,23 @@
+"""How a short engine process ends: its result on standard output, one message on standard error, and the exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from medsft.errors import ExitCode, MedsftError
+
+
+def run_process(main: Callable[[list[str]], None]) -> int:
+    """Call `main` with the process's arguments and return the exit code. The message of an error is the last thing on stderr."""
+    try:
+        main(sys.argv[1:])
+    except MedsftError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - read by the parent process
+        return int(error.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201 - read by the parent process
+        return int(ExitCode.TRAINING)
+    return int(ExitCode.DONE)

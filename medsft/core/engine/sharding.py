@@ -1,0 +1,112 @@
+"""Tensor and data parallelism applied to a plain decoder: which parameter lies where, and what is communicated.
+
+    Decoder on the meta device --tensor plan--> DTensors over tp --fully_shard--> over dp too --to_empty--> this rank's shards
+
+With tensor parallel the residual stream between the projections is split over the tokens (sequence parallel, Korthikanti et al.
+2022), so the number of tokens in a stream must be a multiple of tp.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from medsft.core.architecture import ModelConfig
+from medsft.core.engine.mesh import Mesh
+from medsft.core.engine.model import Decoder
+from medsft.core.planning.layout import stage_layers
+
+
+def build_stage(config: ModelConfig, mesh: Mesh, *, compute_dtype: torch.dtype) -> Decoder:
+    """Return this rank's part of the model, sharded and allocated but not filled, parameters in fp32."""
+    layout = mesh.layout
+    with torch.device("meta"):
+        decoder = Decoder(
+            config,
+            layers=stage_layers(config, layout.pp)[mesh.pp_rank],
+            first=mesh.is_first_stage,
+            last=mesh.is_last_stage,
+        )
+    if layout.tp > 1:
+        shard_tensors(decoder, mesh.devices["tp"])
+    if layout.dp > 1:
+        shard_data_parallel(decoder, mesh.devices["dp"], compute_dtype=compute_dtype)
+    decoder.to_empty(device=mesh.device)
+    return decoder
+
+
+def shard_tensors(decoder: Decoder, tp_mesh: DeviceMesh) -> None:
+    """Split projections by heads and features, the embedding and the output projection by rows of the vocabulary."""
+    trunk = decoder.model
+    for layer in trunk.layers.values():
+        parallelize_module(layer, tp_mesh, _layer_plan(layer))
+    rest: dict[str, ParallelStyle] = {}
+    if trunk.embed_tokens is not None:
+        rest["model.embed_tokens"] = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(0))
+    if trunk.norm is not None:
+        rest["model.norm"] = SequenceParallel(sequence_dim=0)
+    if decoder.lm_head is not None:
+        # The loss takes the weight itself, see `head_rows`; the style only decides how it is split.
+        rest["lm_head"] = ColwiseParallel()
+    parallelize_module(decoder, tp_mesh, rest)
+
+
+def _layer_plan(layer: nn.Module) -> dict[str, ParallelStyle]:
+    plan: dict[str, ParallelStyle] = {
+        "input_layernorm": SequenceParallel(sequence_dim=0),
+        "self_attn": PrepareModuleInput(input_layouts=(Shard(0), None, None), desired_input_layouts=(Replicate(), None, None)),
+        "self_attn.q_proj": ColwiseParallel(),
+        "self_attn.k_proj": ColwiseParallel(),
+        "self_attn.v_proj": ColwiseParallel(),
+        "self_attn.o_proj": RowwiseParallel(output_layouts=Shard(0)),
+        "post_attention_layernorm": SequenceParallel(sequence_dim=0),
+        "mlp": PrepareModuleInput(input_layouts=(Shard(0),), desired_input_layouts=(Replicate(),)),
+        "mlp.gate_proj": ColwiseParallel(),
+        "mlp.up_proj": ColwiseParallel(),
+        "mlp.down_proj": RowwiseParallel(output_layouts=Shard(0)),
+    }
+    attention = layer.self_attn
+    if attention.q_norm is not None:
+        # Heads are split, the norm's weight is one for all of them: its gradient is a sum over the ranks.
+        plan["self_attn.q_norm"] = SequenceParallel(sequence_dim=1, use_local_output=True)
+        plan["self_attn.k_norm"] = SequenceParallel(sequence_dim=1, use_local_output=True)
+    return plan
+
+
+def shard_data_parallel(decoder: Decoder, dp_mesh: DeviceMesh, *, compute_dtype: torch.dtype) -> None:
+    """Divide masters, gradients and optimiser state over the data-parallel ranks, layer by layer.
+
+    Weights are gathered once an iteration, in the computing format, and kept over its micro-batches: gathering them again for
+    each would cost more than it saves in memory at the model sizes that fit at all.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in decoder.model.layers.values():
+        fully_shard(layer, mesh=dp_mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(decoder, mesh=dp_mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def gather_tokens(hidden: Tensor) -> Tensor:
+    """Return the hidden states of all tokens [T, h] on each tensor-parallel rank.
+
+    Each rank's loss sees its own rows of the vocabulary only, so the gradients that come back are parts of a sum.
+    """
+    if not isinstance(hidden, DTensor):
+        return hidden
+    return hidden.redistribute(placements=(Replicate(),)).to_local(grad_placements=(Partial(),))
+
+
+def head_rows(decoder: Decoder) -> Tensor:
+    """Return this rank's rows [V / tp, h] of the output projection, as a plain tensor that passes its gradient on."""
+    weight = decoder.head_weight()
+    return weight.to_local() if isinstance(weight, DTensor) else weight

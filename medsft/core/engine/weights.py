@@ -1,0 +1,31 @@
+"""Fills a rank's shards straight from the base model's files: no rank ever holds a whole weight it does not own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from medsft.core.engine.formats.source import WeightSource
+
+
+@torch.no_grad()
+def load_weights(parameters: Mapping[str, Tensor], source: WeightSource) -> None:
+    """Copy the weights of `source` into this rank's shards of `parameters`, whichever part of the model they are."""
+    for name, parameter in parameters.items():
+        starts, shape = local_range(parameter)
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if local.numel():
+            slices = tuple(slice(start, start + length) for start, length in zip(starts, shape, strict=True))
+            local.copy_(source.read(name, slices))
+
+
+def local_range(parameter: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return (offset of this rank's shard in the full parameter, its shape)."""
+    if not isinstance(parameter, DTensor):
+        return (0,) * parameter.ndim, tuple(parameter.shape)
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return tuple(offset), tuple(shape)

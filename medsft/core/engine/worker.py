@@ -1,0 +1,178 @@
+"""One rank of a run: `torchrun -m medsft.core.engine.worker RUN_DIR`. Opens the plan, builds its part, trains.
+
+A rank that fails leaves `control/error_rank_N.json` behind; the supervisor turns the first of them into the `failed` event.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from medsft.core.data.dataset import open_tokenized
+from medsft.core.data.report import Truncate, apply_truncation
+from medsft.core.engine.batches import Batcher, Documents
+from medsft.core.engine.checkpoint import find_good_checkpoint, load_checkpoint
+from medsft.core.engine.formats.source import WeightSource, open_source
+from medsft.core.engine.formats.vocabulary import ResizedSource
+from medsft.core.engine.mesh import Mesh, open_mesh
+from medsft.core.engine.optim import make_optimizer
+from medsft.core.engine.precision import Masters, make_masters
+from medsft.core.engine.sharding import build_stage
+from medsft.core.engine.step import LossHead, Stepper, WholeModel
+from medsft.core.engine.trainer import Trainer, TrainState
+from medsft.core.engine.weights import load_weights
+from medsft.core.planning.layout import table_rows
+from medsft.core.planning.order import SampleOrder
+from medsft.core.planning.plan import DataPlan, RunPlan
+from medsft.core.run.events import EventWriter
+from medsft.core.run.launch import read_launch
+from medsft.core.run.rundir import RunDir, write_atomically
+from medsft.errors import ExitCode, MedsftError, MismatchError
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def main(run_dir: str) -> int:
+    """Train one rank and return the exit code of its process."""
+    run = RunDir(Path(run_dir))
+    try:
+        _work(run)
+    except BaseException as error:
+        _leave_error(run, error)
+        traceback.print_exc()
+        return int(error.exit_code) if isinstance(error, MedsftError) else int(ExitCode.TRAINING)
+    dist.destroy_process_group()
+    return int(ExitCode.DONE)
+
+
+def _work(run: RunDir) -> None:
+    plan = read_launch(run).apply(RunPlan.from_json(run.read_plan(), where=str(run.plan_path)))
+    mesh = open_mesh(plan.layout)
+    torch.manual_seed(plan.config.seed)
+    events = EventWriter(run.events_path) if mesh.reports else None
+    trainer = build_trainer(plan, run, mesh, events)
+    if not trainer.train() and events:
+        events.write("stopped", iteration=trainer.state.iteration)
+
+
+def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | None) -> Trainer:
+    """Return this rank's trainer, its weights from the latest good checkpoint or from the base model."""
+    model = plan.base.model
+    dtype = DTYPES[plan.precision]
+    decoder = build_stage(model.with_vocab(table_rows(model)), mesh, compute_dtype=dtype)
+    masters = make_masters(decoder, compute_dtype=dtype, data_parallel=mesh.layout.dp > 1)
+    optimizer = make_optimizer(masters, plan.config)
+    iteration, damaged = find_good_checkpoint(run, mesh)
+    if events:
+        _report_start(plan, events, iteration or 0)
+        for line in damaged:
+            events.write("warning", message=line)
+    if iteration is None:
+        load_weights(masters.by_name, base_source(plan))
+        state = TrainState()
+    else:
+        state = load_checkpoint(run.checkpoint_path(iteration), mesh, masters, optimizer, identity=plan.identity)
+    masters.publish()
+    train = make_batcher(plan, plan.train, mesh)
+    stepper: Stepper = WholeModel(decoder, LossHead(decoder, model.vocab_size, mesh), mesh)
+    return Trainer(
+        plan=plan,
+        run=run,
+        mesh=mesh,
+        masters=masters,
+        optimizer=optimizer,
+        stepper=stepper,
+        train_batches=train,
+        val_batches=make_batcher(plan, plan.val, mesh) if plan.val else None,
+        state=state,
+        events=events,
+        tied_copy=model.tie_embeddings and mesh.is_last_stage and not mesh.is_first_stage,
+    )
+
+
+def base_source(plan: RunPlan) -> WeightSource:
+    """Open the base model, its tables lengthened for new tokens and to the rows that are trained."""
+    source = open_source(Path(plan.base.path), iteration=plan.base.iteration)
+    compat = plan.config.compat == "megatron-llm"
+    return ResizedSource(
+        source,
+        plan.base.model.vocab_size,
+        rows=table_rows(plan.base.model),
+        new_rows="copy_last" if compat or plan.config.new_token_init == "copy_last" else "mean",
+    )
+
+
+def make_batcher(plan: RunPlan, data: DataPlan, mesh: Mesh) -> Batcher:
+    """Return the batches of one set. Raises `MismatchError` when the set is not the one that was planned with."""
+    tokenized = open_tokenized(Path(data.folder))
+    if tokenized.fingerprint != data.fingerprint:
+        raise MismatchError(f"{data.folder} has changed since the run was planned.", hint="Give it another --id.")
+    truncate: Truncate = plan.config.truncate  # type: ignore[assignment]
+    selection = apply_truncation(tokenized, plan.config.seq, truncate, loss_mask=plan.config.loss_mask)
+    documents = Documents(tokenized, selection.indices, plan.config.seq, plan.config.loss_mask)
+    compat = plan.config.compat == "megatron-llm"
+    order = SampleOrder(len(documents), plan.config.global_batch, plan.config.seed, numpy_legacy=compat)
+    return Batcher(
+        documents,
+        order,
+        dp=mesh.layout.dp,
+        dp_rank=mesh.dp_rank,
+        micro_batch=plan.micro_batch,
+        multiple_of=mesh.layout.tp,
+        in_order=compat,
+    )
+
+
+def _report_start(plan: RunPlan, events: EventWriter, iteration: int) -> None:
+    events.write(
+        "run_started",
+        iteration=iteration,
+        total=plan.num_iterations,
+        world_size=plan.layout.world,
+        layout=str(plan.layout),
+        micro_batches=plan.num_micro_batches,
+        precision=plan.precision,
+        host=socket.gethostname(),
+        resumed=iteration > 0,
+    )
+
+
+def _leave_error(run: RunDir, error: BaseException) -> None:
+    """Say why this rank ends, in words for people, where the supervisor looks."""
+    reason, remedy = describe(error)
+    rank = os.environ.get("RANK", "0")
+    code = int(error.exit_code) if isinstance(error, MedsftError) else int(ExitCode.TRAINING)
+    record = {
+        "rank": int(rank),
+        "time": time.time(),
+        "reason": reason,
+        "remedy": remedy,
+        "exit_code": code,
+        "expected": isinstance(error, MedsftError),
+    }
+    write_atomically(run.control / f"error_rank_{rank}.json", json.dumps(record))
+
+
+def describe(error: BaseException) -> tuple[str, str]:
+    """Return (what happened, what to do) for an exception of a rank."""
+    if isinstance(error, MedsftError):
+        return error.message, error.hint
+    text = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+        return (
+            "Out of memory.",
+            "Use a smaller --micro_batch, --recompute full, or more --tp or --pp; `medsft plan` shows the need.",
+        )
+    return f"{type(error).__name__}: {text}", "The rank's log in logs/ has the traceback."
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,127 @@
+"""How much memory a rank needs, from the model's sizes and the layout alone.
+
+The formula is kept simple enough to check by hand. The constants were fitted to measured peaks on a CPU (see
+docs/performance.md); a rehearsal measures the real thing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from medsft.core.architecture import ModelConfig
+from medsft.core.planning.layout import Layout, stage_layers
+
+PROCESS_BYTES = {"cpu": 450 << 20, "cuda": 1 << 30}
+"""A process with torch loaded, before any model: resident memory on a CPU, context and workspaces on a GPU."""
+HEAD_CHUNK_BYTES = 256 << 20
+"""Upper bound of the logits that exist at once, see `engine.loss`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes on the rank that needs most, by what holds them."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    process: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.process
+
+
+def estimate_memory(
+    model: ModelConfig,
+    layout: Layout,
+    *,
+    stream_tokens: int,
+    num_micro_batches: int,
+    bf16: bool,
+    recompute: str,
+    device_kind: str,
+) -> MemoryEstimate:
+    """Return the estimate for the heaviest pipeline stage.
+
+    `stream_tokens` is the number of tokens in the largest micro-batch of a rank. Master weights, gradients and both Adam
+    moments are fp32 and divided over the data-parallel ranks; the weights that compute are whole on each of them.
+    """
+    stages = stage_layers(model, layout.pp)
+    return max(
+        (
+            _stage_memory(
+                model, layout, stage, len(stages[stage]), stream_tokens, num_micro_batches, bf16, recompute, device_kind
+            )
+            for stage in range(layout.pp)
+        ),
+        key=lambda estimate: estimate.total,
+    )
+
+
+def stage_parameters(model: ModelConfig, pp: int, stage: int) -> int:
+    """Count the parameters a pipeline stage holds; a tied embedding is on the first and on the last stage."""
+    layers = stage_layers(model, pp)[stage]
+    table = model.vocab_size * model.hidden_size
+    count = len(layers) * model.layer_parameters()
+    if stage == 0:
+        count += table
+    if stage == pp - 1:
+        count += model.hidden_size
+        if not (model.tie_embeddings and pp == 1):
+            count += table
+    return count
+
+
+def _stage_memory(
+    model: ModelConfig,
+    layout: Layout,
+    stage: int,
+    num_layers: int,
+    stream_tokens: int,
+    num_micro_batches: int,
+    bf16: bool,
+    recompute: str,
+    device_kind: str,
+) -> MemoryEstimate:
+    parameters = math.ceil(stage_parameters(model, layout.pp, stage) / layout.tp)
+    shard = math.ceil(parameters / layout.dp)
+    computing = parameters * (2 if bf16 else 4) if bf16 or layout.dp > 1 else 0
+    in_flight = min(num_micro_batches, layout.pp - stage)
+    activations = activation_bytes(model, layout, num_layers, stream_tokens, bf16=bf16, recompute=recompute) * in_flight
+    if stage == layout.pp - 1:
+        activations += min(HEAD_CHUNK_BYTES, 4 * stream_tokens * math.ceil(model.vocab_size / layout.tp))
+    return MemoryEstimate(
+        weights=4 * shard + computing,
+        gradients=4 * (parameters if layout.dp > 1 else shard),
+        optimizer=8 * shard,
+        activations=activations,
+        process=PROCESS_BYTES[device_kind],
+    )
+
+
+def activation_bytes(
+    model: ModelConfig, layout: Layout, num_layers: int, stream_tokens: int, *, bf16: bool, recompute: str
+) -> int:
+    """Return the bytes saved for the backward pass of one micro-batch in `num_layers` layers.
+
+    Per token and layer, in units of the computing format: the residual stream and the norms' outputs (hidden size each), the
+    queries, keys and values before and after the rotation, the attention's output, and gate, up, silu(gate) and their product
+    (feed-forward size each). The norms also keep their fp32 input.
+    """
+    unit = 2 if bf16 else 4
+    h, d = model.hidden_size, model.head_dim
+    heads, kv_heads = model.num_heads / layout.tp, model.num_kv_heads / layout.tp
+    feed_forward = 4 * model.intermediate_size / layout.tp
+    sequence_share = h / layout.tp  # with sequence parallel the norms and the residual stream are divided too
+    attention = 2 * (heads + kv_heads) * d + kv_heads * d + heads * d
+    full_layer = unit * (4 * sequence_share + attention + feed_forward) + 2 * 4 * sequence_share
+    if recompute == "full":
+        per_token = num_layers * unit * sequence_share + full_layer
+    elif recompute == "selective":
+        per_token = num_layers * (full_layer - unit * feed_forward) + unit * feed_forward
+    else:
+        per_token = num_layers * full_layer
+    return math.ceil(stream_tokens * per_token)

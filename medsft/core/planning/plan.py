@@ -1,0 +1,223 @@
+"""`RunConfig` -> `RunPlan`: everything that can be decided before a weight is read. No torch.
+
+    config --check--> base model --inspect--> tokenised sets --select--> layout --> micro-batches --> iterations --> estimates
+
+A plan is written once, as `plan.json`. Its `identity` covers what must not change between a run and its resumption: data, base
+model, recipe, iterations. The layout may change; that is a reshard, not another run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from medsft.core.architecture import ModelConfig
+from medsft.core.config import NOT_PART_OF_A_RUN, RunConfig, from_mapping, to_mapping
+from medsft.core.planning.layout import Layout
+from medsft.core.planning.memory import MemoryEstimate
+from medsft.errors import MismatchError
+
+FORMAT = 1
+"""Raised when the meaning of a plan changes, so that an old run is not resumed with other mathematics."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BasePlan:
+    """The base model and what becomes of its vocabulary."""
+
+    path: str
+    kind: str
+    iteration: int | None
+    fingerprint: str
+    tokenizer: str
+    model: ModelConfig
+    """Sizes after new tokens: `vocab_size` is the tokenizer's, at least the table's."""
+    base_vocab_size: int
+    new_tokens: tuple[str, ...]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPlan:
+    """One tokenised set and what of it is used."""
+
+    folder: str
+    fingerprint: str
+    documents: int
+    """Used, after `--truncate`."""
+    left_out: int
+    tokens: int
+    supervised_tokens: int
+    """Tokens of one pass with a weight of 1; a document gives one label fewer than it has tokens."""
+    longest: int
+    """Tokens that are trained on in the longest document, at most --seq."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimates:
+    """What the run will need. Not part of its identity."""
+
+    memory: MemoryEstimate
+    device_kind: str
+    device_name: str
+    device_memory: int
+    """Bytes one rank may use."""
+    stream_tokens: int
+    """Tokens of the largest micro-batch."""
+    checkpoint_bytes: int
+    disk_needed: int
+    disk_free: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """A run, decided. Written as `plan.json`; `to_json` and `from_json` are inverse."""
+
+    config: RunConfig
+    run_dir: str
+    export_dir: str
+    base: BasePlan
+    train: DataPlan
+    val: DataPlan | None
+    num_iterations: int
+    epochs: float
+    """Passes over the documents that `num_iterations` makes."""
+    precision: str
+    layout: Layout
+    nproc_per_node: int
+    micro_batch: int
+    num_micro_batches: int
+    """Per rank and iteration."""
+    estimates: Estimates
+    warnings: tuple[str, ...]
+
+    @property
+    def identity(self) -> str:
+        """Return the hash of what a resume must find unchanged."""
+        return hashlib.sha256(json.dumps(self.identity_fields(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def identity_fields(self) -> dict[str, Any]:
+        """Return what must not change between a run and its resumption, under names a person understands."""
+        config = {k: v for k, v in to_mapping(self.config).items() if k not in NOT_PART_OF_A_RUN and k not in _BY_CONTENT}
+        return {
+            "format": FORMAT,
+            **{f"--{name}": value for name, value in config.items()},
+            "base model": self.base.fingerprint,
+            "new tokens": list(self.base.new_tokens),
+            "training set": self.train.fingerprint,
+            "training documents": self.train.documents,
+            "validation set": self.val.fingerprint if self.val else None,
+            "iterations": self.num_iterations,
+            "precision": self.precision,
+        }
+
+    def to_json(self) -> str:
+        """Return the text of `plan.json`."""
+        record = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        record["config"] = to_mapping(self.config)
+        return json.dumps({"format": FORMAT, "identity": self.identity, **record}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], *, where: str = "plan.json") -> RunPlan:
+        """Build the plan of `plan.json`. Raises `MismatchError` when it is of another version or incomplete."""
+        if raw.get("format") != FORMAT:
+            raise MismatchError(
+                f"{where}: plan format {raw.get('format')} is not {FORMAT}; another version of medsft wrote it."
+            )
+        try:
+            estimates = dict(raw["estimates"])
+            return cls(
+                config=from_mapping(raw["config"], where=where),
+                base=_build(BasePlan, raw["base"], model=ModelConfig(**raw["base"]["model"])),
+                train=DataPlan(**raw["train"]),
+                val=DataPlan(**raw["val"]) if raw["val"] else None,
+                layout=Layout(**raw["layout"]),
+                estimates=_build(Estimates, estimates, memory=MemoryEstimate(**estimates["memory"])),
+                warnings=tuple(raw["warnings"]),
+                **{name: raw[name] for name in _SCALARS},
+            )
+        except (KeyError, TypeError) as error:
+            raise MismatchError(f"{where}: damaged or incomplete: {error}") from None
+
+    def with_launch(self, layout: Layout, *, nproc_per_node: int, micro_batch: int, num_micro_batches: int) -> RunPlan:
+        """Return the same run on another layout."""
+        return replace(
+            self,
+            layout=layout,
+            nproc_per_node=nproc_per_node,
+            micro_batch=micro_batch,
+            num_micro_batches=num_micro_batches,
+        )
+
+
+_BY_CONTENT = frozenset({"data", "val", "checkpoint", "size", "epochs", "iters", "max_iters"})
+"""Fields whose effect the identity holds otherwise: by the hash of the content, or by the number of iterations."""
+_SCALARS = (
+    *("run_dir", "export_dir", "num_iterations", "epochs", "precision"),
+    *("nproc_per_node", "micro_batch", "num_micro_batches"),
+)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, RunConfig):
+        return asdict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _build(kind: type, raw: Mapping[str, Any], **built: Any) -> Any:
+    values = {**raw, **built}
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def difference(old: RunPlan, new: RunPlan) -> list[str]:
+    """Return one line for each thing that a resume must find unchanged and does not."""
+    before, after = old.identity_fields(), new.identity_fields()
+    names = [*before, *(name for name in after if name not in before)]
+    return [f"{name}: was {before.get(name)}, now {after.get(name)}" for name in names if before.get(name) != after.get(name)]
+
+
+def run_folder_name(config: RunConfig, family: str, layout: Layout) -> str:
+    """Return the original's folder name: FAMILY-SIZEb-tpT-ppP-CHECKPOINT-RUN_NAME and a suffix for what is not default."""
+    return f"{family}-{_size(config)}b-tp{layout.tp}-pp{layout.pp}-{config.checkpoint}-{config.run_name}{_suffixes(config)}"
+
+
+def export_folder_name(config: RunConfig, family: str) -> str:
+    """Return the folder name of the finished model: the run's with `hf` for the levels."""
+    return f"{family}-{_size(config)}b-hf-{config.checkpoint}-{config.run_name}{_suffixes(config)}"
+
+
+def run_folder_pattern(config: RunConfig, family: str) -> str:
+    """Return a glob that finds the run whatever its levels."""
+    return f"{family}-{_size(config)}b-tp*-pp*-{config.checkpoint}-{config.run_name}{_suffixes(config)}"
+
+
+def _size(config: RunConfig) -> str:
+    from medsft.core.config import format_number
+
+    return format_number(config.size)
+
+
+def _suffixes(config: RunConfig) -> str:
+    from medsft.core.config import format_number
+
+    parts = []
+    if config.intermediate_iter is not None:
+        parts.append(f"-it{config.intermediate_iter:07d}")
+    if config.epochs != 3:
+        parts.append(f"-ep{format_number(config.epochs)}")
+    if config.seq != 2048:
+        parts.append(f"-seq{config.seq}")
+    if config.loss_mask != 0:
+        parts.append(f"-loss{float(config.loss_mask)}")
+    if config.id:
+        parts.append(f"-{config.id}")
+    return "".join(parts)
+
+
+def absolute(path: str | Path) -> str:
+    """Return the absolute path as text, for a plan that other nodes and other folders read."""
+    return str(Path(path).expanduser().resolve())

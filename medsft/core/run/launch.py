@@ -1,0 +1,130 @@
+"""Starts, resumes and stops runs: as processes of their own, which no terminal, SSH connection or UI takes along when it ends.
+
+start(plan) --> run folder --> supervisor (new session) --> torchrun --> one worker per rank
+                                    '--> after the last iteration: the export
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from medsft.core.planning.layout import Layout
+from medsft.core.planning.plan import RunPlan
+from medsft.core.run.rundir import RunDir, write_atomically
+from medsft.errors import ExitCode, LaunchError, MedsftError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What may change each time a run is started: its layout, and how it finds the other nodes."""
+
+    layout: Layout
+    nproc_per_node: int
+    micro_batch: int
+    num_micro_batches: int
+    nodes: int = 1
+    addr: str | None = None
+    port: int = 6020
+    max_restarts: int = 0
+
+    def apply(self, plan: RunPlan) -> RunPlan:
+        """Return the plan at this layout."""
+        return plan.with_launch(
+            self.layout,
+            nproc_per_node=self.nproc_per_node,
+            micro_batch=self.micro_batch,
+            num_micro_batches=self.num_micro_batches,
+        )
+
+    @classmethod
+    def of(cls, plan: RunPlan) -> Launch:
+        """Return what a plan says of its launch."""
+        return cls(
+            layout=plan.layout,
+            nproc_per_node=plan.nproc_per_node,
+            micro_batch=plan.micro_batch,
+            num_micro_batches=plan.num_micro_batches,
+            nodes=plan.config.nodes,
+            addr=plan.config.addr,
+            port=plan.config.port,
+            max_restarts=plan.config.max_restarts,
+        )
+
+
+def launch_path(run: RunDir) -> Path:
+    """Return the file with the current launch."""
+    return run.control / "launch.json"
+
+
+def read_launch(run: RunDir) -> Launch:
+    """Return how the run was started last. Raises `LaunchError` when it never was."""
+    try:
+        raw = json.loads(launch_path(run).read_text(encoding="utf-8"))
+        return Launch(**{**raw, "layout": Layout(**raw["layout"])})
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        raise LaunchError(f"{launch_path(run)}: missing or damaged.", hint=f"Start it with: medsft resume {run.path}") from None
+
+
+def start(plan: RunPlan) -> RunDir:
+    """Start the run of a plan, or go on with it where it stands, and return at once.
+
+    A run that exists must have the same identity: that is the caller's to check (`pipeline.prepare` does). Raises
+    `LaunchError` when it is running already.
+    """
+    run = RunDir(Path(plan.run_dir))
+    if run.alive():
+        raise LaunchError(f"{run.path} is running.", hint=f"Follow it with: medsft watch {run.path}")
+    if not run.exists():
+        run.create(plan.to_json())
+        run.write_status(f"Training for {plan.num_iterations} iterations", fresh=True)
+    write_atomically(launch_path(run), json.dumps(asdict(Launch.of(plan)), indent=1) + "\n")
+    for request in ("stop", "save"):
+        run.clear_request(request)
+    for old in run.control.glob("error_rank_*.json"):
+        old.unlink()
+    process = _spawn_detached([sys.executable, "-m", "medsft.core.run.supervise", str(run.path)], run.logs / "supervisor.log")
+    run.claim(process.pid)
+    return run
+
+
+def _spawn_detached(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """A new session, so that the hang-up of a terminal does not reach it."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, close_fds=True
+        )
+
+
+def run_engine(module: str, arguments: Sequence[str]) -> str:
+    """Run `python -m medsft.core.engine.MODULE` to its end and return its standard output; its errors pass through.
+
+    Raises the `MedsftError` that the process reports by its exit code.
+    """
+    command = [sys.executable, "-m", f"medsft.core.engine.{module}", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=engine_environment(1))
+    if done.returncode == 0:
+        return done.stdout
+    message = done.stderr.strip().splitlines()
+    text = message[-1] if message else f"{module} ended with {done.returncode}"
+    error = MedsftError(text)
+    known = done.returncode in [int(code) for code in ExitCode]
+    error.exit_code = ExitCode(done.returncode) if known else ExitCode.TRAINING
+    raise error
+
+
+def engine_environment(processes: int) -> dict[str, str]:
+    """Return the environment for training processes: the cores of a node divided among them, no hub, no telemetry."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {
+        "OMP_NUM_THREADS": str(max(1, cores // processes)),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        **os.environ,
+    }

@@ -1,0 +1,130 @@
+"""From a config to a running run: tokenise, plan, check what is there, start. What the CLI, the wizard and scripts call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from medsft.core.basemodel import inspect_base
+from medsft.core.config import RunConfig, check
+from medsft.core.data.make import ProgressCallback
+from medsft.core.data.records import Keys
+from medsft.core.data.tokenize import TokenizeRequest, tokenize
+from medsft.core.planning.plan import RunPlan, difference
+from medsft.core.planning.planner import make_plan, replan
+from medsft.core.registry import Settings
+from medsft.core.run.events import Event, follow
+from medsft.core.run.launch import start
+from medsft.core.run.rundir import RunDir
+from medsft.core.run.view import RunView
+from medsft.errors import AlreadyFinishedError, ConfigError, MismatchError, Problem
+
+
+def tokenize_sets(config: RunConfig, settings: Settings, *, progress: ProgressCallback | None = None) -> None:
+    """Make or check the tokenised sets of a run: `RUN_NAME`, and `RUN_NAME-val` when there is validation data.
+
+    Raises `ConfigError`, `DataError` or `MismatchError`.
+    """
+    problems = check(config)
+    if problems:
+        raise ConfigError(problems)
+    train = request_for(config, settings)
+    tokenize(train, progress=progress)
+    if config.val:
+        tokenize(request_for(config, settings, validation=True), progress=progress)
+
+
+def request_for(config: RunConfig, settings: Settings, *, validation: bool = False) -> TokenizeRequest:
+    """Return what `config` asks of the data layer for one of its two sets."""
+    entry = settings.find_checkpoint(config.checkpoint, config.size)
+    tokenizer = entry.tokenizer or inspect_base(entry.path, config.intermediate_iter).tokenizer
+    if tokenizer is None:
+        raise MismatchError(
+            f"{entry.path}: no tokenizer beside the model.",
+            hint='Name it in medsft.toml: { path = "...", tokenizer = "..." }.',
+        )
+    compat = config.compat == "megatron-llm"
+    return TokenizeRequest(
+        out_dir=Path(config.tokenized_data_dir),
+        name=f"{config.run_name}-val" if validation else config.run_name,
+        data=config.val if validation else config.data,
+        tokenizer=tokenizer,
+        template=config.template,
+        keys=Keys(config.question_key, config.answer_key, config.system_key),
+        bad_rows=config.bad_rows,  # type: ignore[arg-type]
+        special_in_text="control" if compat else config.special_in_text,  # type: ignore[arg-type]
+        prefer_model_file=compat,
+        retokenize=config.retokenize,
+        trust_cache=config.trust_cache,
+    )
+
+
+def prepare(
+    config: RunConfig,
+    settings: Settings,
+    *,
+    progress: ProgressCallback | None = None,
+    confirm: Callable[[RunPlan], RunConfig] | None = None,
+) -> RunPlan:
+    """Tokenise and plan, and compare with what exists. `confirm` may ask a person and return a config with other `iters`.
+
+    A run that exists keeps its number of iterations. Raises `AlreadyFinishedError`, or `MismatchError` with every difference
+    between this plan and the one that the existing run has.
+    """
+    tokenize_sets(config, settings, progress=progress)
+    plan = make_plan(config, settings)
+    existing = existing_plan(plan)
+    if existing is None and confirm is not None:
+        plan = make_plan(confirm(plan), settings)
+    check_against_existing(plan)
+    return plan
+
+
+def existing_plan(plan: RunPlan) -> RunPlan | None:
+    """Return the plan of the run that is in this plan's folder, or None."""
+    run = RunDir(Path(plan.run_dir))
+    return RunPlan.from_json(run.read_plan(), where=str(run.plan_path)) if run.exists() else None
+
+
+def check_against_existing(plan: RunPlan) -> None:
+    """Raise `AlreadyFinishedError` or `MismatchError` unless `plan` may start or go on in its folder."""
+    if Path(plan.export_dir).exists():
+        raise AlreadyFinishedError(
+            f"This run is finished; its model is in {plan.export_dir}",
+            hint="To train it once more beside the first, give it a name of its own: --id NAME",
+        )
+    existing = existing_plan(plan)
+    if existing is None or existing.identity == plan.identity:
+        return
+    changes = "\n".join(f"    {line}" for line in difference(existing, plan))
+    raise MismatchError(
+        f"{plan.run_dir} holds a run with another plan:\n{changes}",
+        hint="Go on with what it was planned with, or start another run beside it: --id NAME",
+    )
+
+
+def run(config: RunConfig, settings: Settings, *, progress: ProgressCallback | None = None) -> RunView:
+    """Do it all and wait for the end: tokenise, plan, train or go on, export. Returns the view of the ended run.
+
+    Raises what `prepare` and `start` raise; a run that failed is returned with `outcome == "failed"`.
+    """
+    folder = start(prepare(config, settings, progress=progress))
+    for _ in follow_to_end(folder):
+        pass
+    return folder.view()
+
+
+def follow_to_end(folder: RunDir) -> Iterator[Event]:
+    """Yield the events of a run from its first on, until no process works on it any more."""
+    return follow(folder.events_path, ended=lambda: not folder.alive())
+
+
+def resume(folder: RunDir, **changes: object) -> RunPlan:
+    """Return the plan to go on with: the run's own, with `changes` to fields that do not make it another run (`tp`, `pp`, ...).
+
+    Raises `AlreadyFinishedError`, `ConfigError` for levels that cannot work, or `MismatchError` when its data or base model
+    have changed.
+    """
+    plan = replan(RunPlan.from_json(folder.read_plan(), where=str(folder.plan_path)), run_dir=folder.path, changes=changes)
+    check_against_existing(plan)
+    return plan
