@@ -7,15 +7,14 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from medsft.core import megatron_folder
+from medsft.core import gguf_header, megatron_folder
 from medsft.core.architecture import ModelConfig, read_hf_config
 from medsft.errors import MismatchError
 
 Kind = Literal["hf", "megatron", "gguf", "medsft-run", "dcp"]
 
-_GGUF_FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ITERATION = re.compile(r"iter_(\d+)")
 
@@ -173,64 +172,8 @@ def _dcp(path: Path, iteration: int | None) -> BaseModel:
 
 
 def _gguf(path: Path) -> BaseModel:
-    return BaseModel(
-        kind="gguf", path=path, weights=path, config=gguf_config(path), tokenizer=path, size_bytes=path.stat().st_size
-    )
-
-
-def gguf_config(path: Path) -> ModelConfig:
-    """Read the model's description from the metadata of a GGUF file.
-
-    Raises `MismatchError` for a damaged file and for an architecture that medsft does not implement.
-    """
-    import gguf  # here, so that looking at a folder does not wait for its import
-
-    try:
-        reader = gguf.GGUFReader(path)
-    except Exception as error:  # the package raises whatever a damaged file makes numpy raise
-        raise MismatchError(f"{path}: not a GGUF file, or truncated ({error}).", hint="Download or copy it again.") from None
-    architecture = _field(reader, "general.architecture")
-    if architecture not in _GGUF_FAMILIES:
-        raise MismatchError(
-            f"{path}: GGUF architecture `{architecture}` is not supported.", hint=f"Supported: {', '.join(_GGUF_FAMILIES)}."
-        )
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    if "rope_freqs.weight" in tensors or _field(reader, f"{architecture}.rope.scaling.type") not in (None, "none"):
-        raise MismatchError(f"{path}: a GGUF file with rope scaling is not supported.", hint="Use the Hugging Face folder.")
-    if "token_embd.weight" not in tensors:
-        raise MismatchError(f"{path}: no token_embd.weight; not a whole language model.")
-
-    def number(key: str, default: float | None = None) -> float:
-        value = _field(reader, f"{architecture}.{key}")
-        value = default if value is None else value
-        if value is None:
-            raise MismatchError(f"{path}: the metadata lacks {architecture}.{key}.")
-        return float(value)
-
-    heads, hidden = int(number("attention.head_count")), int(number("embedding_length"))
-    return ModelConfig(
-        family=_GGUF_FAMILIES[architecture],
-        vocab_size=int(tensors["token_embd.weight"].shape[1]),  # GGUF names the fastest dimension first
-        hidden_size=hidden,
-        intermediate_size=int(number("feed_forward_length")),
-        num_layers=int(number("block_count")),
-        num_heads=heads,
-        num_kv_heads=int(number("attention.head_count_kv", heads)),
-        head_dim=int(number("attention.key_length", number("rope.dimension_count", hidden // heads))),
-        norm_eps=float(f"{number('attention.layer_norm_rms_epsilon'):.6g}"),  # stored as float32: 1e-5 reads 9.99999e-6
-        rope_theta=number("rope.freq_base", 10000.0),
-        max_position_embeddings=int(number("context_length")),
-        tie_embeddings="output.weight" not in tensors,
-        attention_bias="blk.0.attn_q.bias" in tensors,
-        qk_norm="blk.0.attn_q_norm.weight" in tensors,
-        bos_token_id=_field(reader, "tokenizer.ggml.bos_token_id"),
-        eos_token_id=_field(reader, "tokenizer.ggml.eos_token_id"),
-    )
-
-
-def _field(reader: Any, name: str) -> Any:
-    field = reader.fields.get(name)
-    return None if field is None else field.contents()
+    config = gguf_header.read_config(gguf_header.open_reader(path), where=str(path))
+    return BaseModel(kind="gguf", path=path, weights=path, config=config, tokenizer=path, size_bytes=path.stat().st_size)
 
 
 def _tokenizer_beside(*folders: Path) -> Path | None:

@@ -6,7 +6,6 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Quantised
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +13,8 @@ from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 from torch import Tensor
 
-from medsft.core.architecture import ModelConfig
 from medsft.core.engine.formats.source import Slices, WeightSource, check_complete, sha256_of_files
-from medsft.errors import MismatchError
+from medsft.core.gguf_header import open_reader, read_config
 
 _PLAIN = {GGMLQuantizationType.F32: torch.float32, GGMLQuantizationType.F16: torch.float16}
 """Types that are stored as they are; all others are expanded to fp32."""
@@ -41,11 +39,7 @@ _IN_LAYER = {
 
 def open_gguf(path: Path) -> WeightSource:
     """Open a GGUF file of architecture `llama`. Raises `MismatchError` for a damaged file or another architecture."""
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, LookupError, OSError) as error:
-        raise MismatchError(f"{path}: cannot be read as GGUF: {error}", hint="Copy the file again.") from None
-    return _GGUFSource(path, reader)
+    return _GGUFSource(path, open_reader(path))
 
 
 class _GGUFSource:
@@ -54,7 +48,7 @@ class _GGUFSource:
     def __init__(self, path: Path, reader: GGUFReader) -> None:
         self._path = path
         self._tensors: dict[str, ReaderTensor] = {tensor.name: tensor for tensor in reader.tensors}
-        self.config = _config(reader, self._tensors, str(path))
+        self.config = read_config(reader, where=str(path))
         names = {name: _gguf_name(name) for name in self.names()}
         found = {name: self.shape(name) for name, stored in names.items() if stored in self._tensors}
         check_complete(self.config, found, where=str(path))
@@ -100,62 +94,3 @@ def _gguf_name(name: str) -> str:
         return f"{_TOP[stem]}.{kind}"
     layer, _, module = stem.removeprefix("model.layers.").partition(".")
     return f"blk.{layer}.{_IN_LAYER[module]}.{kind}"
-
-
-def _config(reader: GGUFReader, tensors: dict[str, ReaderTensor], where: str) -> ModelConfig:
-    metadata = _Metadata(reader, where)
-    if (architecture := metadata["general.architecture"]) != "llama":
-        raise MismatchError(
-            f"{where}: GGUF architecture `{architecture}` is not supported.",
-            hint="Supported: `llama`. Use the model's Hugging Face folder.",
-        )
-    if metadata.get("llama.expert_count"):
-        raise MismatchError(f"{where}: mixtures of experts are not supported.")
-    heads, hidden = metadata["llama.attention.head_count"], metadata["llama.embedding_length"]
-    return ModelConfig(
-        family="llama",
-        vocab_size=int(tensors["token_embd.weight"].shape[1]) if "token_embd.weight" in tensors else 0,
-        hidden_size=hidden,
-        intermediate_size=metadata["llama.feed_forward_length"],
-        num_layers=metadata["llama.block_count"],
-        num_heads=heads,
-        num_kv_heads=metadata.get("llama.attention.head_count_kv", heads),
-        head_dim=metadata.get("llama.attention.key_length", hidden // heads),
-        norm_eps=metadata["llama.attention.layer_norm_rms_epsilon"],
-        rope_theta=float(metadata.get("llama.rope.freq_base", 10000.0)),
-        rope_scaling=_rope_scaling(metadata, tensors, where),
-        max_position_embeddings=metadata["llama.context_length"],
-        tie_embeddings="output.weight" not in tensors,
-        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),
-    )
-
-
-def _rope_scaling(metadata: _Metadata, tensors: dict[str, ReaderTensor], where: str) -> dict[str, Any] | None:
-    """Read linear scaling. Llama 3.1's is only there as a table of factors, from which its parameters do not follow."""
-    kind = metadata.get("llama.rope.scaling.type", "none")
-    if "rope_freqs.weight" in tensors or kind not in ("none", "linear"):
-        raise MismatchError(
-            f"{where}: the scaling of its rotary positions cannot be read from GGUF.",
-            hint="Use the model's Hugging Face folder.",
-        )
-    factor = float(metadata.get("llama.rope.scaling.factor", 1.0))
-    return {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1.0 else None
-
-
-class _Metadata:
-    """The key/value part of a GGUF file."""
-
-    def __init__(self, reader: GGUFReader, where: str) -> None:
-        self._fields = reader.fields
-        self._where = where
-
-    def get(self, key: str, default: Any = None) -> Any:
-        field = self._fields.get(key)
-        return default if field is None else field.contents()
-
-    def __getitem__(self, key: str) -> Any:
-        value = self.get(key)
-        if value is None:
-            raise MismatchError(f"{self._where}: the field `{key}` is missing in its metadata.")
-        return value
