@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from medsft.core.architecture import ModelConfig, read_hf_config, to_hf_config
@@ -48,8 +50,8 @@ def write_hf(
 ) -> None:
     """Write `tensors` (Hugging Face name, full tensor) as a folder that transformers loads.
 
-    Tensors are taken one after the other, and at most one shard is held in memory. The folder appears under its name only when
-    it is complete; it must not exist before. `eos_token_ids` end a generation (default: the one of `config`).
+    Tensors are taken one after the other, in any order, and one at a time is in memory. The folder appears under its name only
+    when it is complete; it must not exist before. `eos_token_ids` end a generation (default: the one of `config`).
     Raises `MismatchError` when the tensors are not those of `config`.
     """
     if folder.exists():
@@ -57,8 +59,7 @@ def write_hf(
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     aside.mkdir(parents=True)
     try:
-        shapes = _write_shards(aside, tensors, dtype, max_shard_bytes)
-        check_complete(config, shapes, where=str(folder))
+        _write_shards(aside, config, tensors, dtype, max_shard_bytes, where=str(folder))
         _write_json(aside / "config.json", to_hf_config(config, dtype=str(dtype).removeprefix("torch.")))
         _write_json(aside / "generation_config.json", _generation_config(config, eos_token_ids))
         aside.rename(folder)
@@ -147,47 +148,80 @@ def _weight_files(folder: Path, stem: str) -> list[Path]:
 
 
 def _write_shards(
-    folder: Path, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, max_shard_bytes: int
-) -> dict[str, tuple[int, ...]]:
-    """Write all shards and, where there are several, their index; return the shape of each tensor."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    shards: list[list[str]] = []
-    total_bytes = 0
-    for shard in _shards(tensors, dtype, max_shard_bytes):
-        save_file(shard, folder / f"{len(shards)}.part", metadata={"format": "pt"})
-        shards.append(list(shard))
-        shapes |= {name: tuple(tensor.shape) for name, tensor in shard.items()}
-        total_bytes += sum(tensor.nbytes for tensor in shard.values())
-    _name_shards(folder, shards, total_bytes)
-    return shapes
-
-
-def _shards(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, max_shard_bytes: int) -> Iterator[dict[str, Tensor]]:
-    """Group tensors, cast to `dtype`, into dictionaries of at most `max_shard_bytes` (or one tensor)."""
-    shard: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in tensors:
-        stored = tensor.detach().to("cpu", dtype).contiguous()
-        if shard and size + stored.nbytes > max_shard_bytes:
-            yield shard
-            shard, size = {}, 0
-        shard[name] = stored
-        size += stored.nbytes
-    yield shard
-
-
-def _name_shards(folder: Path, shards: Sequence[Sequence[str]], total_bytes: int) -> None:
-    """Rename the numbered parts, now that their number is known, and write the index where there are several."""
-    if len(shards) == 1:
-        (folder / "0.part").rename(folder / "model.safetensors")
-        return
+    folder: Path,
+    config: ModelConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+    *,
+    where: str,
+) -> None:
+    """Write the safetensors files, and the index where there are several."""
+    shapes = dict(config.parameter_shapes())
+    shards = _plan_shards(shapes, dtype.itemsize, max_shard_bytes)
+    offsets: dict[str, tuple[int, int]] = {}
     weight_map: dict[str, str] = {}
-    for index, names in enumerate(shards):
-        file_name = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f"{index}.part").rename(folder / file_name)
-        weight_map |= dict.fromkeys(names, file_name)
-    content = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", content)
+    with ExitStack() as stack:
+        for number, names in enumerate(shards, start=1):
+            one = len(shards) == 1
+            file_name = "model.safetensors" if one else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            file = stack.enter_context((folder / file_name).open("wb", buffering=0))
+            starts = _write_header(file, {name: shapes[name] for name in names}, dtype)
+            offsets |= {name: (file.fileno(), start) for name, start in starts.items()}
+            weight_map |= dict.fromkeys(names, file_name)
+        found: dict[str, tuple[int, ...]] = {}
+        for name, tensor in tensors:
+            found[name] = tuple(tensor.shape)
+            if found[name] == shapes.get(name):
+                _write_tensor(*offsets[name], tensor.detach().to("cpu", dtype))
+        check_complete(config, found, where=where)
+        for descriptor in {descriptor for descriptor, _ in offsets.values()}:
+            os.fsync(descriptor)
+    if len(shards) > 1:
+        total_bytes = config.num_parameters() * dtype.itemsize
+        _write_json(
+            folder / "model.safetensors.index.json", {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        )
+
+
+def _plan_shards(shapes: Mapping[str, tuple[int, ...]], itemsize: int, max_shard_bytes: int) -> list[list[str]]:
+    """Group names in order, so that each group has at most `max_shard_bytes` (or one tensor)."""
+    shards: list[list[str]] = []
+    size = max_shard_bytes + 1
+    for name, shape in shapes.items():
+        stored = math.prod(shape) * itemsize
+        if size + stored > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += stored
+    return shards
+
+
+def _write_header(file: FileIO, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, int]:
+    """Write the head of a safetensors file and return where in the file each tensor begins.
+
+    The format (https://huggingface.co/docs/safetensors): length of the JSON as uint64, the JSON with offsets counted from
+    its end, the tensors. The JSON is filled up with blanks, so that tensors are aligned.
+    """
+    kind = next(name for name, known in _SAFETENSORS_DTYPES.items() if known == dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.truncate(8 + len(text) + end)
+    return {name: 8 + len(text) + header[name]["data_offsets"][0] for name in shapes}
+
+
+def _write_tensor(file: int, offset: int, tensor: Tensor) -> None:
+    data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+    while data:  # one call writes at most 2 GiB
+        written = os.pwrite(file, data, offset)
+        offset, data = offset + written, data[written:]
 
 
 def _generation_config(config: ModelConfig, eos_token_ids: Sequence[int] | None) -> dict[str, Any]:
