@@ -1,0 +1,73 @@
+"""A run as lines of text, for `--plain`, for pipes, and for screen readers. The screens show the same values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from medsft.core.run.events import Event
+from medsft.core.run.view import RunView
+from medsft.core.units import byte_size, count, duration
+
+
+def event_line(event: Event) -> str | None:
+    """Return one event as a line without a newline; None for a kind that says nothing to a person."""
+    text = _text(event.kind, event.data)
+    return None if text is None else f"{time.strftime('%H:%M:%S', time.localtime(event.time))}  {text}"
+
+
+def view_line(view: RunView, state: str) -> str:
+    """Return a whole run as one line: its state, how far it is, its last loss, and how long it will take."""
+    parts = [state, f"iteration {count(view.iteration)} of {count(view.total)}" if view.total else "not started"]
+    if (loss := view.last("loss")) is not None:
+        parts.append(f"loss {loss:.4f}")
+    if (loss := view.last_eval("loss")) is not None:
+        parts.append(f"validation loss {loss:.4f}")
+    if state in ("running", "stopping") and view.eta_seconds is not None:
+        parts.append(f"{duration(view.eta_seconds)} left")
+    if state == "failed" and view.reason:
+        parts.append(f"{view.reason} {view.remedy}".strip())
+    return ", ".join(parts)
+
+
+def _text(kind: str, data: Mapping[str, Any]) -> str | None:
+    if kind == "run_started":
+        again = f"resumed after iteration {count(data.get('iteration', 0))}" if data.get("resumed") else "started"
+        host = f" on {data['host']}" if data.get("host") else ""
+        return f"{again}: {count(data.get('total', 0))} iterations, {count(data.get('world_size', 1))} processes{host}"
+    if kind == "phase":
+        return f"{data.get('name', '')} ..."
+    if kind == "step":
+        return _step(data)
+    if kind == "eval":
+        parts = [
+            f"{label} {value:.4f}" for label in ("loss", "perplexity", "accuracy") if (value := data.get(label)) is not None
+        ]
+        return f"validation after {count(data.get('iteration', 0))}: {', '.join(parts)}"
+    if kind == "checkpoint":
+        size, took = byte_size(data.get("bytes") or 0), duration(data.get("seconds"))
+        return f"checkpoint {count(data.get('iteration', 0))} saved, {size} in {took}"
+    if kind == "warning":
+        return f"WARNING {data.get('message', '')}"
+    if kind == "failed":
+        return f"FAILED {data.get('reason', '')} {data.get('remedy', '')}".rstrip()
+    if kind == "finished":
+        export = data.get("export")
+        return f"finished after {count(data.get('iteration', 0))} iterations" + (f", model in {export}" if export else "")
+    if kind == "stopped":
+        return f"stopped on request after iteration {count(data.get('iteration', 0))}"
+    return None
+
+
+def _step(data: Mapping[str, Any]) -> str:
+    parts = [f"{count(data.get('iteration', 0))}/{count(data.get('total', 0))}"]
+    formats = (("loss", "loss {:.4f}"), ("lr", "lr {:.2e}"), ("grad_norm", "grad norm {:.3f}"))
+    for name, form in (*formats, ("tokens_per_second", "{:,.0f} tokens/s"), ("memory_bytes", "")):
+        value = data.get(name)
+        if value is None:
+            parts.append(f"{name} not finite" if form.startswith(("loss", "grad")) else "")
+        else:
+            parts.append(form.format(value) if form else byte_size(value))
+    parts.append(f"{duration(data['eta_seconds'])} left" if data.get("eta_seconds") is not None else "")
+    return "  ".join(part for part in parts if part)

@@ -1,0 +1,48 @@
+"""Numbers as people read them. One place, so that the command line and the screens say the same."""
+
+from __future__ import annotations
+
+import math
+
+
+def byte_size(count: float) -> str:
+    """Return 3221225472 as `3.0 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" or abs(count) >= 100 else f"{count:.1f} {unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return 4500 as `1 h 15 min`: the two largest units, `?` where the time is not known."""
+    if seconds is None or not math.isfinite(seconds):
+        return "?"
+    left = max(0, round(seconds))
+    parts: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        value, left = divmod(left, length)
+        if value or (unit == "s" and not parts):
+            parts.append(f"{value} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
+
+
+def age(seconds: float) -> str:
+    """Return 250 as `4 min ago`: the largest unit is enough."""
+    return "just now" if seconds < 2 else f"{' '.join(duration(seconds).split()[:2])} ago"
+
+
+def count(number: float) -> str:
+    """Return 1234567 as `1,234,567`."""
+    return f"{number:,.0f}"
+
+
+def short_count(number: float) -> str:
+    """Return 1234567 as `1.23 M`: three digits, for places that are narrow."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(number) >= limit:
+            scaled = number / (1e3 if unit == "k" else limit)
+            return f"{scaled:.3g} {unit}" if scaled < 999.5 else f"{scaled:.0f} {unit}"
+    return f"{number:,.0f}"
