@@ -93,6 +93,12 @@ def start(plan: RunPlan) -> RunDir:
     return run
 
 
+def start_export(run: RunDir, to: Path) -> None:
+    """Export the latest checkpoint in a process of its own, and return at once; how it goes is in `logs/export.log`."""
+    command = [sys.executable, "-m", "medsft.core.engine.export", str(run.path), "--to", str(to)]
+    _spawn_detached(command, run.logs / "export.log")
+
+
 def _spawn_detached(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """A new session, so that the hang-up of a terminal does not reach it."""
     with log.open("ab") as output:
