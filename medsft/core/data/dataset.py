@@ -5,6 +5,7 @@ Opening is a few memory maps, whatever the number of documents.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -36,6 +37,16 @@ def role_prefix(folder: Path) -> Path:
 def spans_path(folder: Path) -> Path:
     """Where the answer lies in each document, [documents, 2], so that a plan need not read the roles."""
     return folder / f"{folder.name}-answers.npy"
+
+
+def save_spans(folder: Path, spans: npt.NDArray[np.int32]) -> None:
+    """Write and sync the answers' places of a set, aside first."""
+    aside = folder / f".{spans_path(folder).name}.{os.getpid()}"
+    with aside.open("wb") as stream:
+        np.save(stream, spans, allow_pickle=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(spans_path(folder))
 
 
 def set_exists(folder: Path) -> bool:

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from medsft.core.data.dataset import role_facts, role_prefix, spans_path, text_prefix
+from medsft.core.data.dataset import role_facts, role_prefix, save_spans, spans_path, text_prefix
 from medsft.core.data.encode import encode_documents
 from medsft.core.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
 from medsft.core.data.manifest import MANIFEST_NAME, Manifest, Recipe, write_manifest
@@ -106,7 +106,7 @@ def make_set(
     stamps = [_stamp(path) for path in files]
     with processing(job, opened, input_bytes=total, workers=workers) as process:
         bad = _check(files, process, recipe, Clock("check", total, report))
-        with _folder_aside(folder) as aside:
+        with _writing_to_disk(folder), _folder_aside(folder) as aside:
             written = _write(aside, files, process, opened, Clock("tokenise", total, report))
             if stamps != [_stamp(path) for path in files] or total != sum(file.bytes for file in recipe.inputs):
                 raise DataError("a data file changed while it was read", hint="try again when it is finished")
@@ -185,7 +185,7 @@ def _write(aside: Path, files: Sequence[Path], process: Process, opened: OpenedT
             documents += result.rows
             clock.tell(result.bytes_read, documents)
         wrote_text, wrote_role = text.close(), role.close()
-    np.save(spans_path(aside), np.concatenate(spans), allow_pickle=False)
+    save_spans(aside, np.concatenate(spans))
     return _WrittenSet(
         documents=documents,
         tokens=wrote_text.numbers,
@@ -205,6 +205,18 @@ def answer_tail(opened: OpenedTokenizer) -> int:
 
 
 # --- the folder ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _writing_to_disk(folder: Path) -> Iterator[None]:
+    """A full or read-only disk is a person's problem, not a bug."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written: {error.strerror or error}",
+            hint="free some space, or choose another --tokenized_data_dir",
+        ) from None
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class Manifest:
     tokens_by_role: tuple[int, int, int]
     """Of system, question and answer"""
     vocab_size: int
-    """Not padded; for a trusted set the highest id + 1"""
+    """Of the tokenizer, not padded"""
     answer_tail: int
     """Tokens of a document that follow the stop token of its answer"""
     special_in_text: int = 0

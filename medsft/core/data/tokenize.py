@@ -98,20 +98,29 @@ def tokenize(request: TokenizeRequest, *, progress: ProgressCallback | None = No
     """
     report = progress or (lambda _: None)
     opened = request.job.open_tokenizer()
+    if not request.data:
+        return _use(request, opened)
+    recipe = _recipe(request, opened, _hash(request, report))
+    if not request.retokenize and _holds_files(request.folder):
+        return _reuse(request, opened, recipe)
+    before = _inode(request.folder)
     with _lock(request, report):
         remove_left_overs(request.folder)
-        if not request.data:
-            return _use(request, opened)
-        recipe = _recipe(request, opened, _hash(request, report))
-        if not request.retokenize and _holds_files(request.folder):
+        made_meanwhile = _inode(request.folder) not in (None, before)
+        if made_meanwhile or (not request.retokenize and _holds_files(request.folder)):
             return _reuse(request, opened, recipe)
         refuse_foreign_files(request.folder)
         make_set(request.folder, request.data, recipe, opened, request.job, workers=request.workers, report=report)
         return open_tokenized(request.folder)
 
 
+def _inode(folder: Path) -> int | None:
+    """Tells a set from one that was put in its place."""
+    return folder.stat().st_ino if folder.is_dir() else None
+
+
 def wait_for_tokenized(folder: Path, *, timeout_seconds: float, poll_seconds: float = 2.0) -> TokenizedData:
-    """Wait until another node has made a set. Raises DataError after the timeout."""
+    """Wait until another node has made a set that is not there yet. Raises DataError after the timeout."""
     end = time.monotonic() + timeout_seconds
     while not (folder / MANIFEST_NAME).is_file():
         if time.monotonic() >= end:
@@ -183,6 +192,8 @@ def _use(request: TokenizeRequest, opened: OpenedTokenizer) -> TokenizedData:
         return trust(request.folder, opened)
     data = open_tokenized(request.folder)
     changed = tokenizer_differences(data.manifest, opened.tokenizer.fingerprint)
+    if data.manifest.recipe is None and data.manifest.vocab_size != opened.tokenizer.vocab_size:
+        changed.append("the tokenizer has another number of tokens than the one with which the set was trusted")
     changed += template_differences(data.manifest, opened.template.name, _sha256(opened.template.jinja))
     if changed:
         raise _stale(request.folder, changed, "give --data with --retokenize, or the --tokenizer and --template it has")

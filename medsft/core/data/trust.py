@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from medsft.core.data.dataset import TokenizedData, document_blocks, open_tokenized, role_facts, spans_path
+from medsft.core.data.dataset import TokenizedData, document_blocks, open_tokenized, role_facts, save_spans
 from medsft.core.data.indexed import IndexedReader
 from medsft.core.data.make import answer_tail
 from medsft.core.data.manifest import Manifest, write_manifest
 from medsft.core.data.template import Role
 from medsft.core.data.tokenizers import OpenedTokenizer
 from medsft.errors import DataError
+
+_REMEDY = "tokenise the data again with --data and --retokenize"
 
 
 def trust(folder: Path, opened: OpenedTokenizer) -> TokenizedData:
@@ -55,12 +57,9 @@ def trust(folder: Path, opened: OpenedTokenizer) -> TokenizedData:
         role_sha256=role_sha256,
     )
     with suppress(OSError):
-        np.save(spans_path(folder), np.concatenate([fact.spans for fact in facts]), allow_pickle=False)
+        save_spans(folder, np.concatenate([fact.spans for fact in facts]))
         write_manifest(folder, manifest)
     return TokenizedData(folder, data.text, data.role, manifest)
-
-
-_REMEDY = "tokenise the data again with --data and --retokenize"
 
 
 def _digest(reader: IndexedReader) -> tuple[str, int]:

@@ -173,7 +173,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-        self._send(job)
+        self._unsent: list[object] = [job]
 
     def _send(self, value: object) -> None:
         assert self._process.stdin is not None
@@ -183,8 +183,10 @@ class _Worker:
     def ask(self, chunk: Chunk) -> ChunkResult:
         """Hand over a chunk and wait for its result, or for the error that it raised."""
         assert self._process.stdout is not None
+        self._unsent.append(chunk)
         try:
-            self._send(chunk)
+            while self._unsent:
+                self._send(self._unsent.pop(0))
             answer = pickle.load(self._process.stdout)
         except (EOFError, OSError, ValueError, pickle.UnpicklingError):
             raise LaunchError(

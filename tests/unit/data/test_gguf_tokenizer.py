@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medsft.core.data import gguf_cache
+from medsft.core.data.tokenizers import open_tokenizer
+from medsft.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def _write_gguf(path: Path, hf_folder: Path) -> None:
+    """A GGUF file with the tokenizer of a folder and one weight."""
+    from gguf import GGUFWriter
+
+    model = json.loads((hf_folder / "tokenizer.json").read_text())["model"]
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(model["vocab"], key=model["vocab"].get))
+    writer.add_token_types([3 if id_ < 3 else 1 for id_ in range(len(model["vocab"]))])
+    writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_tensor("token_embd.weight", np.zeros((len(model["vocab"]), 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_the_tokenizer_of_a_gguf_file_is_converted_once(
+    tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "small.gguf"
+    _write_gguf(path, hf_folder)
+    opened = open_tokenizer(path)
+    assert opened.tokenizer.source.is_relative_to(tmp_path / "cache")
+    assert opened.tokenizer.added_tokens == open_tokenizer(hf_folder).tokenizer.added_tokens
+    ours, theirs = (open_tokenizer(source).tokenizer for source in (path, hf_folder))
+    segments = opened.template.render(open_example())
+    assert ours.encode(segments) == theirs.encode(segments)
+    monkeypatch.setattr(gguf_cache, "_convert", lambda *_: pytest.fail("converted twice"))
+    assert open_tokenizer(tmp_path).tokenizer.fingerprint == opened.tokenizer.fingerprint
+
+
+def open_example():  # type: ignore[no-untyped-def]
+    from medsft.core.data.records import Example
+
+    return Example(question="the dose of aspirin", answer="5 mg é")
+
+
+def test_a_file_without_a_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF" + b"\0" * 20)
+    with pytest.raises(DataError, match=r"broken\.gguf: its tokenizer cannot be read") as caught:
+        open_tokenizer(path)
+    assert "--tokenizer" in caught.value.hint
+    assert not any((tmp_path / "cache" / "medsft" / "tokenizers").iterdir())

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import gzip
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from medsft.core.data import records
+from medsft.core.data.records import BadRow, BadRows, Example, Keys, Line, parse_row, propose_keys, read_examples, read_lines
+from medsft.errors import DataError
+
+KEYS = Keys(question="q", answer="a", system="s")
+SECRET = "Mrs Smith"
+
+
+def _raw(**row: object) -> bytes:
+    return json.dumps({"q": SECRET, "a": SECRET, "s": SECRET} | row).encode()
+
+
+def test_reads_the_three_texts_as_they_are() -> None:
+    raw = json.dumps({"q": " two  spaces\n", "a": "é🙂", "s": "", "other": 1}).encode()
+    assert parse_row(raw, KEYS) == Example(question=" two  spaces\n", answer="é🙂", system="")
+    assert parse_row(raw, Keys(question="q", answer="a")).system is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (f'{{"q": "{SECRET}'.encode(), "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (f'["{SECRET}"]'.encode(), "not a JSON object"),
+        (json.dumps({"q": SECRET, "s": ""}).encode(), "no key 'a'"),
+        (_raw(a=None), "'a' is not a string"),
+        (_raw(q=[SECRET]), "'q' is not a string"),
+        (_raw(a=" \n"), "empty answer under 'a'"),
+        (_raw(q=""), "empty question under 'q'"),
+        (_raw().replace(b"Smith", b"Sm\xefth"), "broken UTF-8"),
+        (_raw(a="half a pair \ud83d"), "broken UTF-8"),
+        (f'{{"q": "{SECRET}", "a": "1", "s": "", "a": "2"}}'.encode(), "the same key twice in one object"),
+        (None, "line longer than 32 MiB"),
+    ],
+)
+def test_every_kind_of_bad_row_is_named_without_its_text(raw: bytes | None, reason: str) -> None:
+    with pytest.raises(BadRow) as caught:
+        parse_row(raw, KEYS)
+    assert str(caught.value) == reason
+
+
+def test_lines_carry_their_number_and_blank_ones_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf{}\n\n  \r\n[]\nlast without newline")
+    found = [(line.number, line.raw) for line, _ in read_lines(path)]
+    assert found == [(1, b"{}\n"), (4, b"[]\n"), (5, b"last without newline")]
+
+
+def test_gzip_is_recognised_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "named_plainly.jsonl"
+    path.write_bytes(gzip.compress(b"{}\n[]\n"))
+    assert [line.raw for line, _ in read_lines(path)] == [b"{}\n", b"[]\n"]
+
+
+def test_damaged_gzip_and_missing_files_are_data_errors(tmp_path: Path) -> None:
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress(b"{}\n" * 10_000)[:-20])
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz: the gzip data ends early"):
+        list(read_lines(cut))
+    with pytest.raises(DataError, match=r"no\.jsonl: cannot be read"):
+        list(read_lines(tmp_path / "no.jsonl"))
+
+
+def test_a_huge_line_is_passed_over_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "MAX_LINE_BYTES", 2**20)
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as stream:
+        for _ in range(100):
+            stream.write(b"x" * 2**20)
+        stream.write(b"\n{}\n" + b"y" * 2**20 + b"\n" + b"z" * (2**20 + 1))
+    tracemalloc.start()
+    found = [(line.number, line.raw and len(line.raw)) for line, _ in read_lines(path)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [(1, None), (2, 3), (3, 2**20 + 1), (4, None)]
+    assert peak < 8 * 2**20
+
+
+def test_the_error_names_the_first_twenty_and_counts_all(tmp_path: Path) -> None:
+    bad = BadRows()
+    for number in range(1, 31):
+        part = BadRows()
+        part.add(Line(number % 2, number, b""), "not JSON")
+        bad.merge(part)
+    message = str(bad.error([tmp_path / "a.jsonl", tmp_path / "b.jsonl"]))
+    assert message.startswith("30 rows cannot be used")
+    assert f"{tmp_path}/b.jsonl:1: not JSON\n{tmp_path}/a.jsonl:2: not JSON\n" in message
+    assert "a.jsonl:20: not JSON\n... and 10 more" in message
+    assert "b.jsonl:21" not in message
+    assert "--bad_rows skip" in message
+
+
+def test_examples_of_several_files_come_in_order_and_bad_rows_stop_or_are_left_out(tmp_path: Path) -> None:
+    first, second = tmp_path / "1", tmp_path / "2"
+    first.write_text('{"q": "1", "a": "x"}\n')
+    second.write_text('{"q": "2", "a": ""}\n{"q": "3", "a": "x"}\n')
+    keys = Keys(question="q", answer="a")
+    assert [example.question for example in read_examples([second, first], keys, skip_bad=True)] == ["3", "1"]
+    with pytest.raises(DataError, match=r"2:1: empty answer"):
+        list(read_examples([first, second], keys))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "x", "gold": "y"}, ("prompt", "gold", None)),
+        ({"id": "7", "Instruction": "x", "output": "y", "system": "z"}, ("Instruction", "output", "system")),
+        ({"frage": "x", "completion": "y"}, (None, "completion", None)),
+        ({"prompt": 1, "question": "x", "answer": "y"}, ("question", "answer", None)),
+    ],
+)
+def test_keys_are_proposed_by_their_usual_names(
+    tmp_path: Path, row: dict[str, object], expected: tuple[str | None, ...]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("broken\n" + json.dumps(row) + "\n" + json.dumps(row | {"late": "x"}) + "\n")
+    proposal = propose_keys(path)
+    assert (proposal.question, proposal.answer, proposal.system) == expected
+    assert proposal.keys == tuple(key for key, value in row.items() if isinstance(value, str))

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medsft.core.data.chat_template import load_chat_template
+from medsft.core.data.records import Example
+from medsft.core.data.template import Role, Template, builtin_template
+from medsft.errors import DataError
+
+PLAIN = Example(question="What?", answer="That.")
+WITH_SYSTEM = Example(question="  a\n", answer=" {{ b }} ' \\n ", system="")
+
+
+def _chat_folder(tmp_path: Path, jinja: str, **config: object) -> Path:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": jinja, **config}))
+    return tmp_path
+
+
+def test_meditron_is_the_text_of_the_original() -> None:
+    template = builtin_template("meditron")
+    assert template.text(WITH_SYSTEM) == (
+        "<|im_start|>system\n<|im_end|>\n<|im_start|>question\n  a\n<|im_end|>\n<|im_start|>answer\n {{ b }} ' \\n <|im_end|>\n"
+    )
+    assert [segment.role for segment in template.render(WITH_SYSTEM)] == [Role.SYSTEM, Role.QUESTION, Role.ANSWER]
+    assert [int(role) for role in Role] == [0, 1, 2]
+
+
+def test_chatml_differs_in_the_role_words_only() -> None:
+    meditron, chatml = builtin_template("meditron"), builtin_template("chatml")
+    renamed = meditron.text(PLAIN).replace("question", "user").replace("answer", "assistant")
+    assert chatml.text(PLAIN) == renamed
+
+
+@pytest.mark.parametrize("name", ["meditron", "chatml"])
+def test_literal_ranges_are_what_people_wrote(name: str) -> None:
+    written = [
+        segment.text[first:last] for segment in builtin_template(name).render(WITH_SYSTEM) for first, last in segment.literal
+    ]
+    assert written == [WITH_SYSTEM.system, WITH_SYSTEM.question, WITH_SYSTEM.answer]
+
+
+@pytest.mark.parametrize("name", ["meditron", "chatml"])
+@pytest.mark.parametrize("example", [PLAIN, WITH_SYSTEM])
+def test_the_exported_chat_template_renders_the_training_text(tmp_path: Path, name: str, example: Example) -> None:
+    template = builtin_template(name)
+    exported = load_chat_template(_chat_folder(tmp_path, template.jinja), template.special_tokens)
+    assert exported.text(example) == template.text(example)
+    assert exported.render_prompt(example) == template.render_prompt(example)
+    assert exported.stop_token == template.stop_token
+
+
+@pytest.mark.parametrize("name", ["meditron", "chatml"])
+def test_the_prompt_is_the_beginning_of_the_training_text(name: str) -> None:
+    template = builtin_template(name)
+    for example in (PLAIN, WITH_SYSTEM):
+        prompt = template.render_prompt(example)
+        assert template.text(example) == f"{prompt}{example.answer}{template.stop_token}\n"
+
+
+def test_an_unknown_role_is_refused_by_the_exported_template(tmp_path: Path) -> None:
+    jinja = builtin_template("meditron").jinja.replace("'system': 'system', ", "")
+    with pytest.raises(DataError, match="refuses such a document: this model knows the roles"):
+        load_chat_template(_chat_folder(tmp_path, jinja), ()).render(WITH_SYSTEM)
+
+
+LLAMA_3 = (
+    "{{- bos_token }}\n"
+    "{%- for message in messages %}\n"
+    "    {{- '<|start|>' + message['role'] + '<|end|>\\n\\n' + message['content'] | trim + '<|eot|>' }}\n"
+    "{%- endfor %}\n"
+    "{%- if add_generation_prompt %}{{- '<|start|>assistant<|end|>\\n\\n' }}{%- endif %}"
+)
+LLAMA_3_TOKENS = ("<|begin|>", "<|start|>", "<|end|>", "<|eot|>")
+
+
+def _llama_3(tmp_path: Path) -> Template:
+    return load_chat_template(_chat_folder(tmp_path, LLAMA_3, bos_token={"content": "<|begin|>"}), LLAMA_3_TOKENS)
+
+
+def test_model_finds_the_answer_and_what_ends_it(tmp_path: Path) -> None:
+    template = _llama_3(tmp_path)
+    prompt, answer = template.render(Example(question=" q ", answer=" a "))
+    assert prompt.text == "<|begin|><|start|>user<|end|>\n\nq<|eot|><|start|>assistant<|end|>\n\n"
+    assert (answer.text, answer.role) == ("a<|eot|>", Role.ANSWER)
+    assert template.stop_token == "<|eot|>"
+    assert template.render_prompt(Example(question=" q ", answer="")) == prompt.text
+
+
+def test_model_marks_special_strings_of_people_as_literal(tmp_path: Path) -> None:
+    template = _llama_3(tmp_path)
+    example = Example(question="<|eot|>q<|end|><|end|>", answer="a <|begin|>", system="s")
+    prompt, answer = template.render(example)
+    written = [segment.text[first:last] for segment in (prompt, answer) for first, last in segment.literal]
+    assert written == ["<|eot|>", "<|end|>", "<|end|>", "<|begin|>"]
+    assert template.text(example) == (
+        "<|begin|><|start|>system<|end|>\n\ns<|eot|><|start|>user<|end|>\n\n<|eot|>q<|end|><|end|><|eot|>"
+        "<|start|>assistant<|end|>\n\na <|begin|><|eot|>"
+    )
+
+
+def test_model_accepts_the_generation_tag_of_transformers(tmp_path: Path) -> None:
+    jinja = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{%- generation -%} {{ m.content }}</s>{%- endgeneration -%}"
+        "{% else %}[{{ m.content }}]{% endif %}{% endfor %}"
+    )
+    template = load_chat_template(_chat_folder(tmp_path, jinja, eos_token="</s>"), ("</s>",))
+    assert [segment.text for segment in template.render(PLAIN)] == ["[What?]", "That.</s>"]
+
+
+@pytest.mark.parametrize(
+    ("jinja", "message"),
+    [
+        ("{% if %}", "not valid jinja"),
+        ("{{ raise_exception('no') }}", "refuses such a document: no"),
+        ("{{ messages|length }}{{ messages[0].content }}", "cannot be told from the rest"),
+        ("{{ messages[0].content }}", "cannot be told from the rest"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses such a document"),
+        (None, "has no chat template"),
+    ],
+)
+def test_templates_that_cannot_be_used_say_why(tmp_path: Path, jinja: str | None, message: str) -> None:
+    folder = _chat_folder(tmp_path, jinja) if jinja else tmp_path
+    with pytest.raises(DataError, match=message) as caught:
+        load_chat_template(folder, ())
+    assert "--template meditron" in caught.value.hint
