@@ -1,3 +1,90 @@
-"""Fine-tune a Llama-family medical language model on question/answer JSONL."""
+"""Fine-tune a Llama-family medical language model on question/answer JSONL.
+
+    import medsft
+
+    config = medsft.RunConfig(checkpoint="meditron", size=7, run_name="pubmedqa", data=("train.jsonl",))
+    view = medsft.run(config, medsft.load_settings())
+    print(view.outcome, view.export)
+
+Names are imported when they are first used, so that `import medsft` costs next to nothing. Nothing here imports torch:
+training, export and conversion run as processes of their own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from medsft.core.config import RunConfig as RunConfig
+    from medsft.core.config import load_toml as load_toml
+    from medsft.core.config import save_toml as save_toml
+    from medsft.core.data.dataset import TokenizedData as TokenizedData
+    from medsft.core.data.dataset import open_tokenized as open_tokenized
+    from medsft.core.data.report import length_report as length_report
+    from medsft.core.data.tokenize import TokenizeRequest as TokenizeRequest
+    from medsft.core.data.tokenize import tokenize as tokenize
+    from medsft.core.planning.plan import RunPlan as RunPlan
+    from medsft.core.planning.planner import make_plan as plan  # noqa: F401
+    from medsft.core.planning.planner import preview as preview
+    from medsft.core.registry import Settings as Settings
+    from medsft.core.registry import load_settings as load_settings
+    from medsft.core.run.events import Event as Event
+    from medsft.core.run.launch import start as start
+    from medsft.core.run.pipeline import follow_to_end as follow  # noqa: F401
+    from medsft.core.run.pipeline import prepare as prepare
+    from medsft.core.run.pipeline import resume as resume
+    from medsft.core.run.pipeline import run as run
+    from medsft.core.run.pipeline import tokenize_sets as tokenize_sets
+    from medsft.core.run.rundir import RunDir as RunDir
+    from medsft.core.run.rundir import find_runs as find_runs
+    from medsft.core.run.view import RunView as RunView
+    from medsft.core.run.view import fold as fold
+    from medsft.errors import MedsftError as MedsftError
+
+_PUBLIC = {
+    "RunConfig": "core.config",
+    "load_toml": "core.config",
+    "save_toml": "core.config",
+    "TokenizedData": "core.data.dataset",
+    "open_tokenized": "core.data.dataset",
+    "length_report": "core.data.report",
+    "TokenizeRequest": "core.data.tokenize",
+    "tokenize": "core.data.tokenize",
+    "RunPlan": "core.planning.plan",
+    "plan": "core.planning.planner:make_plan",
+    "preview": "core.planning.planner",
+    "Settings": "core.registry",
+    "load_settings": "core.registry",
+    "Event": "core.run.events",
+    "start": "core.run.launch",
+    "follow": "core.run.pipeline:follow_to_end",
+    "prepare": "core.run.pipeline",
+    "resume": "core.run.pipeline",
+    "run": "core.run.pipeline",
+    "tokenize_sets": "core.run.pipeline",
+    "RunDir": "core.run.rundir",
+    "find_runs": "core.run.rundir",
+    "RunView": "core.run.view",
+    "fold": "core.run.view",
+    "MedsftError": "errors",
+}
+"""Public name -> where it is, with the name it has there if that is another one."""
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'medsft' has no attribute '{name}'")
+    from importlib import import_module
+
+    module, _, original = _PUBLIC[name].partition(":")
+    value = getattr(import_module(f"medsft.{module}"), original or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -45,7 +45,7 @@ class CheckpointEntry:
     """Family in the names of run folders (`llama-2`); None: what the checkpoint says itself."""
     tokenizer: Path | None = None
     """Absolute; None: what lies beside the weights."""
-    source: Path
+    source: Path | None = None
     """The file that has the entry."""
 
 

@@ -20,22 +20,42 @@ from medsft.core.run.view import RunView
 from medsft.errors import AlreadyFinishedError, ConfigError, MismatchError, Problem
 
 
-def tokenize_sets(config: RunConfig, settings: Settings, *, progress: ProgressCallback | None = None) -> None:
+def tokenize_sets(
+    config: RunConfig, settings: Settings, *, tokenizer: Path | None = None, progress: ProgressCallback | None = None
+) -> None:
     """Make or check the tokenised sets of a run: `RUN_NAME`, and `RUN_NAME-val` when there is validation data.
 
-    Raises `ConfigError`, `DataError` or `MismatchError`.
+    With `tokenizer` no base model is needed. Raises `ConfigError`, `DataError` or `MismatchError`.
     """
     problems = check(config)
     if problems:
         raise ConfigError(problems)
-    train = request_for(config, settings)
-    tokenize(train, progress=progress)
+    tokenize(request_for(config, settings, tokenizer=tokenizer), progress=progress)
     if config.val:
-        tokenize(request_for(config, settings, validation=True), progress=progress)
+        tokenize(request_for(config, settings, tokenizer=tokenizer, validation=True), progress=progress)
 
 
-def request_for(config: RunConfig, settings: Settings, *, validation: bool = False) -> TokenizeRequest:
-    """Return what `config` asks of the data layer for one of its two sets."""
+def request_for(
+    config: RunConfig, settings: Settings, *, tokenizer: Path | None = None, validation: bool = False
+) -> TokenizeRequest:
+    """Return what `config` asks of the data layer for one of its two sets; `tokenizer` stands in for the base model's."""
+    compat = config.compat == "megatron-llm"
+    return TokenizeRequest(
+        out_dir=Path(config.tokenized_data_dir),
+        name=f"{config.run_name}-val" if validation else config.run_name,
+        data=config.val if validation else config.data,
+        tokenizer=tokenizer or _tokenizer(config, settings),
+        template=config.template,
+        keys=Keys(question=config.question_key, answer=config.answer_key, system=config.system_key),
+        bad_rows=config.bad_rows,  # type: ignore[arg-type]
+        special_in_text="control" if compat else config.special_in_text,  # type: ignore[arg-type]
+        prefer_model_file=compat,
+        retokenize=config.retokenize,
+        trust_cache=config.trust_cache,
+    )
+
+
+def _tokenizer(config: RunConfig, settings: Settings) -> Path:
     entry = settings.find_checkpoint(config.checkpoint, config.size)
     tokenizer = entry.tokenizer or inspect_base(entry.path, config.intermediate_iter).tokenizer
     if tokenizer is None:
@@ -43,20 +63,7 @@ def request_for(config: RunConfig, settings: Settings, *, validation: bool = Fal
             f"{entry.path}: no tokenizer beside the model.",
             hint='Name it in medsft.toml: { path = "...", tokenizer = "..." }.',
         )
-    compat = config.compat == "megatron-llm"
-    return TokenizeRequest(
-        out_dir=Path(config.tokenized_data_dir),
-        name=f"{config.run_name}-val" if validation else config.run_name,
-        data=config.val if validation else config.data,
-        tokenizer=tokenizer,
-        template=config.template,
-        keys=Keys(config.question_key, config.answer_key, config.system_key),
-        bad_rows=config.bad_rows,  # type: ignore[arg-type]
-        special_in_text="control" if compat else config.special_in_text,  # type: ignore[arg-type]
-        prefer_model_file=compat,
-        retokenize=config.retokenize,
-        trust_cache=config.trust_cache,
-    )
+    return tokenizer
 
 
 def prepare(

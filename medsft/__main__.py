@@ -1,0 +1,5 @@
+"""`python -m medsft` is `medsft`."""
+
+from medsft.cli import main
+
+main()

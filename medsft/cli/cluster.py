@@ -1,0 +1,43 @@
+"""The commands that start one run on several nodes: a line for each node, or one script for Slurm."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from medsft.core.config import RunConfig, command_line
+
+_SLURM = """\
+#!/bin/bash
+#SBATCH --job-name=medsft-{name}
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --output=medsft-{name}-%j.log
+#SBATCH --signal=TERM@300
+# Five minutes before its time is over, the job saves a checkpoint and ends; submit it again to go on.
+# Add what your cluster asks for: --account, --partition, --time{gpus}
+
+addr=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MEDSFT_ADDR=$addr
+srun bash -c {command}
+"""
+
+
+def node_commands(config: RunConfig, settings: Path | None = None) -> list[str]:
+    """Return what to type on each node, in the order of their ranks."""
+    return [_line(replace(config, rank=rank), settings) for rank in range(config.nodes)]
+
+
+def slurm_script(config: RunConfig, settings: Path | None = None) -> str:
+    """Return an sbatch script that starts the run on all its nodes."""
+    plain = replace(config, rank=0, addr=None)
+    command = f'{_line(plain, settings)} --rank "$SLURM_NODEID" --addr "$MEDSFT_ADDR" --plain'
+    gpus = f", --gpus-per-node={config.nproc_per_node}" if config.nproc_per_node else ", --gpus-per-node"
+    return _SLURM.format(name=config.run_name, nodes=config.nodes, gpus=gpus, command=shlex.quote(command))
+
+
+def _line(config: RunConfig, settings: Path | None) -> str:
+    line = command_line(config)
+    return f"{line} --settings {shlex.quote(str(settings))}" if settings else line

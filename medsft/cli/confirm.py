@@ -1,0 +1,32 @@
+"""The question that `--no_autoaccept_iters` asks for."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from medsft.errors import ConfigError, Problem
+
+
+def confirm_iterations(planned: int) -> int:
+    """Ask on standard error whether to train `planned` iterations; return how many. The answer may come through a pipe.
+
+    `n` ends the command with `typer.Exit`. Raises `ConfigError` at the end of the input.
+    """
+    while True:
+        print(f"Accept {planned} iterations? [Y/n/number] ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            print(file=sys.stderr)
+            hint = "Answer on standard input (Y, n or a number), or leave --no_autoaccept_iters out."
+            raise ConfigError([Problem("--no_autoaccept_iters", "the input ended before the iterations were accepted", hint)])
+        answer = line.strip().lower()
+        if answer in ("", "y", "yes"):
+            return planned
+        if answer in ("n", "no"):
+            print("Not accepted; nothing was started.", file=sys.stderr)
+            raise typer.Exit(0)
+        if answer.isdecimal() and int(answer) > 0:
+            return int(answer)
+        print("Please answer Y, n, or a number of iterations.", file=sys.stderr)

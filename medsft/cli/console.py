@@ -1,0 +1,63 @@
+"""Where output goes: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def result_console() -> Console:
+    """Return a console on standard output, without colours when that is no terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def note_console() -> Console:
+    """Return a console on standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def note(text: str) -> None:
+    """Print a diagnostic line."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document as the result."""
+    print(json.dumps(value, indent=1, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> None:
+    """Print a table as the result; `numbers` are the positions of right-aligned columns."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    result_console().print(table)
+
+
+def interactive() -> bool:
+    """Tell whether a person is at both ends: may be asked, and sees a live display."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and not dumb_terminal()
+
+
+def dumb_terminal() -> bool:
+    """Tell whether the terminal cannot move its cursor."""
+    return os.environ.get("TERM", "") in ("", "dumb")
+
+
+def wants_lines(plain: bool) -> bool:
+    """Tell whether progress is printed as lines: asked for, no terminal, or one that cannot redraw."""
+    return plain or not sys.stderr.isatty() or dumb_terminal()

@@ -1,0 +1,146 @@
+"""`medsft tokenize` and `medsft inspect`: what becomes of the JSONL files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medsft.cli import console
+from medsft.cli.flags import Json, Plain, SettingsFile, takes_config
+from medsft.core.config import RunConfig
+
+if TYPE_CHECKING:
+    from medsft.core.data.dataset import TokenizedData
+    from medsft.core.data.report import LengthReport, Sample
+
+TokenizerPath = Annotated[
+    Path | None,
+    typer.Option("--tokenizer", metavar="PATH", help="A folder or a tokenizer.model, instead of --checkpoint and --size."),
+]
+_STYLES = {"SYSTEM": "yellow", "QUESTION": "cyan", "ANSWER": "green"}
+
+
+@takes_config
+def tokenize(
+    config: RunConfig,
+    *,
+    tokenizer: TokenizerPath = None,
+    settings: SettingsFile = None,
+    plain: Plain = False,
+    json: Json = False,
+) -> None:
+    """Make the tokenised set of a run, and that of its validation files. A set that was made of the same is kept."""
+    from medsft.core.units import count
+
+    for name, data in _sets(config, tokenizer, settings, plain).items():
+        facts = {"name": name, "folder": data.folder, "documents": data.num_documents, "tokens": data.num_tokens}
+        skipped = sum(data.manifest.bad_rows.values())
+        if json:
+            console.print_json(facts | {"skipped": skipped, "special_in_text": data.manifest.special_in_text})
+            continue
+        print(f"{data.folder}: {count(data.num_documents)} documents, {count(data.num_tokens)} tokens")
+        for reason, rows in data.manifest.bad_rows.items():
+            console.note(f"warning: {count(rows)} rows skipped: {reason}")
+        if data.manifest.special_in_text:
+            console.note(f"{count(data.manifest.special_in_text)} special strings inside rows (--special_in_text).")
+
+
+def _sets(config: RunConfig, tokenizer: Path | None, settings: Path | None, plain: bool) -> dict[str, TokenizedData]:
+    """Make or check the sets of a run and return them by name, the training set first."""
+    from medsft.cli.stages import tokenising
+    from medsft.core.data.dataset import open_tokenized, set_exists
+    from medsft.core.registry import load_settings
+    from medsft.core.run.pipeline import tokenize_sets
+
+    with tokenising(plain=plain) as progress:
+        tokenize_sets(config, load_settings(settings), tokenizer=tokenizer, progress=progress)
+    folders = [config.tokenized_data_dir / config.run_name, config.tokenized_data_dir / f"{config.run_name}-val"]
+    return {folder.name: open_tokenized(folder) for folder in folders if set_exists(folder)}
+
+
+@takes_config
+def inspect(
+    config: RunConfig,
+    *,
+    tokenizer: TokenizerPath = None,
+    settings: SettingsFile = None,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", min=0, help="Documents to show of each set.")] = 3,
+    start: Annotated[int, typer.Option("--start", metavar="N", min=0, help="Number of the first document to show.")] = 0,
+    plain: Plain = False,
+    json: Json = False,
+) -> None:
+    """Show documents as the model will read them, with roles and loss weights, and how they fit --seq."""
+    from medsft.core.data.report import length_report
+    from medsft.core.data.report import samples as decode
+    from medsft.core.registry import load_settings
+    from medsft.core.run.pipeline import request_for
+
+    sets = _sets(config, tokenizer, settings, plain)
+    opened = request_for(config, load_settings(settings), tokenizer=tokenizer).job.open_tokenizer()
+    records = []
+    for name, data in sets.items():
+        report = length_report(data, config.seq)
+        shown = decode(data, opened.tokenizer, range(start, min(start + samples, data.num_documents)))
+        if json:
+            records.append({"name": name, **_report_record(report), "samples": [_sample_record(s, config) for s in shown]})
+            continue
+        for sample in shown:
+            _print_sample(sample, config)
+        console.print_table((f"{name}", ""), _report_rows(report))
+    if json:
+        console.print_json(records)
+
+
+def _weight(role: str, config: RunConfig) -> float:
+    return 1.0 if role == "ANSWER" else config.loss_mask
+
+
+def _sample_record(sample: Sample, config: RunConfig) -> dict[str, Any]:
+    parts = [
+        {"role": part.role.name.lower(), "weight": _weight(part.role.name, config), "tokens": part.tokens, "text": part.text}
+        for part in sample.parts
+    ]
+    return {"document": sample.document, "tokens": sample.length, "parts": parts}
+
+
+def _print_sample(sample: Sample, config: RunConfig) -> None:
+    """Print a document part by part. Weight and role are words first, so that nothing depends on colours."""
+    from rich.text import Text
+
+    out = console.result_console()
+    over = sample.length - 1 - config.seq
+    cut = f", {over} more than --seq {config.seq}" if over > 0 else ""
+    out.print(Text(f"document {sample.document}: {sample.length} tokens{cut}", style="bold"))
+    for part in sample.parts:
+        role, weight = part.role.name, _weight(part.role.name, config)
+        style = _STYLES[role] if weight else f"dim {_STYLES[role]}"
+        out.print(Text(f"  {role.lower()}, {part.tokens} tokens, weight {weight:g}", style="italic"))
+        out.print(Text(part.text, style=style))
+    out.print()
+
+
+def _report_record(report: LengthReport) -> dict[str, Any]:
+    record = asdict(report)
+    return record | {"tokens_by_role": {role.name.lower(): n for role, n in report.tokens_by_role.items()}}
+
+
+def _report_rows(report: LengthReport) -> list[tuple[str, str]]:
+    """Return (what, value) of the length report."""
+    from medsft.core.units import count
+
+    roles = ", ".join(f"{role.name.lower()} {count(tokens)}" for role, tokens in report.tokens_by_role.items())
+    lengths = ", ".join(f"{percent} %: {count(tokens)}" for percent, tokens in report.percentiles.items())
+    return [
+        ("documents", count(report.documents)),
+        ("tokens", f"{count(report.tokens)} ({roles})"),
+        ("length", f"{count(report.shortest)} to {count(report.longest)}, mean {report.mean:,.1f}"),
+        ("so many are shorter", lengths),
+        (f"longer than --seq {report.seq}", count(report.exceeding)),
+        ("answers that would lose tokens", count(report.answers_cut)),
+        ("answers that would lose their end", count(report.answers_without_end)),
+        ("without a token to learn", count(report.unsupervised)),
+        ("--seq at which nothing is cut", count(report.fitting_seq)),
+    ]

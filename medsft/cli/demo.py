@@ -1,0 +1,95 @@
+"""`medsft demo`: the whole way on a real small model and questions that the package makes, in a few minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medsft.cli import console
+from medsft.cli.flags import Json, Plain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from medsft.core.demo.clinical import Row
+    from medsft.core.demo.steps import DemoFolder, Score
+
+_SAMPLES = 8
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Everything is written in here.")] = Path("demo"),
+    plain: Plain = False,
+    json: Json = False,
+) -> None:
+    """Fine-tune a real 135M model on simple clinical rules and show what it has learnt.
+
+    The questions are made by a program and their answers checked by one. This demonstrates software; it is not medical advice.
+    """
+    from medsft.cli.models import busy
+    from medsft.core.demo import steps
+
+    place = steps.DemoFolder(folder)
+    console.note("A demonstration of software. The rules are simplified: this is not medical advice.")
+    with busy("unpacking the base model", plain=plain):
+        steps.write_base(place)
+    train, held_out = steps.write_questions(place)
+    console.note(f"{len(train)} questions to learn from, {len(held_out)} others to be asked: {place.path}")
+    with busy("asking the base model", plain=plain):
+        before = steps.score(place, place.base, held_out, "before")
+    model = _train(place, plain=plain)
+    with busy("asking the fine-tuned model", plain=plain):
+        after = steps.score(place, model, held_out, "after")
+    if json:
+        scores = {"before": before, "after": after}
+        record = {name: {"loss": score.loss, "accuracy": score.accuracy} for name, score in scores.items()}
+        console.print_json(record | {"held_out": len(held_out), "model": model})
+    else:
+        _show(held_out, before, after, model)
+
+
+def _train(place: DemoFolder, *, plain: bool) -> Path:
+    """Run `medsft sft` on the questions and return the finished model; one that is there is used again."""
+
+    from medsft.cli.progress import last_event, run_in_foreground
+    from medsft.cli.stages import tokenising
+    from medsft.core.config import command_line
+    from medsft.core.planning.planner import make_plan
+    from medsft.core.registry import load_settings
+    from medsft.core.run.launch import start
+    from medsft.core.run.pipeline import prepare
+    from medsft.core.run.rundir import RunDir
+    from medsft.errors import AlreadyFinishedError
+
+    config, settings = place.config(), load_settings(place.settings)
+    console.note(f"$ {command_line(config)} --settings {place.settings}")
+    try:
+        with tokenising(plain=plain) as progress:
+            plan = prepare(config, settings, progress=progress)
+    except AlreadyFinishedError:
+        console.note(f"Trained before. Remove {place.path} to do it again.")
+        return Path(make_plan(config, settings).export_dir)
+    seen = last_event(RunDir(Path(plan.run_dir)))
+    run = start(plan)
+    run_in_foreground(run, after=seen, plain=plain)
+    if not Path(plan.export_dir).exists():
+        raise typer.Exit(0)
+    return Path(plan.export_dir)
+
+
+def _show(rows: Sequence[Row], before: Score, after: Score, model: Path) -> None:
+    console.print_table(
+        ("held-out questions", "before", "after"),
+        [
+            ("loss of an answer token", f"{before.loss:.3f}", f"{after.loss:.3f}"),
+            ("answers exactly right", f"{before.accuracy:.1%}", f"{after.accuracy:.1%}"),
+        ],
+        numbers=(1, 2),
+    )
+    print()
+    table = zip(rows[:_SAMPLES], before.answers, after.answers, strict=False)
+    columns = ("question", "right answer", "before", "after")
+    console.print_table(columns, [(row["prompt"], row["gold"], old.strip(), new.strip()) for row, old, new in table])
+    print(f"\nThe model: {model}")

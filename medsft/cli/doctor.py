@@ -1,0 +1,110 @@
+"""`medsft doctor`: what this machine has, and what that means for a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsft.cli import console
+from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Json, RunsFolder
+
+if TYPE_CHECKING:
+    from medsft.core.devices import Devices
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "gguf", "textual", "typer", "numpy")
+_BYTES_PER_PARAMETER = 16
+"""Weights, gradients and both Adam moments in fp32; activations come on top."""
+_LITTLE_DISK = 20 << 30
+_LITTLE_SHARED_MEMORY = 1 << 30
+
+
+def doctor(save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER, json: Json = False) -> None:
+    """Show what this machine has, and say what will be slow or impossible on it."""
+    from medsft.core.devices import find_devices
+
+    devices = find_devices()
+    facts = {**_machine(devices), **_disk(save_checkpoint_dir), **_packages(), **_torch()}
+    advice = list(_advice(devices, facts))
+    if json:
+        console.print_json({"facts": facts, "advice": advice})
+        return
+    from medsft.core.units import byte_size
+
+    sizes = ("memory", "disk_free", "shared_memory_free")
+    shown = {name: byte_size(value) if name in sizes else value for name, value in facts.items() if value is not None}
+    console.print_table(("", ""), [(name.replace("_", " "), str(value)) for name, value in shown.items()])
+    out = console.result_console()
+    out.print()
+    for line in advice:
+        out.print(f"- {line}", markup=False)
+
+
+def _machine(devices: Devices) -> dict[str, Any]:
+    import platform
+
+    return {
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "device": devices.name,
+        "devices": f"{devices.count} {'GPU' if devices.kind == 'cuda' else 'core'}{'s' if devices.count != 1 else ''}",
+        "memory": devices.memory_bytes,
+        "bf16_in_hardware": devices.bf16,
+    }
+
+
+def _disk(folder: Path) -> dict[str, Any]:
+    import shutil
+
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    shared = Path("/dev/shm")
+    return {
+        "disk_free": shutil.disk_usage(existing).free,
+        "shared_memory_free": shutil.disk_usage(shared).free if shared.exists() else None,
+    }
+
+
+def _packages() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _torch() -> dict[str, Any]:
+    """Ask torch itself what it can do, in a process of its own."""
+    import json
+
+    from medsft.core.run.launch import run_engine
+    from medsft.errors import MedsftError
+
+    try:
+        return {f"torch_{name}": value for name, value in json.loads(run_engine("doctor", [])).items()}
+    except (MedsftError, ValueError) as error:
+        return {"torch_failed": str(error)}
+
+
+def _advice(devices: Devices, facts: dict[str, Any]) -> Iterator[str]:
+    """Yield what a person should know before a run."""
+    from medsft.core.units import byte_size
+
+    missing = [name for name in _PACKAGES if facts[name] == "not installed"]
+    if missing:
+        yield f"Not installed: {', '.join(missing)}. Install medsft again: pip install medsft"
+    if "torch_failed" in facts:
+        yield "torch does not start, so nothing can be trained. `python -c 'import torch'` shows why."
+    billions = devices.memory_bytes * (devices.count if devices.kind == "cuda" else 1) / _BYTES_PER_PARAMETER / 1e9
+    place = f"the {devices.count} GPUs" if devices.kind == "cuda" else "memory"
+    yield f"Full fine-tuning of at most about {billions:.1f}e9 parameters fits {place}; `medsft plan` is exact."
+    if devices.kind == "cpu":
+        yield "No GPU was found: models above about 0.5e9 parameters will take days."
+    if not devices.bf16:
+        yield "bf16 is not done in hardware here: --precision auto trains in fp32, which is slower on large models."
+    if facts["disk_free"] < _LITTLE_DISK:
+        yield f"Only {byte_size(facts['disk_free'])} of disk are free. A checkpoint takes 12 bytes for each parameter."
+    shared = facts["shared_memory_free"]
+    if devices.kind == "cuda" and devices.count > 1 and shared is not None and shared < _LITTLE_SHARED_MEMORY:
+        yield f"/dev/shm has only {byte_size(shared)} free: NCCL between GPUs may fail. In Docker, use --shm-size 8g."

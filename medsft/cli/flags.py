@@ -1,0 +1,101 @@
+"""The flags of a run, made from the fields of `RunConfig`: names, help, units, choices and defaults are written only there."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medsft.core.config import GROUPS, RunConfig, field_types, flag, format_number, from_mapping, load_toml
+from medsft.core.run.rundir import RunDir, find_runs
+from medsft.errors import ConfigError, Problem
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE.toml", help="Options of the run from a file; flags win over it.")
+]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings", metavar="FILE", help="This medsft.toml, instead of the one here and the one in your config folder."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for programs.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Lines of text instead of a live display.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run, or its name below --save_checkpoint_dir.")]
+RunsFolder = Annotated[Path, typer.Option("--save_checkpoint_dir", metavar="PATH", help="Folder of the run folders.")]
+DEFAULT_RUNS_FOLDER: Path = RunConfig().save_checkpoint_dir
+
+
+def takes_config(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one flag for each field of `RunConfig`, and `--config`.
+
+    Its first parameter, `config`, gets the result: the defaults, then the file, then the flags that were given.
+    """
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    names = [f.name for f in fields(RunConfig)]
+
+    @wraps(command)
+    def with_flags(**values: Any) -> None:
+        given = {name: values.pop(name) for name in names}
+        config = read_config(values.pop("config"), given)
+        command(config, **values)
+
+    file = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)
+    generated = [_parameter(f) for f in fields(RunConfig)]
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    with_flags.__signature__ = inspect.Signature([*generated, file, *own])  # type: ignore[attr-defined]
+    with_flags.__annotations__ = {}
+    return with_flags
+
+
+def read_config(file: Path | None, given: Mapping[str, Any]) -> RunConfig:
+    """Return the defaults, changed by the file, changed by the flags that are neither None nor an empty list."""
+    base = load_toml(file) if file is not None else RunConfig()
+    return from_mapping({name: value for name, value in given.items() if value not in (None, [])}, base=base)
+
+
+def _parameter(f: Field[Any]) -> inspect.Parameter:
+    """Return the option of one field. Values stay text: `from_mapping` converts, and reports all that are wrong at once."""
+    kind, _, is_list = field_types()[f.name]
+    panel = GROUPS[f.metadata["group"]]
+    annotation: Any = list[str] | None if is_list else bool | None if kind is bool else str | None
+    name = f"--{f.name}/--no_{f.name}" if kind is bool else flag(f.name)
+    metavar = "PATH..." if is_list else "CHOICE" if f.metadata["choices"] else _METAVARS.get(kind)
+    option = typer.Option(name, help=_help(f), metavar=metavar, rich_help_panel=panel, show_default=False)
+    return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option])
+
+
+_METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
+
+
+def _help(f: Field[Any]) -> str:
+    default = f.default
+    shown = [" | ".join(f.metadata["choices"]) or f.metadata["unit"]]
+    if default not in (None, "", (), False):
+        shown.append(f"default {format_number(default) if isinstance(default, float) else default}")
+    text = f.metadata["help"].replace("[", r"\[")
+    return f"{text} [dim]({'; '.join(filter(None, shown))})[/dim]" if any(shown) else text
+
+
+def find_run(text: str, folder: Path) -> RunDir:
+    """Return the run that a person means: a path, the name of a run in `folder`, or a part that only one name has.
+
+    Raises `ConfigError` when there is none or more than one.
+    """
+    if RunDir(Path(text)).exists():
+        return RunDir(Path(text))
+    runs = find_runs(folder)
+    matching = [run for run in runs if run.path.name == text] or [run for run in runs if text in run.path.name]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        names = ", ".join(run.path.name for run in matching)
+        raise ConfigError([Problem("RUN", f"`{text}` is a part of several names", f"One of: {names}.")])
+    hint = f"Runs in {folder}: {', '.join(run.path.name for run in runs)}." if runs else f"There are no runs in {folder}."
+    raise ConfigError([Problem("RUN", f"there is no run `{text}`", hint)])

@@ -1,0 +1,49 @@
+"""Between the commands and a person: arguments are normalised on the way in, errors become messages on the way out."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from typer.core import TyperGroup
+
+from medsft.cli.argv import normalise
+from medsft.errors import ExitCode, MedsftError
+
+
+class Guard(TyperGroup):
+    """The top group of the command line. Every call of it, from a shell or a test, goes through `main`."""
+
+    def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        """Run the command of these arguments (default: the process's) and end with `SystemExit` and its exit code."""
+        arguments = normalise(sys.argv[1:] if args is None else args)
+        debug = "--debug" in arguments
+        try:
+            return super().main([argument for argument in arguments if argument != "--debug"], **extra)
+        except MedsftError as error:
+            _explain(error, debug)
+            sys.exit(error.exit_code)
+        except BrokenPipeError:
+            sys.exit(ExitCode.DONE)  # whoever read our output has seen enough
+        except Exception as error:
+            _report_bug(error, debug)
+            sys.exit(ExitCode.TRAINING)
+
+
+def _explain(error: MedsftError, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"medsft: {error}", file=sys.stderr)
+
+
+def _report_bug(error: Exception, debug: bool) -> None:
+    """Name the kind of error and the line it came from; its text could quote a record, so only --debug shows it."""
+    if debug:
+        traceback.print_exc()
+        return
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
+    print(f"medsft: this is a bug in medsft: {where}. Run the command again with --debug for the details.", file=sys.stderr)

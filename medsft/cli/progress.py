@@ -1,0 +1,152 @@
+"""Follow a run from its events: as a progress bar, as lines, or as JSON. The run itself is another process."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from medsft.cli import console
+from medsft.core.run.events import Event, EventReader
+from medsft.core.run.pipeline import follow_to_end
+from medsft.core.run.rundir import RunDir
+from medsft.core.run.view import RunView, ViewFold
+from medsft.errors import ExitCode
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+INTERRUPTED = 130
+"""What shells expect of a command that was left with Ctrl-C."""
+
+
+def last_event(run: RunDir) -> int:
+    """Return the number of the latest event of a run, -1 when there is none: what `show_events` can begin after."""
+    events = EventReader(run.events_path).read()
+    return events[-1].seq if events else -1
+
+
+def show_events(run: RunDir, show: Callable[[Event], None], *, after: int = -1) -> None:
+    """Show the events of a run that follow event `after`, until no process works on it."""
+    for event in follow_to_end(run):
+        if event.seq > after:
+            show(event)
+
+
+def print_event_line(event: Event) -> None:
+    """Print an event for a person, on standard output."""
+    from medsft.core.run.lines import event_line
+
+    line = event_line(event)
+    if line is not None:
+        print(line, flush=True)
+
+
+def print_event_json(event: Event) -> None:
+    """Print an event as the log has it."""
+    print(event.to_line(), end="", flush=True)
+
+
+def run_in_foreground(run: RunDir, *, after: int, plain: bool, json: bool = False) -> None:
+    """Follow a run that was just started, from event `after` on, and end with its exit code.
+
+    The first Ctrl-C or SIGTERM asks the run to stop and waits for it; the second leaves it running. A hang-up ends only this
+    process.
+    """
+    with _stop_on_interrupt(run):
+        if json:
+            show_events(run, print_event_json, after=after)
+        elif console.wants_lines(plain):
+            show_events(run, print_event_line, after=after)
+        else:
+            with _progress_bar() as bar:
+                show_events(run, _Display(bar).show, after=after)
+    end_with_outcome(run)
+
+
+def end_with_outcome(run: RunDir) -> None:
+    """Say how a run ended, on standard error, and raise `typer.Exit` unless it finished or stopped as asked."""
+    view = run.view()
+    state = run.state(view)
+    if state == "finished":
+        console.note(f"Finished: {run.path}" + (f"\nModel: {view.export}" if view.export else ""))
+    elif state == "stopped":
+        console.note(f"Stopped after iteration {view.iteration}. Go on: medsft resume {run.path}")
+    elif state == "failed":
+        remedy = f"\n    {view.remedy}" if view.remedy else ""
+        console.note(f"medsft: {view.reason or 'the run failed'}{remedy}\n    Logs: {run.logs}")
+        raise typer.Exit(view.exit_code or ExitCode.TRAINING)
+    else:
+        console.note(f"medsft: the run's processes ended without a word.\n    Logs: {run.logs}")
+        raise typer.Exit(ExitCode.TRAINING)
+
+
+@contextmanager
+def _stop_on_interrupt(run: RunDir) -> Iterator[None]:
+    def interrupted(_number: int, _frame: FrameType | None) -> None:
+        if run.requested("stop"):
+            console.note(f"\nThe run goes on. Watch it: medsft watch {run.path}")
+            raise typer.Exit(INTERRUPTED)
+        run.request("stop")
+        console.note("\nStopping after this iteration, with a checkpoint. Ctrl-C again leaves the run alone.")
+
+    before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _progress_bar() -> Progress:
+    """Return a bar on standard error. The time left is the run's own estimate: a bar's would be wrong after a resume."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        console=console.note_console(),
+        expand=True,
+    )
+
+
+class _Display:
+    """Keeps a progress bar at the state of a run, with what is worth keeping printed above it."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._fold = ViewFold()
+        self._task = bar.add_task("starting", total=None, facts="")
+
+    def show(self, event: Event) -> None:
+        """Take in one event."""
+        from rich.markup import escape
+
+        from medsft.core.run.lines import event_line
+
+        self._fold.feed([event])
+        view = self._fold.view()
+        self._bar.update(
+            self._task, description=view.phase, completed=view.iteration, total=view.total or None, facts=_facts(view)
+        )
+        line = event_line(event)
+        if event.kind not in ("step", "phase") and line is not None:
+            self._bar.console.print(escape(line))
+
+
+def _facts(view: RunView) -> str:
+    from medsft.core.units import duration
+
+    loss, speed = view.last("loss"), view.last("tokens_per_second")
+    parts = [f"loss {loss:.4f}"] if loss is not None else []
+    if speed is not None:
+        parts.append(f"{speed:,.0f} tokens/s")
+    if view.eta_seconds is not None:
+        parts.append(f"{duration(view.eta_seconds)} left")
+    return "  ".join(parts)

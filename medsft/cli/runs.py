@@ -1,0 +1,134 @@
+"""Commands that look at runs: `wizard`, `runs`, `watch`, `stop`, `serve`. None of them starts training by itself."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medsft.cli import console
+from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Json, Plain, Run, RunsFolder, SettingsFile, find_run
+
+
+def wizard(settings: SettingsFile = None, save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER) -> None:
+    """Describe a run step by step, start it and watch it."""
+    from medsft.errors import ConfigError, Problem
+
+    if not console.interactive():
+        raise ConfigError(
+            [Problem("wizard", "needs a terminal", "Use `medsft sft` with flags; `medsft sft --help` lists them.")]
+        )
+    from medsft.tui.app import run_app
+
+    raise typer.Exit(run_app("wizard", runs_folder=save_checkpoint_dir, settings_file=settings))
+
+
+def runs(
+    save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER,
+    sizes: Annotated[bool, typer.Option("--sizes", help="Also the size on disk of each run.")] = False,
+    json: Json = False,
+) -> None:
+    """List the runs, the latest first."""
+    from medsft.core.run.rundir import find_runs
+    from medsft.core.units import byte_size
+
+    rows: list[dict[str, Any]] = []
+    for run in find_runs(save_checkpoint_dir):
+        view = run.view()
+        row = {
+            "name": run.path.name,
+            "state": run.state(view),
+            "iteration": view.iteration,
+            "total": view.total,
+            "loss": view.last("loss"),
+            "validation_loss": view.last_eval("loss"),
+            "checkpoints": run.checkpoints(),
+            "updated": view.updated or run.plan_path.stat().st_mtime,
+            "path": run.path,
+        }
+        rows.append(row | {"bytes": run.size_bytes()} if sizes else row)
+    if json:
+        console.print_json(rows)
+        return
+    columns = ("run", "state", "iteration", "loss", "validation", "updated", *(("size",) if sizes else ()))
+    table = [
+        (
+            row["name"],
+            row["state"],
+            f"{row['iteration']}/{row['total']}" if row["total"] else "",
+            _number(row["loss"]),
+            _number(row["validation_loss"]),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(row["updated"])),
+            *((byte_size(row["bytes"]),) if sizes else ()),
+        )
+        for row in rows
+    ]
+    console.print_table(columns, table, numbers=(2, 3, 4, 6))
+    if not rows:
+        console.note(f"There are no runs in {save_checkpoint_dir}.")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def watch(run: Run, save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER, plain: Plain = False, json: Json = False) -> None:
+    """Watch a run live: everything that has happened, then what happens. Leaving does not stop it.
+
+    `--json` prints each event as one line of JSON.
+    """
+    found = find_run(run, save_checkpoint_dir)
+    if not plain and not json and console.interactive():
+        from medsft.tui.app import run_app
+
+        raise typer.Exit(run_app("monitor", run=found, runs_folder=save_checkpoint_dir))
+    from medsft.cli.progress import print_event_json, print_event_line, show_events
+
+    show_events(found, print_event_json if json else print_event_line)
+
+
+def stop(
+    run: Run,
+    save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER,
+    wait: Annotated[bool, typer.Option("--wait/--no_wait", help="Return when the run has stopped.")] = True,
+) -> None:
+    """Stop a run gracefully: it finishes its iteration, saves a checkpoint and can be resumed."""
+    from medsft.errors import LaunchError
+
+    found = find_run(run, save_checkpoint_dir)
+    if not found.alive():
+        raise LaunchError(f"{found.path}: is not running: {found.state(found.view())}.")
+    found.request("stop")
+    console.note(f"{found.path.name}: asked to stop after this iteration, with a checkpoint.")
+    while wait and found.alive():
+        time.sleep(0.2)
+    if wait:
+        from medsft.cli.progress import end_with_outcome
+
+        end_with_outcome(found)
+
+
+def serve(
+    run: Run,
+    save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER,
+    port: Annotated[int, typer.Option("--port", help="Port on localhost.", min=1, max=65535)] = 8000,
+) -> None:
+    """Show a run's monitor in a browser, on this machine only.
+
+    From elsewhere, use an SSH tunnel: ssh -L 8000:localhost:8000 HOST
+    """
+    import shlex
+    import sys
+
+    from medsft.errors import LaunchError
+
+    found = find_run(run, save_checkpoint_dir)
+    try:
+        from textual_serve.server import Server
+    except ImportError:
+        raise LaunchError("the monitor in a browser needs textual-serve.", hint="pip install 'medsft[serve]'") from None
+    folder = Path(save_checkpoint_dir).resolve()
+    words = [sys.executable, "-m", "medsft", "watch", str(found.path.resolve()), "--save_checkpoint_dir", str(folder)]
+    Server(shlex.join(words), host="localhost", port=port, title=f"medsft {found.path.name}").serve()

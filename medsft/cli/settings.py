@@ -1,0 +1,151 @@
+"""`medsft checkpoints` and `medsft datasets`: the entries of medsft.toml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medsft.cli import console
+from medsft.cli.flags import Json, SettingsFile
+
+checkpoints = typer.Typer(help="List, add, remove and find the base models of medsft.toml.", no_args_is_help=True)
+datasets = typer.Typer(help="List, add and remove the data sets of medsft.toml.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="What --checkpoint asks for.")]
+Size = Annotated[str, typer.Argument(metavar="SIZE", help="In 1e9 parameters: 7, 0.135.")]
+DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="The run name of the data set.")]
+User = Annotated[bool, typer.Option("--user", help="In your config folder, for all projects, instead of here.")]
+
+
+@checkpoints.command("list")
+def list_checkpoints(settings: SettingsFile = None, json: Json = False) -> None:
+    """List the base models."""
+    from medsft.core.config import format_number
+    from medsft.core.registry import load_settings
+
+    entries = sorted(load_settings(settings).checkpoints.values(), key=lambda entry: (entry.name, entry.size))
+    if json:
+        names = ("name", "size", "path", "family", "tokenizer", "source")
+        console.print_json([{name: getattr(entry, name) for name in names} for entry in entries])
+        return
+    rows = [
+        (entry.name, format_number(entry.size), str(entry.path) + ("" if entry.path.exists() else "  (does not exist)"))
+        for entry in entries
+    ]
+    console.print_table(("name", "size", "path"), rows, numbers=[1])
+    if not rows:
+        console.note("No base models yet. Add one: medsft checkpoints add NAME SIZE PATH")
+
+
+@checkpoints.command("add")
+def add_checkpoint(
+    name: Name,
+    size: Size,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder (Hugging Face, Megatron-LLM, a run) or a GGUF file.")],
+    family: Annotated[str | None, typer.Option(help="Family in the names of run folders, such as llama-2.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="A tokenizer that is not beside the weights: folder or tokenizer.model.")
+    ] = None,
+    settings: SettingsFile = None,
+    user: User = False,
+) -> None:
+    """Add a base model, or change its entry. The checkpoint is looked at first."""
+    from medsft.core import registry
+    from medsft.core.basemodel import inspect_base
+
+    base = inspect_base(path)
+    file = _file(settings, user)
+    registry.add_checkpoint(file, name, _size(size), path, family=family, tokenizer=tokenizer)
+    console.note(f"{file}: [checkpoints.{name}] {size} is now {path} ({base.kind}).")
+    for warning in base.warnings:
+        console.note(f"warning: {warning}")
+
+
+@checkpoints.command("remove")
+def remove_checkpoint(name: Name, size: Size, settings: SettingsFile = None, user: User = False) -> None:
+    """Take an entry out of medsft.toml. The checkpoint itself stays."""
+    from medsft.core import registry
+
+    registry.remove_checkpoint(_file(settings, user), name, _size(size))
+
+
+@checkpoints.command("scan")
+def scan_checkpoints(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Searched with everything below it.")],
+    add: Annotated[bool, typer.Option("--add", help="Write what is found into medsft.toml.")] = False,
+    settings: SettingsFile = None,
+    user: User = False,
+    json: Json = False,
+) -> None:
+    """Find the checkpoints in a folder and below it."""
+    from medsft.core import registry
+    from medsft.core.config import format_number
+
+    found = registry.scan(folder)
+    if json:
+        console.print_json(
+            [
+                {"name": f.name, "size": f.size, "path": f.base.path, "kind": f.base.kind, "tp": f.base.tp, "pp": f.base.pp}
+                for f in found
+            ]
+        )
+    else:
+        rows = [(f.name, format_number(f.size), f.base.kind, str(f.base.path)) for f in found]
+        console.print_table(("name", "size", "kind", "path"), rows, numbers=[1])
+    if add:
+        for one in found:
+            registry.add_checkpoint(_file(settings, user), one.name, one.size, one.base.path)
+    elif found:
+        console.note("`--add` writes these into medsft.toml.")
+
+
+@datasets.command("list")
+def list_datasets(settings: SettingsFile = None, json: Json = False) -> None:
+    """List the data sets with their number of documents."""
+    from medsft.core.registry import load_settings
+
+    entries = load_settings(settings).datasets
+    if json:
+        console.print_json({name: {"n_docs": count} for name, count in entries.items()})
+    else:
+        console.print_table(("name", "n_docs"), [(name, f"{count:,}") for name, count in sorted(entries.items())], numbers=[1])
+
+
+@datasets.command("add")
+def add_dataset(
+    name: DatasetName,
+    n_docs: Annotated[int, typer.Argument(metavar="N_DOCS", help="Number of documents.")],
+    settings: SettingsFile = None,
+    user: User = False,
+) -> None:
+    """Add a data set, or change its number of documents. A run warns when the tokenised set has another number."""
+    from medsft.core import registry
+
+    registry.add_dataset(_file(settings, user), name, n_docs)
+
+
+@datasets.command("remove")
+def remove_dataset(name: DatasetName, settings: SettingsFile = None, user: User = False) -> None:
+    """Take a data set out of medsft.toml. Its files stay."""
+    from medsft.core import registry
+
+    registry.remove_dataset(_file(settings, user), name)
+
+
+def _file(settings: Path | None, user: bool) -> Path:
+    """Return the file to write: the explicit one, the user's, or the one of this folder."""
+    from medsft.core import registry
+
+    return settings or (registry.user_file() if user else registry.project_file())
+
+
+def _size(text: str) -> float:
+    from medsft.core.registry import parse_size
+    from medsft.errors import ConfigError, Problem
+
+    try:
+        return parse_size(text)
+    except ValueError:
+        raise ConfigError([Problem("SIZE", f"`{text}` is not a size in 1e9 parameters", "Such as 7, 70 or 0.135.")]) from None

@@ -1,0 +1,66 @@
+"""Shows the progress of tokenising: a bar, or a line every few seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from medsft.cli import console
+
+if TYPE_CHECKING:
+    from medsft.core.data import make
+
+_SECONDS_BETWEEN_LINES = 5.0
+_WORDS = {
+    "wait": "waiting for another process",
+    "hash": "reading the files",
+    "check": "checking rows",
+    "tokenise": "tokenising",
+}
+
+
+@contextmanager
+def tokenising(*, plain: bool) -> Iterator[make.ProgressCallback]:
+    """Yield a callback that shows what it is told on standard error."""
+    if console.wants_lines(plain):
+        yield _Lines()
+        return
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[facts]}"))
+    with Progress(*columns, console=console.note_console(), expand=True, transient=True) as bar:
+        task = bar.add_task("", total=None, facts="")
+
+        def show(progress: make.Progress) -> None:
+            total = progress.total_bytes or None
+            words = _WORDS[progress.stage]
+            bar.update(task, description=words, total=total, completed=progress.done_bytes, facts=_facts(progress))
+
+        yield show
+
+
+class _Lines:
+    """Prints a line when a stage begins and every few seconds."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._printed = 0.0
+
+    def __call__(self, progress: make.Progress) -> None:
+        now = time.monotonic()
+        if progress.stage != self._stage or now - self._printed >= _SECONDS_BETWEEN_LINES:
+            self._stage, self._printed = progress.stage, now
+            console.note(f"{_WORDS[progress.stage]}  {_facts(progress)}".rstrip())
+
+
+def _facts(progress: make.Progress) -> str:
+    from medsft.core.units import count, duration
+
+    parts = []
+    if progress.documents:
+        parts.append(f"{count(progress.documents)} documents, {count(progress.documents_per_second)}/s")
+    if progress.seconds_left is not None:
+        parts.append(f"{duration(progress.seconds_left)} left")
+    return ", ".join(parts)

