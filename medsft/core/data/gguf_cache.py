@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from medsft.core.data.manifest import DATA_LAYER_VERSION
 from medsft.errors import DataError
 
 
@@ -24,7 +25,7 @@ def cache_folder() -> Path:
 def converted_tokenizer(gguf: Path) -> Path:
     """The ``tokenizer.json`` of a GGUF file. Raises DataError when it has no tokenizer that transformers can read."""
     status = gguf.stat()
-    identity = f"{gguf.resolve()} {status.st_size} {status.st_mtime_ns}"
+    identity = f"{DATA_LAYER_VERSION} {gguf.resolve()} {status.st_size} {status.st_mtime_ns}"
     folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if not (folder / "tokenizer.json").is_file():
         _convert(gguf, folder)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from medsft.core.data import gguf_cache
+from medsft.core.data.records import Example
 from medsft.core.data.tokenizers import open_tokenizer
 from medsft.errors import DataError
 
@@ -45,16 +46,10 @@ def test_the_tokenizer_of_a_gguf_file_is_converted_once(
     assert opened.tokenizer.source.is_relative_to(tmp_path / "cache")
     assert opened.tokenizer.added_tokens == open_tokenizer(hf_folder).tokenizer.added_tokens
     ours, theirs = (open_tokenizer(source).tokenizer for source in (path, hf_folder))
-    segments = opened.template.render(open_example())
+    segments = opened.template.render(Example(question="the dose of aspirin", answer="5 mg é"))
     assert ours.encode(segments) == theirs.encode(segments)
     monkeypatch.setattr(gguf_cache, "_convert", lambda *_: pytest.fail("converted twice"))
     assert open_tokenizer(tmp_path).tokenizer.fingerprint == opened.tokenizer.fingerprint
-
-
-def open_example():  # type: ignore[no-untyped-def]
-    from medsft.core.data.records import Example
-
-    return Example(question="the dose of aspirin", answer="5 mg é")
 
 
 def test_a_file_without_a_tokenizer_is_a_clear_error(tmp_path: Path) -> None:

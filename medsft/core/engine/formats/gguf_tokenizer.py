@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,16 @@ def convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True).save_pretrained(folder)
+    _drop_invented_tokens(folder / "tokenizer.json")
+
+
+def _drop_invented_tokens(path: Path) -> None:
+    """transformers adds the end token of GPT-2 behind a vocabulary that has none; the model has no row for it."""
+    tokenizer = json.loads(path.read_text("utf-8"))
+    vocab = tokenizer["model"]["vocab"]
+    known = vocab if isinstance(vocab, dict) else {piece for piece, _ in vocab}
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] in known]
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
 
 
 if __name__ == "__main__":
