@@ -41,8 +41,11 @@ def count(number: float) -> str:
 
 def short_count(number: float) -> str:
     """Return 1234567 as `1.23 M`: three digits, for places that are narrow."""
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(number) >= limit:
-            scaled = number / (1e3 if unit == "k" else limit)
-            return f"{scaled:.3g} {unit}" if scaled < 999.5 else f"{scaled:.0f} {unit}"
-    return f"{number:,.0f}"
+    if abs(number) < 1e4:
+        return f"{number:,.0f}"
+    rounded = float(f"{number:.3g}")
+    limit, unit = next(((limit, unit) for limit, unit in _UNITS if abs(rounded) >= limit))
+    return f"{rounded / limit:.3g} {unit}" if rounded / limit < 1000 else f"{rounded / limit:,.0f} {unit}"
+
+
+_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
