@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+_UNWRAPPED = 10_000
+
 
 def result_console() -> Console:
-    """Return a console on standard output, without colours when that is no terminal."""
+    """Return a console on standard output; when that is no terminal, without colours, and nothing is wrapped."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _UNWRAPPED)
 
 
 def note_console() -> Console:
@@ -40,7 +42,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, number
     """Print a table as the result; `numbers` are the positions of right-aligned columns."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position in numbers else "left", overflow="fold")
     for row in rows:

@@ -11,7 +11,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 from medsft.cli.argv import normalise
-from medsft.errors import ExitCode, MedsftError
+from medsft.errors import ConfigError, ExitCode, MedsftError
 
 
 class Guard(TyperGroup):
@@ -36,7 +36,8 @@ class Guard(TyperGroup):
 def _explain(error: MedsftError, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"medsft: {error}", file=sys.stderr)
+    several = isinstance(error, ConfigError) and len(error.problems) > 1
+    print(f"medsft: several things are wrong:\n{error}" if several else f"medsft: {error}", file=sys.stderr)
 
 
 def _report_bug(error: Exception, debug: bool) -> None:

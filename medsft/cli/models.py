@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,13 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from medsft.cli import console
-from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Run, RunsFolder, find_run
+from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Json, Run, RunsFolder, find_run
 
 FORMATS = ("hf", "megatron", "dcp")
 DTYPES = ("keep", "bf16", "fp32")
-TensorLevel = Annotated[int, typer.Option("--tp", metavar="N", min=1, help="Tensor-parallel level of a megatron folder.")]
-PipelineLevel = Annotated[int, typer.Option("--pp", metavar="N", min=1, help="Pipeline level of a megatron folder.")]
-Dtype = Annotated[str, typer.Option("--dtype", metavar="|".join(DTYPES), help="Number format of the weights.")]
+_TO, _FROM = "To a Megatron-LLM folder", "From a Megatron-LLM folder"
+
+
+def _number(name: str, help_text: str, panel: str | None = None) -> Any:
+    return typer.Option(name, metavar="N", help=help_text, rich_help_panel=panel)
 
 
 def export(
@@ -32,8 +34,12 @@ def export(
 
     For other formats: medsft convert RUN DIR --to megatron.
     """
+    from medsft.core.run.launch import run_engine
+
     found = find_run(run, save_checkpoint_dir)
-    _engine("export", "exporting", {"to": to, "iteration": iteration}, str(found.path))
+    with busy("exporting"):
+        result = run_engine("export", [str(found.path), *engine_flags({"to": to, "iteration": iteration})])
+    print(result, end="")
 
 
 def convert(
@@ -42,47 +48,89 @@ def convert(
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="New folder.")],
     *,
-    to: Annotated[str, typer.Option("--to", metavar="|".join(FORMATS), help="Format to write.")] = "hf",
-    tp: TensorLevel = 1,
-    pp: PipelineLevel = 1,
-    dtype: Dtype = "keep",
-    iteration: Annotated[
-        int | None, typer.Option("--iteration", metavar="N", help="Saved iteration to read; the latest when not given.")
+    to: Annotated[str, typer.Option("--to", metavar="CHOICE", help="Format to write: hf, megatron or dcp.")],
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="CHOICE", help="Number format of the weights: keep, bf16 or fp32.")
+    ] = "keep",
+    iteration: Annotated[int | None, _number("--iteration", "Saved iteration to read; the latest when not given.")] = None,
+    true_vocab_size: Annotated[
+        int | None, _number("--true_vocab_size", "Rows that belong to tokens: more are cut off, missing ones are made.")
     ] = None,
     vocab_divisible_by: Annotated[
-        int | None, typer.Option("--vocab_divisible_by", metavar="N", help="Pad the vocabulary to a multiple of N times --tp.")
+        int | None, _number("--vocab_divisible_by", "Pad the vocabulary to a multiple of N (times --tp); megatron: 128.")
     ] = None,
-    true_vocab_size: Annotated[
-        int | None, typer.Option("--true_vocab_size", metavar="N", help="Rows of a padded table that belong to tokens.")
-    ] = None,
+    new_token_init: Annotated[
+        str, typer.Option("--new_token_init", metavar="CHOICE", help="Rows of new tokens: mean or copy_last.")
+    ] = "mean",
     verify: Annotated[
         bool | None,
         typer.Option("--verify/--no_verify", help="Compare logits before and after; done by default when the model fits."),
     ] = None,
+    tp: Annotated[int, _number("--tp", "Tensor-parallel level.", _TO)] = 1,
+    pp: Annotated[int, _number("--pp", "Pipeline level.", _TO)] = 1,
+    as_iteration: Annotated[
+        int | None, _number("--as_iteration", "Iteration to write it as, 0 for `release`; the source's when not given.", _TO)
+    ] = None,
+    optimizer: Annotated[
+        bool, typer.Option("--optimizer", help="From a run: optimiser and schedule too, to go on there.", rich_help_panel=_TO)
+    ] = False,
+    norm_eps: Annotated[float | None, _number("--norm_eps", "Norm epsilon, where the files are wrong.", _FROM)] = None,
+    rope_theta: Annotated[float | None, _number("--rope_theta", "Rotary base, where the files are wrong.", _FROM)] = None,
+    rope_scaling_factor: Annotated[
+        float | None, _number("--rope_scaling_factor", "Rotary scaling, where the files are wrong.", _FROM)
+    ] = None,
+    legacy_rotary: Annotated[
+        bool, typer.Option("--legacy_rotary", help="Rows are in the order of the old rotary code.", rich_help_panel=_FROM)
+    ] = False,
+    json: Json = False,
 ) -> None:
     """Convert a checkpoint from any known format to another, at any tensor and pipeline level."""
+    from medsft.core.run.launch import run_engine
+
+    options = {
+        **{"to": to, "dtype": dtype, "iteration": iteration, "true_vocab_size": true_vocab_size, "verify": verify},
+        **{"vocab_divisible_by": vocab_divisible_by, "new_token_init": new_token_init, "tp": tp, "pp": pp},
+        **{"as_iteration": as_iteration, "optimizer": optimizer or None, "norm_eps": norm_eps, "rope_theta": rope_theta},
+        **{"rope_scaling_factor": rope_scaling_factor, "legacy_rotary": legacy_rotary or None},
+    }
+    _check_choices(
+        {"--to": (to, FORMATS), "--dtype": (dtype, DTYPES), "--new_token_init": (new_token_init, ("mean", "copy_last"))}
+    )
+    with busy("converting"):
+        result = run_engine("convert", [str(source), str(destination), *engine_flags(options)])
+    if json:
+        print(result, end="")
+    else:
+        _print_conversion(result)
+
+
+def _check_choices(options: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+    """Raise `ConfigError` for each flag whose value is none of its choices."""
     from medsft.errors import ConfigError, Problem
 
     problems = [
         Problem(flag, f"`{value}` is not one of {', '.join(choices)}")
-        for flag, value, choices in (("--to", to, FORMATS), ("--dtype", dtype, DTYPES))
+        for flag, (value, choices) in options.items()
         if value not in choices
     ]
-    if to != "megatron" and (tp, pp) != (1, 1):
-        problems.append(Problem("--tp, --pp", f"mean nothing for --to {to}", "Only a megatron folder has levels."))
     if problems:
         raise ConfigError(problems)
-    options = {"to": to, "tp": tp, "pp": pp, "dtype": dtype, "iteration": iteration}
-    options |= {"vocab_divisible_by": vocab_divisible_by, "true_vocab_size": true_vocab_size, "verify": verify}
-    _engine("convert", "converting", options, str(source), str(destination))
 
 
-def _engine(module: str, words: str, options: Mapping[str, Any], *positional: str) -> None:
-    from medsft.core.run.launch import run_engine
+def _print_conversion(result: str) -> None:
+    import json
 
-    with busy(words):
-        result = run_engine(module, [*positional, *engine_flags(options)])
-    print(result, end="")
+    from medsft.core.units import byte_size, short_count
+
+    record = json.loads(result)
+    size = f"{short_count(record['parameters'])} parameters, {byte_size(record['bytes'])}, {record['dtype']}"
+    print(f"{record['destination']}: {record['format']}, {size}, {record['vocab_size']} tokens")
+    if record["created_rows"]:
+        console.note(f"Rows were made for {len(record['created_rows'])} new tokens.")
+    if record["largest_logit_difference"] is not None:
+        console.note(f"Verified: logits differ by at most {record['largest_logit_difference']:.2g}.")
+    for warning in record["warnings"]:
+        console.note(f"warning: {warning}")
 
 
 def engine_flags(options: Mapping[str, Any]) -> list[str]:

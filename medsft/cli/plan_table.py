@@ -15,15 +15,17 @@ def plan_rows(plan: RunPlan) -> list[tuple[str, str]]:
     estimates, memory = plan.estimates, plan.estimates.memory
     fits = "fits" if memory.total <= estimates.device_memory else "DOES NOT FIT"
     parts = ("weights", "gradients", "optimizer", "activations", "process")
-    return [
+    supervised = plan.train.supervised_tokens * plan.epochs
+    nodes = f" on each of {plan.config.nodes} nodes" if plan.config.nodes > 1 else ""
+    rows = [
         ("run", plan.run_dir),
         ("base model", f"{plan.base.path} ({plan.base.kind}, {short_count(plan.base.model.num_parameters())} parameters)"),
         ("new tokens", ", ".join(plan.base.new_tokens) or "none"),
         ("training set", _data(plan.train)),
         ("validation set", _data(plan.val) if plan.val else "none"),
         ("iterations", f"{count(plan.num_iterations)} of {plan.config.global_batch} documents ({plan.epochs:.2f} epochs)"),
-        ("supervised tokens", short_count(plan.train.supervised_tokens * plan.epochs)),
-        ("layout", f"{plan.layout}, {plan.nproc_per_node} processes on each of {plan.config.nodes} nodes"),
+        ("supervised tokens", short_count(supervised) if supervised else ""),
+        ("layout", f"{plan.layout}: {plan.nproc_per_node} process{'es' if plan.nproc_per_node > 1 else ''}{nodes}"),
         ("micro-batches", f"{plan.num_micro_batches} of about {plan.micro_batch} documents, on each rank and iteration"),
         ("precision", plan.precision),
         ("device", f"{estimates.device_name} ({estimates.device_kind})"),
@@ -33,6 +35,7 @@ def plan_rows(plan: RunPlan) -> list[tuple[str, str]]:
         ("disk", f"{byte_size(estimates.disk_needed)} needed, {byte_size(estimates.disk_free)} free"),
         ("finished model", plan.export_dir),
     ]
+    return [(what, value) for what, value in rows if value]
 
 
 def _data(data: DataPlan) -> str:

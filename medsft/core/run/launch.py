@@ -113,15 +113,20 @@ def run_engine(module: str, arguments: Sequence[str]) -> str:
     Raises the `MedsftError` that the process reports by its exit code.
     """
     command = [sys.executable, "-m", f"medsft.core.engine.{module}", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=engine_environment(1))
+    done = subprocess.run(command, capture_output=True, text=True, env=engine_environment(1))
     if done.returncode == 0:
         return done.stdout
-    message = done.stderr.strip().splitlines()
-    text = message[-1] if message else f"{module} ended with {done.returncode}"
-    error = MedsftError(text)
+    error = MedsftError(_last_message(done.stderr) or f"{module} ended with {done.returncode}")
     known = done.returncode in [int(code) for code in ExitCode]
     error.exit_code = ExitCode(done.returncode) if known else ExitCode.TRAINING
     raise error
+
+
+def _last_message(text: str) -> str:
+    """Return the last line and, where that is the indented hint of an error, the message above it too."""
+    lines = text.rstrip().splitlines()
+    first = next((i for i in range(len(lines) - 1, -1, -1) if not lines[i].startswith(" ")), 0)
+    return "\n".join(lines[first:])
 
 
 def engine_environment(processes: int) -> dict[str, str]:
