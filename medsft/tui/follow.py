@@ -85,8 +85,13 @@ class LogTail:
             return  # removed in between
         whole, newline, _ = data.rpartition(b"\n")
         self._offsets[path] = start + len(whole) + len(newline)
-        name = path.relative_to(self._folder).with_suffix("").as_posix()
+        name = _source(path)
         self._lines.extend(f"{name}: {_printable(line)}" for line in whole.split(b"\n") if line.strip())
+
+
+def _source(path: Path) -> str:
+    """Name who wrote a log: the launcher keeps those of rank 3 in a folder `3`."""
+    return f"rank {path.parent.name}" if path.parent.name.isdigit() else path.stem.replace("_", " ")
 
 
 def _printable(line: bytes) -> str:

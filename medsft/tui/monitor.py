@@ -10,17 +10,18 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Container, Horizontal, Vertical
-from textual.content import Content
 from textual.message import Message
 from textual.reactive import reactive
 from textual.screen import Screen
 from textual.widgets import Footer, Input, ProgressBar, Static
 from textual.worker import get_current_worker
 
+from medsft.core.config import from_mapping
 from medsft.core.run.rundir import RunDir
-from medsft.tui import facts
+from medsft.errors import MedsftError
+from medsft.tui import actions, facts, samples
 from medsft.tui.chart import Series
-from medsft.tui.dialogs import COMMON, Confirm
+from medsft.tui.dialogs import COMMON, Confirm, Page
 from medsft.tui.follow import POLL_SECONDS, Follower, Snapshot
 from medsft.tui.widgets.linechart import LineChart
 from medsft.tui.widgets.loglines import LogLines
@@ -214,10 +215,33 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         self.run_dir.request("save")
         self.notify("A checkpoint will be saved after this iteration.")
 
+    @work(thread=True, exclusive=True, group="act")
+    def action_resume(self) -> None:
+        """Go on with the run."""
+        actions.tell(self, lambda: actions.go_on(self.run_dir))
+
+    @work(thread=True, exclusive=True, group="act")
+    def action_export(self) -> None:
+        """Write the model of the latest checkpoint."""
+        actions.tell(self, lambda: actions.export(self.run_dir))
+
+    @work(thread=True, exclusive=True, group="act")
+    def action_samples(self) -> None:
+        """Decode the documents of the current batch and show them."""
+        iteration = self.snapshot.view.iteration if self.snapshot else 0
+        try:
+            found = samples.current_batch(self.run_dir, iteration)
+            config = from_mapping(self.run_dir.read_plan()["config"])
+        except (MedsftError, OSError) as error:
+            self.app.call_from_thread(self.notify, str(error), title="No samples", severity="error", markup=False)
+            return
+        text = samples.show_samples(found, loss_mask=config.loss_mask, seq=config.seq)
+        self.app.call_from_thread(self.app.push_screen, Page(f"Batch of iteration {iteration:,}: its first documents", text))
+
     def action_copy(self) -> None:
         """Copy the command that resumes the run, and show it for terminals that do not let programs copy."""
         self.app.copy_to_clipboard(self.resume_command)
-        self.notify(Content(self.resume_command).markup, title="Copied")
+        self.notify(self.resume_command, title="Copied", markup=False)
 
     def action_chart(self, name: str) -> None:
         """Bring a chart to the front."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.text import Text
@@ -21,6 +22,7 @@ from medsft.core.run.rundir import RunDir, find_runs
 from medsft.core.run.view import RunView
 from medsft.core.units import age, byte_size, count
 from medsft.errors import MedsftError
+from medsft.tui import actions
 from medsft.tui.compare import CompareScreen
 from medsft.tui.dialogs import COMMON, Confirm
 from medsft.tui.facts import STATE_SIGNS
@@ -233,6 +235,20 @@ Training goes on whether or not this list is open.
         if await self.app.push_screen_wait(Confirm("Stop this run?", detail, yes="Stop it", no="Let it run")):
             row.run.request("stop")
 
+    def action_resume(self) -> None:
+        """Go on with the chosen run."""
+        if (row := self.chosen) is not None:
+            self._act(partial(actions.go_on, row.run))
+
+    def action_export(self) -> None:
+        """Write the model of the latest checkpoint of the chosen run."""
+        if (row := self.chosen) is not None:
+            self._act(partial(actions.export, row.run))
+
+    @work(thread=True, exclusive=True, group="act")
+    def _act(self, action: Callable[[], str]) -> None:
+        actions.tell(self, action)
+
     @work
     async def action_delete(self) -> None:
         """Ask, naming what goes, then remove the run."""
@@ -244,7 +260,7 @@ Training goes on whether or not this list is open.
             try:
                 row.run.delete()
             except (MedsftError, OSError) as error:
-                self.notify(Content(str(error)).markup, title="Not deleted", severity="error")
+                self.notify(str(error), title="Not deleted", severity="error", markup=False)
 
     def action_back(self) -> None:
         """Go back to the screen before, if there is one."""

@@ -12,9 +12,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 VERSION = 1
 Kind = Literal["run_started", "phase", "step", "eval", "checkpoint", "warning", "failed", "finished", "stopped"]
@@ -22,8 +22,7 @@ TERMINAL: frozenset[str] = frozenset({"failed", "finished", "stopped"})
 _CHUNK = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):  # a tuple, because a long log has 100,000 and is opened while somebody waits
     """One line of the log. The fields of each kind:
 
     - ``run_started``: iteration (completed so far), total, world_size, layout, micro_batches, precision, host, resumed
@@ -41,7 +40,7 @@ class Event:
     seq: int
     time: float
     kind: str
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = MappingProxyType({})
 
     def to_line(self) -> str:
         """Return the line for the log, newline included. Numbers that are not finite become null."""

@@ -1,0 +1,54 @@
+"""Documents as the model reads them, for people: roles and loss weights in words and in colour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual.content import Content
+
+from medsft.core.units import count
+
+if TYPE_CHECKING:
+    from medsft.core.data.report import Sample
+    from medsft.core.run.rundir import RunDir
+
+_COLOURS = {"SYSTEM": "$secondary", "QUESTION": "$primary", "ANSWER": "$success"}
+
+
+def current_batch(run: RunDir, iteration: int, most: int = 8) -> list[Sample]:
+    """Decode the first documents of the batch of an iteration counted from 1. Raises `MedsftError`."""
+    from medsft.core.data.dataset import open_tokenized
+    from medsft.core.data.report import apply_truncation, samples
+    from medsft.core.planning.order import SampleOrder
+    from medsft.core.planning.plan import RunPlan
+    from medsft.core.registry import Settings
+    from medsft.core.run.pipeline import request_for
+
+    plan = RunPlan.from_json(run.read_plan(), where=str(run.plan_path))
+    config = plan.config
+    data = open_tokenized(Path(plan.train.folder))
+    used = apply_truncation(data, config.seq, config.truncate, loss_mask=config.loss_mask).indices  # type: ignore[arg-type]
+    legacy = config.compat == "megatron-llm"
+    order = SampleOrder(len(used), config.global_batch, config.seed, numpy_legacy=legacy)
+    documents = used[order.batch(max(0, iteration - 1))[:most]].tolist()
+    opened = request_for(config, Settings(), tokenizer=Path(plan.base.tokenizer)).job.open_tokenizer()
+    return samples(data, opened.tokenizer, documents)
+
+
+def show_samples(shown: Iterable[Sample], *, loss_mask: float, seq: int) -> Content:
+    """Return the documents, each part under its role and weight; where --seq cuts is said in words."""
+    parts: list[Content | str] = []
+    for sample in shown:
+        over = sample.length - 1 - seq
+        cut = f", {count(over)} too many for --seq {count(seq)}" if over > 0 else ""
+        parts += [Content.styled(f"Document {count(sample.document)}: {count(sample.length)} tokens{cut}", "bold"), "\n"]
+        for part in sample.parts:
+            role = part.role.name
+            weight = 1.0 if role == "ANSWER" else loss_mask
+            learnt = "learnt" if weight == 1 else f"learnt with weight {weight:g}" if weight else "read, not learnt"
+            parts.append(Content.styled(f"▌{role.lower()}, {count(part.tokens)} tokens, {learnt}", f"{_COLOURS[role]} italic"))
+            parts += ["\n", Content.styled(part.text.rstrip("\n"), _COLOURS[role] if weight else f"dim {_COLOURS[role]}"), "\n"]
+        parts.append("\n")
+    return Content.assemble(*parts)
