@@ -32,7 +32,7 @@ def gradients(loss, *tensors):
 @pytest.mark.parametrize("chunk_rows", [1, 8, 1000, None])
 def test_equals_cross_entropy(chunk_rows):
     hidden, head, labels, weights = inputs()
-    sums = weighted_nll(hidden, head, labels, weights, chunk_rows=chunk_rows)
+    sums = weighted_nll(hidden, head, labels, weights, vocab_size=V, chunk_rows=chunk_rows)
     loss, nll = plain(hidden, head, labels, weights)
     torch.testing.assert_close(sums.loss, loss, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sums.nll, nll.detach() * (weights > 0), atol=1e-5, rtol=1e-5)
@@ -43,7 +43,7 @@ def test_equals_cross_entropy(chunk_rows):
 def test_padded_rows_take_no_part():
     hidden, head, labels, weights = inputs()
     labels %= 40
-    ours = weighted_nll(hidden, head, labels, weights, chunk_rows=8, vocab_limit=40).loss
+    ours = weighted_nll(hidden, head, labels, weights, vocab_size=40, chunk_rows=8).loss
     expected, _ = plain(hidden, head[:40], labels, weights)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     for got, want in zip(gradients(ours, hidden, head), gradients(expected, hidden, head), strict=True):
@@ -55,7 +55,7 @@ def test_bf16_is_as_good_as_the_plain_way(chunk_rows):
     hidden, head, labels, weights = inputs(torch.bfloat16)
     exact, _ = plain(hidden.float(), head.float(), labels, weights)
     exact_grads = gradients(exact, hidden, head)
-    sums = weighted_nll(hidden, head, labels, weights, chunk_rows=chunk_rows)
+    sums = weighted_nll(hidden, head, labels, weights, vocab_size=V, chunk_rows=chunk_rows)
     assert sums.loss.dtype == torch.float32
     torch.testing.assert_close(sums.loss, exact, rtol=5e-3, atol=0)
     for ours, expected in zip(gradients(sums.loss, hidden, head), exact_grads, strict=True):
@@ -68,7 +68,7 @@ def test_evaluation_counts_the_most_likely_labels():
     best = (hidden @ head.T).argmax(-1)
     labels[::2] = best[::2]
     with torch.no_grad():
-        sums = weighted_nll(hidden, head, labels, weights, chunk_rows=8)
+        sums = weighted_nll(hidden, head, labels, weights, vocab_size=V, chunk_rows=8)
     assert torch.equal(sums.correct, (labels == best) & (weights > 0))
     assert 0 < sums.correct.sum() < (weights > 0).sum()
     torch.testing.assert_close(sums.loss, plain(hidden, head, labels, weights)[0].detach(), atol=1e-5, rtol=1e-5)
@@ -76,7 +76,7 @@ def test_evaluation_counts_the_most_likely_labels():
 
 def test_nothing_supervised_gives_zero_and_zero_gradients():
     hidden, head, labels, weights = inputs()
-    sums = weighted_nll(hidden, head, labels, torch.zeros_like(weights))
+    sums = weighted_nll(hidden, head, labels, torch.zeros_like(weights), vocab_size=V)
     assert sums.loss.item() == 0.0
     assert all(grad.abs().sum() == 0 for grad in gradients(sums.loss, hidden, head))
 
@@ -84,5 +84,5 @@ def test_nothing_supervised_gives_zero_and_zero_gradients():
 def test_a_frozen_head_still_passes_the_gradient_on():
     hidden, head, labels, weights = inputs()
     expected = gradients(plain(hidden, head, labels, weights)[0], hidden)[0]
-    ours = gradients(weighted_nll(hidden, head.detach(), labels, weights).loss, hidden)[0]
+    ours = gradients(weighted_nll(hidden, head.detach(), labels, weights, vocab_size=V).loss, hidden)[0]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)

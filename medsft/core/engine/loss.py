@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK_BYTES = 128 * 2**20
+LOGITS_BYTES = 128 * 2**20
+"""Size of the largest fp32 tensor of logits that exists at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,28 +31,40 @@ class Sums:
     """bool [T]: the label is the most likely token; False where the weight is 0, and everywhere while training."""
 
 
+@dataclass(frozen=True, slots=True)
+class VocabShard:
+    """Which rows of the output projection this tensor-parallel rank holds; its `head_weight` is only those."""
+
+    first_row: int
+    group: dist.ProcessGroup
+
+
 def weighted_nll(
     hidden: Tensor,
     head_weight: Tensor,
     labels: Tensor,
     weights: Tensor,
     *,
+    vocab_size: int,
+    shard: VocabShard | None = None,
     chunk_rows: int | None = None,
-    vocab_limit: int | None = None,
 ) -> Sums:
     """Return sum(weights * -log softmax(hidden @ head_weight.T)[labels]) and what it is made of.
 
     `hidden` [T, h], `head_weight` [V, h], `labels` int64 [T] (any value where the weight is 0), `weights` [T] of at least 0.
-    `chunk_rows` bounds how many tokens are projected at a time (default: 128 MiB of fp32 logits). Rows of `head_weight` from
-    `vocab_limit` on are padding and take no part. The softmax is in fp32 whatever the dtype of the weights.
+    Rows of the output projection from `vocab_size` on are padding and take no part. `chunk_rows` bounds how many tokens are
+    projected at a time (default: 128 MiB of fp32 logits). The softmax is in fp32 whatever the dtype of the weights.
+
+    With a `shard`, all ranks of its group call this with the same arguments but for their rows of the projection. All get the
+    same sums; the gradient of `hidden` is each rank's part of a sum over the group.
     """
     rows = weights.nonzero().squeeze(1)
-    limit = head_weight.shape[0] if vocab_limit is None else vocab_limit
-    chunk = chunk_rows or max(1, _CHUNK_BYTES // (4 * limit))
-    selected = hidden.index_select(0, rows)
+    chunk = chunk_rows or max(1, LOGITS_BYTES // (4 * vocab_size))
+    first_row = shard.first_row if shard else 0
+    table = _Table(min(max(vocab_size - first_row, 0), len(head_weight)), first_row, shard.group if shard else None)
     training = torch.is_grad_enabled() and (hidden.requires_grad or head_weight.requires_grad)
     loss, row_nll, row_correct = _WeightedNLL.apply(
-        selected, head_weight, labels[rows], weights[rows].float(), chunk, limit, training
+        hidden.index_select(0, rows), head_weight, labels[rows], weights[rows].float(), table, chunk, training
     )
     nll = torch.zeros(len(labels), device=hidden.device).index_copy(0, rows, row_nll)
     correct = torch.zeros(len(labels), dtype=torch.bool, device=hidden.device).index_copy(0, rows, row_correct)
@@ -60,22 +74,29 @@ def weighted_nll(
 class _WeightedNLL(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor, chunk: int, limit: int, training: bool
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        table: _Table,
+        chunk: int,
+        training: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         nll = torch.zeros(len(labels), device=hidden.device)
         correct = torch.zeros(len(labels), dtype=torch.bool, device=hidden.device)
-        head_used = head[:limit]
-        grads = _Gradients.like(hidden, head, single_chunk=len(labels) <= chunk) if training else None
+        grads = _Gradients.of(hidden, head, single_chunk=0 < len(labels) <= chunk) if training else None
         for start in range(0, len(labels), chunk):
             part = slice(start, start + chunk)
-            logits = hidden[part] @ head_used.T
+            logits = table.logits(hidden[part], head)
             if grads is None:
-                correct[part] = logits.argmax(-1) == labels[part]
-            log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+                correct[part] = table.most_likely(logits) == labels[part]
+            log_p = table.log_softmax(logits)
             del logits
-            nll[part] = -log_p.gather(1, labels[part, None]).squeeze(1)
+            nll[part] = -table.pick(log_p, labels[part])
             if grads is not None:
-                grads.add(part, log_p, hidden, head_used, labels, weights)
+                error = table.subtract_one(log_p.exp_(), labels[part])
+                grads.add(part, error.to(hidden.dtype), hidden, head, weights)
         ctx.grads = grads
         ctx.mark_non_differentiable(nll, correct)
         return (weights * nll).sum(), nll, correct
@@ -89,24 +110,85 @@ class _WeightedNLL(torch.autograd.Function):
         return hidden, head, None, None, None, None, None
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """This rank's columns of the logits, and what has to be agreed on with the ranks that have the others."""
+
+    columns: int
+    """How many of the rows held here are in the vocabulary; the rest is padding."""
+    first: int
+    """Token of the first column."""
+    group: dist.ProcessGroup | None
+
+    def logits(self, hidden: Tensor, head: Tensor) -> Tensor:
+        """Return [rows, columns]; a rank that holds nothing but padding has one column without any probability."""
+        logits = hidden @ head[: max(self.columns, 1)].T
+        return logits if self.columns else logits.fill_(torch.finfo(logits.dtype).min)
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """Return log p [rows, columns] in fp32 over the whole vocabulary."""
+        log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+        if self.group is None:
+            return log_p
+        own = logits[:, 0].float() - log_p[:, 0]  # log of the sum of exponentials over this rank's columns
+        highest = self._all_reduce(own.clone(), dist.ReduceOp.MAX)
+        total = highest + self._all_reduce((own - highest).exp(), dist.ReduceOp.SUM).log()
+        return log_p.add_((own - total)[:, None])
+
+    def most_likely(self, logits: Tensor) -> Tensor:
+        """Return the token [rows] with the highest logit; of equal ones the first."""
+        value, column = logits.max(dim=-1)
+        token = column + self.first
+        if self.group is None:
+            return token
+        highest = self._all_reduce(value.clone(), dist.ReduceOp.MAX)
+        token = token.masked_fill(value < highest, torch.iinfo(token.dtype).max)
+        return self._all_reduce(token, dist.ReduceOp.MIN)
+
+    def pick(self, log_p: Tensor, labels: Tensor) -> Tensor:
+        """Return log p [rows] of the labels, whichever rank holds them."""
+        columns, here = self._columns_of(labels)
+        picked = log_p.gather(1, columns[:, None]).squeeze(1) * here
+        return self._all_reduce(picked, dist.ReduceOp.SUM)
+
+    def subtract_one(self, p: Tensor, labels: Tensor) -> Tensor:
+        """Subtract 1 from the probability of the labels in place: the gradient of the nll by the logits."""
+        columns, here = self._columns_of(labels)
+        return p.scatter_add_(1, columns[:, None], -here.to(p.dtype)[:, None])
+
+    def _columns_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        columns = labels - self.first
+        here = (columns >= 0) & (columns < self.columns)
+        return columns * here, here
+
+    def _all_reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        if self.group is not None:
+            dist.all_reduce(values, op=operation, group=self.group)
+        return values
+
+
 @dataclass(slots=True)
 class _Gradients:
     """Gradients of the loss, filled chunk by chunk."""
 
     hidden: Tensor
     head: Tensor
-    """In fp32 when several chunks are added up."""
+    single_chunk: bool
 
     @classmethod
-    def like(cls, hidden: Tensor, head: Tensor, *, single_chunk: bool) -> _Gradients:
-        return cls(torch.empty_like(hidden), torch.zeros_like(head, dtype=head.dtype if single_chunk else torch.float32))
+    def of(cls, hidden: Tensor, head: Tensor, *, single_chunk: bool) -> _Gradients:
+        """Allocate them. Several chunks are added up in fp32; a single one is written where it belongs."""
+        head_grad = torch.empty_like(head) if single_chunk else torch.zeros_like(head, dtype=torch.float32)
+        return cls(torch.empty_like(hidden), head_grad, single_chunk)
 
-    def add(self, part: slice, log_p: Tensor, hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor) -> None:
-        """Add one chunk; overwrites `log_p` [rows, V]."""
+    def add(self, part: slice, error: Tensor, hidden: Tensor, head: Tensor, weights: Tensor) -> None:
+        """Add one chunk, given the gradient `error` [rows, columns] of each token's nll by its logits."""
+        # The weight is put on the narrow factor of each product, which saves a pass over [rows, columns].
         scale = weights[part, None].to(hidden.dtype)
-        error = log_p.exp_()
-        error[torch.arange(len(error), device=error.device), labels[part]] -= 1.0
-        error = error.to(hidden.dtype)
-        # The weight is put on the narrow factor of each product, which saves a pass over [rows, V].
-        self.hidden[part] = (error @ head) * scale
-        self.head[: len(head)] += error.T @ (hidden[part] * scale)
+        columns = error.shape[1]
+        self.hidden[part] = (error @ head[:columns]) * scale
+        if self.single_chunk:
+            torch.mm(error.T, hidden * scale, out=self.head[:columns])
+            self.head[columns:].zero_()
+        else:
+            self.head[:columns] += error.T @ (hidden[part] * scale)

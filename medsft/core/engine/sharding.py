@@ -23,6 +23,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from medsft.core.architecture import ModelConfig
+from medsft.core.engine.loss import VocabShard
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.model import Decoder
 from medsft.core.planning.layout import stage_layers
@@ -110,3 +111,11 @@ def head_rows(decoder: Decoder) -> Tensor:
     """Return this rank's rows [V / tp, h] of the output projection, as a plain tensor that passes its gradient on."""
     weight = decoder.head_weight()
     return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def vocab_shard(decoder: Decoder, mesh: Mesh) -> VocabShard | None:
+    """Return which rows of the vocabulary `head_rows` are, or None where they are all of them."""
+    if mesh.layout.tp == 1:
+        return None
+    rows_per_rank = -(-decoder.config.vocab_size // mesh.layout.tp)
+    return VocabShard(mesh.tp_rank * rows_per_rank, mesh.devices["tp"].get_group())

@@ -18,7 +18,7 @@ from medsft.core.engine.batches import MicroBatch, RankBatch
 from medsft.core.engine.loss import weighted_nll
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.model import Decoder
-from medsft.core.engine.sharding import gather_tokens, head_rows
+from medsft.core.engine.sharding import gather_tokens, head_rows, vocab_shard
 
 
 @dataclass(slots=True)
@@ -59,7 +59,9 @@ class LossHead:
     def __call__(self, hidden: Tensor, micro: MicroBatch, sums: StepSums, scale: float) -> Tensor:
         """Return scale * sum(weight * nll), differentiable, and add what it is made of to `sums`."""
         rows = head_rows(self.decoder)
-        result = weighted_nll(gather_tokens(hidden), rows, micro.labels, micro.weights, vocab_limit=self.vocab_size)
+        shard = vocab_shard(self.decoder, self.mesh)
+        tokens = gather_tokens(hidden)
+        result = weighted_nll(tokens, rows, micro.labels, micro.weights, vocab_size=self.vocab_size, shard=shard)
         loss = result.loss * scale
         if self.mesh.tp_rank == 0:
             self._add(sums, result.nll, result.correct, micro, float(loss.detach()))
