@@ -70,7 +70,7 @@ class Scanner:
                 self._sizes[run.path] = run.size_bytes()
             updated = snapshot.view.updated or run.plan_path.stat().st_mtime
             rows.append(RunRow(run=run, view=snapshot.view, state=snapshot.state, updated=updated, bytes=self._sizes[run.path]))
-        return tuple(sorted(rows, key=lambda row: row.updated, reverse=True))
+        return tuple(sorted(rows, key=lambda row: (-row.updated, row.run.path.name)))
 
 
 class RunsScreen(Screen[None]):

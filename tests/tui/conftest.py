@@ -83,11 +83,12 @@ ENDS: dict[str, tuple[str, dict[str, object]] | None] = {
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., RunDir]:
-    """Return a function that makes a recorded run in a given state."""
+def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunDir]:
+    """Return a function that makes a recorded run in a given state, under a path that is the same each time."""
+    monkeypatch.chdir(tmp_path)
 
     def make(state: str, name: str = "llama-0.135b-tp1-pp1-smollm2-pubmedqa", last: int = 230, total: int = 400) -> RunDir:
-        run = RunDir(tmp_path / "runs" / name)
+        run = RunDir(Path("runs") / name)
         run.create(json.dumps({"format": 0}))
         os.utime(run.plan_path, (NOW, NOW))
         (run.logs / "rank_0.log").write_text("loading the base model\ntraining starts\nslow batch: 9.1 s\n")
