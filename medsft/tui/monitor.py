@@ -84,7 +84,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         yield SizeHint()
         with Vertical(id="head"):
             yield Static(id="state")
-            yield ProgressBar(total=None, show_eta=False, show_percentage=False, id="progress")
+            yield ProgressBar(total=1, show_eta=False, show_percentage=False, id="progress")
             yield Static(id="facts")
             yield Static(id="notice")
         with Container(id="charts"):
@@ -140,7 +140,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         notice.update(text)
         notice.display = bool(text)
         notice.set_class(new.state in ("failed", "lost"), "-bad")
-        self.query_one("#progress", ProgressBar).update(total=new.view.total or None, progress=new.view.iteration)
+        self.query_one("#progress", ProgressBar).update(total=new.view.total or 1, progress=new.view.iteration)
         self.query_one("#checkpoints", Static).update(facts.checkpoints(new))
         self.query_one("#warnings", Static).update(facts.warnings(new))
         self.query_one(LogLines).source = new.log
