@@ -7,7 +7,7 @@ Each rank knows the weights of the whole global batch, so the loss can be divide
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -110,6 +110,8 @@ class Batcher:
     """Streams are filled up to a multiple of this (tensor parallel splits them)."""
     fixed_tokens: int | None = None
     """Streams are filled up to exactly this (pipeline stages exchange tensors of one shape)."""
+    num_micro_batches: int | None = None
+    """Fewer are made up to this many by empty ones (a pipeline's schedule has a fixed number)."""
     in_order: bool = False
     """Deal as the original does, without regard to lengths."""
 
@@ -123,6 +125,7 @@ class Batcher:
         answers = sum(int(np.count_nonzero(self.documents.answer(int(number)))) for number in numbers)
         tokens = int(lengths.sum())
         mine = self._deal(lengths)[self.dp_rank]
+        mine += [[]] * max(0, (self.num_micro_batches or 0) - len(mine))
         return RankBatch(
             micro_batches=tuple(self._micro_batch([int(numbers[i]) for i in part]) for part in mine),
             weight_sum=answers + self.documents.loss_mask * (tokens - answers),
@@ -161,13 +164,17 @@ class Batcher:
             return self.multiple_of
         return -tokens % self.multiple_of
 
-    def largest_micro_batch(self, iterations: range) -> int:
-        """Return the most tokens in any micro-batch of any rank, without reading a token."""
+    def in_turn(self) -> Iterator[np.ndarray]:
+        """Yield the numbers of all documents in their order, as global batches; the last may be smaller."""
+        for start in range(0, len(self.documents), self.order.global_batch):
+            yield np.arange(start, min(start + self.order.global_batch, len(self.documents)))
+
+    def largest_micro_batch(self, batches: Iterable[np.ndarray]) -> int:
+        """Return the most tokens in any micro-batch of any rank over these global batches, without reading a token."""
         largest = 0
-        for iteration in iterations:
-            lengths = self.documents.num_inputs(self.order.batch(iteration))
-            loads = (int(lengths[part].sum()) for rank in self._deal(lengths) for part in rank)
-            largest = max(largest, *loads)
+        for numbers in batches:
+            lengths = self.documents.num_inputs(numbers)
+            largest = max(largest, *(int(lengths[part].sum()) for rank in self._deal(lengths) for part in rank))
         return largest
 
 

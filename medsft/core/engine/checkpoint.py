@@ -1,9 +1,9 @@
 """Checkpoints of a run: torch.distributed.checkpoint folders that any layout can read.
 
-    .iter_0000800.saving/  --all ranks write--> hashes --> config.json, manifest.json --fsync--> rename iter_0000800/ --> tracker
+    .iter_0000800.saving/ --all ranks write--> hashes --> config.json, manifest.json --fsync--> rename --> tracker
 
-A checkpoint exists when its name does. Its manifest holds the size and SHA-256 of every file; loading checks them, and a damaged
-checkpoint is named and the one before it is used.
+A checkpoint exists when its name does. Its manifest holds the size and SHA-256 of every file; loading checks them, and a
+damaged checkpoint is named and the one before it is used.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from medsft.core.engine.batches import Batcher
@@ -29,13 +28,12 @@ class Evaluation:
         return math.exp(min(self.loss, 700.0))
 
 
-def evaluate(stepper: Stepper, batcher: Batcher, mesh: Mesh, *, global_batch: int) -> Evaluation:
+def evaluate(stepper: Stepper, batcher: Batcher, mesh: Mesh) -> Evaluation:
     """Return loss and accuracy on every document of the batcher's set, once each. Every rank must call it."""
     sums = torch.zeros(2, dtype=torch.float64)
     tokens = 0
-    count = len(batcher.documents)
-    for start in range(0, count, global_batch):
-        batch = batcher.build(np.arange(start, min(start + global_batch, count)))
+    for numbers in batcher.in_turn():
+        batch = batcher.build(numbers)
         part = stepper.evaluate(batch)
         sums += torch.tensor([part.answer_nll, part.correct], dtype=torch.float64)
         tokens += batch.supervised_tokens

@@ -15,6 +15,7 @@ import zlib
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from medsft.core.architecture import ModelConfig
 from medsft.core.engine.attention import Stream, attend
@@ -80,10 +81,15 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each after a norm and added to what came in."""
+    """Attention and MLP, each after a norm and added to what came in.
+
+    `recompute` says what is computed again in the backward pass instead of kept: `none`, `selective` (the MLP, which keeps most
+    and costs least), or `full` (everything but what came in).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.recompute = "none"
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -91,8 +97,18 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, tables: Rotary, stream: Stream) -> Tensor:
         """Return x [T, hidden] one layer on."""
+        if self.recompute == "full" and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, tables, stream, use_reentrant=False)
+        return self._forward(x, tables, stream)
+
+    def _forward(self, x: Tensor, tables: Rotary, stream: Stream) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), tables, stream)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        if self.recompute == "selective" and torch.is_grad_enabled():
+            return x + checkpoint(self._feed_forward, x, use_reentrant=False)
+        return x + self._feed_forward(x)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.post_attention_layernorm(x))
 
 
 class Trunk(nn.Module):

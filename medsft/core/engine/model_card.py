@@ -14,7 +14,10 @@ def model_card(plan: RunPlan, view: RunView) -> str:
     rows = [
         ("Base model", f"{config.checkpoint} ({config.size:g}B), `{plan.base.fingerprint}`"),
         ("Training set", f"{plan.train.documents:,} documents, {plan.train.tokens:,} tokens, `{plan.train.fingerprint[:32]}`"),
-        ("Iterations", f"{view.iteration:,} of {plan.num_iterations:,} ({plan.epochs:g} epochs, {config.global_batch} documents each)"),
+        (
+            "Iterations",
+            f"{view.iteration:,} of {plan.num_iterations:,} ({plan.epochs:g} epochs, {config.global_batch} documents each)",
+        ),
         ("Learning rate", f"{config.lr:g} to {config.min_lr:g}, cosine, {config.warmup_fraction:.0%} warm-up"),
         ("Longest document", f"{config.seq:,} tokens"),
         ("Weight of question and system tokens in the loss", f"{config.loss_mask:g}"),

@@ -1,8 +1,8 @@
 """Which tensors compute and which are trained.
 
 The optimiser always works on fp32 masters. In fp32 they are the parameters themselves. In bf16 the parameters are a copy
-that is cast once an iteration; each micro-batch's gradient is added to the master's in fp32 and freed at once, so gradients are never
-held twice. With data parallel FSDP does both.
+that is cast once an iteration; each micro-batch's gradient is added to the master's in fp32 and freed at once, so gradients
+are never held twice. With data parallel FSDP does both.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from medsft.errors import ExitCode, MedsftError
 
 
 def run_process(main: Callable[[list[str]], None]) -> int:
-    """Call `main` with the process's arguments and return the exit code. The message of an error is the last thing on stderr."""
+    """Call `main` with the process's arguments and return the exit code; an error's message is the last thing on stderr."""
     try:
         main(sys.argv[1:])
     except MedsftError as error:

@@ -9,10 +9,9 @@ With tensor parallel the residual stream between the projections is split over t
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -23,22 +22,26 @@ from torch.distributed.tensor.parallel import (
 )
 
 from medsft.core.architecture import ModelConfig
-from medsft.core.engine.loss import VocabShard
 from medsft.core.engine.mesh import Mesh
-from medsft.core.engine.model import Decoder
+from medsft.core.engine.model import Decoder, DecoderLayer
+from medsft.core.engine.pipeline import PipelineDecoder
 from medsft.core.planning.layout import stage_layers
 
 
-def build_stage(config: ModelConfig, mesh: Mesh, *, compute_dtype: torch.dtype) -> Decoder:
+def build_stage(config: ModelConfig, mesh: Mesh, *, compute_dtype: torch.dtype, recompute: str = "none") -> Decoder:
     """Return this rank's part of the model, sharded and allocated but not filled, parameters in fp32."""
     layout = mesh.layout
+    kind = PipelineDecoder if layout.pp > 1 else Decoder
     with torch.device("meta"):
-        decoder = Decoder(
+        decoder = kind(
             config,
             layers=stage_layers(config, layout.pp)[mesh.pp_rank],
             first=mesh.is_first_stage,
             last=mesh.is_last_stage,
         )
+    for layer in decoder.model.layers.values():
+        assert isinstance(layer, DecoderLayer)
+        layer.recompute = recompute
     if layout.tp > 1:
         shard_tensors(decoder, mesh.devices["tp"])
     if layout.dp > 1:
@@ -51,6 +54,7 @@ def shard_tensors(decoder: Decoder, tp_mesh: DeviceMesh) -> None:
     """Split projections by heads and features, the embedding and the output projection by rows of the vocabulary."""
     trunk = decoder.model
     for layer in trunk.layers.values():
+        assert isinstance(layer, DecoderLayer)
         parallelize_module(layer, tp_mesh, _layer_plan(layer))
     rest: dict[str, ParallelStyle] = {}
     if trunk.embed_tokens is not None:
@@ -63,7 +67,7 @@ def shard_tensors(decoder: Decoder, tp_mesh: DeviceMesh) -> None:
     parallelize_module(decoder, tp_mesh, rest)
 
 
-def _layer_plan(layer: nn.Module) -> dict[str, ParallelStyle]:
+def _layer_plan(layer: DecoderLayer) -> dict[str, ParallelStyle]:
     plan: dict[str, ParallelStyle] = {
         "input_layernorm": SequenceParallel(sequence_dim=0),
         "self_attn": PrepareModuleInput(input_layouts=(Shard(0), None, None), desired_input_layouts=(Replicate(), None, None)),
@@ -95,27 +99,3 @@ def shard_data_parallel(decoder: Decoder, dp_mesh: DeviceMesh, *, compute_dtype:
     for layer in decoder.model.layers.values():
         fully_shard(layer, mesh=dp_mesh, mp_policy=policy, reshard_after_forward=False)
     fully_shard(decoder, mesh=dp_mesh, mp_policy=policy, reshard_after_forward=False)
-
-
-def gather_tokens(hidden: Tensor) -> Tensor:
-    """Return the hidden states of all tokens [T, h] on each tensor-parallel rank.
-
-    Each rank's loss sees its own rows of the vocabulary only, so the gradients that come back are parts of a sum.
-    """
-    if not isinstance(hidden, DTensor):
-        return hidden
-    return hidden.redistribute(placements=(Replicate(),)).to_local(grad_placements=(Partial(),))
-
-
-def head_rows(decoder: Decoder) -> Tensor:
-    """Return this rank's rows [V / tp, h] of the output projection, as a plain tensor that passes its gradient on."""
-    weight = decoder.head_weight()
-    return weight.to_local() if isinstance(weight, DTensor) else weight
-
-
-def vocab_shard(decoder: Decoder, mesh: Mesh) -> VocabShard | None:
-    """Return which rows of the vocabulary `head_rows` are, or None where they are all of them."""
-    if mesh.layout.tp == 1:
-        return None
-    rows_per_rank = -(-decoder.config.vocab_size // mesh.layout.tp)
-    return VocabShard(mesh.tp_rank * rows_per_rank, mesh.devices["tp"].get_group())

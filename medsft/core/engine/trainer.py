@@ -16,10 +16,11 @@ import torch.distributed as dist
 from medsft.core.engine.batches import Batcher, RankBatch, prefetch
 from medsft.core.engine.checkpoint import TrainState, remove_old_checkpoints, save_checkpoint
 from medsft.core.engine.evaluate import evaluate
+from medsft.core.engine.head import StepSums
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.optim import TIED_TABLE, clip_gradients, local_gradient, set_learning_rate, squared_norm
 from medsft.core.engine.precision import Masters, complete_gradients
-from medsft.core.engine.step import Stepper, StepSums
+from medsft.core.engine.step import Stepper
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.schedule import learning_rate
 from medsft.core.run.events import EventWriter
@@ -176,7 +177,7 @@ class Trainer:
         assert self.val_batches is not None
         self._phase("evaluating")
         started = time.monotonic()
-        found = evaluate(self.stepper, self.val_batches, self.mesh, global_batch=self.plan.config.global_batch)
+        found = evaluate(self.stepper, self.val_batches, self.mesh)
         if self.events:
             self.events.write(
                 "eval",

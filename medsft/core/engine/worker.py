@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,11 +23,13 @@ from medsft.core.engine.batches import Batcher, Documents
 from medsft.core.engine.checkpoint import find_good_checkpoint, load_checkpoint
 from medsft.core.engine.formats.source import WeightSource, open_source
 from medsft.core.engine.formats.vocabulary import ResizedSource
+from medsft.core.engine.head import LossHead
 from medsft.core.engine.mesh import Mesh, open_mesh
 from medsft.core.engine.optim import make_optimizer
-from medsft.core.engine.precision import Masters, make_masters
+from medsft.core.engine.pipeline import Pipeline, PipelineDecoder
+from medsft.core.engine.precision import make_masters
 from medsft.core.engine.sharding import build_stage
-from medsft.core.engine.step import LossHead, Stepper, WholeModel
+from medsft.core.engine.step import Stepper, WholeModel
 from medsft.core.engine.trainer import Trainer, TrainState
 from medsft.core.engine.weights import load_weights
 from medsft.core.planning.layout import table_rows
@@ -67,7 +70,7 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
     """Return this rank's trainer, its weights from the latest good checkpoint or from the base model."""
     model = plan.base.model
     dtype = DTYPES[plan.precision]
-    decoder = build_stage(model.with_vocab(table_rows(model)), mesh, compute_dtype=dtype)
+    decoder = build_stage(model.with_vocab(table_rows(model)), mesh, compute_dtype=dtype, recompute=plan.config.recompute)
     masters = make_masters(decoder, compute_dtype=dtype, data_parallel=mesh.layout.dp > 1)
     optimizer = make_optimizer(masters, plan.config)
     iteration, damaged = find_good_checkpoint(run, mesh)
@@ -81,8 +84,15 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
     else:
         state = load_checkpoint(run.checkpoint_path(iteration), mesh, masters, optimizer, identity=plan.identity)
     masters.publish()
-    train = make_batcher(plan, plan.train, mesh)
-    stepper: Stepper = WholeModel(decoder, LossHead(decoder, model.vocab_size, mesh), mesh)
+    train, val = make_batcher(plan, plan.train, mesh), make_batcher(plan, plan.val, mesh) if plan.val else None
+    if mesh.layout.pp > 1:
+        train, val = fix_shapes(plan, mesh, train, val)
+    head = LossHead(decoder, model.vocab_size, mesh)
+    stepper: Stepper
+    if isinstance(decoder, PipelineDecoder):
+        stepper = Pipeline(decoder, head, mesh, stream_tokens=train.fixed_tokens or 0, dtype=dtype)
+    else:
+        stepper = WholeModel(decoder, head, mesh)
     return Trainer(
         plan=plan,
         run=run,
@@ -91,7 +101,7 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
         optimizer=optimizer,
         stepper=stepper,
         train_batches=train,
-        val_batches=make_batcher(plan, plan.val, mesh) if plan.val else None,
+        val_batches=val,
         state=state,
         events=events,
         tied_copy=model.tie_embeddings and mesh.is_last_stage and not mesh.is_first_stage,
@@ -129,6 +139,16 @@ def make_batcher(plan: RunPlan, data: DataPlan, mesh: Mesh) -> Batcher:
         multiple_of=mesh.layout.tp,
         in_order=compat,
     )
+
+
+def fix_shapes(plan: RunPlan, mesh: Mesh, train: Batcher, val: Batcher | None) -> tuple[Batcher, Batcher | None]:
+    """Return the batches with streams of one size and micro-batches of one number, as the stages of a pipeline need them."""
+    orders = (train.order.batch(iteration) for iteration in range(plan.num_iterations))
+    tokens = max(train.largest_micro_batch(orders), val.largest_micro_batch(val.in_turn()) if val else 0)
+    tokens += -tokens % mesh.layout.tp
+    count = max(plan.num_micro_batches, mesh.layout.pp)
+    train = replace(train, fixed_tokens=tokens, num_micro_batches=count)
+    return train, replace(val, fixed_tokens=tokens, num_micro_batches=count) if val else None
 
 
 def _report_start(plan: RunPlan, events: EventWriter, iteration: int) -> None:

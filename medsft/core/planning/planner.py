@@ -97,6 +97,7 @@ def replan(plan: RunPlan, *, run_dir: Path, changes: Mapping[str, object]) -> Ru
         path=Path(plan.base.path),
         family=None,
         tokenizer=Path(plan.base.tokenizer),
+        source=run_dir,
     )
     settings = Settings(checkpoints={(entry.name, entry.size): entry}, datasets={})
     changed = make_plan(config, settings)
@@ -444,7 +445,7 @@ def _family(model: ModelConfig) -> str:
 
 
 def sampled_fingerprint(weights: Path) -> str:
-    """Return a hash of a base model's files that costs little: names, sizes, and 64 KiB at the start, middle and end of each."""
+    """Return a cheap hash of a base model's files: names, sizes, and 64 KiB at the start, middle and end of each."""
     files = [weights] if weights.is_file() else sorted(p for p in weights.rglob("*") if p.is_file() and _is_weight(p))
     total = hashlib.sha256()
     for path in files:

@@ -17,7 +17,7 @@ from medsft.core.run.events import Event, follow
 from medsft.core.run.launch import start
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView
-from medsft.errors import AlreadyFinishedError, ConfigError, MismatchError, Problem
+from medsft.errors import AlreadyFinishedError, ConfigError, MismatchError
 
 
 def tokenize_sets(

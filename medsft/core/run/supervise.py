@@ -1,7 +1,7 @@
 """Watches over one node's ranks: `python -m medsft.core.run.supervise RUN_DIR`, in a session of its own, without torch.
 
-It starts torchrun, gives signs of life, turns SIGTERM into a graceful stop, exports the finished model, and writes down how the run
-ended when the ranks no longer can.
+It starts torchrun, gives signs of life, turns SIGTERM into a graceful stop, exports the finished model, and writes down how
+the run ended when the ranks no longer can.
 """
 
 from __future__ import annotations
