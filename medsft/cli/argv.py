@@ -17,7 +17,7 @@ def normalise(arguments: Sequence[str]) -> list[str]:
 
 def _normalised(arguments: list[str]) -> Iterator[str]:
     flag = ""
-    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=False):
         if argument == "--":
             yield from arguments[arguments.index("--") :]
             return

@@ -55,9 +55,9 @@ def add_checkpoint(
     from medsft.core import registry
     from medsft.core.basemodel import inspect_base
 
+    number, file = _size(size), _file(settings, user)
     base = inspect_base(path)
-    file = _file(settings, user)
-    registry.add_checkpoint(file, name, _size(size), path, family=family, tokenizer=tokenizer)
+    registry.add_checkpoint(file, name, number, path, family=family, tokenizer=tokenizer)
     console.note(f"{file}: [checkpoints.{name}] {size} is now {path} ({base.kind}).")
     for warning in base.warnings:
         console.note(f"warning: {warning}")

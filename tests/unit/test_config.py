@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medsft.cli.argv import normalise
-from medsft.core.config import GROUPS, RunConfig, check, command_line, field_types, from_mapping, load_toml, save_toml, to_mapping
+from medsft.core.config import (
+    GROUPS,
+    RunConfig,
+    check,
+    command_line,
+    field_types,
+    from_mapping,
+    load_toml,
+    save_toml,
+    to_mapping,
+)
 from medsft.errors import ConfigError
 
 GOOD = RunConfig(run_name="pubmedqa")
@@ -71,7 +81,7 @@ def test_all_problems_are_reported_at_once() -> None:
 
 def test_toml_names_file_section_and_entry(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    with pytest.raises(ConfigError, match="--config: .* does not exist"):
+    with pytest.raises(ConfigError, match=r"--config: .* does not exist"):
         load_toml(file)
     file.write_text("[trainng]\nlr = 1\n")
     with pytest.raises(ConfigError, match=r"\[trainng\]: there is no such section\n.*Did you mean `training`"):
