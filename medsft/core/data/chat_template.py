@@ -12,19 +12,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from medsft.core.data.records import Example
 from medsft.core.data.template import Role, Segment, Template
+from medsft.core.data.tokenizer_config import chat_template, named_tokens, read_tokenizer_config
 from medsft.errors import DataError
 
 Messages = list[dict[str, str]]
 _REMEDY = "use --template meditron or --template chatml"
 _PROBE = Example(question="question", answer="2f6c1answer")
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-# Stands in for a special string that a person wrote, until the text is rendered. A private-use character that is
-# not in anybody's text; a text that does hold it is read as it is, at worst with the wrong piece escaped.
-_MARK = "\U0010fff0"
 
 
 def load_chat_template(folder: Path, special_strings: Sequence[str]) -> Template:
@@ -33,7 +30,10 @@ def load_chat_template(folder: Path, special_strings: Sequence[str]) -> Template
     `special_strings` are the tokenizer's control tokens. Raises DataError when the folder has no chat template, or one
     that is no valid jinja, or one in which the answer cannot be told from the rest.
     """
-    source, named = _read_sources(folder)
+    config = read_tokenizer_config(folder)
+    source, named = chat_template(folder, config), named_tokens(config)
+    if source is None:
+        raise DataError(f"the tokenizer in {folder} has no chat template", hint=_REMEDY)
     fill = _compiled(source, named)
     pattern = re.compile("|".join(map(re.escape, special_strings))) if special_strings else None
 
@@ -86,10 +86,11 @@ def _split(fill: Callable[[Messages, bool], str], example: Example) -> tuple[str
 def _render_escaped(fill: Callable[[Messages, bool], str], example: Example, pattern: re.Pattern[str]) -> tuple[Segment, ...]:
     """Render with marks in the place of special strings that people wrote, then put them back as literal text."""
     taken: list[str] = []
+    sign = _unused_sign(example)
 
     def mark(match: re.Match[str]) -> str:
         taken.append(match.group())
-        return f"{_MARK}{len(taken) - 1}{_MARK}"
+        return f"{sign}{len(taken) - 1}{sign}"
 
     def hide(text: str) -> str:
         return pattern.sub(mark, text)
@@ -100,41 +101,27 @@ def _render_escaped(fill: Callable[[Messages, bool], str], example: Example, pat
         system=None if example.system is None else hide(example.system),
     )
     prompt, answer = _split(fill, hidden)
-    return _restored(prompt, Role.QUESTION, taken), _restored(answer, Role.ANSWER, taken)
+    return _restored(prompt, Role.QUESTION, sign, taken), _restored(answer, Role.ANSWER, sign, taken)
 
 
-def _restored(text: str, role: Role, taken: Sequence[str]) -> Segment:
-    pieces, literal, length = [], [], 0
-    for index, part in enumerate(re.split(f"{_MARK}([0-9]+){_MARK}", text)):
+def _unused_sign(example: Example) -> str:
+    """A private-use character that is in none of the texts."""
+    used = set("".join(_texts(example)))
+    return next(sign for sign in map(chr, range(0x10FFFD, 0x100000, -1)) if sign not in used)
+
+
+def _restored(text: str, role: Role, sign: str, taken: Sequence[str]) -> Segment:
+    """Put the strings back where their marks are, as literal text."""
+    parts: list[str] = []
+    literal: list[tuple[int, int]] = []
+    length = 0
+    for index, part in enumerate(re.split(f"{sign}([0-9]+){sign}", text)):
+        original = taken[int(part)] if index % 2 else part
         if index % 2:
-            part = taken[int(part)]
-            literal.append((length, length + len(part)))
-        pieces.append(part)
-        length += len(part)
-    return Segment("".join(pieces), role, tuple(literal))
-
-
-def _read_sources(folder: Path) -> tuple[str, dict[str, str]]:
-    """(jinja text, named special tokens such as ``bos_token``) of a tokenizer folder."""
-    config: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            try:
-                config |= json.loads((folder / name).read_text("utf-8"))
-            except ValueError:
-                raise DataError(f"{folder / name} is not valid JSON", hint="copy the tokenizer again") from None
-    alone = folder / "chat_template.jinja"
-    template = alone.read_text("utf-8") if alone.is_file() else config.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    if not isinstance(template, str):
-        raise DataError(f"the tokenizer in {folder} has no chat template", hint=_REMEDY)
-    named = {name: _content(config[name]) for name in _NAMED_TOKENS if config.get(name) is not None}
-    return template, named
-
-
-def _content(token: str | Mapping[str, str]) -> str:
-    return token if isinstance(token, str) else token["content"]
+            literal.append((length, length + len(original)))
+        parts.append(original)
+        length += len(original)
+    return Segment("".join(parts), role, tuple(literal))
 
 
 def _compiled(source: str, named: Mapping[str, str]) -> Callable[[Messages, bool], str]:

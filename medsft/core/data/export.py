@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from medsft.core.data.sentence_piece import SentencePieceTokenizer
 from medsft.core.data.template import Role, Segment
+from medsft.core.data.tokenizer_config import read_tokenizer_config
 from medsft.core.data.tokenizers import HuggingFaceTokenizer, OpenedTokenizer
 from medsft.errors import DataError
 
@@ -65,8 +66,7 @@ def export_tokenizer(opened: OpenedTokenizer, folder: Path, *, model_max_length:
 
 
 def _source_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    config: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    config = read_tokenizer_config(folder)
     # Of the one who saved it, or a pointer to code that is not exported.
     for name in ("auto_map", "is_local", "local_files_only", "name_or_path", "backend"):
         config.pop(name, None)

@@ -7,15 +7,16 @@ template `model` writes the one that its chat template asks for.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from medsft.core.data.chat_template import load_chat_template
 from medsft.core.data.special import count_in_text, pattern_of, pieces
 from medsft.core.data.template import Segment, Template, builtin_template
+from medsft.core.data.tokenizer_config import named_tokens, read_tokenizer_config
 from medsft.errors import DataError
 
 if TYPE_CHECKING:
@@ -154,19 +155,22 @@ class HuggingFaceTokenizer:
     def __init__(self, file: Path, template_tokens: Sequence[str]) -> None:
         self.source = file
         content = file.read_bytes()
-        self._native = _loaded(content, file)
-        present = self._native.get_vocab(with_added_tokens=True)
-        self.added_tokens = _add(self._native, [token for token in template_tokens if token not in present])
-        self._plain = _loaded(content, file)
-        _add(self._plain, [token for token, _ in self.added_tokens])
+        self._native, self._plain = _loaded(content, file), _loaded(content, file)
+        in_file = self._native.get_vocab(with_added_tokens=True)
+        matched = {token.content for token in self._native.get_added_tokens_decoder().values()}
+        # A token that the model has as an ordinary piece only must also be matched as a whole in text.
+        missing = [token for token in template_tokens if token not in matched]
+        _add(self._native, missing)
+        _add(self._plain, missing)
         self._plain.encode_special_tokens = True
+        self.added_tokens = tuple((token, self._id(token)) for token in missing if token not in in_file)
         self.vocab_size = max(self._native.get_vocab(with_added_tokens=True).values()) + 1
         own = {token.content: id_ for id_, token in self._native.get_added_tokens_decoder().items() if token.special}
         template_ids = {token: self._id(token) for token in template_tokens}
         # Longest first: a special string may begin with another, and tokenizers takes the longest.
         self.special_ids = dict(sorted((own | template_ids).items(), key=lambda entry: -len(entry[0])))
         self._pattern = pattern_of(tuple(self.special_ids))
-        named = _named_tokens(file.parent)
+        named = named_tokens(read_tokenizer_config(file.parent))
         self.bos_id, self.eos_id, self.pad_id = (self._known(named.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
         self.fingerprint = _fingerprint(content, template_tokens)
 
@@ -196,13 +200,12 @@ class HuggingFaceTokenizer:
 
     def _encode_plain(self, text: str) -> list[int]:
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        if self.special_ids.keys() and not set(self.special_ids.values()).isdisjoint(ids):
-            # Some models have the whole special string as an ordinary piece; two halves never give it.
-            match = self._pattern.search(text)
-            if match is not None:
-                cut = match.start() + 1
-                return self._encode_plain(text[:cut]) + self._encode_plain(text[cut:])
-        return ids
+        if set(self.special_ids.values()).isdisjoint(ids):
+            return ids
+        # Some models have the whole special string as an ordinary piece; two halves never give it.
+        cuts = [0, *(match.start() + 1 for match in self._pattern.finditer(text)), len(text)]
+        halves = [text[first:last] for first, last in pairwise(cuts)]
+        return [id_ for half in halves for id_ in self._plain.encode(half, add_special_tokens=False).ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
@@ -229,27 +232,11 @@ def _loaded(content: bytes, file: Path) -> FastTokenizer:
     return tokenizer
 
 
-def _add(tokenizer: FastTokenizer, tokens: Sequence[str]) -> tuple[tuple[str, int], ...]:
-    """Append tokens at the next free ids; gives each with its id."""
+def _add(tokenizer: FastTokenizer, tokens: Sequence[str]) -> None:
+    """Make strings control tokens; one that is no piece of the model gets the next free id."""
     from tokenizers import AddedToken
 
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
-    return tuple((token, tokenizer.token_to_id(token)) for token in tokens)  # type: ignore[misc]
-
-
-def _named_tokens(folder: Path) -> dict[str, str]:
-    """``bos_token`` and so on, as the files beside a tokenizer name them."""
-    import json
-
-    named: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            config: dict[str, Any] = json.loads((folder / name).read_text("utf-8"))
-            for key, value in config.items():
-                content = value.get("content") if isinstance(value, dict) else value
-                if re.fullmatch(r"(bos|eos|unk|pad)_token", key) and isinstance(content, str):
-                    named[key] = content
-    return named
 
 
 def _fingerprint(content: bytes, *policies: Sequence[str]) -> str:

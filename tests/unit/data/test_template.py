@@ -101,6 +101,13 @@ def test_model_marks_special_strings_of_people_as_literal(tmp_path: Path) -> Non
     )
 
 
+def test_model_keeps_private_characters_of_people(tmp_path: Path) -> None:
+    template = _llama_3(tmp_path)
+    private = "\U0010fffd7\U0010fffd"
+    example = Example(question=f"{private}<|eot|>{private}", answer="a")
+    assert f"\n\n{private}<|eot|>{private}<|eot|>" in template.render(example)[0].text
+
+
 def test_model_accepts_the_generation_tag_of_transformers(tmp_path: Path) -> None:
     jinja = (
         "{% for m in messages %}{% if m.role == 'assistant' %}{%- generation -%} {{ m.content }}</s>{%- endgeneration -%}"

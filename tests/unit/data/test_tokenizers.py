@@ -98,6 +98,24 @@ def test_a_special_string_that_is_an_ordinary_piece_is_cut(hf_folder: Path, tmp_
     assert documents.special_in_text == 2
 
 
+def test_a_template_token_that_is_an_ordinary_piece_keeps_its_id_and_controls(hf_folder: Path, tmp_path: Path) -> None:
+    content = json.loads((hf_folder / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    vocab["<|im_start|>"] = len(vocab)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    opened = open_tokenizer(tmp_path)
+    assert opened.tokenizer.added_tokens == ()
+    assert opened.tokenizer.vocab_size == len(vocab)
+    assert encode_documents(EXAMPLES[1:], opened, control=False).tokens.tolist().count(vocab["<|im_start|>"]) == 2
+
+
+def test_a_row_full_of_special_strings_is_no_problem(hf_folder: Path) -> None:
+    opened = open_tokenizer(hf_folder)
+    documents = encode_documents([Example(question="<|im_end|>" * 5000, answer="x")], opened, control=False)
+    assert documents.special_in_text == 5000
+    assert documents.tokens.tolist().count(2) == 2
+
+
 def test_a_folder_prefers_tokenizer_json_unless_told_otherwise(
     hf_folder: Path, sentence_piece_model: Path, tmp_path: Path
 ) -> None:
