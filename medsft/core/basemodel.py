@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from medsft.core import gguf_header, megatron_folder
 from medsft.core.architecture import ModelConfig, read_hf_config
@@ -31,7 +31,7 @@ class BaseModel:
     weights: Path
     """Where the weights to read lie: the folder of the iteration that was asked for, or `path` itself."""
     config: ModelConfig | None
-    """The model; of a Megatron-LLM folder the `vocab_size` may count padding rows. None where only torch could tell."""
+    """The model; None where only torch could tell."""
     tp: int | None = None
     pp: int | None = None
     """Layout from the ranks (Megatron-LLM), else from a name with `-tpT-ppP`, else None."""
@@ -43,6 +43,10 @@ class BaseModel:
     """A folder with `tokenizer.json`, a `tokenizer.model`, or the GGUF file itself; None when there is none beside it."""
     size_bytes: int
     """Bytes of the files that will be read."""
+    vocab_known: bool = True
+    """False where `config.vocab_size` counts all rows of padded tables, because no file says how many belong to tokens."""
+    saved_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """The trainer's arguments that a Megatron-LLM folder holds, plain values."""
     warnings: tuple[str, ...] = ()
 
 
@@ -133,6 +137,8 @@ def _megatron(path: Path, iteration: int | None) -> BaseModel:
         iterations=megatron_folder.iterations(path),
         tokenizer=tokenizer if tokenizer and tokenizer.exists() else None,
         size_bytes=_total(found.files.values()),
+        vocab_known=found.vocab_known,
+        saved_arguments=found.args,
         warnings=found.warnings,
     )
 

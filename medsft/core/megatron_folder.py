@@ -51,6 +51,8 @@ class MegatronFolder:
     """The trainer's arguments: plain values only, enum members and dtypes by name."""
     padded_vocab_size: int
     """Rows of the embedding in the files."""
+    vocab_known: bool
+    """Whether a file of ours says how many of them belong to tokens."""
     config: ModelConfig
     """Its `vocab_size` is the tokenizer's where a file of ours says it, else the rows in the files, padding included."""
     warnings: tuple[str, ...]
@@ -114,6 +116,7 @@ def open_folder(
         files=files,
         args=args,
         padded_vocab_size=rows,
+        vocab_known="config" in sidecar,
         config=config,
         warnings=warnings,
     )

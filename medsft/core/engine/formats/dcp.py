@@ -1,68 +1,130 @@
-"""Reads the model out of a torch.distributed.checkpoint folder, whatever layout wrote it, one tensor at a time."""
+"""Folders of torch.distributed.checkpoint with a `config.json`: checkpoints of our runs, and `medsft convert --to dcp`.
+
+Keys are `model.` + Hugging Face name; a run's checkpoint also has `exp_avg.` and `exp_avg_sq.` + Hugging Face name.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
-from medsft.core.architecture import ModelConfig, read_hf_config
-from medsft.core.engine.formats.source import Slices, check_complete, sha256_of_files
+from medsft.core.architecture import read_hf_config, to_hf_config
+from medsft.core.engine.formats.source import Slices, WeightSource, check_complete, sha256_of_files
 from medsft.errors import MismatchError
 
-PREFIX = "model."
-"""Weights lie beside the optimiser's state, under this and their Hugging Face name."""
+Part = Literal["model", "exp_avg", "exp_avg_sq"]
 
 
-class DcpSource:
-    """Weights of a checkpoint folder with `config.json` beside the shards. See `WeightSource`."""
+def open_dcp(folder: Path, part: Part = "model") -> WeightSource:
+    """Open the weights, or one of Adam's moments, in one checkpoint folder.
 
-    def __init__(self, folder: Path) -> None:
+    Raises `MismatchError` when files are missing or damaged, or do not fit `config.json`.
+    """
+    return _DcpSource(folder, part)
+
+
+def write_dcp(folder: Path, source: WeightSource, *, dtype: torch.dtype) -> None:
+    """Write the weights of `source` as one checkpoint folder; one tensor at a time is in memory.
+
+    The folder appears under its name only when it is complete; it must not exist before.
+    """
+    if folder.exists():
+        raise MismatchError(f"{folder}: exists already.", hint="Choose another folder, or move this one away.")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    aside.mkdir(parents=True)
+    # Tensors of one element that pretend to be large: the planner replaces each when its turn to be written comes.
+    shapes = source.config.parameter_shapes()
+    outline = {name: torch.empty((), dtype=dtype).expand(shape) for name, shape in shapes}
+    try:
+        writer = FileSystemWriter(aside, single_file_per_rank=True, thread_count=1, sync_files=True)
+        with _alone():
+            dcp.save({"model": outline}, storage_writer=writer, planner=_FromSource(source, dtype), no_dist=True)
+        config = to_hf_config(source.config, dtype=str(dtype).removeprefix("torch."))
+        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keep torch from warning that there is only one process: that is what is meant here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+class _FromSource(DefaultSavePlanner):
+    """Reads each tensor from a source when it is about to be written."""
+
+    def __init__(self, source: WeightSource, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._source = source
+        self._dtype = dtype
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        return self._source.read(index.fqn.removeprefix("model.")).to(self._dtype).contiguous()
+
+
+class _DcpSource:
+    """Weights in one folder of torch.distributed.checkpoint, saved at any layout."""
+
+    def __init__(self, folder: Path, part: Part) -> None:
+        self.config = read_hf_config(folder)
         self._folder = folder
-        self.config: ModelConfig = read_hf_config(folder)
-        self._reader = dcp.FileSystemReader(folder)
+        self._part = part
+        self._last: tuple[str, Tensor] | None = None
         try:
-            entries = self._reader.read_metadata().state_dict_metadata
-        except Exception as error:  # unpickling a damaged file raises what it likes
-            raise MismatchError(f"{folder / '.metadata'}: cannot be read: {type(error).__name__}") from None
-        self._entries = {
-            name.removeprefix(PREFIX): entry
-            for name, entry in entries.items()
-            if name.startswith(PREFIX) and isinstance(entry, TensorStorageMetadata)
+            stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+        except Exception as error:  # a damaged pickle can raise nearly anything
+            raise MismatchError(f"{folder}/.metadata: cannot be read: {error}", hint="Copy the checkpoint again.") from None
+        self._stored = {
+            key.removeprefix(f"{part}."): entry
+            for key, entry in stored.items()
+            if key.startswith(f"{part}.") and isinstance(entry, TensorStorageMetadata)
         }
-        rows = self._entries["model.embed_tokens.weight"].size[0] if "model.embed_tokens.weight" in self._entries else 0
-        self.config = self.config.with_vocab(rows)
-        check_complete(self.config, {name: self.shape(name) for name in self._entries}, where=str(folder))
+        check_complete(self.config, {name: tuple(entry.size) for name, entry in self._stored.items()}, where=str(folder))
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of all weights, in the order of the forward pass."""
         return tuple(name for name, _ in self.config.parameter_shapes())
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the full shape of a weight."""
-        return tuple(self._entries[name].size)
+        return tuple(self._stored[name].size)
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype that `read` gives."""
-        return self._entries[name].properties.dtype
+        return self._stored[name].properties.dtype
 
     def read(self, name: str, slices: Slices | None = None) -> Tensor:
-        """Return a weight, or the part of it in `slices`."""
-        tensor = torch.empty(self.shape(name), dtype=self.dtype(name))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns that one process reads alone, which is what we want
-            dcp.load({PREFIX + name: tensor}, storage_reader=dcp.FileSystemReader(self._folder), no_dist=True)
-        return tensor if slices is None else tensor[slices].clone()
+        """Return a weight or a part of it. The last one is kept, because tables are read in blocks."""
+        if self._last is None or self._last[0] != name:
+            self._last = None
+            self._last = (name, self._load(name))
+        whole = self._last[1]
+        return whole.clone() if slices is None else whole[slices].clone()
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of the files that hold the weights."""
-        return sha256_of_files(self._folder.glob("*.distcp"))
+        return sha256_of_files([self._folder / ".metadata", *self._folder.glob("*.distcp")])
 
-
-def open_dcp(folder: Path) -> DcpSource:
-    """Open one checkpoint folder. Raises `MismatchError` when it is damaged or holds no whole model."""
-    return DcpSource(folder)
+    def _load(self, name: str) -> Tensor:
+        tensor = torch.empty(self.shape(name), dtype=self.dtype(name))
+        try:
+            with _alone():
+                dcp.load({self._part: {name: tensor}}, storage_reader=FileSystemReader(self._folder), no_dist=True)
+        except (CheckpointException, OSError, RuntimeError, EOFError) as error:
+            raise MismatchError(f"{self._folder}: {name} cannot be read: {error}", hint="Copy the checkpoint again.") from None
+        return tensor

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from medsft.core.architecture import ModelConfig
+from medsft.core.basemodel import inspect_base
 from medsft.errors import MismatchError
 
 Slices = tuple[slice, ...]
@@ -46,28 +47,29 @@ class WeightSource(Protocol):
 
 
 def open_source(path: Path, *, iteration: int | None = None) -> WeightSource:
-    """Open a Hugging Face folder, a GGUF file or a Megatron-LLM folder, whichever `path` is.
+    """Open a Hugging Face folder, a Megatron-LLM folder, a GGUF file, a run of medsft or one of its checkpoints.
 
-    `iteration` picks `iter_NNNNNNN` in a Megatron-LLM folder. Raises `MismatchError` for anything else, and for a model
-    that medsft does not implement.
+    `iteration` picks one of several in the folder; None takes the latest. Raises `MismatchError` as `inspect_base` does, and
+    for files that are damaged or do not fit the model's description.
     """
-    if path.is_file() and path.suffix == ".gguf":
-        from medsft.core.engine.formats.gguf import open_gguf
+    # Here, because each of these imports this module.
+    from medsft.core.engine.formats.dcp import open_dcp
+    from medsft.core.engine.formats.gguf import open_gguf
+    from medsft.core.engine.formats.hf import open_hf
+    from medsft.core.engine.formats.megatron import open_megatron
 
+    if path.suffix == ".gguf" and path.is_file():
         return open_gguf(path)
-    if (path / "config.json").is_file():
-        from medsft.core.engine.formats.hf import open_hf
-
-        return open_hf(path)
-    if (path / "latest_checkpointed_iteration.txt").is_file():
-        from medsft.core.engine.formats.megatron import open_megatron
-
-        return open_megatron(path, iteration=iteration)
-    raise MismatchError(
-        f"{path}: no model there." if path.exists() else f"{path}: no such file or folder.",
-        hint="A model is a Hugging Face folder (config.json), a .gguf file, or a Megatron-LLM folder "
-        "(latest_checkpointed_iteration.txt).",
-    )
+    base = inspect_base(path, iteration)
+    match base.kind:
+        case "hf":
+            return open_hf(base.weights)
+        case "megatron":
+            return open_megatron(path, iteration)
+        case "gguf":
+            return open_gguf(base.weights)
+        case _:
+            return open_dcp(base.weights)
 
 
 def check_complete(config: ModelConfig, found: dict[str, tuple[int, ...]], *, where: str) -> None:
