@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from medsft.core.architecture import ModelConfig
 from medsft.core.engine.attention import Stream, attend
-from medsft.core.engine.rope import Rotary, rotary, rotate
+from medsft.core.engine.elementwise import rms_norm, rotate, swiglu
+from medsft.core.engine.rope import Rotary, rotary
 
 _INIT_STD = 0.02
 
@@ -34,9 +35,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [..., size]; the result has the dtype of x."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -58,7 +57,7 @@ class Attention(nn.Module):
         q, k, v = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        mixed = attend(rotate(q, tables), rotate(k, tables), v, stream, self.window)
+        mixed = attend(rotate(q, *tables), rotate(k, *tables), v, stream, self.window)
         return self.o_proj(mixed.flatten(1))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -77,7 +76,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token of x [T, hidden] on its own."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class DecoderLayer(nn.Module):

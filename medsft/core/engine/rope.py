@@ -32,13 +32,6 @@ def rotary(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> Rotary
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(heads: Tensor, tables: Rotary) -> Tensor:
-    """Rotate `heads` [T, H, head_dim]: element i of the first half is paired with element i of the second."""
-    cos, sin = tables
-    first, second = heads.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
 def _llama3(frequencies: Tensor, config: ModelConfig) -> Tensor:
     """Llama 3.1: slow waves are stretched by `factor`, fast ones kept, and those between interpolated."""
     scaling = config.rope_scaling or {}
