@@ -35,16 +35,15 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        inverse = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        inverse = x.float().square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (wide * inverse).to(x.dtype) * weight
+        return (x * inverse).to(x.dtype) * weight
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        unit = x.float().mul_(inverse)
+        unit = x * inverse  # fp32, as `inverse` is
         grad_weight = (grad * unit).sum(tuple(range(x.ndim - 1)))
         grad_unit = (grad * weight).float()
         along = (grad_unit * unit).mean(-1, keepdim=True)
