@@ -1,7 +1,8 @@
 """Writes the model of a run as a Hugging Face folder: `python -m medsft.core.engine.export RUN --to DIR [--iteration N]`.
 
 The folder has the weights without padding rows, the tokenizer with its new tokens and a chat template that gives exactly the
-text of training, the end token for generation, a model card, and a manifest of what the model was made from. It appears when complete.
+text of training, the end token for generation, a model card, and a manifest of what the model was made from. It appears when
+complete.
 """
 
 from __future__ import annotations

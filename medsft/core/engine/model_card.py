@@ -24,13 +24,8 @@ def model_card(plan: RunPlan, view: RunView) -> str:
         ("Precision", f"{plan.precision}, master weights and optimiser in fp32"),
     ]
     if view.last_eval("loss") is not None:
-        rows.append(
-            (
-                "Validation",
-                f"loss {view.last_eval('loss'):.4f}, perplexity {view.last_eval('perplexity'):.3f}, "
-                f"token accuracy {view.last_eval('accuracy'):.1%}",
-            )
-        )
+        figures = (view.last_eval("loss"), view.last_eval("perplexity"), view.last_eval("accuracy"))
+        rows.append(("Validation", "loss {:.4f}, perplexity {:.3f}, token accuracy {:.1%}".format(*figures)))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""---
 library_name: transformers

@@ -68,21 +68,25 @@ def _move_gradient_to(master: nn.Parameter):  # type: ignore[no-untyped-def]
 
 
 def complete_gradients(masters: Masters, mesh: Mesh) -> None:
-    """Add up over tensor-parallel ranks the gradients of weights they share, in one message.
+    """Give each gradient the placement of its master, as autograd does not; under FSDP it has it already.
 
-    Those weights (norms) saw only this rank's tokens. Under FSDP they are complete already.
+    The gradient of a norm that tensor-parallel ranks share saw this rank's tokens only: those are added up in one message. The
+    gradient of the embedding is whole on every rank: each keeps its rows.
     """
     partial = []
     for master in masters.by_name.values():
         gradient = master.grad
-        if isinstance(gradient, DTensor) and any(isinstance(p, Partial) for p in gradient.placements):
+        if not isinstance(gradient, DTensor) or not isinstance(master, DTensor) or gradient.placements == master.placements:
+            continue
+        if any(isinstance(placement, Partial) for placement in gradient.placements):
             partial.append(master)
+        else:
+            master.grad = gradient.redistribute(placements=master.placements)
     if not partial:
         return
     flat = torch.cat([_local(master.grad).flatten() for master in partial])
     dist.all_reduce(flat, group=mesh.devices.get_group("tp"))
     for master, values in zip(partial, flat.split([_local(m).numel() for m in partial]), strict=True):
-        assert isinstance(master, DTensor)
         master.grad = DTensor.from_local(values.view(_local(master).shape), master.device_mesh, master.placements)
 
 

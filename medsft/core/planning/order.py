@@ -74,8 +74,9 @@ def deal(lengths: Sequence[int] | np.ndarray, *, num_bins: int) -> list[list[int
 def deal_to_ranks(lengths: Sequence[int] | np.ndarray, *, dp: int, micro_batch: int) -> list[list[list[int]]]:
     """Return for each data-parallel rank its micro-batches, each a list of indices into `lengths`.
 
-    With fewer documents than ranks some get an empty micro-batch. Every rank gets the same number of micro-batches, `micro_batch` documents in each on average. Heavy and light bins are dealt
-    alternately, so that neither a micro-batch nor a rank has much more to do than another.
+    Every rank gets the same number of micro-batches, `micro_batch` documents in each on average; with fewer documents than
+    ranks some get an empty one. Heavy and light bins are dealt alternately, so that neither a micro-batch nor a rank has much
+    more to do than another.
     """
     per_rank = max(1, -(-len(lengths) // (micro_batch * dp)))
     per_rank = max(1, min(per_rank, len(lengths) // dp))

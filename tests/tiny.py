@@ -1,0 +1,136 @@
+"""Tiny models, tokenizers, sets and runs that tests make for themselves."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from medsft.core.config import RunConfig, from_mapping
+from medsft.core.planning.plan import RunPlan
+from medsft.core.registry import Settings, load_settings
+from medsft.core.run.events import Event, EventReader
+from medsft.core.run.launch import Launch, launch_path
+from medsft.core.run.pipeline import prepare
+from medsft.core.run.rundir import RunDir
+
+WORDS = [f"w{i}" for i in range(80)]
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 84,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A word-level tokenizer of the words above and of what the template writes."""
+    vocabulary = ["<unk>", "question", "answer", "system", *WORDS]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def write_model(folder: Path, family: str = "llama", *, seed: int = 0, **changes: Any) -> Path:
+    """A random model of a family as transformers saves it, with a tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, **{**SIZES, **changes})
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def write_rows(path: Path, count: int, *, seed: int = 0, longest: int = 60) -> Path:
+    """Rows whose answer is the question backwards; lengths are very uneven."""
+    draw = random.Random(seed)
+    with path.open("w") as file:
+        for _ in range(count):
+            words = draw.choices(WORDS, k=min(longest, 1 + int(draw.expovariate(1 / 12))))
+            file.write(json.dumps({"prompt": " ".join(words), "gold": " ".join(words[::-1][:8])}) + "\n")
+    return path
+
+
+def project(folder: Path, family: str = "llama", *, rows: int = 40, **changes: Any) -> tuple[RunConfig, Settings]:
+    """A folder with a model, data and medsft.toml, and the config of a short run in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(folder / "base", family, **changes)
+    write_rows(folder / "train.jsonl", rows)
+    write_rows(folder / "val.jsonl", 11, seed=1)
+    (folder / "medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n')
+    config = {
+        "checkpoint": "tiny",
+        "size": 0.001,
+        "run_name": "words",
+        "data": [folder / "train.jsonl"],
+        "val": [folder / "val.jsonl"],
+        "tokenized_data_dir": folder / "tokenized",
+        "save_checkpoint_dir": folder / "runs",
+        "global_batch": 8,
+        "micro_batch": 2,
+        "iters": 6,
+        "lr": 1e-2,
+        "min_lr": 1e-3,
+        "eval_interval": 3,
+        "save_interval": 100,
+        "precision": "fp32",
+    }
+    return from_mapping(config), load_settings(folder / "medsft.toml")
+
+
+def plan_of(config: RunConfig, settings: Settings, **changes: Any) -> RunPlan:
+    """The plan of a config with some values changed, its sets tokenised."""
+    return prepare(from_mapping(changes, base=config), settings)
+
+
+def create(plan: RunPlan) -> RunDir:
+    """The run folder of a plan, ready for workers that a test starts itself."""
+    run = RunDir(Path(plan.run_dir))
+    if not run.exists():
+        run.create(plan.to_json())
+    launch_path(run).write_text(json.dumps(asdict(Launch.of(plan))))
+    return run
+
+
+def train(plan: RunPlan) -> list[Event]:
+    """Train a plan with one forked process for each rank, and return the events. Fails when a rank does."""
+    import torch.multiprocessing as mp
+
+    run = create(plan)
+    store = run.control / "store"
+    store.unlink(missing_ok=True)
+    mp.start_processes(_rank, (plan.layout.world, str(store), str(run.path)), nprocs=plan.layout.world, start_method="fork")
+    return EventReader(run.events_path).read()
+
+
+def _rank(rank: int, world: int, store: str, run_dir: str) -> None:
+    import os
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    from medsft.core.engine.worker import main
+
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    code = main(run_dir)
+    if code:
+        raise SystemExit(code)
+
+
+def series(events: list[Event], kind: str, *names: str) -> list[tuple[float, ...]]:
+    """The values of some fields of all events of a kind."""
+    return [tuple(event.data[name] for name in names) for event in events if event.kind == kind]
