@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import megatron_formulas as formulas
 import pytest
 import torch
 
@@ -20,9 +20,6 @@ from medsft.core.engine.formats.hf import write_hf
 from medsft.core.engine.formats.source import open_source
 from medsft.errors import MismatchError
 
-_spec = importlib.util.spec_from_file_location("megatron_formulas", Path(__file__).with_name("megatron_formulas.py"))
-formulas = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(formulas)
 SIZES = {**formulas.SIZES, "vocab_size": 99}
 CONFIG = ModelConfig(
     family="llama", **SIZES, norm_eps=1e-5, rope_theta=1e4, max_position_embeddings=64, tie_embeddings=False, eos_token_id=2

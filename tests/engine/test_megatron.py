@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import zipfile
-from pathlib import Path
 
+import megatron_formulas as formulas
 import numpy as np
 import pytest
 import torch
@@ -18,9 +17,6 @@ from medsft.core.engine.formats.megatron import open_megatron, write_megatron
 from medsft.core.engine.formats.megatron.layout import padded_rows
 from medsft.errors import MismatchError
 
-_spec = importlib.util.spec_from_file_location("megatron_formulas", Path(__file__).with_name("megatron_formulas.py"))
-formulas = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(formulas)
 SIZES = formulas.SIZES
 
 CONFIG = ModelConfig(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
+import megatron_formulas as formulas
 import pytest
 import torch
 
@@ -14,9 +14,6 @@ from medsft.core.engine.formats.megatron import open_megatron, write_megatron
 from medsft.core.megatron_folder import open_folder
 from medsft.errors import MismatchError
 
-_spec = importlib.util.spec_from_file_location("megatron_formulas", Path(__file__).with_name("megatron_formulas.py"))
-formulas = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(formulas)
 SIZES = formulas.SIZES
 
 
