@@ -11,6 +11,7 @@ Shapes: n tokens, H query heads, K key/value heads, G = H / K, d head size. Rows
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -36,8 +37,8 @@ class _BlockAttention(torch.autograd.Function):
         ctx.save_for_backward(q_rows, k_rows, v_rows)
         ctx.window = window
         out = torch.empty_like(q_rows)
-        for rows, seen, hidden in _blocks(q_rows, k_rows, window):
-            p = _probabilities(q_rows[:, rows], k_rows[:, seen], hidden)
+        for rows, seen, mask in _blocks(q_rows, k_rows, window):
+            p = _probabilities(q_rows[:, rows], k_rows[:, seen], mask)
             out[:, rows] = p @ v_rows[:, seen]
         return _tokens(out, len(q))
 
@@ -50,8 +51,8 @@ class _BlockAttention(torch.autograd.Function):
         dq = torch.empty_like(q)
         # Each key is seen by many blocks: their contributions are added up in fp32.
         dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-        for rows, seen, hidden in _blocks(q, k, ctx.window):
-            p = _probabilities(q[:, rows], k[:, seen], hidden)
+        for rows, seen, mask in _blocks(q, k, ctx.window):
+            p = _probabilities(q[:, rows], k[:, seen], mask)
             dv[:, seen] += p.mT @ grad[:, rows]
             dp = grad[:, rows] @ v[:, seen].mT
             ds = torch._softmax_backward_data(dp, p, -1, dtype)  # p * (dp - sum(p * dp)) in one pass
@@ -62,29 +63,36 @@ class _BlockAttention(torch.autograd.Function):
 
 
 def _blocks(q: Tensor, k: Tensor, window: int | None) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield for each block of tokens its rows of `q`, the keys it sees, and which of the pairs are hidden after all.
+    """Yield for each block of tokens its rows of `q`, the keys that it sees, and a mask for the last of these keys.
 
-    The last is bool [rows, last keys]: in front of these keys, every row sees every key.
+    The mask [rows, last keys] is 0, or -inf where a row must not see a key; in front of it, every row sees every key.
     """
     tokens, group = k.shape[1], q.shape[1] // k.shape[1]
     # Small blocks waste less above the diagonal, large ones multiply faster; measured with 64-wide heads.
-    size = 128 if q.dtype == torch.bfloat16 else 64
-    above = torch.ones(size, size, dtype=torch.bool, device=q.device).triu(1).repeat_interleave(group, dim=0)
+    size = min(tokens, 128 if q.dtype == torch.bfloat16 else 64)
     for start in range(0, tokens, size):
         end = min(start + size, tokens)
         rows = slice(start * group, end * group)
         if window is None:
-            yield rows, slice(0, end), above[: rows.stop - rows.start, : end - start]
+            yield rows, slice(0, end), _mask(end - start, 0, window, group, q.dtype, q.device)
         else:
-            seen = slice(max(0, start - window + 1), end)
-            distance = torch.arange(start, end, device=q.device)[:, None] - torch.arange(seen.start, end, device=q.device)
-            yield rows, seen, ((distance < 0) | (distance >= window)).repeat_interleave(group, dim=0)
+            first = max(0, start - window + 1)
+            yield rows, slice(first, end), _mask(end - start, start - first, window, group, q.dtype, q.device)
 
 
-def _probabilities(q: Tensor, k: Tensor, hidden: Tensor) -> Tensor:
-    """Return softmax(q k^T) [K, rows, keys] without the `hidden` pairs; `q` is scaled already."""
+@lru_cache(maxsize=64)
+def _mask(tokens: int, before: int, window: int | None, group: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the mask of `tokens` in a row, `group` rows each, over `before` keys in front of them and themselves."""
+    distance = torch.arange(tokens, device=device)[:, None] - torch.arange(-before, tokens, device=device)
+    hidden = (distance < 0) | (distance >= (window or tokens))
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill(hidden, -torch.inf)
+    return mask.repeat_interleave(group, dim=0)
+
+
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """Return softmax(q k^T + mask) [K, rows, keys], the mask being for the last keys; `q` is scaled already."""
     scores = q @ k.mT
-    scores[..., -hidden.shape[1] :].masked_fill_(hidden, -torch.inf)
+    scores[..., -mask.shape[1] :] += mask
     return scores.softmax(-1)
 
 
