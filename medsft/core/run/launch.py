@@ -136,6 +136,7 @@ def engine_environment(processes: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(max(1, cores // processes)),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         **os.environ,
     }
