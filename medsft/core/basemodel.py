@@ -178,7 +178,7 @@ def _dcp(path: Path, iteration: int | None) -> BaseModel:
 
 
 def _gguf(path: Path) -> BaseModel:
-    config = gguf_header.read_config(gguf_header.open_reader(path), where=str(path))
+    config = gguf_header.config_of(path)
     return BaseModel(kind="gguf", path=path, weights=path, config=config, tokenizer=path, size_bytes=path.stat().st_size)
 
 

@@ -6,6 +6,7 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,20 @@ def open_reader(path: Path) -> GGUFReader:
         return GGUFReader(path)
     except (ValueError, LookupError, OSError) as error:
         raise MismatchError(f"{path}: cannot be read as GGUF: {error}", hint="Copy the file again.") from None
+
+
+def config_of(path: Path) -> ModelConfig:
+    """Return the model's description of a file. Raises `MismatchError` as `open_reader` and `read_config` do.
+
+    It takes a second or two to step through the tokenizer's words, so a file that has not changed is read once.
+    """
+    stamp = path.stat()
+    return _config_of(path, stamp.st_mtime_ns, stamp.st_size)
+
+
+@lru_cache(maxsize=8)
+def _config_of(path: Path, _mtime_ns: int, _size: int) -> ModelConfig:
+    return read_config(open_reader(path), where=str(path))
 
 
 def read_config(reader: GGUFReader, *, where: str) -> ModelConfig:
