@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from medsft.core.units import byte_size, count, short_count
+from medsft.core.units import byte_size, count, duration, short_count
 
 if TYPE_CHECKING:
     from medsft.core.planning.plan import DataPlan, RunPlan
+    from medsft.core.run.rehearse import Rehearsal
 
 
 def plan_rows(plan: RunPlan) -> list[tuple[str, str]]:
@@ -43,10 +44,31 @@ def _data(data: DataPlan) -> str:
     return f"{count(data.documents)} documents, {short_count(data.tokens)} tokens{left_out} (longest {count(data.longest)})"
 
 
-def print_plan(plan: RunPlan) -> None:
-    """Print the table on standard output and the warnings on standard error."""
-    from medsft.cli import console
+def rehearsal_rows(rehearsal: Rehearsal) -> list[tuple[str, str]]:
+    """Return (what, value) for what a rehearsal measured and forecasts."""
+    memory = f"{byte_size(rehearsal.memory_bytes)} of {byte_size(rehearsal.device_memory)}"
+    saved = f"{byte_size(rehearsal.checkpoint_bytes)} in {duration(rehearsal.save_seconds)}"
+    disk = f"{byte_size(rehearsal.forecast_disk_bytes)} of {byte_size(rehearsal.disk_free)} free"
+    return [
+        ("measured memory per rank", memory),
+        ("measured speed", f"{count(rehearsal.tokens_per_second)} tokens/s"),
+        ("measured checkpoint", saved),
+        *((f"resumed at {resumed.layout}", _same(resumed.ok, resumed.difference)) for resumed in rehearsal.resumes),
+        ("forecast time", duration(rehearsal.forecast_seconds)),
+        ("forecast disk", disk),
+    ]
 
-    console.print_table(("", ""), plan_rows(plan))
+
+def _same(ok: bool, difference: float) -> str:
+    return f"{'same losses' if ok else 'OTHER LOSSES'} (largest difference {difference:.2g})"
+
+
+def print_plan(plan: RunPlan) -> None:
+    """Print the table on standard output, with what a rehearsal of this plan found, and the warnings on standard error."""
+    from medsft.cli import console
+    from medsft.core.run.rehearse import read_rehearsal
+
+    rehearsal = read_rehearsal(plan)
+    console.print_table(("", ""), plan_rows(plan) + (rehearsal_rows(rehearsal) if rehearsal else []))
     for warning in plan.warnings:
         console.note(f"warning: {warning}")

@@ -181,6 +181,37 @@ def rehearse(
 ) -> None:
     """Prove before a long run that it fits, saves, resumes and reshards, and forecast its time and disk.
 
-    Two iterations on the longest documents, a save, a kill, a resume; then everything is removed again.
+    Five iterations of this very run, two of them on its heaviest documents; a save, a kill, a resume; then all is removed.
     """
-    raise NotImplementedError
+    from medsft.cli.plan_table import rehearsal_rows
+    from medsft.cli.stages import tokenising
+    from medsft.core.registry import load_settings
+    from medsft.core.run.pipeline import tokenize_sets
+    from medsft.core.run.rehearse import rehearse as rehearse_run
+    from medsft.errors import TrainingError
+
+    loaded, changes = load_settings(settings), [_levels(text) for text in at or ()]
+    with tokenising(plain=plain) as progress:
+        tokenize_sets(config, loaded, progress=progress)
+    result = rehearse_run(config, loaded, at=changes, tell=console.note)
+    if json:
+        from dataclasses import asdict
+
+        console.print_json(asdict(result) | {"problems": result.problems})
+    else:
+        console.print_table(("", ""), rehearsal_rows(result))
+    if result.problems:
+        raise TrainingError("The rehearsal found that this run will not work:\n" + "\n".join(result.problems))
+
+
+def _levels(text: str) -> dict[str, int]:
+    """Return {"tp": 1, "pp": 2} for `tp=1,pp=2`. Raises `ConfigError`."""
+    from medsft.errors import ConfigError, Problem
+
+    levels = {}
+    for part in text.split(","):
+        name, _, number = part.strip().partition("=")
+        if name not in ("tp", "pp", "nproc_per_node", "micro_batch") or not number.isdecimal() or int(number) < 1:
+            raise ConfigError([Problem("--at", f"`{text}` is not a layout", "Such as tp=1,pp=2 or nproc_per_node=4.")])
+        levels[name] = int(number)
+    return levels

@@ -1,0 +1,297 @@
+"""A rehearsal before a long run: the real base model, flags and heaviest documents, for a few iterations, a kill and a resume.
+
+    iteration   1  2      3            4  5      then kill -9; resume from the save and do 4 and 5 again, and once more for
+    documents   heaviest  typical      typical   each other layout that was asked for
+                          evaluate, save
+
+Losses of a resume must be bit for bit those before the kill on the same layout, and equal to 1e-4 on another. What was measured
+gives the forecast: iterations 4 and 5 the speed, 1 and 2 the peak of memory. Everything is removed at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from medsft.core.config import RunConfig
+from medsft.core.data.dataset import open_tokenized
+from medsft.core.data.report import apply_truncation
+from medsft.core.data.subset import copy_documents
+from medsft.core.files import write_atomically
+from medsft.core.planning.order import SampleOrder
+from medsft.core.planning.plan import RunPlan
+from medsft.core.planning.planner import make_plan, replan
+from medsft.core.registry import Settings
+from medsft.core.run.events import Event, EventReader
+from medsft.core.run.launch import start
+from medsft.core.run.rundir import RunDir
+from medsft.errors import ConfigError, ExitCode, LaunchError, MedsftError, Problem
+
+_HEAVY, _SAVED_AT, _LAST = 2, 3, 5
+_CANDIDATES = 200
+"""Batches of the run among which the heaviest and the typical ones are looked for."""
+_OTHER_LAYOUT_TOLERANCE = 1e-4
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """A resume that was tried."""
+
+    layout: str
+    difference: float
+    """Largest difference of a loss from the one before the kill."""
+    allowed: float
+    """0 on the same layout."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the losses are the same."""
+        return self.difference <= self.allowed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """What was measured, and what it says of the run."""
+
+    identity: str
+    """Of the plan of the run."""
+    memory_bytes: int
+    """Peak of the rank that used most, with the heaviest documents."""
+    device_memory: int
+    tokens_per_second: float
+    checkpoint_bytes: int
+    save_seconds: float
+    start_seconds: float
+    """From the launch to the first iteration's end."""
+    eval_seconds: float
+    """Of one validation of the whole validation set; 0 without one."""
+    resumes: tuple[Resumed, ...]
+    forecast_seconds: float
+    forecast_disk_bytes: int
+    disk_free: int
+
+    @property
+    def problems(self) -> list[str]:
+        """What would go wrong, one line each; empty when the run can start."""
+        lines = [f"{r.layout}: a loss after the resume differs by {r.difference:.3g}" for r in self.resumes if not r.ok]
+        if self.memory_bytes > self.device_memory:
+            lines.append("a rank uses more memory than the device has for it")
+        if self.forecast_disk_bytes > self.disk_free:
+            lines.append("the disk is too small for the checkpoints to come")
+        return lines
+
+
+def rehearsal_path(plan: RunPlan) -> Path:
+    """Return the file that keeps the rehearsal of a plan, beside the run's folder."""
+    return Path(f"{plan.run_dir}.rehearsal.json")
+
+
+def read_rehearsal(plan: RunPlan) -> Rehearsal | None:
+    """Return the rehearsal of this very plan, None when there is none."""
+    try:
+        raw = json.loads(rehearsal_path(plan).read_text(encoding="utf-8"))
+        rehearsal = Rehearsal(**raw | {"resumes": tuple(Resumed(**resumed) for resumed in raw["resumes"])})
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+    return rehearsal if rehearsal.identity == plan.identity else None
+
+
+def rehearse(
+    config: RunConfig,
+    settings: Settings,
+    *,
+    at: Sequence[Mapping[str, int]] = (),
+    tell: Callable[[str], None] = lambda _: None,
+) -> Rehearsal:
+    """Rehearse a run whose sets are tokenised, keep the result beside its plan, and return it.
+
+    `at` are changes of levels (`tp`, `pp`, ...) to resume with. `tell` gets a line for each stage.
+    Raises what `make_plan` raises, and the error of a rehearsal run that fails.
+    """
+    if config.nodes > 1:
+        raise ConfigError([Problem("--nodes", "a rehearsal runs on one node", "Rehearse with the levels of one node.")])
+    plan = make_plan(config, settings)
+    parent = Path(plan.run_dir).parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with _temporary_folder(parent) as folder:
+        small = _small_plan(plan, config, settings, folder)
+        others = [replan(small, run_dir=Path(small.run_dir), changes=change) for change in at]
+        tell(f"training {_LAST} iterations at {small.layout}")
+        first = _run_until(small)
+        resumes = []
+        for again in [small, *others]:
+            tell(f"killed; resuming at {again.layout}")
+            resumes.append(_compare(first, _run_until(again), again, same=again.layout == small.layout))
+        result = _measure(plan, small, first, resumes)
+    write_atomically(rehearsal_path(plan), json.dumps(asdict(result), indent=1) + "\n")
+    return result
+
+
+@contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder on the disk of the runs, for the speed of saves is a part of the result."""
+    folder = Path(tempfile.mkdtemp(prefix=".rehearsal-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Path) -> RunPlan:
+    """Return the plan of the rehearsal run: the run's own, on a set whose order brings the chosen documents in turn."""
+    data = folder / "tokenized"
+    tokenized = open_tokenized(Path(plan.train.folder))
+    copy_documents(tokenized, _chosen_documents(plan), data / config.run_name)
+    if plan.val is not None:
+        validation = open_tokenized(Path(plan.val.folder))
+        copy_documents(validation, range(min(validation.num_documents, config.global_batch)), data / f"{config.run_name}-val")
+    small = replace(
+        config,
+        data=(),
+        val=(),
+        tokenized_data_dir=data,
+        save_checkpoint_dir=folder / "runs",
+        iters=max(plan.num_iterations, _LAST + 1),
+        max_iters=None,
+        save_interval=_SAVED_AT,
+        eval_interval=_SAVED_AT,
+        keep_last=0,
+        tp=plan.layout.tp,
+        pp=plan.layout.pp,
+        nproc_per_node=plan.nproc_per_node,
+        micro_batch=plan.micro_batch,
+    )
+    return make_plan(small, settings)
+
+
+def _chosen_documents(plan: RunPlan) -> np.ndarray:
+    """Return documents of the set, int64 [_LAST * global_batch], such that iterations 1 and 2 of a run on them meet the
+    batch of the run with most tokens, and the others batches nearest to the mean."""
+    config = plan.config
+    truncate = config.truncate
+    data = open_tokenized(Path(plan.train.folder))
+    chosen = apply_truncation(data, config.seq, truncate, loss_mask=config.loss_mask)  # type: ignore[arg-type]
+    legacy = config.compat == "megatron-llm"
+    real = SampleOrder(len(chosen.indices), config.global_batch, config.seed, numpy_legacy=legacy)
+    batches = [real.batch(iteration) for iteration in range(min(plan.num_iterations, _CANDIDATES))]
+    tokens = np.array([chosen.lengths[batch].sum() for batch in batches])
+    typical = np.argsort(np.abs(tokens - tokens.mean()), kind="stable")
+    wanted = [int(tokens.argmax())] * _HEAVY + [int(typical[i % len(typical)]) for i in range(_LAST - _HEAVY)]
+    small = SampleOrder(_LAST * config.global_batch, config.global_batch, config.seed, numpy_legacy=legacy)
+    documents = np.empty(_LAST * config.global_batch, np.int64)
+    for iteration, number in enumerate(wanted):
+        documents[small.batch(iteration)] = chosen.indices[batches[number]]
+    return documents
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """The events of one start."""
+
+    began: float
+    events: tuple[Event, ...]
+
+    def steps(self) -> dict[int, Event]:
+        return {int(event.data["iteration"]): event for event in self.events if event.kind == "step"}
+
+    def last(self, kind: str) -> Event | None:
+        return next((event for event in reversed(self.events) if event.kind == kind), None)
+
+
+def _run_until(plan: RunPlan) -> _Log:
+    """Start the rehearsal run, wait until its last iteration is logged, and kill it as a power cut would.
+
+    Raises the error that the run ended with.
+    """
+    run = RunDir(Path(plan.run_dir))
+    reader = EventReader(run.events_path)
+    reader.read()
+    began = time.time()
+    events: list[Event] = []
+    start(plan)
+    try:
+        while not any(event.kind == "step" and event.data["iteration"] == _LAST for event in events):
+            alive = run.alive()
+            events += reader.read()
+            if not alive or any(event.kind == "failed" for event in events):
+                events += reader.read()
+                raise _failure(run, events)
+            time.sleep(_POLL_SECONDS)
+    finally:
+        _kill(run)
+    return _Log(began, tuple(events))
+
+
+def _failure(run: RunDir, events: Sequence[Event]) -> MedsftError:
+    failed = next((event.data for event in events if event.kind == "failed"), None)
+    if failed is None:
+        return LaunchError("The rehearsal's processes ended without a word.")
+    error = MedsftError(f"The rehearsal failed: {failed.get('reason', '')}", hint=str(failed.get("remedy", "")))
+    error.exit_code = ExitCode(failed.get("exit_code") or ExitCode.TRAINING)
+    return error
+
+
+def _kill(run: RunDir) -> None:
+    """Kill the supervisor and all that it has started, with SIGKILL, and wait until they are gone."""
+    if not run.alive():
+        return
+    supervisor = psutil.Process(int(json.loads(run.process_path.read_text())["pid"]))
+    supervisor.suspend()  # so that it starts nothing while its children are listed
+    processes = [supervisor, *supervisor.children(recursive=True)]
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(processes, timeout=30)
+
+
+def _compare(first: _Log, again: _Log, plan: RunPlan, *, same: bool) -> Resumed:
+    before, after = first.steps(), again.steps()
+    repeated = [number for number in after if number in before]
+    difference = max(abs(before[number].data["loss"] - after[number].data["loss"]) for number in repeated)
+    return Resumed(layout=str(plan.layout), difference=difference, allowed=0.0 if same else _OTHER_LAYOUT_TOLERANCE)
+
+
+def _measure(plan: RunPlan, small: RunPlan, log: _Log, resumes: Sequence[Resumed]) -> Rehearsal:
+    """Turn the events into the forecast of the real run."""
+    steps = log.steps()
+    timed = [steps[number].data for number in range(_SAVED_AT + 1, _LAST + 1)]
+    rate = sum(step["tokens"] for step in timed) / sum(step["step_seconds"] for step in timed)
+    saved, evaluated = log.last("checkpoint"), log.last("eval")
+    save_seconds = float(saved.data["seconds"]) if saved else 0.0
+    eval_seconds = 0.0
+    if evaluated is not None and plan.val is not None and small.val is not None:
+        eval_seconds = float(evaluated.data["seconds"]) * plan.val.tokens / small.val.tokens
+    start_seconds = steps[1].time - log.began
+    config, count = plan.config, plan.num_iterations
+    saves = -(-count // config.save_interval)
+    evals = -(-count // config.eval_interval) if plan.val is not None else 0
+    training = plan.train.tokens * plan.epochs / rate
+    checkpoint = int(saved.data["bytes"]) if saved else plan.estimates.checkpoint_bytes
+    kept = min(saves, config.keep_last + 1) if config.keep_last else saves
+    exported = plan.estimates.disk_needed - kept * plan.estimates.checkpoint_bytes
+    return Rehearsal(
+        identity=plan.identity,
+        memory_bytes=max(int(step.data["memory_bytes"]) for step in steps.values()),
+        device_memory=plan.estimates.device_memory,
+        tokens_per_second=rate,
+        checkpoint_bytes=checkpoint,
+        save_seconds=save_seconds,
+        start_seconds=start_seconds,
+        eval_seconds=eval_seconds,
+        resumes=tuple(resumes),
+        forecast_seconds=start_seconds + training + saves * save_seconds + evals * eval_seconds,
+        forecast_disk_bytes=kept * checkpoint + max(0, exported),
+        disk_free=plan.estimates.disk_free,
+    )
