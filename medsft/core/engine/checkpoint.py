@@ -242,7 +242,8 @@ def _restore_random(path: Path, mesh: Mesh) -> None:
     if not any(key.startswith(mine) for key in keys):
         return
     wanted: dict[str, Any] = {"random": _random_state(mesh)}
-    dcp.load(wanted, storage_reader=FileSystemReader(path))
+    # Alone: at another layout some ranks have nothing to restore and do not come here.
+    dcp.load(wanted, storage_reader=FileSystemReader(path), no_dist=True)
     state: Mapping[str, Any] = wanted["random"][f"rank_{mesh.rank}"]
     torch.set_rng_state(state["torch"])
     if mesh.device.type == "cuda" and "cuda" in state:
