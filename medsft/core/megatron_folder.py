@@ -32,6 +32,7 @@ _LAYOUT_IN_NAME = re.compile(r"(?:^|-)tp(\d+)-pp(\d+)(?=-|$)")
 
 FAMILY_CONSTANTS = {"llama": (1e-6, 1e4), "llama2": (1e-5, 1e4), "codellama": (1e-5, 1e6), "mistral": (1e-5, 1e4)}
 """(norm epsilon, rope theta) of the models that the original knows by `model_name`."""
+_CONSTANTS = ("norm_eps", "rope_theta", "rope_scaling_factor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +104,14 @@ def open_folder(
         )
     args = plain_args(content.get("args"))
     tp, pp = _checked_layout(root, folder, files, args)
+    for path in files.values():
+        pickles.check_whole(path)
     rows = _embedding_rows(content, first) * tp
     sidecar = _read_sidecar(folder)
     constants = {"norm_eps": norm_eps, "rope_theta": rope_theta, "rope_scaling_factor": rope_scaling_factor}
     config, warnings = resolve_config(args, sidecar, constants, where=str(first), vocab_size=rows)
+    if config.vocab_size > rows:
+        raise MismatchError(f"{folder / SIDECAR}: says {config.vocab_size} tokens, but the tables have {rows} rows.")
     return MegatronFolder(
         root=root,
         folder=folder,
@@ -152,31 +157,9 @@ def resolve_config(
     except KeyError as error:
         raise MismatchError(f"{where}: the saved arguments lack {error}.") from None
     own = from_hf_config(sidecar["config"], where=SIDECAR) if "config" in sidecar else None
-    model_name = args.get("model_name")
-    table = FAMILY_CONSTANTS.get(str(model_name), (None, None))
-    warnings: list[str] = []
-
-    def trusted(option: str, ours: float | None, family: float | None, saved: float) -> float:
-        candidates = (
-            ("", constants.get(option)),
-            (f"{SIDECAR} says", ours),
-            (f"{model_name} has", family),
-            ("", saved),
-        )
-        who, value = next((who, value) for who, value in candidates if value is not None)
-        if who and value != saved:
-            warnings.append(
-                f"{where}: {option} is {saved:g} in the saved arguments, but {who} {value:g}, which is used. "
-                f"(The original's resharding tool resets it. --{option} {saved:g} keeps the saved value.)"
-            )
-        return value
-
-    eps = trusted("norm_eps", own.norm_eps if own else None, table[0], float(args.get("layernorm_epsilon") or 1e-5))
-    theta = trusted("rope_theta", own.rope_theta if own else None, table[1], float(args.get("rope_theta") or 1e4))
-    factor = trusted(
-        "rope_scaling_factor", _linear_factor(own) if own else None, None, float(args.get("rope_scaling_factor") or 1)
-    )
-    window = args.get("sliding_window_size")
+    values, warnings = _trusted_constants(args, own, constants, where)
+    factor = values["rope_scaling_factor"]
+    model_name, window = args.get("model_name"), args.get("sliding_window_size")
     llama_ids = args.get("tokenizer_type") == "SentencePieceTokenizer"
     config = ModelConfig(
         family=own.family if own else "mistral" if model_name == "mistral" or (not model_name and window) else "llama",
@@ -187,8 +170,8 @@ def resolve_config(
         num_heads=heads,
         num_kv_heads=int(args.get("num_attention_heads_kv") or heads),
         head_dim=int(args.get("kv_channels") or hidden // heads),
-        norm_eps=eps,
-        rope_theta=theta,
+        norm_eps=values["norm_eps"],
+        rope_theta=values["rope_theta"],
         rope_scaling={"rope_type": "linear", "factor": factor} if factor != 1 else None,
         max_position_embeddings=positions,
         tie_embeddings=own is not None and own.tie_embeddings,
@@ -196,7 +179,32 @@ def resolve_config(
         bos_token_id=own.bos_token_id if own else 1 if llama_ids else None,
         eos_token_id=own.eos_token_id if own else 2 if llama_ids else None,
     )
-    return config, tuple(warnings)
+    return config, warnings
+
+
+def _trusted_constants(
+    args: Mapping[str, Any], own: ModelConfig | None, given: Mapping[str, float | None], where: str
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Return the constants by name, and a warning for each saved one that is not believed."""
+    model_name = args.get("model_name")
+    table_eps, table_theta = FAMILY_CONSTANTS.get(str(model_name), (None, None))
+    ours = (own.norm_eps, own.rope_theta, _linear_factor(own)) if own else (None, None, None)
+    saved = (
+        float(args.get("layernorm_epsilon") or 1e-5),
+        float(args.get("rope_theta") or 1e4),
+        float(args.get("rope_scaling_factor") or 1),
+    )
+    values: dict[str, float] = {}
+    warnings = []
+    for option, mine, table, stored in zip(_CONSTANTS, ours, (table_eps, table_theta, None), saved, strict=True):
+        candidates = (("", given.get(option)), (f"{SIDECAR} says", mine), (f"{model_name} has", table), ("", stored))
+        who, values[option] = next((who, value) for who, value in candidates if value is not None)
+        if who and values[option] != stored:
+            warnings.append(
+                f"{where}: {option} is {stored:g} in the saved arguments, but {who} {values[option]:g}, which is used. "
+                f"(The original's resharding tool resets it; medsft convert --{option} {stored:g} keeps the saved value.)"
+            )
+    return values, tuple(warnings)
 
 
 def _linear_factor(config: ModelConfig) -> float:

@@ -121,6 +121,12 @@ class _Unpickler(pickle.Unpickler):
         return pid[1]
 
 
+def check_whole(path: Path) -> None:
+    """Raise `MismatchError` when the end of a torch zip file, where its list of contents stands, is missing."""
+    if not zipfile.is_zipfile(path):
+        raise _truncated(path, "no zip directory at its end")
+
+
 def look(path: Path) -> Any:
     """Return what `torch.save` was given, with a `TensorInfo` for each tensor. Reads no tensor data and executes nothing.
 
@@ -135,10 +141,7 @@ def look(path: Path) -> Any:
     except FileNotFoundError:
         raise MismatchError(f"{path}: no such file.") from None
     except (zipfile.BadZipFile, EOFError) as error:
-        raise MismatchError(
-            f"{path}: truncated, or not a file of torch.save ({error}).",
-            hint="Copy it again; compare its size with the original's. A file from before torch 1.6 has to be saved again.",
-        ) from None
+        raise _truncated(path, str(error)) from None
     try:
         return _Unpickler(io.BytesIO(payload)).load()
     except Exception as error:  # a damaged pickle can raise nearly anything
@@ -146,3 +149,10 @@ def look(path: Path) -> Any:
             f"{path}: refused; {error}.",
             hint="Only tensors, plain values and the argument classes of Megatron-LLM are read; nothing was executed.",
         ) from None
+
+
+def _truncated(path: Path, reason: str) -> MismatchError:
+    return MismatchError(
+        f"{path}: truncated, or not a file of torch.save ({reason}).",
+        hint="Copy it again; compare its size with the original's. A file from before torch 1.6 has to be saved again.",
+    )

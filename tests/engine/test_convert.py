@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,25 @@ def test_files_of_the_original_say_nothing_about_padding(tmp_path):
     assert (there.iteration, there.tp, there.pp) == (800, 1, 4)
     assert there.saved_arguments["consumed_train_samples"] == 128
     assert convert(job(tmp_path / "out", tmp_path / "cut", "hf", true_vocab_size=99)).vocab_size == 99
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("echo executed",)
+
+
+def test_checkpoint_folders_are_not_trusted_either(base, tmp_path, capfd):
+    folder = tmp_path / "dcp"
+    convert(job(base, folder, "dcp"))
+    whole = (folder / ".metadata").read_bytes()
+    (folder / ".metadata").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(MismatchError, match=r"asks for `(posix|nt)\.system`"):
+        open_source(folder)
+    assert capfd.readouterr().out == ""
+    (folder / ".metadata").write_bytes(whole)
+    os.truncate(folder / "__0_0.distcp", 2000)
+    with pytest.raises(MismatchError, match="cannot be read"):
+        weights_of(folder)
 
 
 def test_an_existing_destination_is_refused_before_the_work(base, tmp_path):

@@ -57,8 +57,18 @@ def test_truncated_file(rank, folder):
     path = folder / rank / "model_optim_rng.pt"
     os.truncate(path, path.stat().st_size - 1000)
     with pytest.raises(MismatchError, match="truncated") as caught:
-        open_megatron(folder.parent)
+        inspect_base(folder.parent)
     assert str(path) in str(caught.value)
+
+
+def test_damage_in_the_middle_of_a_file(folder):
+    path = folder / "mp_rank_01_000/model_optim_rng.pt"
+    content = bytearray(path.read_bytes())
+    start = content.index(b"language_model") - 20
+    content[start : start + 60] = bytes(60)
+    path.write_bytes(content)
+    with pytest.raises(MismatchError, match="mp_rank_01_000"):
+        open_megatron(folder.parent)
 
 
 def test_missing_rank(folder):

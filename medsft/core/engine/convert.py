@@ -32,7 +32,7 @@ from medsft.core.engine.formats.verify import logit_difference
 from medsft.core.engine.formats.vocabulary import NewRows, ResizedSource
 from medsft.core.engine.handover import RunState, run_state
 from medsft.core.engine.process import run_process
-from medsft.errors import MismatchError
+from medsft.errors import DataError, MismatchError
 
 TARGETS = ("hf", "megatron", "dcp")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -112,7 +112,8 @@ def convert(job: Conversion) -> Converted:
     dtype = exact if job.dtype == "keep" else DTYPES[job.dtype]
     tokens = job.true_vocab_size or (state.vocab_size if state else source.config.vocab_size)
     created = ResizedSource(source, tokens).created
-    _write(job, base, source, tokens, dtype, state)
+    warnings = [*base.warnings, *_vocabulary_warning(job, base)]
+    _write(job, base, source, tokens, dtype, state, _tokenizer_files(base, warnings))
     difference = None
     if job.verify or (job.verify is None and _fits(source.config)):
         difference = logit_difference(source, _Fresh(lambda: open_source(job.destination)))
@@ -130,7 +131,7 @@ def convert(job: Conversion) -> Converted:
         vocab_size=tokens,
         created_rows=tuple(created),
         largest_logit_difference=difference,
-        warnings=(*base.warnings, *_warnings(job, base)),
+        warnings=tuple(warnings),
     )
 
 
@@ -155,49 +156,69 @@ def _open(base: BaseModel, job: Conversion) -> WeightSource:
 
 
 def _write(
-    job: Conversion, base: BaseModel, source: WeightSource, tokens: int, dtype: torch.dtype, state: RunState | None
+    job: Conversion,
+    base: BaseModel,
+    source: WeightSource,
+    tokens: int,
+    dtype: torch.dtype,
+    state: RunState | None,
+    tokenizer: Sequence[Path],
 ) -> None:
     if job.to == "megatron":
-        iteration = base.iteration if job.as_iteration is None else job.as_iteration
-        tokenizer = base.tokenizer.parent if base.tokenizer and base.tokenizer.is_file() else base.tokenizer
-        model_file = tokenizer / "tokenizer.model" if tokenizer else None
-        write_megatron(
-            job.destination,
-            source,
-            tp=job.tp,
-            pp=job.pp,
-            dtype=dtype,
-            iteration=iteration or None,
-            true_vocab_size=tokens,
-            vocab_divisible_by=job.vocab_divisible_by or _MEGATRON_DIVISOR,
-            new_rows=job.new_token_init,
-            tokenizer_model=model_file if model_file and model_file.is_file() else None,
-            training_args=state.arguments if state else base.saved_arguments,
-            optimizer=state.optimizer if state and job.optimizer else None,
-        )
-        return
-    rows = padded_rows(tokens, job.vocab_divisible_by, tp=1) if job.vocab_divisible_by else tokens
-    resized = ResizedSource(source, tokens, rows=rows, new_rows=job.new_token_init)
-    if job.to == "hf":
-        write_hf(job.destination, resized.config, ((name, resized.read(name)) for name in resized.names()), dtype=dtype)
+        _write_megatron(job, base, source, tokens, dtype, state, tokenizer)
     else:
-        write_dcp(job.destination, resized, dtype=dtype)
-    _copy_tokenizer(base, job.destination)
+        rows = padded_rows(tokens, job.vocab_divisible_by, tp=1) if job.vocab_divisible_by else tokens
+        resized = ResizedSource(source, tokens, rows=rows, new_rows=job.new_token_init)
+        if job.to == "hf":
+            write_hf(job.destination, resized.config, ((name, resized.read(name)) for name in resized.names()), dtype=dtype)
+        else:
+            write_dcp(job.destination, resized, dtype=dtype)
+    for file in tokenizer:
+        if not (job.destination / file.name).exists():  # one more iteration in the folder of the source
+            shutil.copyfile(file, job.destination / file.name)
 
 
-def _copy_tokenizer(base: BaseModel, destination: Path) -> None:
+def _write_megatron(
+    job: Conversion,
+    base: BaseModel,
+    source: WeightSource,
+    tokens: int,
+    dtype: torch.dtype,
+    state: RunState | None,
+    tokenizer: Sequence[Path],
+) -> None:
+    iteration = base.iteration if job.as_iteration is None else job.as_iteration
+    write_megatron(
+        job.destination,
+        source,
+        tp=job.tp,
+        pp=job.pp,
+        dtype=dtype,
+        iteration=iteration or None,
+        true_vocab_size=tokens,
+        vocab_divisible_by=job.vocab_divisible_by or _MEGATRON_DIVISOR,
+        new_rows=job.new_token_init,
+        with_tokenizer_model=any(file.name == "tokenizer.model" for file in tokenizer),
+        training_args=state.arguments if state else base.saved_arguments,
+        optimizer=state.optimizer if state and job.optimizer else None,
+    )
+
+
+def _tokenizer_files(base: BaseModel, warnings: list[str]) -> list[Path]:
+    """Return the files of the source's tokenizer; that of a GGUF file is unpacked first."""
     if base.tokenizer is None:
-        return
+        return []
+    folder = base.tokenizer.parent if base.tokenizer.is_file() else base.tokenizer
     if base.kind == "gguf":
-        folder = converted_tokenizer(base.tokenizer).parent
-    else:
-        folder = base.tokenizer.parent if base.tokenizer.is_file() else base.tokenizer
-    for name in _TOKENIZER_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, destination / name)
+        try:
+            folder = converted_tokenizer(base.weights).parent
+        except DataError as error:
+            warnings.append(f"The destination has no tokenizer: {error.message}")
+            return []
+    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
 
 
-def _warnings(job: Conversion, base: BaseModel) -> list[str]:
+def _vocabulary_warning(job: Conversion, base: BaseModel) -> list[str]:
     if base.vocab_known or job.true_vocab_size is not None or base.config is None:
         return []
     return [f"All {base.config.vocab_size} rows of the tables were kept; --true_vocab_size N cuts those that are padding."]

@@ -5,9 +5,12 @@ Keys are `model.` + Hugging Face name; a run's checkpoint also has `exp_avg.` an
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import pickle
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +23,21 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from medsft.core.architecture import read_hf_config, to_hf_config
 from medsft.core.engine.formats.source import Slices, WeightSource, check_complete, sha256_of_files
 from medsft.errors import MismatchError
 
 Part = Literal["model", "exp_avg", "exp_avg_sq"]
+_METADATA_NAMES = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("collections", "OrderedDict"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+}
+"""What `.metadata` may name beside dtypes and the classes of torch.distributed.checkpoint."""
 
 
 def open_dcp(folder: Path, part: Part = "model") -> WeightSource:
@@ -61,6 +72,28 @@ def write_dcp(folder: Path, source: WeightSource, *, dtype: torch.dtype) -> None
         raise
 
 
+def _metadata(folder: Path) -> Metadata:
+    """Read the list of contents, which is a pickle: it may name what torch puts there, and nothing else."""
+    path = folder / ".metadata"
+    try:
+        with path.open("rb") as file:
+            return _MetadataUnpickler(file).load()
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise MismatchError(f"{path}: refused; {error}.", hint="Copy the checkpoint again.") from None
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        parts = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+        own = (
+            module in parts and inspect.isclass(found := getattr(sys.modules[module], name, None)) and found.__module__ in parts
+        )
+        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if own or dtype or (module, name) in _METADATA_NAMES:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for `{module}.{name}`")
+
+
 @contextmanager
 def _alone() -> Iterator[None]:
     """Keep torch from warning that there is only one process: that is what is meant here."""
@@ -89,10 +122,7 @@ class _DcpSource:
         self._folder = folder
         self._part = part
         self._last: tuple[str, Tensor] | None = None
-        try:
-            stored = FileSystemReader(folder).read_metadata().state_dict_metadata
-        except Exception as error:  # a damaged pickle can raise nearly anything
-            raise MismatchError(f"{folder}/.metadata: cannot be read: {error}", hint="Copy the checkpoint again.") from None
+        stored = _metadata(folder).state_dict_metadata
         self._stored = {
             key.removeprefix(f"{part}."): entry
             for key, entry in stored.items()

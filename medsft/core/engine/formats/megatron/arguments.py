@@ -83,7 +83,7 @@ def build_args(
         "padded_vocab_size": config.vocab_size,
         "make_vocab_size_divisible_by": vocab_divisible_by,
         "tokenizer_type": "SentencePieceTokenizer",
-        "vocab_file": tokenizer_model,
+        "vocab_file": tokenizer_model or kept.get("vocab_file"),
         "tensor_model_parallel_size": tp,
         "pipeline_model_parallel_size": pp,
         "virtual_pipeline_model_parallel_size": None,

@@ -39,7 +39,7 @@ def write_megatron(
     true_vocab_size: int | None = None,
     vocab_divisible_by: int = 128,
     new_rows: NewRows = "mean",
-    tokenizer_model: Path | None = None,
+    with_tokenizer_model: bool = False,
     training_args: Mapping[str, Any] | None = None,
     optimizer: OptimizerState | None = None,
 ) -> Path:
@@ -47,7 +47,8 @@ def write_megatron(
 
     `true_vocab_size` is the tokenizer's size (default: the rows of `source`). The tables are cut or lengthened to the next
     multiple of `vocab_divisible_by * tp`; see `ResizedSource` for what new rows hold. `training_args` are carried into the
-    saved arguments, where they describe neither model nor layout. With `optimizer`, the original can go on training.
+    saved arguments, where they describe neither model nor layout; `with_tokenizer_model` lets them name the `tokenizer.model`
+    that the caller puts into `root`. With `optimizer`, the original can go on training.
     At most one tensor of a layer is in memory. The folder appears when it is complete, and the tracker names it last.
     Raises `MismatchError` before anything is written when the model cannot be cut so, or Megatron-LLM cannot run it.
     """
@@ -70,7 +71,7 @@ def write_megatron(
                     dtype=dtype,
                     iteration=iteration,
                     vocab_divisible_by=vocab_divisible_by,
-                    tokenizer_model=str(tokenizer_model) if tokenizer_model else None,
+                    tokenizer_model=str(root.absolute() / "tokenizer.model") if with_tokenizer_model else None,
                     carried=training_args or {},
                 )
                 path = aside / rank_folder(tp_rank, chunk.stage, pp) / "model_optim_rng.pt"
@@ -82,8 +83,6 @@ def write_megatron(
             file.close()
         sidecar = {"config": to_hf_config(source.config.with_vocab(tokens), dtype=str(dtype).removeprefix("torch."))}
         _write_durably(aside / SIDECAR, json.dumps(sidecar, indent=2))
-    if tokenizer_model is not None:
-        shutil.copyfile(tokenizer_model, root / "tokenizer.model")
     _write_durably(root / f".{TRACKER}.tmp", "release" if iteration is None else str(iteration))
     (root / f".{TRACKER}.tmp").replace(root / TRACKER)
     return folder
@@ -198,6 +197,9 @@ def _aside(folder: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.rename(folder)
+        descriptor = os.open(folder.parent, os.O_RDONLY)
+        os.fsync(descriptor)  # makes the new name durable before the tracker points to it
+        os.close(descriptor)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         if new_root:
