@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+from itertools import pairwise
 
 import pytest
 import tiny
@@ -43,7 +44,7 @@ def go_back_to(run: RunDir, iteration: int) -> None:
     run.set_latest_checkpoint(iteration)
 
 
-@pytest.mark.parametrize(("before", "after"), [*zip(LAYOUTS, LAYOUTS[1:], strict=False), (LAYOUTS[-1], LAYOUTS[0])], ids=str)
+@pytest.mark.parametrize(("before", "after"), [*pairwise(LAYOUTS), (LAYOUTS[-1], LAYOUTS[0])], ids=str)
 def test_another_layout(made, before, after):
     name = f"from{before}to{after}"
     plan = plan_at(made, name, before)

@@ -24,6 +24,8 @@ from medsft.errors import ExitCode, MedsftError
 
 STOP_SECONDS = 600
 """How long ranks may take to save after a SIGTERM before torchrun kills them."""
+_START_MARK = "medsft starts the ranks"
+"""Parts the starts of a run in the launcher's log."""
 _SECONDARY = re.compile(r"[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out|NCCL|Gloo|gloo")
 """What the other ranks say when one has died: never the cause."""
 
@@ -66,6 +68,8 @@ def _supervise(run: RunDir) -> int:
 def _train(run: RunDir, launch: Launch) -> int:
     command = torchrun_command(run, launch)
     with (run.logs / "launcher.log").open("ab") as log:
+        log.write(f"{_START_MARK}\n".encode())
+        log.flush()
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -133,13 +137,14 @@ def _first_error(run: RunDir, code: int) -> tuple[str, str, int]:
 
 
 def _killed_ranks(run: RunDir) -> list[tuple[int, int]]:
-    """Return (rank, signal) of the ranks that torchrun reports as killed in its latest start."""
+    """Return (rank, signal) of the ranks that torchrun reports as killed in its latest start, the first to end in front."""
     try:
-        text = (run.logs / "launcher.log").read_text(errors="replace")
+        text = (run.logs / "launcher.log").read_text(errors="replace").rpartition(_START_MARK)[2]
     except FileNotFoundError:
         return []
-    found = re.findall(r"rank\s+: (\d+) .*?exitcode\s+: -(\d+)", text[-20000:], flags=re.DOTALL)
-    return [(int(rank), int(number)) for rank, number in found if int(number) != signal.SIGTERM][-1:]
+    failures, _, root_cause = text.partition("Root Cause")
+    found = re.findall(r"rank\s+: (\d+) [^\[]*?exitcode\s+: -(\d+)", root_cause + failures)
+    return [(int(rank), int(number)) for rank, number in found if int(number) != signal.SIGTERM]
 
 
 def _fail(run: RunDir, reason: str, remedy: str, exit_code: int) -> int:
