@@ -15,7 +15,7 @@ from textual.dom import DOMNode
 from textual.screen import Screen
 
 from medsft.core.run.rundir import RunDir
-from medsft.tui.dialogs import Page, key_help
+from medsft.tui.dialogs import TextDialog, key_help
 from medsft.tui.themes import DARK, LIGHT
 
 Start = Literal["wizard", "monitor", "runs"]
@@ -93,7 +93,7 @@ class MedsftApp(App[int]):
             for active in screen.active_bindings.values()
             if active.binding.description and active.node in (screen, self) and active.binding.key not in _OBVIOUS
         ]
-        self.push_screen(Page("Help", key_help(screen.HELP or "", rows)))
+        self.push_screen(TextDialog("Help", key_help(screen.HELP or "", rows)))
 
     def action_theme(self) -> None:
         """Switch between dark and light."""

@@ -49,7 +49,7 @@ class Confirm(ModalScreen[bool]):
         self.dismiss(answer)
 
 
-class Page(ModalScreen[None]):
+class TextDialog(ModalScreen[None]):
     """Shows text that scrolls; any of `escape`, `q`, `enter` closes it."""
 
     BINDINGS = [Binding("escape,q,enter,question_mark", "dismiss", "Close")]

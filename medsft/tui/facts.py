@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from textual.content import Content
 
@@ -170,9 +169,3 @@ def warnings(snapshot: Snapshot) -> Content:
         return Content.styled("none", "$text-muted")
     lines = [f"{age(snapshot.now - moment)}: {text}" for moment, text in reversed(snapshot.view.warnings)]
     return Content("\n".join(lines))
-
-
-def tidy_path(path: Path) -> str:
-    """Return a path with the home folder as `~`."""
-    home = Path.home()
-    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

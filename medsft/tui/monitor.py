@@ -21,7 +21,7 @@ from medsft.core.run.rundir import RunDir
 from medsft.errors import MedsftError
 from medsft.tui import actions, facts, samples
 from medsft.tui.chart import Series
-from medsft.tui.dialogs import COMMON, Confirm, Page
+from medsft.tui.dialogs import COMMON, Confirm, TextDialog
 from medsft.tui.follow import POLL_SECONDS, Follower, Snapshot
 from medsft.tui.widgets.linechart import LineChart
 from medsft.tui.widgets.loglines import LogLines
@@ -236,7 +236,8 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
             self.app.call_from_thread(self.notify, str(error), title="No samples", severity="error", markup=False)
             return
         text = samples.show_samples(found, loss_mask=config.loss_mask, seq=config.seq)
-        self.app.call_from_thread(self.app.push_screen, Page(f"Batch of iteration {iteration:,}: its first documents", text))
+        title = f"Batch of iteration {iteration:,}: its first documents"
+        self.app.call_from_thread(self.app.push_screen, TextDialog(title, text))
 
     def action_copy(self) -> None:
         """Copy the command that resumes the run, and show it for terminals that do not let programs copy."""

@@ -1,0 +1,132 @@
+"""Between what a person types and a `RunConfig`. Pure functions; an empty text means the default."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsft.core.config import RunConfig, check, field_types, flag, format_number, from_mapping
+from medsft.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from medsft.core.data.records import KeyProposal
+
+FIELDS: dict[str, Field[Any]] = {f.name: f for f in fields(RunConfig)}
+YES, NO = "yes", "no"
+
+
+def to_text(value: Any) -> str:
+    """Return a value as it would be typed; None is empty, a list of paths is quoted where it has to be."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return YES if value else NO
+    if isinstance(value, float):
+        return format_number(value)
+    if isinstance(value, tuple):
+        return shlex.join(str(item) for item in value)
+    return str(value)
+
+
+def default_text(name: str) -> str:
+    """Return the default of a field as it would be typed."""
+    return to_text(FIELDS[name].default)
+
+
+def parse(texts: Mapping[str, str]) -> tuple[RunConfig, list[Problem]]:
+    """Return the config that the texts give, and everything that is wrong; a wrong text leaves its field at the default."""
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for name, text in texts.items():
+        if name not in FIELDS or not text.strip():
+            continue
+        try:
+            value = _value(name, text.strip())
+            from_mapping({name: value})
+        except ConfigError as error:
+            problems.extend(error.problems)
+        else:
+            values[name] = value
+    config = from_mapping(values)
+    wrong = {problem.where for problem in problems}
+    return config, problems + [problem for problem in check(config) if problem.where not in wrong]
+
+
+def _value(name: str, text: str) -> Any:
+    kind, _, is_list = field_types()[name]
+    if is_list:
+        return [str(Path(item).expanduser()) for item in split_paths(text, flag(name))]
+    if kind is bool:
+        return text == YES
+    if kind is Path:
+        return str(Path(text).expanduser())
+    return text
+
+
+def split_paths(text: str, where: str) -> list[str]:
+    """Split paths at spaces; one with a space is quoted. Raises `ConfigError` for a quote that is left open."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        raise ConfigError([Problem(where, "a quote is not closed", "Quote a path with spaces on both sides.")]) from None
+
+
+def problems_of(name: str, problems: Iterable[Problem]) -> list[Problem]:
+    """Return the problems that belong beside a field."""
+    return [problem for problem in problems if flag(name) in problem.where.replace(",", " ").split()]
+
+
+def choices_of(name: str) -> tuple[str, ...]:
+    """Return what can be chosen, empty for a field that is typed."""
+    if field_types()[name][0] is bool:
+        return (NO, YES)
+    return tuple(FIELDS[name].metadata["choices"])
+
+
+def help_of(name: str) -> str:
+    """Return the help of a field with its unit."""
+    metadata = FIELDS[name].metadata
+    return f"{metadata['help']} ({metadata['unit']})" if metadata["unit"] else str(metadata["help"])
+
+
+def label_of(name: str) -> str:
+    """Return a field's name for people."""
+    return name.replace("_", " ")
+
+
+def fields_in(group: str, *, advanced: bool) -> list[str]:
+    """Return the names of a group's fields in the order of `RunConfig`."""
+    return [n for n, f in FIELDS.items() if f.metadata["group"] == group and f.metadata["advanced"] == advanced]
+
+
+def answered(problem: Problem, before: RunConfig, now: RunConfig) -> bool:
+    """Tell whether the field that a problem of the last look names has been edited since."""
+    name = problem.where.removeprefix("--")
+    return name in FIELDS and getattr(before, name) != getattr(now, name)
+
+
+def name_for(data: tuple[Path, ...]) -> str:
+    """Return a run name from the first file, from its folder when the file's name says nothing."""
+    stem = data[0].name.removesuffix(".gz").removesuffix(".jsonl")
+    name = data[0].resolve().parent.name if stem in ("train", "data", "train_data") else stem
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name).strip("-._")
+
+
+def proposals(texts: Mapping[str, str], proposed: Mapping[str, str], config: RunConfig, keys: KeyProposal) -> dict[str, str]:
+    """Return what rows and file name suggest, for fields that hold nothing or what was suggested before."""
+    wanted = {
+        "run_name": name_for(config.data) if config.data else "",
+        "question_key": keys.question or "",
+        "answer_key": keys.answer or "",
+        "system_key": keys.system or "",
+    }
+    changes = {}
+    for name, suggested in wanted.items():
+        now = texts.get(name, "")
+        text = "" if suggested == default_text(name) else suggested
+        if text and text != now and now in ("", proposed.get(name)):
+            changes[name] = text
+    return changes

@@ -1,0 +1,337 @@
+"""The pages of the wizard. Each shows a `State` and posts what a person did; none of them computes or keeps anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
+from textual.widgets import Button, Collapsible, Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from medsft.core.config import command_line
+from medsft.tui.samples import show_samples
+from medsft.tui.wizard import outlook as words
+from medsft.tui.wizard.fields import AUTO, Choice, FieldRow
+from medsft.tui.wizard.form import fields_in, problems_of
+from medsft.tui.wizard.messages import Edited, State, Wanted
+from medsft.tui.wizard.paths import PathSuggester, near
+
+if TYPE_CHECKING:
+    from medsft.tui.wizard.work import BaseEntry
+
+_DATA_FILES = (".jsonl", ".jsonl.gz")
+_MOST_STAGES = 16
+
+
+class Page(VerticalScroll, can_focus=False):
+    """A page: a title, its content, and the way on."""
+
+    title = ""
+    lead = ""
+
+    def __init__(self, texts: Mapping[str, str], *, id: str) -> None:
+        super().__init__(id=id, classes="page")
+        self._texts = texts
+
+    def compose(self) -> ComposeResult:
+        """Lay out the lead, the content, and the buttons back and on."""
+        yield Static(Content.assemble(Content.styled(self.title, "bold $primary"), "  ", Content(self.lead)), classes="lead")
+        yield from self.content()
+        with Horizontal(classes="way"):
+            yield Button("Back", id="back", compact=True)
+            yield Button("Next", id="next", compact=True, variant="primary")
+
+    def content(self) -> ComposeResult:
+        """Yield what is between lead and buttons."""
+        yield from ()
+
+    def row(self, name: str, options: Sequence[str] = (), suggester: PathSuggester | None = None) -> FieldRow:
+        """Return the row of a field with its text so far."""
+        return FieldRow(name, self._texts.get(name, ""), options=options, suggester=suggester)
+
+    def advanced(self, group: str, title: str = "Advanced") -> ComposeResult:
+        """Yield the folded fields of a group."""
+        names = fields_in(group, advanced=True)
+        with Collapsible(title=f"{title} ({len(names)})"):
+            for name in names:
+                yield self.row(name)
+
+    def show(self, state: State) -> None:
+        """Show a newer state."""
+        for row in self.query(FieldRow):
+            row.set_problems(problems_of(row.field, state.problems))
+
+    @on(Button.Pressed)
+    def pressed(self, event: Button.Pressed) -> None:
+        """Pass on what a button is named after."""
+        event.stop()
+        self.post_message(Wanted(event.button.name or event.button.id or ""))
+
+
+class BasePage(Page):
+    """Which model to start from."""
+
+    title = "Base model"
+    lead = "Choose the model to start from: enter on a line. Or search a folder below."
+    _shown: object = None
+
+    def content(self) -> ComposeResult:
+        """Yield the list, the search, and the iteration to start from."""
+        yield OptionList(id="entries", compact=True)
+        yield Input(
+            placeholder="folder to search, or path of a model; enter", id="look", compact=True, suggester=PathSuggester()
+        )
+        yield Static(id="base-problems", classes="problem")
+        yield self.row("intermediate_iter")
+        yield from self.advanced("base")
+
+    def show(self, state: State) -> None:
+        """Show the entries with the chosen one marked."""
+        super().show(state)
+        shown = [(entry, _is_chosen(entry, state)) for entry in state.entries]
+        if (shown, state.looking) != self._shown:
+            self._shown = (shown, state.looking)
+            self._fill(shown, state.looking)
+        wrong = [*problems_of("checkpoint", state.problems), *problems_of("size", state.problems)]
+        place = self.query_one("#base-problems", Static)
+        place.display = bool(wrong)
+        place.update(words.problem_lines(wrong) if wrong else "")
+
+    def _fill(self, shown: list[tuple[BaseEntry, bool]], looking: bool) -> None:
+        entries = self.query_one("#entries", OptionList)
+        at = entries.highlighted
+        entries.clear_options()
+        entries.add_options(Option(words.entry_text(entry, chosen)) for entry, chosen in shown)
+        if shown:
+            first = next((number for number, (_, chosen) in enumerate(shown) if chosen), 0)
+            entries.highlighted = first if at is None else min(at, len(shown) - 1)
+        else:
+            nothing = "Looking ..." if looking else "No models in medsft.toml yet: search a folder below."
+            entries.add_option(Option(nothing, disabled=True))
+
+    @on(OptionList.OptionSelected)
+    def choose(self, event: OptionList.OptionSelected) -> None:
+        """Pass on which entry was chosen."""
+        self.post_message(Wanted("choose", event.option_index))
+
+    @on(Input.Submitted, "#look")
+    def look(self, event: Input.Submitted) -> None:
+        """Pass on where to look."""
+        self.post_message(Wanted("look", event.value.strip()))
+
+
+def _is_chosen(entry: BaseEntry, state: State) -> bool:
+    return entry.listed and (entry.name, entry.size) == (state.config.checkpoint, state.config.size)
+
+
+class DataPage(Page):
+    """Which rows to learn from, and how they are read."""
+
+    title = "Dataset"
+    lead = "Questions and answers, one JSON object a line."
+
+    def content(self) -> ComposeResult:
+        """Yield files, keys, what becomes of them, and how long they are."""
+        files = PathSuggester(_DATA_FILES)
+        yield self.row("data", suggester=files)
+        with Horizontal(classes="buttons"):
+            yield Button("Browse files (f)", id="browse", compact=True)
+            yield Button("Samples (v)", id="samples-button", name="samples", compact=True)
+            yield Button("Tokenise, count (k)", id="tokenise", compact=True)
+        yield self.row("run_name")
+        yield Static("or a set that is tokenised already:", id="sets-label", classes="help")
+        yield Choice((), "", default="", id="sets")
+        for name in ("question_key", "answer_key", "system_key"):
+            yield self.row(name)
+        yield Static(id="keys", classes="help")
+        yield Static(id="samples")
+        yield self.row("seq")
+        yield self.row("truncate")
+        yield Static(id="report")
+        with Horizontal(classes="buttons", id="remedies"):
+            yield Button("Raise seq (r)", id="raise", compact=True, variant="primary")
+            yield Button("Drop long ones", id="drop", compact=True)
+            yield Button("Cut them", id="cut", compact=True)
+        yield self.row("template")
+        yield self.row("val", suggester=files)
+        yield self.row("tokenized_data_dir", suggester=PathSuggester())
+        yield from self.advanced("data")
+
+    def show(self, state: State) -> None:
+        """Show keys, samples and lengths as they are known."""
+        super().show(state)
+        seen = state.outlook
+        report = seen.report if seen else None
+        self._show_sets(seen.sets if seen else (), state.config.run_name, bool(state.config.data))
+        keys = seen.keys.keys if seen and seen.keys else ()
+        self.query_one("#keys", Static).update(Content(f"Keys in these rows: {', '.join(keys)}" if keys else ""))
+        self.query_one("#report", Static).update(words.report_text(report, seen))
+        self.query_one("#remedies").display = bool(report and report.exceeding)
+        if report:
+            self.query_one("#raise", Button).label = f"Raise seq to {report.fitting_seq:,} (r)"
+        self.query_one("#samples", Static).update(self._samples(state))
+        self.query_one("#tokenise", Button).disabled = bool(state.busy)
+
+    def _samples(self, state: State) -> Content:
+        seen = state.outlook
+        if seen is None or not (seen.samples or seen.samples_problem):
+            return Content("")
+        if not state.texts.get("checkpoint"):
+            return Content.styled("Samples are shown when the base model is chosen.", "$text-muted")
+        if seen.samples_problem:
+            return Content.styled(f"No sample to show: {seen.samples_problem}", "$text-muted")
+        title = Content.styled("As the model will read it:\n", "$text-muted")
+        return title + show_samples(seen.samples, loss_mask=state.config.loss_mask, seq=state.config.seq)
+
+    def _show_sets(self, sets: Sequence[str], run_name: str, new: bool) -> None:
+        choice = self.query_one("#sets", Choice)
+        choice.options = ("none", *sets)
+        choice.value = run_name if run_name in sets and not new else "none"
+        for part in (choice, self.query_one("#sets-label")):
+            part.display = bool(sets)
+
+    @on(Choice.Changed, "#sets")
+    def choose_set(self, event: Choice.Changed) -> None:
+        """Use a tokenised set instead of files."""
+        event.stop()
+        self.post_message(Edited(run_name="" if event.value == "none" else event.value, data=""))
+
+
+class TrainingPage(Page):
+    """How to learn, and where to keep it."""
+
+    title = "Training"
+    lead = "The defaults are those of the original recipe. Empty fields keep the default."
+
+    def content(self) -> ComposeResult:
+        """Yield the fields of training and output."""
+        for name in fields_in("training", advanced=False):
+            if name != "iters":
+                yield self.row(name)
+        for name in fields_in("output", advanced=False):
+            yield self.row(name)
+        yield from self.advanced("training")
+
+
+class ParallelPage(Page):
+    """How the model is divided over devices."""
+
+    title = "Parallel"
+    lead = "Left alone, the least division that fits is taken. Only levels that can work are offered."
+
+    def content(self) -> ComposeResult:
+        """Yield levels, memory, and what several nodes need."""
+        yield self.row("tp", (AUTO,))
+        yield self.row("pp", (AUTO,))
+        yield self.row("nproc_per_node")
+        yield Static(id="memory")
+        yield self.row("nodes")
+        yield self.row("addr")
+        yield self.row("rank")
+        yield self.row("port")
+        yield Static(id="commands")
+        yield Button("Copy the commands", id="copy-nodes", compact=True)
+        yield from self.advanced("parallel")
+
+    def show(self, state: State) -> None:
+        """Offer what this model allows, draw the memory, write the commands."""
+        super().show(state)
+        if state.model is not None:
+            from medsft.core.planning.layout import valid_tensor_levels
+
+            levels = [str(level) for level in valid_tensor_levels(state.model)]
+            stages = [str(level) for level in range(1, min(_MOST_STAGES, state.model.num_layers) + 1)]
+            self.query_one("#field-tp", FieldRow).set_options((AUTO, *levels))
+            self.query_one("#field-pp", FieldRow).set_options((AUTO, *stages))
+        plan = words.plan_of(state.outlook)
+        memory = self.query_one("#memory", Static)
+        beside = 61 if self.screen.has_class("-wide") else 6
+        width = max(20, min(60, self.screen.size.width - beside))
+        memory.update(words.memory_bar(plan.estimates, width) if plan else "Memory is known when base and data are chosen.")
+        several = state.config.nodes > 1
+        for name in ("addr", "rank", "port"):
+            self.query_one(f"#field-{name}").display = several
+        commands = self.query_one("#commands", Static)
+        commands.display = self.query_one("#copy-nodes").display = several
+        lines = words.node_lines(state.config) if several else []
+        commands.update(Content("\n".join(f"node {rank}: {line}" for rank, line in enumerate(lines))))
+
+
+class IterationsPage(Page):
+    """The number of iterations, confirmed."""
+
+    title = "Iterations"
+    lead = "Accept with Next, or enter another number."
+
+    def content(self) -> ComposeResult:
+        """Yield the sum, the field, and what it means."""
+        yield Static(id="sum")
+        yield self.row("iters")
+        yield Static(id="meaning")
+
+    def show(self, state: State) -> None:
+        """Show the sum and its meaning."""
+        super().show(state)
+        self.query_one("#sum", Static).update(words.iterations_text(state.outlook))
+        self.query_one("#meaning", Static).update(Content(words.meaning(state.outlook)))
+
+
+class ReviewPage(Page):
+    """Everything on one page, and the start."""
+
+    title = "Review"
+    lead = "All that was decided. s (outside a field) or the button starts it."
+
+    def content(self) -> ComposeResult:
+        """Yield what blocks, the plan, the command, the TOML, and the start."""
+        yield Static(id="blocking")
+        with Horizontal(classes="buttons"):
+            yield Button("Start (s)", id="start", variant="success", compact=True)
+        yield Static(id="busy")
+        yield Static(id="table")
+        yield Static(id="command")
+        with Horizontal(classes="buttons"):
+            yield Button("Copy the command (y)", id="copy", compact=True)
+        yield Input("run.toml", id="toml", compact=True, suggester=PathSuggester((".toml",)))
+        with Horizontal(classes="buttons"):
+            yield Button("Save as TOML (w)", id="save", compact=True)
+
+    def show(self, state: State) -> None:
+        """Show the whole."""
+        super().show(state)
+        plan = words.plan_of(state.outlook)
+        self.query_one("#blocking", Static).update(words.problem_lines(state.problems))
+        self.query_one("#start", Button).disabled = bool(state.problems or plan is None or state.busy)
+        busy = self.query_one("#busy", Static)
+        busy.display = bool(state.busy)
+        busy.update(Content(state.busy))
+        self.query_one("#table", Static).update(self._table(state))
+        label = Content.styled("The same from the command line:\n", "$text-muted")
+        self.query_one("#command", Static).update(label + Content(command_line(state.config)))
+
+    def _table(self, state: State) -> Content:
+        seen = state.outlook
+        if seen is None or seen.plan is None:
+            return Content("")
+        plan = seen.plan
+        rows = [
+            ("base model", f"{near(Path(plan.base.path))} ({plan.base.kind})"),
+            ("new tokens", ", ".join(plan.base.new_tokens) or "none"),
+            ("dataset", " ".join(map(str, state.config.data)) or str(near(Path(plan.train.folder)))),
+            *words.plan_rows(seen),
+            ("run folder", str(near(Path(plan.run_dir)))),
+            ("finished model", str(near(Path(plan.export_dir)))),
+        ]
+        parts: list[Content | str] = []
+        for label, value in rows:
+            parts += [Content.styled(f"{label:<15}", "$text-muted"), f"{value}\n"]
+        parts += [Content.styled(f"! {warning}\n", "$warning") for warning in plan.warnings]
+        return Content.assemble(*parts)
+
+
+PAGES: tuple[Callable[..., Page], ...] = (BasePage, DataPage, TrainingPage, ParallelPage, IterationsPage, ReviewPage)

@@ -1,0 +1,410 @@
+"""The wizard: keeps the texts, asks the core what they mean a moment after each edit, and shows the answer on its pages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
+from textual.reactive import reactive
+from textual.screen import Screen
+from textual.timer import Timer
+from textual.widgets import ContentSwitcher, Footer, Input, Static
+from textual.worker import get_current_worker
+
+from medsft.core.config import command_line, format_number, save_toml
+from medsft.core.run.draft import Draft, draft_path, load_draft, save_draft
+from medsft.errors import MedsftError, Problem
+from medsft.tui.dialogs import COMMON, TextDialog
+from medsft.tui.samples import show_samples
+from medsft.tui.widgets.sizehint import SizeHint
+from medsft.tui.wizard import outlook as words
+from medsft.tui.wizard import work as core
+from medsft.tui.wizard.fields import FieldRow
+from medsft.tui.wizard.form import FIELDS, answered, parse, proposals, split_paths
+from medsft.tui.wizard.keys import DATA_PAGE, ITERATIONS_PAGE, REVIEW_PAGE, TITLES, possible
+from medsft.tui.wizard.messages import Busy, Edited, Entries, Looked, Started, State, Wanted
+from medsft.tui.wizard.pages import PAGES
+from medsft.tui.wizard.paths import FilePicker
+from medsft.tui.wizard.steps import Steps
+
+if TYPE_CHECKING:
+    from medsft.core.data.make import Progress
+    from medsft.core.data.records import KeyProposal
+
+SETTLE_SECONDS = 0.35
+"""Pause after the last edit before the plan is made anew."""
+_NO_BASE = Problem("--checkpoint", "no base model is chosen yet", "Choose one in the list on the first page.")
+
+
+class WizardScreen(Screen[None]):
+    """Describes a run step by step and starts it."""
+
+    HELP = """
+Six steps from a base model to a running training. Page down goes on, page up goes back; or press esc to leave a field and
+then a number for a step. Up and down move between fields, left and right change a choice, right completes a path.
+
+The plan is made anew after each edit. What is wrong stands beside its field and on the last page. Nothing is lost when you
+leave: the same texts are there when you come back. Empty fields keep their default.
+"""
+    BINDINGS = [
+        *COMMON,
+        Binding("pagedown,ctrl+n", "page(1)", "Next", priority=True, key_display="PgDn", tooltip="Next step (also ctrl+n)"),
+        Binding("pageup", "page(-1)", "Back", priority=True, key_display="PgUp", tooltip="Step before"),
+        Binding("escape", "leave_field", "Keys", tooltip="Leave the field, so that single keys work"),
+        *(Binding(str(n), f"go({n - 1})", title, show=False) for n, title in enumerate(TITLES, 1)),
+        Binding("up", "app.focus_previous", "Field above", show=False),
+        Binding("down", "app.focus_next", "Field below", show=False),
+        Binding("f", "want('browse')", "Files", tooltip="Choose JSONL files from a tree"),
+        Binding("v", "want('samples')", "Samples", tooltip="Show the first rows as the model will read them"),
+        Binding("k", "want('tokenise')", "Tokenise", tooltip="Tokenise now, and count exactly"),
+        Binding("r", "want('raise')", "Raise seq", tooltip="Raise --seq so that nothing is cut"),
+        Binding("y", "want('copy')", "Copy", tooltip="Copy the equivalent command line"),
+        Binding("w", "want('save')", "Save TOML", tooltip="Save the settings as TOML"),
+        Binding("s", "want('start')", "Start", tooltip="Start the run; it goes on when you leave"),
+        Binding("x", "clear", "Clear", show=False, tooltip="Begin anew with all defaults"),
+    ]
+    page: reactive[int] = reactive(0, init=False)
+    state: reactive[State] = reactive(lambda: State(texts={}, config=parse({})[0]), init=False)
+
+    def __init__(self, settings_file: Path | None, *, draft_file: Path | None = None) -> None:
+        super().__init__()
+        self.settings_file = settings_file
+        self._draft_file = draft_file or draft_path()
+        draft = load_draft(self._draft_file)
+        self._texts = {name: text for name, text in draft.texts.items() if name in FIELDS}
+        self._proposed: dict[str, str] = {}
+        self._serial = 0
+        self._timer: Timer | None = None
+        self._known: tuple[core.BaseEntry, ...] = ()
+        self._found: tuple[core.BaseEntry, ...] = ()
+        self.set_reactive(WizardScreen.page, min(max(draft.page, 0), len(PAGES) - 1))
+
+    def compose(self) -> ComposeResult:
+        """Lay out steps, pages and the plan; the stylesheet puts them beside or below each other."""
+        yield SizeHint()
+        with Horizontal(id="wizard"):
+            yield Steps(TITLES, self.page)
+            with ContentSwitcher(id="pages", initial=f"page-{self.page}"):
+                for number, make in enumerate(PAGES):
+                    yield make(self._texts, id=f"page-{number}")
+            with VerticalScroll(id="outlook", can_focus=False):
+                yield Static(id="outlook-text")
+        yield Static(id="strip")
+        yield Footer(compact=True, show_command_palette=False)
+
+    def on_mount(self) -> None:
+        """Show the draft and look at it."""
+        self.query_one("#outlook").border_title = "The plan so far"
+        self._refresh()
+        self.list_bases()
+        self.look()
+        self._focus_page()
+
+    # Edits
+
+    @on(FieldRow.Edited)
+    def edit_one(self, event: FieldRow.Edited) -> None:
+        """Take over an edit."""
+        self._proposed.pop(event.name, None)
+        self._take({event.name: event.text})
+
+    @on(Edited)
+    def edit_several(self, event: Edited) -> None:
+        """Take over several edits."""
+        self.edit(**event.texts)
+
+    def edit(self, **texts: str) -> None:
+        """Change texts and show them in their fields."""
+        for row in self.query(FieldRow):
+            if row.field in texts:
+                row.set_text(texts[row.field])
+        self._take(texts)
+
+    def _take(self, texts: Mapping[str, str]) -> None:
+        """Keep texts, and look at them a moment later. The field that was edited is left alone: it may be ahead of this."""
+        self._texts = {name: text for name, text in {**self._texts, **texts}.items() if text}
+        self._keep()
+        self._refresh()
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_timer(SETTLE_SECONDS, self.look)
+
+    def _keep(self) -> None:
+        try:
+            save_draft(self._draft_file, Draft(self._texts, self.page))
+        except OSError as error:
+            self.notify(f"The draft cannot be kept: {error}", severity="warning", markup=False)
+
+    def _refresh(self, **changes: Any) -> None:
+        """Make the state anew from the texts and the latest outlook."""
+        config, problems = parse(self._texts)
+        state = replace(self.state, texts=dict(self._texts), config=config, **changes)
+        seen = state.outlook
+        known = {str(problem) for problem in problems}
+        later = [p for p in seen.problems if str(p) not in known and not answered(p, seen.config, config)] if seen else []
+        if not self._texts.get("checkpoint"):
+            later = [_NO_BASE if problem.where == "--checkpoint" else problem for problem in later]
+        plan = words.plan_of(seen)
+        self.state = replace(state, problems=(*problems, *later), model=plan.base.model if plan else state.model)
+
+    def watch_state(self, state: State) -> None:
+        """Show the state on the page in front, in the steps, and beside them."""
+        self._current().show(state)
+        self.query_one("#outlook-text", Static).update(words.panel(state.outlook, state.problems, 30))
+        self.query_one("#strip", Static).update(
+            Content(state.busy) if state.busy else words.strip(state.outlook, state.problems)
+        )
+        self.query_one(Steps).show(self.page, state.problems)
+        self.refresh_bindings()
+
+    # Pages
+
+    def _current(self) -> Any:
+        return self.query_one(f"#page-{self.page}")
+
+    def watch_page(self, page: int) -> None:
+        """Bring a page to the front."""
+        self.query_one("#pages", ContentSwitcher).current = f"page-{page}"
+        self._keep()
+        self.watch_state(self.state)
+        if self.focused is not None:  # else single keys are in use, and a field would swallow the next one
+            self._focus_page()
+        if page == DATA_PAGE:
+            self.look()
+
+    def _focus_page(self) -> None:
+        """Go to the first field; to none on the pages that are there to be read."""
+        fields = [widget for widget in self._current().query("Input, OptionList, Choice") if widget.focusable]
+        self.set_focus(None if self.page in (ITERATIONS_PAGE, REVIEW_PAGE) or not fields else fields[0])
+
+    def action_page(self, by: int) -> None:
+        """Go on or back."""
+        self.page = min(max(self.page + by, 0), len(PAGES) - 1)
+
+    def action_go(self, page: int) -> None:
+        """Go to a page."""
+        self.page = page
+
+    @on(Steps.Chosen)
+    def go_to(self, event: Steps.Chosen) -> None:
+        """Go to a page by its name."""
+        self.page = event.page
+
+    def action_leave_field(self) -> None:
+        """Give the keys back to the screen."""
+        self.set_focus(None)
+
+    def action_clear(self) -> None:
+        """Begin anew."""
+        self._proposed.clear()
+        self.edit(**dict.fromkeys(self._texts, ""))
+
+    # What the core says
+
+    @work(thread=True, exclusive=True, group="look")
+    def look(self) -> None:
+        """Plan what can be planned, in a thread."""
+        worker = get_current_worker()
+        self._serial += 1
+        serial = self._serial
+        config, _ = parse(self._texts)
+        found = core.look_ahead(config, self.settings_file, samples=self.page == DATA_PAGE)
+        if not worker.is_cancelled:
+            self.post_message(Looked(found, serial))
+
+    @on(Looked)
+    def looked(self, event: Looked) -> None:
+        """Show what the core says, unless a later look is on its way."""
+        if event.serial != self._serial:
+            return
+        seen = event.outlook
+        if not seen.samples and not seen.samples_problem and self.page != DATA_PAGE and self.state.outlook:
+            seen = replace(seen, samples=self.state.outlook.samples)
+        self._refresh(outlook=seen)
+        self._propose(seen.keys)
+
+    def _propose(self, keys: KeyProposal | None) -> None:
+        """Fill in what the rows and the file's name suggest, where a person has not typed anything."""
+        if keys is None:
+            return
+        changes = proposals(self._texts, self._proposed, self.state.config, keys)
+        if changes:
+            self._proposed |= changes
+            self.edit(**changes)
+
+    # Base models
+
+    @work(thread=True, exclusive=True, group="bases")
+    def list_bases(self) -> None:
+        """Look at the models of medsft.toml."""
+        try:
+            self.post_message(Entries(tuple(core.base_entries(self.settings_file)), found=False))
+        except MedsftError as error:
+            self.post_message(Entries((), found=False, trouble=str(error)))
+
+    @work(thread=True, exclusive=True, group="bases")
+    def find_bases(self, path: Path) -> None:
+        """Search a folder for models."""
+        try:
+            entries = tuple(core.find_bases(path))
+            trouble = "" if entries else f"No model in {path}"
+            self.post_message(Entries(entries, found=True, trouble=trouble))
+        except (MedsftError, OSError) as error:
+            self.post_message(Entries((), found=True, trouble=str(error)))
+
+    @on(Entries)
+    def show_entries(self, event: Entries) -> None:
+        """Show models, those of medsft.toml first."""
+        if event.found:
+            self._found = event.entries
+        else:
+            self._known = event.entries
+        if event.trouble:
+            self.notify(event.trouble, severity="error", timeout=10, markup=False)
+        known = {entry.path.resolve() for entry in self._known}
+        entries = (*self._known, *(entry for entry in self._found if entry.path.resolve() not in known))
+        self._refresh(entries=entries, looking=False)
+        if len(self._known) == 1 and not self._texts.get("checkpoint"):
+            self._choose(self._known[0])
+
+    def _choose(self, entry: core.BaseEntry) -> None:
+        if not entry.listed:
+            try:
+                self.notify(f"Added to {core.add_base(entry, self.settings_file)}", markup=False)
+            except (MedsftError, OSError) as error:
+                self.notify(str(error), severity="error", markup=False)
+                return
+            self.list_bases()
+        self.edit(checkpoint=entry.name, size=format_number(entry.size), intermediate_iter="")
+
+    # What a person wants done
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Hide the keys of other pages, grey out what is not possible."""
+        return possible(str(parameters[0]), self.page, self.state) if action == "want" else True
+
+    def action_want(self, what: str) -> None:
+        """Do what a key stands for."""
+        self.post_message(Wanted(what))
+
+    @on(Wanted)
+    def do(self, event: Wanted) -> None:
+        """Do what a button or a key stands for."""
+        report = self.state.outlook.report if self.state.outlook else None
+        match event.what:
+            case "back" | "next":
+                self.action_page(1 if event.what == "next" else -1)
+            case "choose":
+                self._choose(self.state.entries[int(str(event.value))])
+            case "look" if event.value:
+                self.find_bases(Path(str(event.value)).expanduser())
+            case "browse":
+                self.browse()
+            case "tokenise":
+                self.tokenise()
+            case "samples" if self.state.outlook:
+                shown = show_samples(
+                    self.state.outlook.samples, loss_mask=self.state.config.loss_mask, seq=self.state.config.seq
+                )
+                self.app.push_screen(TextDialog("The first rows, as the model will read them", shown))
+            case "raise" if report:
+                self.edit(seq=str(report.fitting_seq))
+            case "drop" | "cut":
+                self.edit(truncate="drop" if event.what == "drop" else "keep")
+            case "copy":
+                self._copy(command_line(self.state.config))
+            case "copy-nodes":
+                self._copy("\n".join(words.node_lines(self.state.config)))
+            case "save":
+                self._save()
+            case "start":
+                self.start()
+
+    def _copy(self, text: str) -> None:
+        self.app.copy_to_clipboard(text)
+        self.notify(text, title="Copied", markup=False)
+
+    def _save(self) -> None:
+        path = Path(self.query_one("#toml", Input).value.strip() or "run.toml").expanduser()
+        try:
+            save_toml(self.state.config, path)
+        except (OSError, ValueError) as error:
+            self.notify(str(error), title="Not saved", severity="error", markup=False)
+        else:
+            self.notify(f"medsft sft --config {path}", title="Saved", markup=False)
+
+    @work
+    async def browse(self) -> None:
+        """Choose files from a tree."""
+        try:
+            chosen = split_paths(self._texts.get("data", ""), "--data")
+        except MedsftError:
+            chosen = []
+        start = Path(chosen[0]).expanduser().parent if chosen else Path()
+        text = await self.app.push_screen_wait(FilePicker(start if start.is_dir() else Path(), chosen))
+        if text is not None:
+            self.edit(data=text)
+
+    @work(thread=True, exclusive=True, group="slow")
+    def tokenise(self) -> None:
+        """Make the tokenised sets."""
+        self._do_slowly(lambda progress: core.tokenise(self.state.config, self.settings_file, progress))
+
+    @work(thread=True, exclusive=True, group="slow")
+    def start(self) -> None:
+        """Tokenise where needed, and start the run."""
+        plan = words.plan_of(self.state.outlook)
+        expected = plan.num_iterations if plan else 0
+        config = self.state.config
+        result = self._do_slowly(lambda progress: core.start_run(config, self.settings_file, expected, progress))
+        if result is not None:
+            self.post_message(Started(result))
+
+    def _do_slowly(self, action: Any) -> Any:
+        """Do something in this worker thread, with its progress shown, and its trouble."""
+        self.post_message(Busy("Working ..."))
+        last = 0.0
+
+        def show(progress: Progress) -> None:
+            nonlocal last
+            if time.monotonic() - last > 0.5:
+                last = time.monotonic()
+                self.post_message(Busy(words.progress_text(progress)))
+
+        result, trouble = None, ""
+        try:
+            result = action(show)
+        except (MedsftError, OSError) as error:
+            trouble = str(error)
+        self.post_message(Busy("", trouble))
+        return result
+
+    @on(Busy)
+    def show_busy(self, event: Busy) -> None:
+        """Show progress; at the end look again."""
+        self._refresh(busy=event.text)
+        if event.trouble:
+            self.notify(event.trouble, title="That did not work", severity="error", timeout=20, markup=False)
+        if not event.text:
+            self.look()
+
+    @on(Started)
+    def started(self, event: Started) -> None:
+        """Watch the run, or ask for the number of iterations again."""
+        if isinstance(event.result, int):
+            self.page = ITERATIONS_PAGE
+            self.notify(
+                f"Tokenised, the set gives {event.result:,} iterations. Look at it, then start again.", severity="warning"
+            )
+            return
+        from medsft.tui.monitor import MonitorScreen
+
+        self.app.push_screen(MonitorScreen(event.result))
