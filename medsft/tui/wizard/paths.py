@@ -111,7 +111,7 @@ class FilePicker(ModalScreen[str | None]):
         self.dismiss(shlex.join(str(path) for path in self._chosen))
 
 
-def _near(path: Path) -> Path:
-    """Return the path relative to the working folder when it is below it."""
+def near(path: Path) -> Path:
+    """Return the path relative to the working folder when it is below it: shorter, and as a person would type it."""
     here = Path.cwd().resolve()
     return path.relative_to(here) if path.is_relative_to(here) else path
