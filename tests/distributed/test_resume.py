@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from medsft.core.engine import checkpoint
+from medsft.core.engine import checkpoint, saving
 from medsft.core.run.rundir import RunDir
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
@@ -98,14 +98,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(made):
 def test_a_full_disk_keeps_the_last_checkpoint(made, monkeypatch, capfd):
     plan = plan_at(made, "full", (1, 2, 1), iters=9)
     run = tiny.create(plan)
-    save = checkpoint.dcp.save
+    save = saving.dcp.async_save
 
     def fails_later(*args, **kwargs):
         if run.checkpoint_path(3).exists():
             raise OSError(errno.ENOSPC, "No space left on device", str(run.path))
         return save(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoint.dcp, "save", fails_later)
+    monkeypatch.setattr(saving.dcp, "async_save", fails_later)
     with pytest.raises(Exception, match="exit code 6"):
         tiny.train(plan)
     assert "The checkpoint of iteration 6 could not be saved: No space left on device" in capfd.readouterr().err

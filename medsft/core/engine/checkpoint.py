@@ -1,5 +1,7 @@
 """Checkpoints of a run: torch.distributed.checkpoint folders that any layout can read.
 
+This is the format: what is in it, how it gets its name, how it is checked and read. `saving` writes it.
+
     .iter_0000800.saving/ --all ranks write--> hashes --> config.json, manifest.json --fsync--> rename --> tracker
 
 A checkpoint exists when its name does. Its manifest holds the size and SHA-256 of every file; loading checks them, and a
@@ -12,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,13 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from medsft.core.architecture import ModelConfig, to_hf_config
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.precision import Masters
 from medsft.core.run.rundir import RunDir
-from medsft.errors import MismatchError, TrainingError
+from medsft.errors import MismatchError
 
 MANIFEST = "manifest.json"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -42,73 +43,17 @@ class TrainState:
     supervised_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """What a save left on disk."""
-
-    path: Path
-    bytes: int
-    seconds: float
-
-
-def save_checkpoint(
-    run: RunDir,
-    mesh: Mesh,
-    masters: Masters,
-    optimizer: torch.optim.Optimizer,
-    state: TrainState,
-    *,
-    model: ModelConfig,
-    identity: str,
-) -> Saved:
-    """Write the checkpoint of `state.iteration` with all ranks and move the tracker. Every rank must call it.
-
-    Raises `TrainingError` on every rank when one of them could not write (a full disk); nothing that was there before is lost.
-    """
-    started = time.monotonic()
-    final = run.checkpoint_path(state.iteration)
-    aside = run.path / f".{final.name}.saving"
-    if mesh.reports:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    mesh.barrier()
-    problem = None
-    try:
-        dcp.save(
-            {**_tensors(masters, optimizer), "random": _random_state(mesh)},
-            storage_writer=FileSystemWriter(aside, single_file_per_rank=True, thread_count=1, sync_files=True),
-        )
-        hashes = _hash_own_files(aside, mesh)
-    except Exception as error:  # whatever the storage raised: all ranks must learn of it, or they wait for ever
-        problem, hashes = _describe(error), {}
-    answers: list[Any] = mesh.gather((problem, hashes))
-    problems = [answer[0] for answer in answers if answer[0]]
-    if not problems and mesh.reports:
-        problems = _commit(run, aside, final, state, model, identity, [answer[1] for answer in answers])
-    problems = [p for answer in mesh.gather(problems) for p in answer]  # type: ignore[attr-defined]
-    if problems:
-        if mesh.reports:
-            shutil.rmtree(aside, ignore_errors=True)
-        raise TrainingError(
-            f"The checkpoint of iteration {state.iteration} could not be saved: {problems[0]}",
-            hint=f"The last good checkpoint is kept: iteration {run.latest_checkpoint()}. Make room and run it again.",
-        )
-    size = sum(record["bytes"] for record in json.loads((final / MANIFEST).read_text())["files"].values())
-    return Saved(final, size, time.monotonic() - started)
-
-
-def _commit(
+def commit(
     run: RunDir,
     aside: Path,
     final: Path,
     state: TrainState,
     model: ModelConfig,
     identity: str,
-    hashes: list[dict[str, dict[str, Any]]],
+    files: dict[str, dict[str, Any]],
 ) -> list[str]:
-    """Complete the folder, give it its name, then move the tracker. Returns what went wrong."""
+    """Complete the folder, give it its name, then move the tracker. Returns what went wrong. Reporting rank only."""
     try:
-        files = {name: record for part in hashes for name, record in part.items()}
         config = aside / "config.json"
         config.write_text(json.dumps(to_hf_config(model, dtype="float32"), indent=1) + "\n")
         for path in (aside / ".metadata", config):
@@ -125,7 +70,7 @@ def _commit(
         run.set_latest_checkpoint(state.iteration)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        return [_describe(error)]
+        return [describe(error)]
     return []
 
 
@@ -133,7 +78,8 @@ def _state_fields(state: TrainState) -> dict[str, int]:
     return {"iteration": state.iteration, "tokens": state.tokens, "supervised_tokens": state.supervised_tokens}
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
+    """Return what went wrong in a few words: the system's, where it was a system call."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -142,7 +88,7 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def _tensors(masters: Masters, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def tensors(masters: Masters, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return weights and moments by name; moments that do not exist yet are made, as zeros."""
     ensure_moments(masters, optimizer)
     result: dict[str, Any] = {"model": {name: p.detach() for name, p in masters.by_name.items()}}
@@ -161,15 +107,16 @@ def ensure_moments(masters: Masters, optimizer: torch.optim.Optimizer) -> None:
             }
 
 
-def _random_state(mesh: Mesh) -> dict[str, Any]:
-    """Each rank's generators, under its own number: a rank without a predecessor (another layout) keeps its seed."""
+def random_state(mesh: Mesh) -> dict[str, Any]:
+    """Return this rank's generators, under its own number: a rank without a predecessor (another layout) keeps its seed."""
     state: dict[str, Any] = {"torch": torch.get_rng_state()}
     if mesh.device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state()
     return {f"rank_{mesh.rank}": state}
 
 
-def _hash_own_files(folder: Path, mesh: Mesh) -> dict[str, dict[str, Any]]:
+def hash_own_files(folder: Path, mesh: Mesh) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of the files that this rank wrote."""
     return {path.name: _hash(path) for path in folder.glob(f"__{mesh.rank}_*.distcp")}
 
 
@@ -226,9 +173,9 @@ def load_checkpoint(path: Path, mesh: Mesh, masters: Masters, optimizer: torch.o
     manifest = json.loads((path / MANIFEST).read_text())
     if manifest["identity"] != identity:
         raise MismatchError(f"{path} belongs to plan {manifest['identity']}, this run has {identity}.")
-    tensors = _tensors(masters, optimizer)
+    wanted = tensors(masters, optimizer)
     reader = FileSystemReader(path)
-    dcp.load(tensors, storage_reader=reader)
+    dcp.load(wanted, storage_reader=reader)
     state = TrainState(**manifest["state"])
     for parameter in masters.by_name.values():
         optimizer.state[parameter]["step"].fill_(state.iteration)
@@ -241,7 +188,7 @@ def _restore_random(path: Path, mesh: Mesh) -> None:
     mine = f"random.rank_{mesh.rank}."
     if not any(key.startswith(mine) for key in keys):
         return
-    wanted: dict[str, Any] = {"random": _random_state(mesh)}
+    wanted: dict[str, Any] = {"random": random_state(mesh)}
     # Alone: at another layout some ranks have nothing to restore and do not come here.
     dcp.load(wanted, storage_reader=FileSystemReader(path), no_dist=True)
     state: Mapping[str, Any] = wanted["random"][f"rank_{mesh.rank}"]

@@ -14,12 +14,13 @@ import torch
 import torch.distributed as dist
 
 from medsft.core.engine.batches import Batcher, RankBatch, prefetch
-from medsft.core.engine.checkpoint import TrainState, remove_old_checkpoints, save_checkpoint
+from medsft.core.engine.checkpoint import TrainState, remove_old_checkpoints
 from medsft.core.engine.evaluate import evaluate
 from medsft.core.engine.head import StepSums
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.optim import TIED_TABLE, clip_gradients, local_gradient, set_learning_rate, squared_norm
 from medsft.core.engine.precision import Masters, complete_gradients
+from medsft.core.engine.saving import Saver
 from medsft.core.engine.step import Stepper
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.schedule import learning_rate
@@ -38,7 +39,11 @@ class StepResult:
     user_loss: float
     norm: float
     stop: bool
+    """Somebody asked for a stop."""
     save: bool
+    """Somebody asked for a checkpoint."""
+    written: bool
+    """Every rank has written its part of the checkpoint under way."""
 
 
 @dataclass(slots=True)
@@ -54,6 +59,7 @@ class Trainer:
     train_batches: Batcher
     val_batches: Batcher | None
     state: TrainState
+    saver: Saver
     events: EventWriter | None
     """Only on the rank that reports."""
     tied_copy: bool = False
@@ -76,14 +82,17 @@ class Trainer:
             result = self._step(batch, iteration, lr)
             self._count(batch)
             self._report_step(batch, result, lr, time.monotonic() - started)
+            if result.written:
+                self._finish_save()
             last = iteration == total
             if self.val_batches and (last or iteration % self.plan.config.eval_interval == 0):
                 self._evaluate()
             if last or result.stop or result.save or iteration % self.plan.config.save_interval == 0:
-                self.save()
+                self._begin_save()
             if result.stop and not last:
-                return False
-        return True
+                break
+        self._finish_save()
+        return self.state.iteration == total
 
     def _on_signal(self, *_: object) -> None:
         self.stop_signal = True
@@ -118,16 +127,23 @@ class Trainer:
         """Add up loss, norm and requests over all ranks in one message, so that all act alike."""
         wants = (self.run.requested("stop"), self.run.requested("save")) if self.mesh.reports else (False, False)
         values = torch.tensor(
-            [sums.loss, sums.other_nll, float(wants[0] or self.stop_signal), float(wants[1])],
+            [sums.loss, sums.other_nll, wants[0] or self.stop_signal, wants[1], self.saver.is_written()],
             dtype=torch.float64,
             device=self.mesh.device,
         )
         square = squared_norm(self.masters, self.mesh, tied_copy=self.tied_copy)
-        loss, other, stop, save, total = self.mesh.sum(torch.cat([values, square])).tolist()
+        loss, other, stop, save, written, total = self.mesh.sum(torch.cat([values, square])).tolist()
         others = batch.tokens - batch.supervised_tokens
         if save and self.mesh.reports:
             self.run.clear_request("save")
-        return StepResult(loss, other / others if others else 0.0, math.sqrt(total), stop > 0, save > 0)
+        return StepResult(
+            loss=loss,
+            user_loss=other / others if others else 0.0,
+            norm=math.sqrt(total),
+            stop=stop > 0,
+            save=save > 0,
+            written=written == self.mesh.layout.world,
+        )
 
     def _refuse(self, batch: RankBatch, sums: StepSums, result: StepResult, iteration: int) -> None:
         """Raise for an iteration whose loss or gradient is not finite, naming its documents."""
@@ -190,28 +206,27 @@ class Trainer:
             )
         self._phase("training")
 
-    def save(self) -> None:
-        """Write a checkpoint of the current iteration and remove old ones."""
+    def _begin_save(self) -> None:
+        """Start a checkpoint of the current iteration, after the one under way."""
+        self._finish_save()
         self._phase("saving")
-        saved = save_checkpoint(
-            self.run,
-            self.mesh,
-            self.masters,
-            self.optimizer,
-            self.state,
-            model=self.plan.base.model,
-            identity=self.plan.identity,
-        )
-        if self.events:
-            remove_old_checkpoints(self.run, keep_last=self.plan.config.keep_last)
-            self.events.write(
-                "checkpoint",
-                iteration=self.state.iteration,
-                folder=saved.path.name,
-                bytes=saved.bytes,
-                seconds=round(saved.seconds, 2),
-            )
+        self.saver.begin(self.state)
         self._phase("training")
+
+    def _finish_save(self) -> None:
+        """Complete the checkpoint under way, if there is one, and remove old ones."""
+        saved = self.saver.finish()
+        if saved is None or self.events is None:
+            return
+        remove_old_checkpoints(self.run, keep_last=self.plan.config.keep_last)
+        self.events.write(
+            "checkpoint",
+            iteration=saved.iteration,
+            folder=saved.path.name,
+            bytes=saved.bytes,
+            seconds=round(saved.seconds, 2),
+            stalled_seconds=round(saved.stalled_seconds, 2),
+        )
 
     def _phase(self, name: str) -> None:
         if self.events:

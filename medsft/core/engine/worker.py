@@ -28,6 +28,7 @@ from medsft.core.engine.mesh import Mesh, open_mesh
 from medsft.core.engine.optim import make_optimizer
 from medsft.core.engine.pipeline import Pipeline, PipelineDecoder
 from medsft.core.engine.precision import make_masters
+from medsft.core.engine.saving import Saver
 from medsft.core.engine.sharding import build_stage
 from medsft.core.engine.step import Stepper, WholeModel
 from medsft.core.engine.trainer import Trainer, TrainState
@@ -46,6 +47,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 def main(run_dir: str) -> int:
     """Train one rank and return the exit code of its process."""
     run = RunDir(Path(run_dir))
+    _take_rank()
+    _error_path(run).unlink(missing_ok=True)  # of this rank before torchrun restarted it
     try:
         _work(run)
     except BaseException as error:
@@ -54,6 +57,16 @@ def main(run_dir: str) -> int:
         return int(error.exit_code) if isinstance(error, MedsftError) else int(ExitCode.TRAINING)
     dist.destroy_process_group()
     return int(ExitCode.DONE)
+
+
+def _take_rank() -> None:
+    """Count ranks as --rank counts nodes: torchrun orders nodes by the spelling of their addresses.
+
+    So rank 0, which writes the events, is on node 0, whose supervisor goes on writing them when rank 0 is dead.
+    """
+    node = os.environ.get("MEDSFT_NODE")
+    if node is not None:
+        os.environ["RANK"] = str(int(node) * int(os.environ["LOCAL_WORLD_SIZE"]) + int(os.environ["LOCAL_RANK"]))
 
 
 def _work(run: RunDir) -> None:
@@ -103,6 +116,7 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
         train_batches=train,
         val_batches=val,
         state=state,
+        saver=Saver(run, mesh, masters, optimizer, model=model, identity=plan.identity),
         events=events,
         tied_copy=model.tie_embeddings and mesh.is_last_stage and not mesh.is_first_stage,
     )
@@ -168,17 +182,24 @@ def _report_start(plan: RunPlan, events: EventWriter, iteration: int) -> None:
 def _leave_error(run: RunDir, error: BaseException) -> None:
     """Say why this rank ends, in words for people, where the supervisor looks."""
     reason, remedy = describe(error)
-    rank = os.environ.get("RANK", "0")
     code = int(error.exit_code) if isinstance(error, MedsftError) else int(ExitCode.TRAINING)
     record = {
-        "rank": int(rank),
+        "rank": _rank(),
         "time": time.time(),
         "reason": reason,
         "remedy": remedy,
         "exit_code": code,
         "expected": isinstance(error, MedsftError),
     }
-    write_atomically(run.control / f"error_rank_{rank}.json", json.dumps(record))
+    write_atomically(_error_path(run), json.dumps(record))
+
+
+def _error_path(run: RunDir) -> Path:
+    return run.control / f"error_rank_{_rank()}.json"
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def describe(error: BaseException) -> tuple[str, str]:
