@@ -2,6 +2,8 @@
 
 start(plan) --> run folder --> supervisor (new session) --> torchrun --> one worker per rank
                                     '--> after the last iteration: the export
+
+With several nodes, each has a supervisor; `nodes.start_together` starts them.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from medsft.core.planning.layout import Layout
 from medsft.core.planning.plan import RunPlan
+from medsft.core.run.events import EventReader
 from medsft.core.run.rundir import RunDir, write_atomically
 from medsft.errors import ExitCode, LaunchError, MedsftError
 
@@ -32,6 +36,10 @@ class Launch:
     addr: str | None = None
     port: int = 6020
     max_restarts: int = 0
+    start: str = ""
+    """Tells this start from every other."""
+    after: int = -1
+    """Number of the last event before this start, -1 for none: whoever follows this start begins behind it."""
 
     def apply(self, plan: RunPlan) -> RunPlan:
         """Return the plan at this layout."""
@@ -75,22 +83,47 @@ def start(plan: RunPlan) -> RunDir:
     """Start the run of a plan, or go on with it where it stands, and return at once.
 
     A run that exists must have the same identity: that is the caller's to check (`pipeline.prepare` does). Raises
-    `LaunchError` when it is running already.
+    `LaunchError` when it is running already, or needs several nodes.
     """
+    if plan.config.nodes > 1:
+        raise LaunchError(
+            f"This run needs {plan.config.nodes} nodes.",
+            hint="Type on each of them what `medsft sft ... --print_commands` prints.",
+        )
+    run = write_start(plan)
+    spawn_supervisor(run)
+    return run
+
+
+def write_start(plan: RunPlan) -> RunDir:
+    """Write down that and how the run is to be started now, without starting anything. Raises `LaunchError` while it runs."""
     run = RunDir(Path(plan.run_dir))
     if run.alive():
         raise LaunchError(f"{run.path} is running.", hint=f"Follow it with: medsft watch {run.path}")
     if not run.exists():
         run.create(plan.to_json())
         run.write_status(f"Training for {plan.num_iterations} iterations", fresh=True)
-    write_atomically(launch_path(run), json.dumps(asdict(Launch.of(plan)), indent=1) + "\n")
     for request in ("stop", "save"):
         run.clear_request(request)
-    for old in run.control.glob("error_rank_*.json"):
-        old.unlink()
-    process = _spawn_detached([sys.executable, "-m", "medsft.core.run.supervise", str(run.path)], run.logs / "supervisor.log")
-    run.claim(process.pid)
+    for pattern in ("error_rank_*.json", "end_node_*.json"):
+        for old in run.control.glob(pattern):
+            old.unlink()
+    events = EventReader(run.events_path).read()
+    launch = replace(Launch.of(plan), start=uuid.uuid4().hex, after=events[-1].seq if events else -1)
+    write_atomically(launch_path(run), json.dumps(asdict(launch), indent=1) + "\n")
     return run
+
+
+def spawn_supervisor(run: RunDir, node: int = 0) -> None:
+    """Start the process that works on the run on this node."""
+    log = run.logs / f"supervisor{node_suffix(node)}.log"
+    process = _spawn_detached([sys.executable, "-m", "medsft.core.run.supervise", str(run.path), str(node)], log)
+    run.claim(process.pid, node=node)
+
+
+def node_suffix(node: int) -> str:
+    """Return what the names of a node's logs end with: nothing on node 0."""
+    return f"-node{node}" if node else ""
 
 
 def start_export(run: RunDir, to: Path) -> None:
@@ -134,6 +167,9 @@ def engine_environment(processes: int) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "OMP_NUM_THREADS": str(max(1, cores // processes)),
+        # glibc gives large tensors back to the system and faults every page in again for the next: keep them instead.
+        "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
+        "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
