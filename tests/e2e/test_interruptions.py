@@ -1,0 +1,113 @@
+"""A real run in processes of its own, killed and stopped, ends like one that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import tiny
+
+from medsft.core.run.launch import start
+from medsft.core.run.pipeline import follow_to_end, prepare
+from medsft.core.run.rundir import RunDir
+from medsft.errors import AlreadyFinishedError, LaunchError
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(280)]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def wait_for_end(run: RunDir) -> str:
+    wait_for(lambda: not run.alive())
+    return run.state(run.view())
+
+
+def workers_of(run: RunDir) -> list[psutil.Process]:
+    """The ranks of a run: processes that were started with its folder, in the order of their rank."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "medsft.core.engine.worker" in words and str(run.path) in words and "torch.distributed.run" not in words:
+            found.append(process)
+    return sorted(found, key=lambda process: process.environ()["RANK"])
+
+
+def project(folder: Path, **changes):
+    config, settings = tiny.project(folder)
+    settings_of_run = {"iters": 60, "save_interval": 8, "eval_interval": 30, "nproc_per_node": 2, "tp": 1, "pp": 1}
+    return lambda: prepare(tiny.from_mapping({**settings_of_run, **changes}, base=config), settings)
+
+
+def test_killed_twice_stopped_once_and_finished_once(tmp_path):
+    undisturbed = start(project(tmp_path / "a")())
+    plan = project(tmp_path / "b")
+    for rank in (1, 0):
+        run = start(plan())
+        done = run.view().iteration
+        wait_for(lambda run=run, done=done: run.view().iteration > done + 10)
+        workers_of(run)[rank].send_signal(signal.SIGKILL)
+        assert wait_for_end(run) == "failed"
+        view = run.view()
+        assert f"Rank {rank} was killed by signal 9" in view.reason
+        assert view.exit_code == 6
+    run = start(plan())
+    with pytest.raises(LaunchError, match="is running"):
+        start(plan())
+    done = run.view().iteration
+    wait_for(lambda: run.view().iteration > done)
+    os.kill(json.loads(run.process_path.read_text())["pid"], signal.SIGTERM)
+    assert wait_for_end(run) == "stopped"
+    assert run.latest_checkpoint() == run.view().iteration < 60
+    run = start(plan())
+    events = list(follow_to_end(run))
+    assert events[-1].kind == "finished"
+    assert run.state(run.view()) == "finished"
+
+    assert wait_for_end(undisturbed) == "finished"
+    one, two = undisturbed.view(), run.view()
+    assert list(two.steps) == list(range(1, 61))
+    for name in ("loss", "grad_norm"):
+        assert two.series[name] == one.series[name]
+    assert two.eval_series["loss"] == one.eval_series["loss"]
+    assert (two.tokens, two.supervised_tokens) == (one.tokens, one.supervised_tokens)
+    weights = [Path(view.export, "model.safetensors").read_bytes() for view in (one, two)]
+    assert weights[0] == weights[1]
+    with pytest.raises(AlreadyFinishedError, match="its model is in"):
+        plan()
+
+
+def test_the_model_of_a_run_in_transformers(tmp_path):
+    """What is exported loads elsewhere, gives our validation loss, and prompts with exactly the text of training."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from medsft.core.data.records import Keys, read_examples
+    from medsft.core.data.tokenizers import open_tokenizer
+    from medsft.core.engine.generate import answer_loss
+
+    run = start(project(tmp_path, iters=4, eval_interval=4, nproc_per_node=1)())
+    assert wait_for_end(run) == "finished"
+    folder = Path(run.view().export)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.vocab_size == len(tokenizer)
+    opened = open_tokenizer(folder)
+    examples = list(read_examples([tmp_path / "val.jsonl"], Keys()))
+    loss, tokens = answer_loss(model, examples, opened)
+    view = run.view()
+    assert loss == pytest.approx(view.last_eval("loss"), abs=1e-3)
+    messages = [{"role": "user", "content": examples[0].question}, {"role": "assistant", "content": examples[0].answer}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == opened.template.text(examples[0])
+    assert model.generation_config.eos_token_id[0] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert tokens > 0
