@@ -53,14 +53,13 @@ def demo(
 def _train(place: DemoFolder, *, plain: bool) -> Path:
     """Run `medsft sft` on the questions and return the finished model; one that is there is used again."""
 
-    from medsft.cli.progress import last_event, run_in_foreground
+    from medsft.cli.progress import run_in_foreground
     from medsft.cli.stages import tokenising
     from medsft.core.config import command_line
     from medsft.core.planning.planner import make_plan
     from medsft.core.registry import load_settings
-    from medsft.core.run.launch import start
+    from medsft.core.run.launch import read_launch, start
     from medsft.core.run.pipeline import prepare
-    from medsft.core.run.rundir import RunDir
     from medsft.errors import AlreadyFinishedError
 
     config, settings = place.config(), load_settings(place.settings)
@@ -71,9 +70,8 @@ def _train(place: DemoFolder, *, plain: bool) -> Path:
     except AlreadyFinishedError:
         console.note(f"Trained before. Remove {place.path} to do it again.")
         return Path(make_plan(config, settings).export_dir)
-    seen = last_event(RunDir(Path(plan.run_dir)))
     run = start(plan)
-    run_in_foreground(run, after=seen, plain=plain)
+    run_in_foreground(run, after=read_launch(run).after, plain=plain)
     if not Path(plan.export_dir).exists():
         raise typer.Exit(0)
     return Path(plan.export_dir)

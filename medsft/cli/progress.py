@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from json import loads
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
 
 from medsft.cli import console
-from medsft.core.run.events import Event, EventReader
+from medsft.core.run.events import Event
 from medsft.core.run.pipeline import follow_to_end
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView, ViewFold
@@ -24,15 +25,9 @@ INTERRUPTED = 130
 """What shells expect of a command that was left with Ctrl-C."""
 
 
-def last_event(run: RunDir) -> int:
-    """Return the number of the latest event of a run, -1 when there is none: what `show_events` can begin after."""
-    events = EventReader(run.events_path).read()
-    return events[-1].seq if events else -1
-
-
-def show_events(run: RunDir, show: Callable[[Event], None], *, after: int = -1) -> None:
-    """Show the events of a run that follow event `after`, until no process works on it."""
-    for event in follow_to_end(run):
+def show_events(run: RunDir, show: Callable[[Event], None], *, after: int = -1, node: int = 0) -> None:
+    """Show the events of a run that follow event `after`, until no process works on it (on this node, if it is not 0)."""
+    for event in follow_to_end(run, node=node):
         if event.seq > after:
             show(event)
 
@@ -51,21 +46,38 @@ def print_event_json(event: Event) -> None:
     print(event.to_line(), end="", flush=True)
 
 
-def run_in_foreground(run: RunDir, *, after: int, plain: bool, json: bool = False) -> None:
-    """Follow a run that was just started, from event `after` on, and end with its exit code.
+def run_in_foreground(run: RunDir, *, after: int, plain: bool, json: bool = False, node: int = 0) -> None:
+    """Follow a run that was just started on this node, from event `after` on, and end with its exit code.
 
     The first Ctrl-C or SIGTERM asks the run to stop and waits for it; the second leaves it running. A hang-up ends only this
     process.
     """
     with _stop_on_interrupt(run):
         if json:
-            show_events(run, print_event_json, after=after)
+            show_events(run, print_event_json, after=after, node=node)
         elif console.wants_lines(plain):
-            show_events(run, print_event_line, after=after)
+            show_events(run, print_event_line, after=after, node=node)
         else:
             with _progress_bar() as bar:
-                show_events(run, _Display(bar).show, after=after)
-    end_with_outcome(run)
+                show_events(run, _Display(bar).show, after=after, node=node)
+    if node:
+        _end_with_node(run, node)
+    else:
+        end_with_outcome(run)
+
+
+def _end_with_node(run: RunDir, node: int) -> None:
+    """As `end_with_outcome`, from what this node's supervisor left: node 0 may have died before it could log anything."""
+    try:
+        end = loads(run.end_path(node).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        console.note(f"medsft: the run's processes on this node ended without a word.\n    Logs: {run.logs}")
+        raise typer.Exit(ExitCode.LAUNCH) from None
+    if end["exit_code"] == ExitCode.DONE:
+        console.note(f"Ended on node {node}: {run.path}")
+        return
+    console.note(f"medsft: {end['reason']}\n    {end['remedy'] or 'Start all nodes again to go on.'}\n    Logs: {run.logs}")
+    raise typer.Exit(end["exit_code"])
 
 
 def end_with_outcome(run: RunDir) -> None:
@@ -87,10 +99,14 @@ def end_with_outcome(run: RunDir) -> None:
 
 @contextmanager
 def _stop_on_interrupt(run: RunDir) -> Iterator[None]:
+    asked = False
+
     def interrupted(_number: int, _frame: FrameType | None) -> None:
-        if run.requested("stop"):
+        nonlocal asked  # not what the run knows: another node may have asked it to stop, as when Slurm signals all of them
+        if asked:
             console.note(f"\nThe run goes on. Watch it: medsft watch {run.path}")
             raise typer.Exit(INTERRUPTED)
+        asked = True
         run.request("stop")
         console.note("\nStopping after this iteration, with a checkpoint. Ctrl-C again leaves the run alone.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,18 +49,20 @@ def sft(
     from medsft.core.registry import load_settings
     from medsft.core.run.pipeline import prepare
 
-    confirm = _confirm if no_autoaccept_iters and not yes else None
-    with tokenising(plain=plain) as progress:
-        plan = prepare(config, load_settings(settings), progress=progress, confirm=confirm)
-    _start(plan, detach=detach, plain=plain, json=json)
+    def make_plan() -> RunPlan:
+        confirm = _confirm if no_autoaccept_iters and not yes else None
+        with tokenising(plain=plain) as progress:
+            return prepare(config, load_settings(settings), progress=progress, confirm=confirm)
+
+    _start(config, make_plan, detach=detach, plain=plain, json=json)
 
 
 def _print_cluster(config: RunConfig, settings: Path | None, slurm: bool) -> None:
-    from medsft.cli.cluster import node_commands, slurm_script
     from medsft.core.config import check
+    from medsft.core.run.commands import ADDR_PLACEHOLDER, node_commands, slurm_script
     from medsft.errors import ConfigError
 
-    problems = check(replace(config, addr=config.addr or "scontrol") if slurm else config)
+    problems = check(replace(config, addr=config.addr or ADDR_PLACEHOLDER))
     if problems:
         raise ConfigError(problems)
     print(slurm_script(config, settings) if slurm else "\n".join(node_commands(config, settings)))
@@ -73,21 +76,27 @@ def _confirm(plan: RunPlan) -> RunConfig:
     return plan.config if accepted == plan.num_iterations else replace(plan.config, iters=accepted)
 
 
-def _start(plan: RunPlan, *, detach: bool, plain: bool, json: bool) -> None:
-    from medsft.cli.progress import last_event, run_in_foreground
-    from medsft.core.run.launch import start
-    from medsft.core.run.rundir import RunDir
+def _start(config: RunConfig, make_plan: Callable[[], RunPlan], *, detach: bool, plain: bool, json: bool) -> None:
+    from medsft.cli.progress import run_in_foreground
+    from medsft.core.planning.plan import RunPlan
+    from medsft.core.run.launch import read_launch
+    from medsft.core.run.nodes import start_together
 
-    for warning in plan.warnings:
-        console.note(f"warning: {warning}")
-    seen = last_event(RunDir(Path(plan.run_dir)))
-    run = start(plan)
+    def planned() -> RunPlan:
+        plan = make_plan()
+        for warning in plan.warnings:
+            console.note(f"warning: {warning}")
+        return plan
+
+    run = start_together(config, planned, tell=console.note)
+    launch = read_launch(run)
+    plan = launch.apply(RunPlan.from_json(run.read_plan(), where=str(run.plan_path)))
     console.note(f"{run.path}: {plan.num_iterations} iterations, {plan.layout}, {plan.precision}")
     if detach:
         console.note(f"Watch it: medsft watch {run.path}")
         print(run.path)
     else:
-        run_in_foreground(run, after=seen, plain=plain, json=json)
+        run_in_foreground(run, after=launch.after, plain=plain, json=json, node=config.rank)
 
 
 @takes_config
@@ -165,7 +174,7 @@ def resume(
     before = RunPlan.from_json(found.read_plan()).layout
     if changed.layout != before:
         console.note(f"Resharding from {before} to {changed.layout}.")
-    _start(changed, detach=detach, plain=plain, json=json)
+    _start(changed.config, lambda: changed, detach=detach, plain=plain, json=json)
 
 
 @takes_config

@@ -75,7 +75,7 @@ def test_dashes_and_several_values(typed: str, understood: str) -> None:
 
 def test_defaults_then_file_then_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[RunConfig] = []
-    monkeypatch.setattr("medsft.cli.cluster.node_commands", lambda config, settings: seen.append(config) or [])
+    monkeypatch.setattr("medsft.core.run.commands.node_commands", lambda config, settings: seen.append(config) or [])
     Path("run.toml").write_text('[training]\nlr = 1e-4\nepochs = 5\n[data]\ndata = ["x.jsonl"]\nretokenize = true\n')
     flags = ("--epochs", "2", "--run-name", "r", "--data", "a", "b", "--no_retokenize")
     assert invoke("sft", "--config", "run.toml", *flags, "--print_commands").exit_code == 0
@@ -225,7 +225,8 @@ def test_commands_for_each_node_and_for_slurm() -> None:
     assert script.startswith("#!/bin/bash\n#SBATCH")
     assert "#SBATCH --nodes=3" in script
     assert '--rank "$SLURM_NODEID" --addr "$MEDSFT_ADDR"' in script
-    assert invoke(*flags, "--print_commands").exit_code == ExitCode.USAGE
+    assert "--addr ADDRESS_OF_NODE_0" in invoke(*flags, "--print_commands").stdout
+    assert invoke("sft", "--nodes", "3", "--print_commands").exit_code == ExitCode.USAGE
 
 
 def make_run(folder: Path, *events: tuple[str, dict[str, Any]]) -> RunDir:
@@ -283,7 +284,7 @@ def test_the_exit_code_is_that_of_the_run(
 
 def test_ctrl_c_asks_once_to_stop_and_then_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(Path("runs/r"), STARTED)
-    monkeypatch.setattr(RunDir, "alive", lambda self: True)
+    monkeypatch.setattr(RunDir, "alive", lambda self, node=0: True)
     before = signal.getsignal(signal.SIGINT)
 
     def press_twice() -> None:
@@ -302,9 +303,8 @@ def test_ctrl_c_asks_once_to_stop_and_then_leaves(monkeypatch: pytest.MonkeyPatc
 
 def test_a_resumed_run_shows_only_what_is_new(capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(Path("runs/r"), STARTED, STEP, ("stopped", {"iteration": 3}))
-    seen = progress.last_event(run)
     make_run_again = EventWriter(run.events_path)
     make_run_again.write("finished", iteration=10, export="")
     make_run_again.close()
-    progress.run_in_foreground(run, after=seen, plain=True)
+    progress.run_in_foreground(run, after=2, plain=True)
     assert len(capsys.readouterr().out.splitlines()) == 1

@@ -14,7 +14,7 @@ from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
 from medsft.core.registry import Settings
 from medsft.core.run.events import Event, follow
-from medsft.core.run.launch import start
+from medsft.core.run.nodes import start_together
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView
 from medsft.errors import AlreadyFinishedError, ConfigError, MismatchError
@@ -113,17 +113,18 @@ def check_against_existing(plan: RunPlan) -> None:
 def run(config: RunConfig, settings: Settings, *, progress: ProgressCallback | None = None) -> RunView:
     """Do it all and wait for the end: tokenise, plan, train or go on, export. Returns the view of the ended run.
 
-    Raises what `prepare` and `start` raise; a run that failed is returned with `outcome == "failed"`.
+    With several nodes, call it on each. Raises what `prepare` and `start_together` raise; a run that failed is returned with
+    `outcome == "failed"`.
     """
-    folder = start(prepare(config, settings, progress=progress))
-    for _ in follow_to_end(folder):
+    folder = start_together(config, lambda: prepare(config, settings, progress=progress))
+    for _ in follow_to_end(folder, node=config.rank):
         pass
     return folder.view()
 
 
-def follow_to_end(folder: RunDir) -> Iterator[Event]:
-    """Yield the events of a run from its first on, until no process works on it any more."""
-    return follow(folder.events_path, ended=lambda: not folder.alive())
+def follow_to_end(folder: RunDir, *, node: int = 0) -> Iterator[Event]:
+    """Yield the events of a run from its first on, until no process works on it any more (on this node, if it is not 0)."""
+    return follow(folder.events_path, ended=lambda: not folder.alive(node))
 
 
 def resume(folder: RunDir, **changes: object) -> RunPlan:

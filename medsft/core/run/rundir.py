@@ -6,7 +6,7 @@ events.jsonl                          what happens (see `events`)
 latest_checkpointed_iteration.txt     the tracker: number of the latest complete checkpoint
 iter_0000800/                         a checkpoint; it exists when its name does
 logs/                                 output of the launcher and of each rank
-control/                              stop, save (requests), process.json, heartbeat
+control/                              stop, save (requests), process.json, heartbeat; process_node_N.json, end_node_N.json
 """
 
 from __future__ import annotations
@@ -72,7 +72,15 @@ class RunDir:
     @property
     def process_path(self) -> Path:
         """Who runs it: host, process id, and start time of that process."""
-        return self.control / "process.json"
+        return self.node_process_path(0)
+
+    def node_process_path(self, node: int) -> Path:
+        """Who runs it on a node; node 0 counts for the whole run."""
+        return self.control / (f"process_node_{node}.json" if node else "process.json")
+
+    def end_path(self, node: int) -> Path:
+        """How the run ended on a node other than 0: reason, remedy and exit code. Node 0 writes an event."""
+        return self.control / f"end_node_{node}.json"
 
     def checkpoint_path(self, iteration: int) -> Path:
         """Folder of one checkpoint."""
@@ -134,16 +142,20 @@ class RunDir:
         """Give a sign of life."""
         self.heartbeat_path.touch()
 
-    def claim(self, pid: int) -> None:
-        """Note the process that runs this run."""
+    def claim(self, pid: int, *, node: int = 0) -> None:
+        """Note the process that runs this run on a node."""
         record = {"host": socket.gethostname(), "pid": pid, "started": psutil.Process(pid).create_time()}
-        write_atomically(self.process_path, json.dumps(record))
-        self.beat()
+        write_atomically(self.node_process_path(node), json.dumps(record))
+        if node == 0:
+            self.beat()
 
-    def alive(self) -> bool:
-        """Tell whether a process works on this run: by its id on the same host, elsewhere by its heartbeat."""
+    def alive(self, node: int = 0) -> bool:
+        """Tell whether a process works on this run: by its id on the same host, elsewhere by its heartbeat.
+
+        Nodes other than 0 give no sign of life on the disk: ask for them on their own host.
+        """
         try:
-            record = json.loads(self.process_path.read_text())
+            record = json.loads(self.node_process_path(node).read_text())
         except (FileNotFoundError, ValueError):
             return False
         if record.get("host") != socket.gethostname():
