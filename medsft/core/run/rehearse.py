@@ -39,6 +39,8 @@ from medsft.errors import ConfigError, ExitCode, LaunchError, MedsftError, Probl
 _HEAVY, _SAVED_AT, _LAST = 2, 3, 5
 _CANDIDATES = 200
 """Batches of the run among which the heaviest and the typical ones are looked for."""
+_NEVER_REACHED = 1000
+"""A rehearsal is killed, and must not come to its end and export before."""
 _OTHER_LAYOUT_TOLERANCE = 1e-4
 _POLL_SECONDS = 0.1
 
@@ -161,7 +163,7 @@ def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Pa
         val=(),
         tokenized_data_dir=data,
         save_checkpoint_dir=folder / "runs",
-        iters=max(plan.num_iterations, _LAST + 1),
+        iters=max(plan.num_iterations, _NEVER_REACHED),
         max_iters=None,
         save_interval=_SAVED_AT,
         eval_interval=_SAVED_AT,
@@ -229,6 +231,7 @@ def _run_until(plan: RunPlan) -> _Log:
             time.sleep(_POLL_SECONDS)
     finally:
         _kill(run)
+    _forget_later_saves(run)
     return _Log(began, tuple(events))
 
 
@@ -254,6 +257,14 @@ def _kill(run: RunDir) -> None:
         except psutil.NoSuchProcess:
             continue
     psutil.wait_procs(processes, timeout=30)
+
+
+def _forget_later_saves(run: RunDir) -> None:
+    """Leave one checkpoint to resume from, however far a fast run came before it was killed."""
+    for iteration in run.checkpoints():
+        if iteration > _SAVED_AT:
+            shutil.rmtree(run.checkpoint_path(iteration))
+    run.set_latest_checkpoint(_SAVED_AT)
 
 
 def _compare(first: _Log, again: _Log, plan: RunPlan, *, same: bool) -> Resumed:

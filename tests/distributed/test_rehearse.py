@@ -1,0 +1,63 @@
+"""A rehearsal proves a resume bit for bit, another layout to 1e-4, keeps its forecast, and leaves nothing else behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medsft.core.data.dataset import open_tokenized
+from medsft.core.data.subset import copy_documents
+from medsft.core.planning.order import SampleOrder
+from medsft.core.planning.planner import make_plan
+from medsft.core.run import rehearse as rehearsal
+from medsft.core.run.pipeline import tokenize_sets
+from medsft.errors import ConfigError
+from tests import tiny
+
+pytestmark = pytest.mark.distributed
+
+
+def test_a_rehearsal_resumes_exactly_and_forecasts(tmp_path: Path) -> None:
+    config, settings = tiny.project(tmp_path)
+    tokenize_sets(config, settings)
+    told: list[str] = []
+    result = rehearsal.rehearse(config, settings, at=[{"pp": 2, "nproc_per_node": 2}], tell=told.append)
+    assert [(resumed.layout, resumed.allowed) for resumed in result.resumes] == [
+        ("pp 1 x dp 1 x tp 1", 0.0),
+        ("pp 2 x dp 1 x tp 1", 1e-4),
+    ]
+    assert result.problems == []
+    assert len(told) == 3
+    assert result.tokens_per_second > 0
+    assert result.memory_bytes > 0
+    assert result.forecast_seconds > result.start_seconds
+    plan = make_plan(config, settings)
+    assert rehearsal.read_rehearsal(plan) == result
+    assert rehearsal.read_rehearsal(make_plan(replace(config, lr=1e-3), settings)) is None
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [rehearsal.rehearsal_path(plan).name]
+
+
+def test_it_meets_the_heaviest_batch_first(tmp_path: Path) -> None:
+    config, settings = tiny.project(tmp_path)
+    tokenize_sets(config, settings)
+    plan = make_plan(config, settings)
+    data = open_tokenized(Path(plan.train.folder))
+    chosen = rehearsal._chosen_documents(plan)
+    real = SampleOrder(data.num_documents, config.global_batch, config.seed)
+    heaviest = max(int(data.lengths[real.batch(i)].sum()) for i in range(plan.num_iterations))
+    small = SampleOrder(len(chosen), config.global_batch, config.seed)
+    assert [int(data.lengths[chosen[small.batch(i)]].sum()) for i in (0, 1)] == [heaviest, heaviest]
+    copied = copy_documents(data, chosen, tmp_path / "copy")
+    for number, document in enumerate(chosen):
+        np.testing.assert_array_equal(copied.tokens(number), data.tokens(int(document)))
+        np.testing.assert_array_equal(copied.roles(number), data.roles(int(document)))
+    np.testing.assert_array_equal(copied.answer_spans, data.answer_spans[chosen])
+
+
+def test_many_nodes_are_refused(tmp_path: Path) -> None:
+    config, settings = tiny.project(tmp_path)
+    with pytest.raises(ConfigError, match="one node"):
+        rehearsal.rehearse(replace(config, nodes=2, addr="a"), settings)
