@@ -81,6 +81,23 @@ def inspect_base(path: Path, iteration: int | None = None) -> BaseModel:
     )
 
 
+def lacks_weights(path: Path) -> bool:
+    """Whether `path` is a Hugging Face folder that describes a model and has none of its weights."""
+    weights = ("*.safetensors", "*.bin", "checkpoint-*", "plan.json", ".metadata")
+    described = (path / "config.json").is_file() and not megatron_folder.is_megatron(path)
+    return described and not any(True for pattern in weights for _ in path.glob(pattern))
+
+
+def describe_without_weights(path: Path) -> BaseModel:
+    """Say what the `config.json` of a Hugging Face folder tells of a model whose weights are elsewhere: enough to plan with.
+
+    Its `size_bytes` is 0. Raises `MismatchError` as `inspect_base` does, but not for the weights.
+    """
+    tp, pp = megatron_folder.layout_in_name(path) or (None, None)
+    config, tokenizer = read_hf_config(path), _tokenizer_beside(path)
+    return BaseModel(kind="hf", path=path, weights=path, config=config, tp=tp, pp=pp, tokenizer=tokenizer, size_bytes=0)
+
+
 def _hugging_face(path: Path, iteration: int | None) -> BaseModel:
     numbered = _numbered(path, _CHECKPOINT)
     if iteration is None and not (path / "config.json").is_file():

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -31,27 +32,60 @@ class Devices:
 
 def find_devices() -> Devices:
     """Return the GPUs where there are any (limited to CUDA_VISIBLE_DEVICES), else the CPU."""
-    gpus = _gpus()
+    gpus = _visible(_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
     if gpus:
-        name, memory, capability = gpus[0]
-        return Devices("cuda", len(gpus), memory, name, bf16=capability >= 8.0)
+        memory = min(gpu.memory_bytes for gpu in gpus)
+        return Devices("cuda", len(gpus), memory, gpus[0].name, bf16=all(gpu.capability >= 8.0 for gpu in gpus))
     return Devices("cpu", _usable_cores(), _usable_memory(), _cpu_name(), bf16=_cpu_has_bf16())
 
 
-def _gpus() -> list[tuple[str, int, float]]:
-    """Return (name, bytes, compute capability) of each visible GPU, asked of nvidia-smi."""
+def assumed_devices(nproc_per_node: int | None) -> Devices:
+    """Return what a plan supposes of machines that cannot be asked."""
+    return Devices("cuda", nproc_per_node or 8, 80 * 10**9, "a GPU with 80 GB and bf16", bf16=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gpu:
+    uuid: str
+    name: str
+    memory_bytes: int
+    capability: float
+
+
+def _gpus() -> list[_Gpu]:
+    """Return all GPUs of the machine, asked of nvidia-smi, in its order."""
     program = shutil.which("nvidia-smi")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if program is None or visible == "":
+    if program is None:
         return []
-    command = [program, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    command = [program, "--query-gpu=uuid,name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [line.rsplit(",", 2) for line in answer.splitlines() if line.count(",") >= 2]
-    gpus = [(name.strip(), int(float(memory)) << 20, float(capability)) for name, memory, capability in rows]
-    return gpus[: len(visible.split(","))] if visible else gpus
+    return [gpu for line in answer.splitlines() if (gpu := _read_gpu(line))]
+
+
+def _read_gpu(line: str) -> _Gpu | None:
+    uuid, _, rest = line.partition(",")
+    try:
+        name, memory, capability = rest.rsplit(",", 2)
+        return _Gpu(uuid.strip(), name.strip(), int(float(memory)) << 20, float(capability))
+    except ValueError:  # a driver too old to know one of the questions
+        return None
+
+
+def _visible(gpus: list[_Gpu], variable: str | None) -> list[_Gpu]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names by number or by the start of their UUID, up to the first unknown one."""
+    if variable is None:
+        return gpus
+    chosen = []
+    for entry in variable.split(","):
+        number = entry.strip()
+        matching = [gpu for i, gpu in enumerate(gpus) if number == str(i) or (number and gpu.uuid.startswith(number))]
+        if len(matching) != 1:
+            break
+        chosen += matching
+    return chosen
 
 
 def _usable_cores() -> int:
@@ -65,31 +99,26 @@ def _usable_memory() -> int:
     """Return the machine's memory, or the container's limit where that is smaller."""
     total = psutil.virtual_memory().total
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            with open(path) as file:  # noqa: PTH123
-                text = file.read().strip()
-        except OSError:
-            continue
+        text = _read(path).strip()
         if text.isdigit():
             total = min(total, int(text))
     return total
 
 
-def _cpu_info() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123
-            return file.read()
-    except OSError:
-        return ""
-
-
 def _cpu_name() -> str:
-    for line in _cpu_info().splitlines():
+    for line in _read("/proc/cpuinfo").splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return "CPU"
 
 
 def _cpu_has_bf16() -> bool:
-    flags = set(_cpu_info().split())
-    return bool(flags & {"avx512_bf16", "amx_bf16"})
+    """Whether the CPU says so: `avx512_bf16` and `amx_bf16` on x86, `bf16` on Arm."""
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_read("/proc/cpuinfo").split())
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -107,7 +107,7 @@ def read_lines(path: Path, file: int = 0) -> Iterator[tuple[Line, int]]:
 
     Raises DataError when the file cannot be read or its gzip data is damaged.
     """
-    with _opened(path) as (stream, raw_stream):
+    with open_lines(path) as (stream, raw_stream):
         number = 0
         while first := stream.readline(MAX_LINE_BYTES + 1):
             number += 1
@@ -123,7 +123,7 @@ def read_lines(path: Path, file: int = 0) -> Iterator[tuple[Line, int]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+def open_lines(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """The stream of decompressed bytes, and the file below it, whose position tells how far reading has come."""
     try:
         with path.open("rb") as raw_stream:

@@ -96,7 +96,7 @@ def check_layout(model: ModelConfig, layout: Layout, *, global_batch: int) -> li
             Problem(
                 "--pp",
                 f"{layout.pp} stages for {model.num_layers} layers",
-                f"Use {model.num_layers} or fewer.",
+                f"Nearest level that works: {model.num_layers}.",
             )
         )
     if layout.dp > global_batch:
@@ -104,10 +104,34 @@ def check_layout(model: ModelConfig, layout: Layout, *, global_batch: int) -> li
             Problem(
                 "--nproc_per_node",
                 f"{layout.dp} data-parallel ranks for a global batch of {global_batch} documents",
-                "Use fewer processes, or a larger --global_batch.",
+                f"Use at most {global_batch * layout.tp * layout.pp} processes, or a larger --global_batch.",
             )
         )
     return problems
+
+
+def check_processes(tp: int, pp: int, *, nproc_per_node: int, nodes: int) -> list[Problem]:
+    """Return why the processes cannot be divided into these levels, each with the nearest numbers that can."""
+    world, whole = nproc_per_node * nodes, tp * pp
+    if world % whole:
+        fitting = [nproc for nproc in range(1, nproc_per_node + whole + 1) if nproc * nodes % whole == 0]
+        return [
+            Problem(
+                "--nproc_per_node",
+                f"{world} processes ({nproc_per_node} on each of {nodes} nodes) cannot be divided into tp {tp} x pp {pp}",
+                f"Nearest numbers that work: {_nearest(nproc_per_node, fitting)}; or use other --tp and --pp.",
+            )
+        ]
+    if nproc_per_node % tp:
+        dividing = [level for level in range(1, nproc_per_node + 1) if nproc_per_node % level == 0]
+        return [
+            Problem(
+                "--tp",
+                f"{tp} does not divide the {nproc_per_node} processes of a node, and ranks of one tensor group share a node",
+                f"Nearest levels that work: {_nearest(tp, dividing)}.",
+            )
+        ]
+    return []
 
 
 def valid_tensor_levels(model: ModelConfig) -> list[int]:

@@ -34,31 +34,26 @@ class MemoryEstimate:
         return self.weights + self.gradients + self.optimizer + self.activations + self.process
 
 
-def estimate_memory(
-    model: ModelConfig,
-    layout: Layout,
-    *,
-    stream_tokens: int,
-    num_micro_batches: int,
-    bf16: bool,
-    recompute: str,
-    device_kind: str,
-) -> MemoryEstimate:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What a rank computes, apart from the model."""
+
+    stream_tokens: int
+    """Tokens in the largest micro-batch of a rank."""
+    num_micro_batches: int
+    bf16: bool
+    recompute: str
+    device_kind: str
+
+
+def estimate_memory(model: ModelConfig, layout: Layout, work: Workload) -> MemoryEstimate:
     """Return the estimate for the heaviest pipeline stage.
 
-    `stream_tokens` is the number of tokens in the largest micro-batch of a rank. Master weights, gradients and both Adam
-    moments are fp32 and divided over the data-parallel ranks; the weights that compute are whole on each of them.
+    Master weights, gradients and both Adam moments are fp32 and divided over the data-parallel ranks; the weights that compute,
+    and the gradients until they are added up over the ranks, are whole on each of them.
     """
-    stages = stage_layers(model, layout.pp)
-    return max(
-        (
-            _stage_memory(
-                model, layout, stage, len(stages[stage]), stream_tokens, num_micro_batches, bf16, recompute, device_kind
-            )
-            for stage in range(layout.pp)
-        ),
-        key=lambda estimate: estimate.total,
-    )
+    stages = (_stage_memory(model, layout, work, stage) for stage in range(layout.pp))
+    return max(stages, key=lambda estimate: estimate.total)
 
 
 def stage_parameters(model: ModelConfig, pp: int, stage: int) -> int:
@@ -75,53 +70,42 @@ def stage_parameters(model: ModelConfig, pp: int, stage: int) -> int:
     return count
 
 
-def _stage_memory(
-    model: ModelConfig,
-    layout: Layout,
-    stage: int,
-    num_layers: int,
-    stream_tokens: int,
-    num_micro_batches: int,
-    bf16: bool,
-    recompute: str,
-    device_kind: str,
-) -> MemoryEstimate:
+def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int) -> MemoryEstimate:
     parameters = math.ceil(stage_parameters(model, layout.pp, stage) / layout.tp)
     shard = math.ceil(parameters / layout.dp)
-    computing = parameters * (2 if bf16 else 4) if bf16 or layout.dp > 1 else 0
-    in_flight = min(num_micro_batches, layout.pp - stage)
-    activations = activation_bytes(model, layout, num_layers, stream_tokens, bf16=bf16, recompute=recompute) * in_flight
+    computing = parameters * (2 if work.bf16 else 4) if work.bf16 or layout.dp > 1 else 0
+    in_flight = min(work.num_micro_batches, layout.pp - stage)
+    num_layers = len(stage_layers(model, layout.pp)[stage])
+    activations = activation_bytes(model, layout, work, num_layers) * in_flight
     if stage == layout.pp - 1:
-        activations += min(HEAD_CHUNK_BYTES, 4 * stream_tokens * math.ceil(model.vocab_size / layout.tp))
+        activations += min(HEAD_CHUNK_BYTES, 4 * work.stream_tokens * math.ceil(model.vocab_size / layout.tp))
     return MemoryEstimate(
         weights=4 * shard + computing,
         gradients=4 * (parameters if layout.dp > 1 else shard),
         optimizer=8 * shard,
         activations=activations,
-        process=PROCESS_BYTES[device_kind],
+        process=PROCESS_BYTES[work.device_kind],
     )
 
 
-def activation_bytes(
-    model: ModelConfig, layout: Layout, num_layers: int, stream_tokens: int, *, bf16: bool, recompute: str
-) -> int:
+def activation_bytes(model: ModelConfig, layout: Layout, work: Workload, num_layers: int) -> int:
     """Return the bytes saved for the backward pass of one micro-batch in `num_layers` layers.
 
     Per token and layer, in units of the computing format: the residual stream and the norms' outputs (hidden size each), the
     queries, keys and values before and after the rotation, the attention's output, and gate, up, silu(gate) and their product
     (feed-forward size each). The norms also keep their fp32 input.
     """
-    unit = 2 if bf16 else 4
+    unit = 2 if work.bf16 else 4
     h, d = model.hidden_size, model.head_dim
     heads, kv_heads = model.num_heads / layout.tp, model.num_kv_heads / layout.tp
     feed_forward = 4 * model.intermediate_size / layout.tp
     sequence_share = h / layout.tp  # with sequence parallel the norms and the residual stream are divided too
     attention = 2 * (heads + kv_heads) * d + kv_heads * d + heads * d
     full_layer = unit * (4 * sequence_share + attention + feed_forward) + 2 * 4 * sequence_share
-    if recompute == "full":
+    if work.recompute == "full":
         per_token = num_layers * unit * sequence_share + full_layer
-    elif recompute == "selective":
+    elif work.recompute == "selective":
         per_token = num_layers * (full_layer - unit * feed_forward) + unit * feed_forward
     else:
         per_token = num_layers * full_layer
-    return math.ceil(stream_tokens * per_token)
+    return math.ceil(work.stream_tokens * per_token)

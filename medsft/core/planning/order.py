@@ -71,6 +71,11 @@ def deal(lengths: Sequence[int] | np.ndarray, *, num_bins: int) -> list[list[int
     return [sorted(b) for b in bins]
 
 
+def micro_batches_per_rank(num_documents: int, *, dp: int, micro_batch: int) -> int:
+    """Return how many micro-batches each rank gets: enough for `micro_batch` documents in each, none empty if possible."""
+    return max(1, min(-(-num_documents // (micro_batch * dp)), num_documents // dp))
+
+
 def deal_to_ranks(lengths: Sequence[int] | np.ndarray, *, dp: int, micro_batch: int) -> list[list[list[int]]]:
     """Return for each data-parallel rank its micro-batches, each a list of indices into `lengths`.
 
@@ -78,8 +83,7 @@ def deal_to_ranks(lengths: Sequence[int] | np.ndarray, *, dp: int, micro_batch: 
     ranks some get an empty one. Heavy and light bins are dealt alternately, so that neither a micro-batch nor a rank has much
     more to do than another.
     """
-    per_rank = max(1, -(-len(lengths) // (micro_batch * dp)))
-    per_rank = max(1, min(per_rank, len(lengths) // dp))
+    per_rank = micro_batches_per_rank(len(lengths), dp=dp, micro_batch=micro_batch)
     bins = deal(lengths, num_bins=per_rank * dp)
     loads = [sum(int(lengths[i]) for i in b) for b in bins]
     by_load = sorted(range(len(bins)), key=lambda b: (-loads[b], b))

@@ -180,44 +180,6 @@ def difference(old: RunPlan, new: RunPlan) -> list[str]:
     return [f"{name}: was {before.get(name)}, now {after.get(name)}" for name in names if before.get(name) != after.get(name)]
 
 
-def run_folder_name(config: RunConfig, family: str, layout: Layout) -> str:
-    """Return the original's folder name: FAMILY-SIZEb-tpT-ppP-CHECKPOINT-RUN_NAME and a suffix for what is not default."""
-    return f"{family}-{_size(config)}b-tp{layout.tp}-pp{layout.pp}-{config.checkpoint}-{config.run_name}{_suffixes(config)}"
-
-
-def export_folder_name(config: RunConfig, family: str) -> str:
-    """Return the folder name of the finished model: the run's with `hf` for the levels."""
-    return f"{family}-{_size(config)}b-hf-{config.checkpoint}-{config.run_name}{_suffixes(config)}"
-
-
-def run_folder_pattern(config: RunConfig, family: str) -> str:
-    """Return a glob that finds the run whatever its levels."""
-    return f"{family}-{_size(config)}b-tp*-pp*-{config.checkpoint}-{config.run_name}{_suffixes(config)}"
-
-
-def _size(config: RunConfig) -> str:
-    from medsft.core.config import format_number
-
-    return format_number(config.size)
-
-
-def _suffixes(config: RunConfig) -> str:
-    from medsft.core.config import format_number
-
-    parts = []
-    if config.intermediate_iter is not None:
-        parts.append(f"-it{config.intermediate_iter:07d}")
-    if config.epochs != 3:
-        parts.append(f"-ep{format_number(config.epochs)}")
-    if config.seq != 2048:
-        parts.append(f"-seq{config.seq}")
-    if config.loss_mask != 0:
-        parts.append(f"-loss{float(config.loss_mask)}")
-    if config.id:
-        parts.append(f"-{config.id}")
-    return "".join(parts)
-
-
 def absolute(path: str | Path) -> str:
     """Return the absolute path as text, for a plan that other nodes and other folders read."""
     return str(Path(path).expanduser().resolve())

@@ -1,0 +1,128 @@
+"""The sets of documents as a plan sees them: really tokenised, or guessed from the JSONL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medsft.core.config import RunConfig
+from medsft.core.data.dataset import open_tokenized, set_exists
+from medsft.core.data.records import open_lines
+from medsft.core.data.report import apply_truncation
+from medsft.core.planning.plan import DataPlan, absolute
+from medsft.errors import ConfigError, DataError, Problem
+
+_BYTES_PER_TOKEN = 4.0
+"""Of English text, for estimates before anything is tokenised."""
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSet:
+    """Documents of a set that are used."""
+
+    plan: DataPlan
+    lengths: np.ndarray
+    """int64 [documents]: (input, label) pairs of each."""
+    exact: bool
+    """Whether they were counted in a tokenised set, not estimated."""
+
+
+def training_folder(config: RunConfig) -> Path:
+    """Return where the tokenised training set of a run lies."""
+    return Path(config.tokenized_data_dir) / config.run_name
+
+
+def validation_folder(config: RunConfig) -> Path:
+    """Return where the tokenised validation set of a run lies, when it has one."""
+    return Path(config.tokenized_data_dir) / f"{config.run_name}-val"
+
+
+def training_set(config: RunConfig) -> PlannedSet:
+    """Return the tokenised training set. Raises `DataError` when it is missing, damaged, or would be truncated."""
+    return _tokenized(training_folder(config), config, "--data")
+
+
+def validation_set(config: RunConfig) -> PlannedSet | None:
+    """Return the tokenised validation set, or None when there is none. Raises `DataError` as `training_set` does."""
+    folder = validation_folder(config)
+    return _tokenized(folder, config, "--val") if set_exists(folder) else None
+
+
+def training_set_or_guess(config: RunConfig) -> PlannedSet:
+    """Return the training set, guessed from the JSONL while it is not tokenised.
+
+    Raises `DataError` as `training_set` does and for files that cannot be read, `ConfigError` when there is nothing to look at.
+    """
+    if config.run_name and set_exists(training_folder(config)):
+        return training_set(config)
+    if not config.data:
+        hint = f"There is no tokenised set in {training_folder(config)}."
+        raise ConfigError([Problem("--data", "JSONL files are needed", hint)])
+    return _guess(config)
+
+
+def _tokenized(folder: Path, config: RunConfig, flag: str) -> PlannedSet:
+    data = open_tokenized(folder)
+    chosen = apply_truncation(data, config.seq, config.truncate, loss_mask=config.loss_mask, flag=flag)  # type: ignore[arg-type]
+    lengths = chosen.lengths - 1
+    spans = data.answer_spans[chosen.indices].astype(np.int64)
+    ends, starts = np.minimum(spans[:, 1], config.seq + 1), np.maximum(spans[:, 0], 1)
+    plan = DataPlan(
+        folder=absolute(data.folder),
+        fingerprint=data.fingerprint,
+        documents=len(lengths),
+        left_out=chosen.dropped,
+        tokens=int(lengths.sum()),
+        supervised_tokens=int(np.maximum(ends - starts, 0).sum()),
+        longest=int(lengths.max()),
+    )
+    return PlannedSet(plan, lengths, exact=True)
+
+
+def _guess(config: RunConfig) -> PlannedSet:
+    """Count lines, and take bytes for tokens at a usual rate. Good enough to plan a form by, never to start from."""
+    sizes = np.concatenate([line_sizes(path) for path in config.data])
+    if not len(sizes):
+        raise DataError("--data: the files hold no rows", hint="Give JSONL files with one object a line.")
+    lengths = np.clip((sizes / _BYTES_PER_TOKEN).astype(np.int64), 2, config.seq)
+    plan = DataPlan(
+        folder=absolute(training_folder(config)),
+        fingerprint="",
+        documents=len(lengths),
+        left_out=0,
+        tokens=int(lengths.sum()),
+        supervised_tokens=0,
+        longest=int(lengths.max()),
+    )
+    return PlannedSet(plan, lengths, exact=False)
+
+
+def line_sizes(path: Path) -> np.ndarray:
+    """Return the bytes of each line that is not empty, int64 [lines], of a plain or gzipped file, read a piece at a time.
+
+    Raises `DataError` when the file cannot be read.
+    """
+    pieces = [np.zeros(0, np.int64)]
+    carried = 0
+    for chunk in _chunks(path):
+        ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
+        if not len(ends):
+            carried += len(chunk)
+            continue
+        sizes = np.diff(ends, prepend=-1) - 1
+        sizes[0] += carried
+        carried = len(chunk) - int(ends[-1]) - 1
+        pieces.append(sizes)
+    pieces.append(np.array([carried], np.int64))  # a last line without its end
+    sizes = np.concatenate(pieces)
+    return sizes[sizes > 1]  # "\r" alone is an empty line, too
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with open_lines(path) as (stream, _):
+        while chunk := stream.read(_CHUNK_BYTES):
+            yield chunk
