@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from medsft.core.basemodel import inspect_base
@@ -81,8 +82,9 @@ def prepare(
     tokenize_sets(config, settings, progress=progress)
     plan = make_plan(config, settings)
     existing = existing_plan(plan)
-    if existing is None and confirm is not None:
-        plan = make_plan(confirm(plan), settings)
+    if confirm is not None:
+        accepted = replace(config, iters=existing.num_iterations) if existing else confirm(plan)
+        plan = make_plan(accepted, settings)
     check_against_existing(plan)
     return plan
 
