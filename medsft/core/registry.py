@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsft.core.basemodel import BaseModel, inspect_base
-from medsft.core.config import format_number
+from medsft.core.config import RunConfig, check, format_number
 from medsft.core.files import write_atomically
 from medsft.errors import ConfigError, MismatchError, Problem
 
@@ -119,6 +119,16 @@ def load_settings(explicit: Path | None = None, *, cwd: Path | None = None) -> S
     if problems:
         raise ConfigError(problems)
     return Settings(files=tuple(files), checkpoints=checkpoints, datasets=datasets)
+
+
+def check_with_settings(config: RunConfig, settings: Settings) -> list[Problem]:
+    """Return what is wrong with the values of a config, and with the entry of its base model."""
+    problems = check(config)
+    try:
+        settings.find_checkpoint(config.checkpoint, config.size)
+    except ConfigError as error:
+        problems += error.problems
+    return problems
 
 
 def _read(path: Path, problems: list[Problem]) -> dict[str, Any]:

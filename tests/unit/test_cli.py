@@ -92,7 +92,6 @@ def test_all_problems_of_flags_at_once() -> None:
         "`chatml`",
         "--run_name: a name",
         "unknown checkpoint `baseline`",
-        "none.jsonl",
     ):
         assert words in result.stderr
 

@@ -21,7 +21,7 @@ from medsft.core.planning.layout import bubble_share, table_rows
 from medsft.core.planning.plan import BasePlan, Estimates, RunPlan, absolute
 from medsft.core.planning.schedule import plan_iterations
 from medsft.core.planning.sets import PlannedSet, training_set, training_set_or_guess, validation_set
-from medsft.core.registry import CheckpointEntry, Settings
+from medsft.core.registry import CheckpointEntry, Settings, check_with_settings
 from medsft.errors import ConfigError, MedsftError, Problem
 
 _TOLERATED_BUBBLE = 0.2
@@ -58,7 +58,7 @@ def make_plan(config: RunConfig, settings: Settings, *, ahead: bool = False) -> 
 
     Raises `ConfigError` (flags), `DataError` (sets, truncation) or `MismatchError` (base model).
     """
-    problems = [problem for problem in check(config) if not (ahead and problem.where == "--addr")]
+    problems = [problem for problem in check_with_settings(config, settings) if not (ahead and problem.where == "--addr")]
     if problems:
         raise ConfigError(problems)
     entry = settings.find_checkpoint(config.checkpoint, config.size)

@@ -13,7 +13,7 @@ from medsft.core.data.records import Keys
 from medsft.core.data.tokenize import TokenizeRequest, tokenize
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
-from medsft.core.registry import Settings
+from medsft.core.registry import Settings, check_with_settings
 from medsft.core.run.events import Event, follow
 from medsft.core.run.nodes import start_together
 from medsft.core.run.rundir import RunDir
@@ -28,7 +28,7 @@ def tokenize_sets(
 
     With `tokenizer` no base model is needed. Raises `ConfigError`, `DataError` or `MismatchError`.
     """
-    problems = check(config)
+    problems = check(config) if tokenizer else check_with_settings(config, settings)
     if problems:
         raise ConfigError(problems)
     tokenize(request_for(config, settings, tokenizer=tokenizer), progress=progress)
