@@ -191,6 +191,12 @@ def test_nothing_is_written_when_the_layout_does_not_fit(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_that_would_be_wrong_is_not_written(folder, tmp_path):
+    with pytest.raises(MismatchError, match="the name says tp=4 pp=1, but tp=2 pp=1"):
+        write_megatron(tmp_path / "out-tp4-pp1", open_megatron(folder.parent), tp=2, pp=1, dtype=torch.float32)
+    assert not (tmp_path / "out-tp4-pp1").exists()
+
+
 def test_an_existing_iteration_is_not_overwritten(folder):
     source = open_megatron(folder.parent)
     with pytest.raises(MismatchError, match="exists already"):

@@ -142,7 +142,7 @@ def check_divisible(config: ModelConfig, tp: int, pp: int) -> None:
         if parts < 1 or count % parts:
             raise MismatchError(
                 f"{option}={parts} does not divide the model's {count} {what}.",
-                hint=f"Choose an {option} that divides {count}.",
+                hint=f"Choose another --{option}, one that divides {count}.",
             )
 
 

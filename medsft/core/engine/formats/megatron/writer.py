@@ -21,7 +21,7 @@ from medsft.core.engine.formats.megatron.optimizer import OptimizerState, optimi
 from medsft.core.engine.formats.megatron.reserved import ReservedFile
 from medsft.core.engine.formats.source import WeightSource
 from medsft.core.engine.formats.vocabulary import BLOCK_ROWS, NewRows, ResizedSource
-from medsft.core.megatron_folder import SIDECAR, TRACKER, rank_folder
+from medsft.core.megatron_folder import SIDECAR, TRACKER, layout_in_name, rank_folder
 from medsft.errors import MismatchError
 
 Files = dict[tuple[int, int], ReservedFile]
@@ -54,6 +54,12 @@ def write_megatron(
     """
     check_expressible(source.config)
     check_divisible(source.config, tp, pp)
+    named = layout_in_name(root)
+    if named and named != (tp, pp):
+        raise MismatchError(
+            f"{root}: the name says tp={named[0]} pp={named[1]}, but tp={tp} pp={pp} is to be written.",
+            hint="Such a name has to be true, or the folder is refused when it is read.",
+        )
     tokens = source.config.vocab_size if true_vocab_size is None else true_vocab_size
     padded = ResizedSource(source, tokens, rows=padded_rows(tokens, vocab_divisible_by, tp), new_rows=new_rows)
     folder = root / ("release" if iteration is None else f"iter_{iteration:07d}")
