@@ -200,7 +200,7 @@ def test_a_name_that_would_be_wrong_is_not_written(folder, tmp_path):
 def test_an_existing_iteration_is_not_overwritten(folder):
     source = open_megatron(folder.parent)
     with pytest.raises(MismatchError, match="exists already"):
-        write_megatron(folder.parent, source, tp=1, pp=1, dtype=torch.float32, iteration=800)
+        write_megatron(folder.parent, source, tp=2, pp=2, dtype=torch.float32, iteration=800)
 
 
 def test_a_failure_while_writing_leaves_nothing(folder, tmp_path):
