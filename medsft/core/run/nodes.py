@@ -57,25 +57,34 @@ def start_together(config: RunConfig, make_plan: Callable[[], RunPlan], *, tell:
 
 
 def _lead(config: RunConfig, make_plan: Callable[[], RunPlan], tell: Tell) -> RunDir:
-    with _roll(config, tell) as (hub, inbox):
+    with _roll(config, tell) as (present, inbox):
         plan = make_plan()
-        left = next_news(inbox, 0)
-        if left is not None and left.kind == "lost":
-            raise LaunchError(f"A node left before the run started: {left.data['reason']}.")
+        _check_again(present, inbox)
         run = write_start(plan)
-        hub.send("start", run_dir=str(run.path), start=read_launch(run).start, identity=plan.identity)
+        for wire in present.values():
+            wire.send("start", run_dir=str(run.path), start=read_launch(run).start, identity=plan.identity)
     spawn_supervisor(run)
     return run
 
 
+def _check_again(present: Mapping[int, Wire], inbox: SimpleQueue[News]) -> None:
+    """Turn away who came after the roll was complete. Raises `LaunchError` when somebody has left since."""
+    while (news := next_news(inbox, 0)) is not None:
+        if news.kind == "join":
+            reason = f"All {len(present) + 1} nodes are here already."
+            news.wire.send("end", reason=reason, remedy=_THE_SAME_LINE, exit_code=int(ExitCode.LAUNCH))
+        rank = next((rank for rank, wire in present.items() if wire is news.wire), None)
+        if news.kind == "lost" and rank is not None:
+            raise LaunchError(f"Node {rank} is lost: {news.data['reason']}.")
+
+
 @contextmanager
-def _roll(config: RunConfig, tell: Tell) -> Iterator[tuple[Hub, SimpleQueue[News]]]:
+def _roll(config: RunConfig, tell: Tell) -> Iterator[tuple[Mapping[int, Wire], SimpleQueue[News]]]:
     """Wait until all nodes have come. What goes wrong then, inside the `with` too, is told to all of them."""
     inbox: SimpleQueue[News] = SimpleQueue()
     hub = Hub(config.port + 1, inbox)
     try:
-        _call(config, inbox, tell)
-        yield hub, inbox
+        yield _call(config, inbox, tell), inbox
     except MedsftError as error:
         hub.send("end", reason=error.message, remedy=error.hint, exit_code=int(error.exit_code))
         raise
@@ -86,7 +95,7 @@ def _roll(config: RunConfig, tell: Tell) -> Iterator[tuple[Hub, SimpleQueue[News
         hub.close()
 
 
-def _call(config: RunConfig, inbox: SimpleQueue[News], tell: Tell) -> None:
+def _call(config: RunConfig, inbox: SimpleQueue[News], tell: Tell) -> Mapping[int, Wire]:
     mine = _card(config)
     present: dict[int, Wire] = {}
     objections: list[str] = []
@@ -115,6 +124,7 @@ def _call(config: RunConfig, inbox: SimpleQueue[News], tell: Tell) -> None:
         raise MismatchError(f"The nodes were not started alike:\n{listed}", hint=_THE_SAME_LINE)
     if missing:
         raise LaunchError(f"No sign of {name_nodes(missing)} within {seconds:.0f} seconds.", hint=_THE_SAME_LINE)
+    return present
 
 
 def name_nodes(ranks: list[int]) -> str:
