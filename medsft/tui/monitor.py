@@ -26,6 +26,7 @@ from medsft.tui.follow import POLL_SECONDS, Follower, Snapshot
 from medsft.tui.widgets.linechart import LineChart
 from medsft.tui.widgets.loglines import LogLines
 from medsft.tui.widgets.sizehint import SizeHint
+from medsft.tui.widgets.text import put
 
 CHARTS = {"loss": "Loss", "lr": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens per second"}
 PANELS = {"checkpoints": "Checkpoints", "warnings": "Warnings", "log": "Log"}
@@ -133,16 +134,16 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         """Show a snapshot: the numbers each time, the charts only when there are new events."""
         if new is None:
             return
-        self.query_one("#state", Static).update(facts.headline(self.run_dir.path.name, new))
+        put(self.query_one("#state", Static), facts.headline(self.run_dir.path.name, new))
         self._show_numbers(new)
         notice = self.query_one("#notice", Static)
         text = facts.notice(new, self.resume_command)
-        notice.update(text)
+        put(notice, text)
         notice.display = bool(text)
         notice.set_class(new.state in ("failed", "lost"), "-bad")
         self.query_one("#progress", ProgressBar).update(total=new.view.total or 1, progress=new.view.iteration)
-        self.query_one("#checkpoints", Static).update(facts.checkpoints(new))
-        self.query_one("#warnings", Static).update(facts.warnings(new))
+        put(self.query_one("#checkpoints", Static), facts.checkpoints(new))
+        put(self.query_one("#warnings", Static), facts.warnings(new))
         self.query_one(LogLines).source = new.log
         if old is None or old.view is not new.view:
             self._show_charts(new)
@@ -151,7 +152,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
             self.refresh_bindings()
 
     def _show_numbers(self, snapshot: Snapshot) -> None:
-        self.query_one("#facts", Static).update(facts.numbers(snapshot, self.plan, self.size.width - 2))
+        put(self.query_one("#facts", Static), facts.numbers(snapshot, self.plan, self.size.width - 2))
 
     def _show_charts(self, snapshot: Snapshot) -> None:
         view = snapshot.view

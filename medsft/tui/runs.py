@@ -12,7 +12,6 @@ from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.content import Content
 from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Static
@@ -28,6 +27,7 @@ from medsft.tui.dialogs import COMMON, Confirm
 from medsft.tui.facts import STATE_SIGNS
 from medsft.tui.follow import Follower
 from medsft.tui.widgets.sizehint import SizeHint
+from medsft.tui.widgets.text import put
 
 SCAN_SECONDS = 2.0
 _SIZE_EVERY = 15
@@ -181,7 +181,7 @@ Training goes on whether or not this list is open.
         """Name the chosen run in full; it allows other things than the one before."""
         row = self.chosen
         about = row.run.path.name if row else f"There are no runs in {self.folder} yet."
-        self.query_one("#about", Static).update(Content(about))
+        put(self.query_one("#about", Static), about)
         self.refresh_bindings()
 
     @on(DataTable.RowSelected)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from textual.widgets import Input
 
@@ -139,3 +140,44 @@ def same_as_before() -> Callable[[MedsftApp, str], None]:
         assert svg == path.read_text(), f"the screen differs from {path}"
 
     return compare
+
+
+ROWS = 640
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with a model (of sizes only), rows under unusual keys, and settings; the machine is always the same."""
+    from safetensors.numpy import save_file
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from medsft.core.devices import Devices
+    from medsft.core.planning import planner
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setattr(planner, "find_devices", lambda: Devices("cuda", 2, 16 << 30, "a device", bf16=True))
+    monkeypatch.setattr(planner, "free_bytes", lambda path: 500 << 30)
+    for name in ("base", "found/other"):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8}
+        sizes |= {"num_key_value_heads": 4, "vocab_size": 1000, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": True, **sizes}))
+        save_file({"weight": np.zeros(8, np.float32)}, str(folder / "model.safetensors"))
+        words = {"<unk>": 0, **{f"w{n}": n + 1 for n in range(80)}}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.save(str(folder / "tokenizer.json"))
+    rows = [{"system": "be brief", "input": f"w{n % 80} " * (1 + n % 30), "output": f"w{n % 7} " * 5} for n in range(ROWS)]
+    (tmp_path / "clinic").mkdir()
+    (tmp_path / "clinic" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "medsft.toml").write_text('[checkpoints.tiny]\n"0.02" = "base"\n\n[checkpoints.gone]\n7 = "nowhere"\n')
+    return tmp_path
+
+
+@pytest.fixture
+def wizard(project: Path) -> Callable[[], MedsftApp]:
+    """Return a function that makes the app on the wizard in that folder."""
+    return lambda: MedsftApp("wizard", runs_folder=Path("runs"), settings_file=Path("medsft.toml"), clock=lambda: NOW)

@@ -10,7 +10,7 @@ from textual.widgets import Input, ProgressBar
 from medsft.core.run.events import Event
 from medsft.tui import samples
 from medsft.tui.app import MedsftApp
-from medsft.tui.dialogs import Confirm, Page
+from medsft.tui.dialogs import Confirm, TextDialog
 from medsft.tui.widgets.loglines import LogLines
 
 STATES = ("planned", "running", "stopping", "stopped", "finished", "failed", "lost")
@@ -116,7 +116,7 @@ async def test_samples_are_decoded_only_when_asked(monitor, until, monkeypatch):
         app.screen.run_dir.plan_path.write_text(json.dumps(app_config))
         assert asked == []
         await pilot.press("b")
-        await until(pilot, lambda: isinstance(app.screen, Page))
+        await until(pilot, lambda: isinstance(app.screen, TextDialog))
         assert asked == [230]
 
 
@@ -126,7 +126,7 @@ async def test_help_names_every_key(monitor, until):
         await until(pilot, lambda: app.screen.snapshot)
         names = [b.description for b in app.screen.BINDINGS]
         await pilot.press("question_mark")
-        await until(pilot, lambda: isinstance(app.screen, Page))
+        await until(pilot, lambda: isinstance(app.screen, TextDialog))
         text = str(app.screen.query_one("Static").render())
         assert all(name in text for name in names)
 

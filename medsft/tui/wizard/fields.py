@@ -17,6 +17,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Label, Static
 
 from medsft.errors import Problem
+from medsft.tui.widgets.text import put
 from medsft.tui.wizard.form import choices_of, default_text, help_of, label_of
 
 AUTO = "auto"
@@ -148,4 +149,4 @@ class FieldRow(Vertical):
         place = self.query_one(".problem", Static)
         place.display = bool(problems)
         self.set_class(bool(problems), "-wrong")
-        place.update(Content("\n".join(f"✖ {p.message}{'. ' + p.hint if p.hint else ''}" for p in problems)))
+        put(place, "\n".join(f"✖ {p.message}{'. ' + p.hint if p.hint else ''}" for p in problems))

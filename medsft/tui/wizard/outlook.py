@@ -164,7 +164,8 @@ def entry_text(entry: BaseEntry, chosen: bool) -> Content:
     mark = "●" if chosen else "○"
     head = Content.styled(f"{mark} {entry.name} {format_number(entry.size)}B", "bold")
     if entry.base is None:
-        return Content.assemble(head, Content.styled(f"\n    ✖ {entry.problem}", "$error"))
+        problem = entry.problem.replace(str(entry.path), str(near(entry.path)))
+        return Content.assemble(head, Content.styled(f"\n    ✖ {problem}", "$error"))
     base, model = entry.base, entry.base.config
     facts: list[str] = [base.kind]
     if model is not None:

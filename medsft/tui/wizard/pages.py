@@ -15,6 +15,7 @@ from textual.widgets.option_list import Option
 
 from medsft.core.config import command_line
 from medsft.tui.samples import show_samples
+from medsft.tui.widgets.text import put
 from medsft.tui.wizard import outlook as words
 from medsft.tui.wizard.fields import AUTO, Choice, FieldRow
 from medsft.tui.wizard.form import fields_in, problems_of
@@ -100,7 +101,7 @@ class BasePage(Page):
         wrong = [*problems_of("checkpoint", state.problems), *problems_of("size", state.problems)]
         place = self.query_one("#base-problems", Static)
         place.display = bool(wrong)
-        place.update(words.problem_lines(wrong) if wrong else "")
+        put(place, words.problem_lines(wrong) if wrong else "")
 
     def _fill(self, shown: list[tuple[BaseEntry, bool]], looking: bool) -> None:
         entries = self.query_one("#entries", OptionList)
@@ -169,12 +170,12 @@ class DataPage(Page):
         report = seen.report if seen else None
         self._show_sets(seen.sets if seen else (), state.config.run_name, bool(state.config.data))
         keys = seen.keys.keys if seen and seen.keys else ()
-        self.query_one("#keys", Static).update(Content(f"Keys in these rows: {', '.join(keys)}" if keys else ""))
-        self.query_one("#report", Static).update(words.report_text(report, seen))
+        put(self.query_one("#keys", Static), f"Keys in these rows: {', '.join(keys)}" if keys else "")
+        put(self.query_one("#report", Static), words.report_text(report, seen))
         self.query_one("#remedies").display = bool(report and report.exceeding)
         if report:
             self.query_one("#raise", Button).label = f"Raise seq to {report.fitting_seq:,} (r)"
-        self.query_one("#samples", Static).update(self._samples(state))
+        put(self.query_one("#samples", Static), self._samples(state))
         self.query_one("#tokenise", Button).disabled = bool(state.busy)
 
     def _samples(self, state: State) -> Content:
@@ -252,14 +253,14 @@ class ParallelPage(Page):
         memory = self.query_one("#memory", Static)
         beside = 61 if self.screen.has_class("-wide") else 6
         width = max(20, min(60, self.screen.size.width - beside))
-        memory.update(words.memory_bar(plan.estimates, width) if plan else "Memory is known when base and data are chosen.")
+        put(memory, words.memory_bar(plan.estimates, width) if plan else "Memory is known when base and data are chosen.")
         several = state.config.nodes > 1
         for name in ("addr", "rank", "port"):
             self.query_one(f"#field-{name}").display = several
         commands = self.query_one("#commands", Static)
         commands.display = self.query_one("#copy-nodes").display = several
         lines = words.node_lines(state.config) if several else []
-        commands.update(Content("\n".join(f"node {rank}: {line}" for rank, line in enumerate(lines))))
+        put(commands, "\n".join(f"node {rank}: {line}" for rank, line in enumerate(lines)))
 
 
 class IterationsPage(Page):
@@ -277,8 +278,8 @@ class IterationsPage(Page):
     def show(self, state: State) -> None:
         """Show the sum and its meaning."""
         super().show(state)
-        self.query_one("#sum", Static).update(words.iterations_text(state.outlook))
-        self.query_one("#meaning", Static).update(Content(words.meaning(state.outlook)))
+        put(self.query_one("#sum", Static), words.iterations_text(state.outlook))
+        put(self.query_one("#meaning", Static), words.meaning(state.outlook))
 
 
 class ReviewPage(Page):
@@ -305,14 +306,14 @@ class ReviewPage(Page):
         """Show the whole."""
         super().show(state)
         plan = words.plan_of(state.outlook)
-        self.query_one("#blocking", Static).update(words.problem_lines(state.problems))
+        put(self.query_one("#blocking", Static), words.problem_lines(state.problems))
         self.query_one("#start", Button).disabled = bool(state.problems or plan is None or state.busy)
         busy = self.query_one("#busy", Static)
         busy.display = bool(state.busy)
-        busy.update(Content(state.busy))
-        self.query_one("#table", Static).update(self._table(state))
+        put(busy, state.busy)
+        put(self.query_one("#table", Static), self._table(state))
         label = Content.styled("The same from the command line:\n", "$text-muted")
-        self.query_one("#command", Static).update(label + Content(command_line(state.config)))
+        put(self.query_one("#command", Static), label + Content(command_line(state.config)))
 
     def _table(self, state: State) -> Content:
         seen = state.outlook

@@ -10,10 +10,11 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
-from textual.content import Content
 from textual.screen import ModalScreen
 from textual.suggester import Suggester
 from textual.widgets import DirectoryTree, Static
+
+from medsft.tui.widgets.text import put
 
 
 class PathSuggester(Suggester):
@@ -99,7 +100,7 @@ class FilePicker(ModalScreen[str | None]):
 
     def _show(self) -> None:
         names = "  ".join(path.name for path in self._chosen) or "none"
-        self.query_one("#marked", Static).update(Content(f"{len(self._chosen)} marked: {names}"))
+        put(self.query_one("#marked", Static), f"{len(self._chosen)} marked: {names}")
 
     def action_up(self) -> None:
         """Show the folder above."""

@@ -25,6 +25,7 @@ from medsft.errors import MedsftError, Problem
 from medsft.tui.dialogs import COMMON, TextDialog
 from medsft.tui.samples import show_samples
 from medsft.tui.widgets.sizehint import SizeHint
+from medsft.tui.widgets.text import put
 from medsft.tui.wizard import outlook as words
 from medsft.tui.wizard import work as core
 from medsft.tui.wizard.fields import FieldRow
@@ -158,7 +159,7 @@ leave: the same texts are there when you come back. Empty fields keep their defa
     def watch_state(self, state: State) -> None:
         """Show the state on the page in front, in the steps, and beside them."""
         self._current().show(state)
-        self.query_one("#outlook-text", Static).update(words.panel(state.outlook, state.problems, 30))
+        put(self.query_one("#outlook-text", Static), words.panel(state.outlook, state.problems, 30))
         self.query_one("#strip", Static).update(
             Content(state.busy) if state.busy else words.strip(state.outlook, state.problems)
         )

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from textual.app import ComposeResult
 from textual.containers import Container
-from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
 from medsft.errors import Problem
+from medsft.tui.widgets.text import put
 from medsft.tui.wizard.form import FIELDS
 
 _PAGE_OF_GROUP = {"base": 0, "data": 1, "training": 2, "output": 2, "parallel": 3}
@@ -43,7 +43,7 @@ class Steps(Container):
         for number, title in enumerate(self._titles):
             label = self.query_one(f"#step-{number}", Static)
             mark = "✖" if number in wrong else " "
-            label.update(Content(f"{number + 1} {title}{mark}"))
+            put(label, f"{number + 1} {title}{mark}")
             label.set_class(number == page, "-current")
             label.set_class(number in wrong, "-wrong")
 

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medsft.core.config import RunConfig, check, from_mapping, to_mapping
+from medsft.core.data.records import KeyProposal
+from medsft.errors import Problem
+from medsft.tui.wizard.form import FIELDS, choices_of, default_text, name_for, parse, problems_of, proposals, to_text
+from medsft.tui.wizard.paths import complete
+from medsft.tui.wizard.steps import page_of
+
+VALUES = {
+    "size": st.floats(0.01, 100),
+    "epochs": st.floats(0.01, 100),
+    "lr": st.floats(2e-6, 1),
+    "seed": st.integers(0, 2**31),
+    "tp": st.none() | st.integers(1, 64),
+    "truncate": st.sampled_from(["error", "drop", "keep"]),
+    "retokenize": st.booleans(),
+    "system_key": st.none() | st.from_regex(r"[a-z]{1,9}", fullmatch=True),
+    "data": st.lists(st.sampled_from(["a.jsonl", "with space.jsonl", "it's.jsonl", "/abs/b.jsonl"]).map(Path), max_size=3).map(
+        tuple
+    ),
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.fixed_dictionaries(VALUES))
+def test_what_is_shown_for_a_config_parses_to_the_same_config(values):
+    config = from_mapping({"run_name": "x", **to_mapping(RunConfig(**values))})
+    texts = {name: to_text(getattr(config, name)) for name in FIELDS}
+    parsed, problems = parse(texts)
+    assert parsed == config
+    assert problems == check(config)
+
+
+def test_empty_texts_are_the_defaults():
+    assert parse(dict.fromkeys(FIELDS, ""))[0] == RunConfig()
+
+
+def test_a_wrong_text_is_told_once_and_leaves_the_default():
+    config, problems = parse({"run_name": "x", "epochs": "many", "seed": "-1", "data": "'open"})
+    assert [problem.where for problem in problems] == ["--epochs", "--data", "--seed"]
+    assert config.epochs == RunConfig().epochs
+
+
+def test_unknown_fields_of_an_old_draft_are_ignored():
+    assert parse({"run_name": "x", "of_the_past": "1"}) == (RunConfig(run_name="x"), [])
+
+
+def test_problems_find_their_field_and_their_page():
+    two = Problem("--tp, --pp", "do not fit")
+    assert problems_of("tp", [two]) == problems_of("pp", [two]) == [two]
+    assert problems_of("lr", [two]) == []
+    wanted = {"--size": 0, "--seq": 1, "--epochs": 2, "--id": 2, "--tp, --pp": 3, "--iters": 4, "medsft.toml": 5}
+    assert {where: page_of(Problem(where, "")) for where in wanted} == wanted
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_default_of_a_choice_is_among_its_choices(name):
+    if choices_of(name):
+        assert default_text(name) in choices_of(name)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("clinic/train.jsonl", "clinic"), ("a/notes 2024.jsonl.gz", "notes-2024"), ("pubmedqa.jsonl", "pubmedqa")],
+)
+def test_a_run_is_named_after_its_data(path, name):
+    assert name_for((Path(path),)) == name
+
+
+def test_only_what_nobody_typed_is_proposed():
+    config = RunConfig(data=(Path("clinic/train.jsonl"),))
+    keys = KeyProposal(question="input", answer="gold", system=None, keys=("input", "gold"))
+    assert proposals({}, {}, config, keys) == {"run_name": "clinic", "question_key": "input"}
+    assert proposals({"run_name": "mine"}, {}, config, keys) == {"question_key": "input"}
+    assert proposals({"question_key": "q"}, {"question_key": "q"}, config, keys)["question_key"] == "input"
+
+
+def test_paths_are_completed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("clinic/b.jsonl", "clinic/a.jsonl", "clinic/a.txt", ".hidden/x.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    endings = (".jsonl",)
+    assert complete("cl", endings) == "clinic/"
+    assert complete("clinic/", endings) == "clinic/a.jsonl"
+    assert complete("clinic/b", endings) == "clinic/b.jsonl"
+    assert complete(f"{tmp_path}/cl", endings) == f"{tmp_path}/clinic/"
+    assert complete("nowhere/x", endings) is None
+    assert complete("", endings) is None
+    assert complete("clinic/a.t", endings) is None

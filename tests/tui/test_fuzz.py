@@ -1,0 +1,45 @@
+"""Whatever keys come, at whatever size: the app never raises."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from medsft.core.run import launch
+from medsft.core.run.rundir import RunDir
+from medsft.tui import actions
+from medsft.tui.app import MedsftApp
+
+KEYS = [
+    *"abcdefgklmnorstuvwxy123456/?.-",
+    *("enter", "escape", "tab", "shift+tab", "up", "down", "left", "right", "space", "backspace"),
+    *("pagedown", "pageup", "home", "end", "ctrl+n", "ctrl+p"),
+]
+SIZES = [(80, 24), (120, 40), (60, 20), (40, 10), (200, 60), (20, 5)]
+SEQUENCES = 200
+"""In all; each starts where the one before ended, or at a first screen."""
+
+
+@pytest.fixture
+def quiet(monkeypatch, project, make_run):
+    """Nothing starts, nothing leaves the app: only the screens are at test."""
+    monkeypatch.setattr(launch, "start", lambda plan: RunDir(project / "runs" / "none"))
+    monkeypatch.setattr(actions, "go_on", lambda run: "going on")
+    monkeypatch.setattr(actions, "export", lambda run: "exporting")
+    monkeypatch.setattr(MedsftApp, "action_leave", lambda self: None)
+    return [make_run(state, name=f"llama-tp1-pp1-{state}") for state in ("running", "failed", "finished")]
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_random_keys_and_sizes_never_raise(seed, quiet, project):
+    draw = random.Random(seed)
+    start = ("wizard", "monitor", "runs", "wizard")[seed % 4]
+    app = MedsftApp(start, run=quiet[seed % 3], runs_folder=project / "runs", settings_file=project / "medsft.toml")
+    async with app.run_test(size=draw.choice(SIZES)) as pilot:
+        for _ in range(SEQUENCES // 8):
+            await pilot.press(*draw.choices(KEYS, k=draw.randint(1, 8)))
+            if draw.random() < 0.3:
+                await pilot.resize_terminal(*draw.choice(SIZES))
+        await pilot.pause()
+    assert app.return_code == 0

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from textual.widgets import Button, Input, OptionList
+
+from medsft.core.config import load_toml
+from medsft.core.planning.planner import preview
+from medsft.core.registry import load_settings
+from medsft.core.run import launch
+from medsft.core.run.draft import Draft, draft_path, save_draft
+from medsft.core.run.rundir import RunDir
+from medsft.tui.dialogs import TextDialog
+from medsft.tui.monitor import MonitorScreen
+from medsft.tui.wizard.fields import Choice, FieldRow
+from medsft.tui.wizard.paths import FilePicker
+
+DATA = "clinic/train.jsonl"
+
+
+def settled(app):
+    """The plan is that of the texts, and nothing goes on."""
+    state = app.screen.state
+    return bool(state.outlook and state.outlook.config == state.config and not state.busy and not state.looking)
+
+
+async def chosen(app, pilot, until):
+    """Wait for the plan of the draft that the `drafted` wizard starts from."""
+    await until(pilot, lambda: settled(app) and app.screen.state.outlook.plan)
+    await pilot.pause()
+
+
+@pytest.fixture
+def drafted(wizard, project):
+    """The wizard where model and data are chosen already, on its first page."""
+    texts = {"checkpoint": "tiny", "size": "0.02", "data": DATA, "run_name": "clinic"}
+    texts |= {"question_key": "input", "answer_key": "output", "system_key": "system"}
+    save_draft(draft_path(), Draft(texts))
+    return wizard
+
+
+def text_of(app, selector):
+    return str(app.screen.query_one(selector).render())
+
+
+async def test_a_run_is_described_by_keys_alone(wizard, until):
+    app = wizard()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: app.screen.state.entries)
+        await pilot.pause()
+        await pilot.press("enter")
+        await until(pilot, lambda: app.screen.state.config.checkpoint == "tiny")
+        await pilot.press("pagedown", *DATA)
+        await until(pilot, lambda: app.screen.state.config.run_name == "clinic" and settled(app))
+        state = app.screen.state
+        assert (state.config.question_key, state.config.answer_key, state.config.system_key) == ("input", "output", "system")
+        assert state.problems == ()
+        assert "30 iterations" in text_of(app, "#strip")
+        await pilot.press("escape", "5")
+        await until(pilot, lambda: "640 (estimated) documents x 3 epochs / 64 documents = 30" in text_of(app, "#sum"))
+        await pilot.press("down", "4", "5")
+        await until(pilot, lambda: settled(app) and app.screen.state.outlook.plan.num_iterations == 45)
+        assert "4.5 times" in text_of(app, "#meaning")
+
+
+async def test_the_saved_toml_plans_the_same_run_byte_for_byte(drafted, until, project):
+    app = drafted()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "6", "w")
+        await until(pilot, lambda: (project / "run.toml").exists())
+        config = load_toml(Path("run.toml"))
+        assert config == app.screen.state.config
+        planned = preview(config, load_settings(Path("medsft.toml")))
+        assert planned.plan.to_json() == app.screen.state.outlook.plan.to_json()
+
+
+async def test_leaving_and_coming_back_finds_the_draft(drafted, until):
+    app = drafted()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "3", "down", "2", ".", "5")
+        await until(pilot, lambda: app.screen.state.config.epochs == 2.5)
+    again = drafted()
+    async with again.run_test(size=(80, 24)) as pilot:
+        assert again.screen.page == 2
+        assert again.screen.state.config.epochs == 2.5
+        assert again.screen.query_one("#field-epochs Input", Input).value == "2.5"
+        await until(pilot, lambda: settled(again) and again.screen.state.outlook.plan)
+
+
+async def test_a_problem_stands_beside_its_field_and_in_the_list(drafted, until):
+    app = drafted()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "3", "down", *"many")
+        await until(pilot, lambda: app.screen.state.problems)
+        row = app.screen.query_one("#field-epochs", FieldRow)
+        assert "must be a number" in str(row.query_one(".problem").render())
+        assert "✖" in text_of(app, "#step-2")
+        await pilot.press("escape", "6")
+        await until(pilot, lambda: "--epochs" in text_of(app, "#blocking"))
+        assert app.screen.query_one("#start", Button).disabled
+        assert app.screen.check_action("want", ("start",)) is None
+
+
+async def test_tokenising_shows_what_would_be_cut_and_the_remedy_is_one_key(drafted, until):
+    app = drafted()
+    async with app.run_test(size=(80, 40)) as pilot:
+        await chosen(app, pilot, until)
+        app.screen.edit(seq="20")
+        await pilot.press("escape", "2", "k")
+        await until(pilot, lambda: app.screen.state.outlook and app.screen.state.outlook.report, seconds=60)
+        report = app.screen.state.outlook.report
+        assert report.exceeding > 0
+        await until(pilot, lambda: "answers would be cut" in text_of(app, "#report"))
+        assert any("--truncate" in problem.hint for problem in app.screen.state.problems)
+        await pilot.press("r")
+        await until(pilot, lambda: settled(app) and not app.screen.state.problems)
+        assert app.screen.state.config.seq == report.fitting_seq
+        assert app.screen.state.outlook.exact
+
+
+async def test_samples_are_shown_as_the_model_reads_them(drafted, until):
+    app = drafted()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "2")
+        await until(pilot, lambda: app.screen.state.outlook.samples)
+        await pilot.press("v")
+        await until(pilot, lambda: isinstance(app.screen, TextDialog))
+        shown = str(app.screen.query_one("Static").render())
+        assert "<|im_start|>question\nw0" in shown
+        assert "question, " in shown
+        assert "read, not learnt" in shown
+        assert "tokens, learnt" in shown
+
+
+async def test_starting_tokenises_starts_and_watches(drafted, until, monkeypatch):
+    def start(plan):
+        run = RunDir(Path(plan.run_dir))
+        run.create(plan.to_json())
+        return run
+
+    monkeypatch.setattr(launch, "start", start)
+    app = drafted()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "6", "s")
+        await until(pilot, lambda: isinstance(app.screen, MonitorScreen) and app.screen.snapshot, seconds=60)
+        assert app.screen.state == "planned"
+        assert app.screen.plan.device_memory == 16 << 30
+        await pilot.press("escape")
+        await until(pilot, lambda: not isinstance(app.screen, MonitorScreen))
+
+
+async def test_a_number_that_tokenising_changed_is_confirmed_again(drafted, until, monkeypatch, project):
+    monkeypatch.setattr(launch, "start", lambda plan: pytest.fail("must not start"))
+    with (project / "clinic" / "train.jsonl").open("a") as rows:
+        rows.write('{"input": "w1"}\n' * 640)
+    app = drafted()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await chosen(app, pilot, until)
+        app.screen.edit(bad_rows="skip", question_key="input", answer_key="output")
+        await until(pilot, lambda: settled(app) and app.screen.state.outlook.plan.num_iterations == 60)
+        await pilot.press("escape", "6")
+        await until(pilot, lambda: app.screen.check_action("want", ("start",)))
+        await pilot.press("s")
+        await until(pilot, lambda: app.screen.page == 4, seconds=60)
+        await until(pilot, lambda: settled(app) and app.screen.state.outlook.plan.num_iterations == 30)
+
+
+async def test_what_stops_a_start_is_told(drafted, until, project):
+    (project / "clinic" / "train.jsonl").write_text('{"input": "w1", "output": "w2"}\n{"input": "w1"}\n')
+    app = drafted()
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "6")
+        await until(pilot, lambda: app.screen.check_action("want", ("start",)))
+        await pilot.press("s")
+        await until(pilot, lambda: any("train.jsonl:2" in note.message for note in app._notifications), seconds=60)
+        assert not isinstance(app.screen, MonitorScreen)
+
+
+async def test_a_search_finds_models_and_adds_the_chosen_one(drafted, until, project):
+    app = drafted()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: app.screen.state.entries)
+        await pilot.press("tab", *"found", "enter")
+        await until(pilot, lambda: len(app.screen.state.entries) == 3)
+        app.screen.query_one("#entries", OptionList).highlighted = 2
+        await pilot.press("shift+tab", "enter")
+        await until(pilot, lambda: settled(app) and app.screen.state.config.checkpoint == "other")
+        assert "other" in (project / "medsft.toml").read_text()
+        assert not any(problem.where == "--checkpoint" for problem in app.screen.state.problems)
+
+
+async def test_only_levels_that_can_work_are_offered(drafted, until):
+    app = drafted()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "4")
+        choice = app.screen.query_one("#field-tp Choice", Choice)
+        assert choice.options == ("auto", "1", "2", "4")
+        assert "fits" in text_of(app, "#memory")
+        app.screen.edit(nodes="2", addr="node0")
+        await until(pilot, lambda: "node 1: medsft sft" in text_of(app, "#commands"))
+        assert "--rank 1" in text_of(app, "#commands")
+
+
+async def test_files_are_marked_in_a_tree(drafted, until, project):
+    (project / "clinic" / "more.jsonl").write_text("{}\n")
+    app = drafted()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "2", "f")
+        await until(
+            pilot, lambda: isinstance(app.screen, FilePicker) and len(app.screen.query_one("DataTree").root.children) == 2
+        )
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: "2 marked" in text_of(app, "#marked"))
+        await pilot.press("d")
+        await until(pilot, lambda: not isinstance(app.screen, FilePicker))
+        assert set(app.screen.state.config.data) == {Path(DATA), Path("clinic/more.jsonl")}
+
+
+async def test_settings_that_cannot_be_read_are_told(drafted, until, project):
+    (project / "medsft.toml").write_text("[checkpoints\n")
+    app = drafted()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: settled(app))
+        assert any("not valid TOML" in problem.message for problem in app.screen.state.problems)
+
+
+PAGES = ("base", "dataset", "training", "parallel", "iterations", "review")
+
+
+@pytest.mark.parametrize("name", PAGES)
+async def test_each_page_looks_as_before(name, drafted, until, same_as_before):
+    app = drafted()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await chosen(app, pilot, until)
+        page = PAGES.index(name)
+        await pilot.press("escape", str(page + 1))
+        await until(pilot, lambda: settled(app) and app.screen.page == page)
+        await pilot.pause()
+        same_as_before(app, f"wizard-{name}-80x24")
+
+
+@pytest.mark.parametrize(("page", "size"), [(1, (120, 40)), (3, (120, 40)), (2, (60, 20))])
+async def test_problems_look_as_before(page, size, drafted, until, same_as_before):
+    app = drafted()
+    async with app.run_test(size=size) as pilot:
+        await chosen(app, pilot, until)
+        app.screen.edit(epochs="many", seq="4", tp="3")
+        await pilot.press("escape", str(page + 1))
+        await until(pilot, lambda: settled(app) and app.screen.page == page)
+        await pilot.pause()
+        same_as_before(app, f"wizard-problems-{page + 1}-{size[0]}x{size[1]}")
