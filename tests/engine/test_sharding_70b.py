@@ -1,0 +1,147 @@
+"""Llama-2-70B on 64 ranks, without 64 machines: modules on the meta device, in a process group that sends nothing."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from medsft.core.architecture import from_hf_config
+from medsft.core.engine.attention import Stream
+from medsft.core.engine.mesh import Mesh
+from medsft.core.engine.model import Decoder
+from medsft.core.engine.sharding import build_stage
+from medsft.core.engine.weights import local_range
+from medsft.core.planning.layout import Layout, stage_layers
+
+LAYOUT = Layout(pp=8, dp=1, tp=8)
+TOKENS = 64
+LLAMA_2_70B = from_hf_config(
+    {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096,
+    },
+    where="config.json",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What one rank holds and what goes through it."""
+
+    pp_rank: int
+    tp_rank: int
+    ranges: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    """Offset and shape of its part of each parameter."""
+    full_shapes: dict[str, tuple[int, ...]]
+    takes: tuple[int, ...]
+    """Shape of what goes in; on the first tensor rank of each stage only."""
+    gives: tuple[int, ...]
+
+
+def build(rank: int) -> Built:
+    dist.init_process_group("fake", rank=rank, world_size=LAYOUT.world, store=FakeStore())
+    try:
+        devices = init_device_mesh("cpu", (LAYOUT.pp, LAYOUT.dp, LAYOUT.tp), mesh_dim_names=("pp", "dp", "tp"))
+        mesh = Mesh(LAYOUT, torch.device("meta"), rank, *LAYOUT.coordinates(rank), devices, None)
+        decoder = build_stage(LLAMA_2_70B, mesh, compute_dtype=torch.bfloat16)
+        takes, gives = flow(decoder, mesh) if mesh.tp_rank == 0 else ((), ())
+        parameters = dict(decoder.named_parameters())
+        return Built(
+            pp_rank=mesh.pp_rank,
+            tp_rank=mesh.tp_rank,
+            ranges={name: local_range(parameter) for name, parameter in parameters.items()},
+            full_shapes={name: tuple(parameter.shape) for name, parameter in parameters.items()},
+            takes=takes,
+            gives=gives,
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+@torch.no_grad()
+def flow(decoder: Decoder, mesh: Mesh) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Send a stream through, and return the shapes of what goes in and of what comes out."""
+    if mesh.is_first_stage:
+        inputs = torch.empty(TOKENS, dtype=torch.int64, device="meta")
+    else:
+        inputs = torch.empty(TOKENS // LAYOUT.tp, LLAMA_2_70B.hidden_size, device="meta")
+    # Decoder's own forward: a stage of a pipeline looks its micro-batches up first.
+    outputs = Decoder.forward(decoder, inputs, Stream.of([TOKENS - 10, 10], "meta"))
+    return tuple(inputs.shape), tuple(outputs.shape)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[Built]:
+    """All 64, each in a thread of its own: DTensor keeps process groups in caches of the thread, and theirs end."""
+
+    def alone(rank: int) -> Built:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(build, rank).result()
+
+    return [alone(rank) for rank in range(LAYOUT.world)]
+
+
+def test_every_parameter_is_owned_exactly_once(ranks: list[Built]) -> None:
+    owners: dict[str, list[Built]] = defaultdict(list)
+    for rank in ranks:
+        for name in rank.ranges:
+            owners[name].append(rank)
+    shapes = dict(LLAMA_2_70B.parameter_shapes())
+    assert owners.keys() == shapes.keys()
+    for name, shape in shapes.items():
+        holders = owners[name]
+        assert [rank.tp_rank for rank in holders] == list(range(LAYOUT.tp)), f"{name} is on one stage, on all its ranks"
+        assert len({rank.pp_rank for rank in holders}) == 1
+        assert {rank.full_shapes[name] for rank in holders} == {shape}
+        parts = [rank.ranges[name] for rank in holders]
+        if name.endswith("norm.weight"):
+            assert set(parts) == {((0,), shape)}
+        else:
+            assert_partition(parts, shape, name)
+
+
+def assert_partition(parts: list[tuple[tuple[int, ...], tuple[int, ...]]], shape: tuple[int, ...], name: str) -> None:
+    """The parts are slabs along one dimension that follow each other without gap or overlap."""
+    split = [dim for dim in range(len(shape)) if any(part[dim] != shape[dim] for _, part in parts)]
+    assert len(split) == 1, f"{name} is split along {split}"
+    (dim,) = split
+    reached = 0
+    for offset, part in sorted(parts):
+        assert offset == tuple(reached if d == dim else 0 for d in range(len(shape)))
+        assert math.prod(part) == math.prod(shape) // LAYOUT.tp
+        reached += part[dim]
+    assert reached == shape[dim]
+
+
+def test_heads_are_split_whole(ranks: list[Built]) -> None:
+    head = LLAMA_2_70B.head_dim
+    for rank in ranks:
+        layer = next(iter(stage_layers(LLAMA_2_70B, LAYOUT.pp)[rank.pp_rank]))
+        for letter, heads in (("q", LLAMA_2_70B.num_heads), ("k", LLAMA_2_70B.num_kv_heads), ("v", LLAMA_2_70B.num_kv_heads)):
+            (start, _), (rows, _) = rank.ranges[f"model.layers.{layer}.self_attn.{letter}_proj.weight"]
+            assert (start, rows) == (rank.tp_rank * heads // LAYOUT.tp * head, heads // LAYOUT.tp * head)
+
+
+def test_shapes_agree_at_each_stage_boundary(ranks: list[Built]) -> None:
+    stages = [rank for rank in ranks if rank.tp_rank == 0]
+    assert len(stages) == LAYOUT.pp
+    for before, after in pairwise(stages):
+        assert before.gives == after.takes == (TOKENS // LAYOUT.tp, LLAMA_2_70B.hidden_size)
+    assert stages[0].takes == (TOKENS,)
+    assert stages[-1].gives == (TOKENS, LLAMA_2_70B.hidden_size)
