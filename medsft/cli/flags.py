@@ -84,13 +84,13 @@ def _help(f: Field[Any]) -> str:
 
 
 def find_run(text: str, folder: Path) -> RunDir:
-    """Return the run that a person means: a path, the name of a run in `folder`, or a part that only one name has.
+    """Return the run that a person means, its path absolute: a path, the name of a run in `folder`, or a part that only one has.
 
     Raises `ConfigError` when there is none or more than one.
     """
     if RunDir(Path(text)).exists():
-        return RunDir(Path(text))
-    runs = find_runs(folder)
+        return RunDir(Path(text).resolve())
+    runs = find_runs(folder.resolve())
     matching = [run for run in runs if run.path.name == text] or [run for run in runs if text in run.path.name]
     if len(matching) == 1:
         return matching[0]

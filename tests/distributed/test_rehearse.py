@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
 from medsft.core.data.dataset import open_tokenized
 from medsft.core.data.subset import copy_documents
 from medsft.core.planning.order import SampleOrder
+from medsft.core.planning.selection import open_selection
 from medsft.core.planning.planner import make_plan
 from medsft.core.run import rehearse as rehearsal
 from medsft.core.run.pipeline import tokenize_sets
 from medsft.errors import ConfigError
-from tests import tiny
 
 pytestmark = pytest.mark.distributed
 
@@ -45,7 +46,7 @@ def test_it_meets_the_heaviest_batch_first(tmp_path: Path) -> None:
     tokenize_sets(config, settings)
     plan = make_plan(config, settings)
     data = open_tokenized(Path(plan.train.folder))
-    chosen = rehearsal._chosen_documents(plan)
+    chosen = rehearsal._chosen_documents(plan, open_selection(plan)[0])
     real = SampleOrder(data.num_documents, config.global_batch, config.seed)
     heaviest = max(int(data.lengths[real.batch(i)].sum()) for i in range(plan.num_iterations))
     small = SampleOrder(len(chosen), config.global_batch, config.seed)
