@@ -84,9 +84,9 @@ def _help(f: Field[Any]) -> str:
 
 
 def find_run(text: str, folder: Path) -> RunDir:
-    """Return the run that a person means, its path absolute: a path, the name of a run in `folder`, or a part that only one has.
+    """Return the run that a person means: a path, the name of a run in `folder`, or a part that only one name has.
 
-    Raises `ConfigError` when there is none or more than one.
+    Its path is absolute. Raises `ConfigError` when there is none or more than one.
     """
     if RunDir(Path(text)).exists():
         return RunDir(Path(text).resolve())
