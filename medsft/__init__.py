@@ -1,8 +1,10 @@
 """Fine-tune a Llama-family medical language model on question/answer JSONL.
 
+    from pathlib import Path
+
     import medsft
 
-    config = medsft.RunConfig(checkpoint="meditron", size=7, run_name="pubmedqa", data=("train.jsonl",))
+    config = medsft.RunConfig(checkpoint="meditron", size=7, run_name="pubmedqa", data=(Path("train.jsonl"),))
     view = medsft.run(config, medsft.load_settings())
     print(view.outcome, view.export)
 

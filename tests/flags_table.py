@@ -1,0 +1,57 @@
+"""The tables of flags in README.md, made from the code. `python tests/flags_table.py` writes them there anew."""
+
+from __future__ import annotations
+
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from medsft.cli.app import app
+from medsft.core.config import GROUPS, RunConfig, flag, format_number
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- flags: made by tests/flags_table.py -->\n", "<!-- end of flags -->\n"
+
+
+def flags_section() -> str:
+    """Return the flags of a run by group, then those of `medsft sft` alone."""
+    parts = []
+    for group, title in GROUPS.items():
+        rows = [_row(flag(f.name), _default(f), f.metadata["help"]) for f in fields(RunConfig) if f.metadata["group"] == group]
+        parts.append(_table(title, rows))
+    known = {f.name for f in fields(RunConfig)}
+    own = [p for p in get_command(app).commands["sft"].params if p.name not in known]  # type: ignore[attr-defined]
+    parts.append(_table("Command", [_row(", ".join(p.opts), "", p.help) for p in own if p.name != "help"]))
+    return "\n".join(parts)
+
+
+def _table(title: str, rows: list[str]) -> str:
+    return f"**{title}**\n\n| flag | default | |\n|---|---|---|\n" + "".join(rows)
+
+
+def _row(flags: str, default: str, text: str) -> str:
+    return f"| `{flags}` | {default} | {text.replace('|', chr(92) + '|').replace('<', '&lt;')} |\n"
+
+
+def _default(f: Field[Any]) -> str:
+    choices = [f"**{choice}**" if choice == f.default else choice for choice in f.metadata["choices"]]
+    if choices:
+        return ", ".join(choices)
+    if f.default in (None, "", ()) or f.default is False:
+        return ""
+    value = format_number(f.default) if isinstance(f.default, float) else f.default
+    return f"{value} ({f.metadata['unit']})" if f.metadata["unit"] else str(value)
+
+
+def split(readme: str) -> tuple[str, str, str]:
+    """Return what stands before, between and after the marks."""
+    before, rest = readme.split(BEGIN)
+    inside, after = rest.split(END)
+    return before + BEGIN, inside, END + after
+
+
+if __name__ == "__main__":
+    head, _, tail = split(README.read_text(encoding="utf-8"))
+    README.write_text(f"{head}\n{flags_section()}\n{tail}", encoding="utf-8")
