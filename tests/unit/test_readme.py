@@ -151,7 +151,11 @@ def offline() -> list[str]:
 def listed_files() -> list[list[str]]:
     """The names that `What is written where` lists under each of its folders, iterations as a pattern."""
     [block] = blocks("text")
-    names = [
-        re.findall(r"^    (\S.*?)(?:   |$)", part, re.MULTILINE) for part in re.split(r"^(?=\S)", block, flags=re.MULTILINE)
-    ]
-    return [[re.sub(r"\d{7}/", "*", name) for line in lines for name in line.split()] for lines in names if lines]
+    found: list[list[str]] = []
+    for line in block.splitlines():
+        if not line.startswith(" "):
+            found.append([])
+        else:
+            names = re.split(r" {3,}", line.strip())[0]
+            found[-1] += [re.sub(r"\d{7}/", "*", name) for name in names.split()]
+    return [names for names in found if names]
