@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -115,8 +116,26 @@ def test_the_folder_is_an_ordinary_project(tmp_path: Path) -> None:
     assert settings.expected_documents(config.run_name) == len(train)
 
 
-def test_the_score_counts_exact_answers(tmp_path: Path) -> None:
+def test_the_score_counts_exact_answers_and_is_kept_until_the_model_is_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [{"prompt": "a", "gold": "x", "rule": "r"}, {"prompt": "b", "gold": "y", "rule": "r"}]
-    (tmp_path / "after.json").write_text(json.dumps({"loss": 0.5, "tokens": 2, "answers": ["X.", "z"]}))
-    score = steps.score(steps.DemoFolder(tmp_path), tmp_path, rows, "after")
-    assert (score.loss, score.accuracy, score.answers) == (0.5, 0.5, ("X.", "z"))
+    folder, model = steps.DemoFolder(tmp_path), tmp_path / "model"
+    model.mkdir()
+    folder.held_out.touch()
+    asked: list[str] = []
+
+    def answer(module: str, arguments: list[str]) -> str:
+        asked.append(module)
+        result = Path(arguments[arguments.index("--out") + 1])
+        result.write_text(json.dumps({"loss": 0.5, "tokens": 2, "answers": ["X.", "z"]}))
+        return ""
+
+    monkeypatch.setattr(steps, "run_engine", answer)
+    for _ in range(2):
+        score = steps.score(folder, model, rows, "after")
+        assert (score.loss, score.accuracy, score.answers) == (0.5, 0.5, ("X.", "z"))
+    assert asked == ["generate"]
+    os.utime(model, (2e9, 2e9))
+    steps.score(folder, model, rows, "after")
+    assert asked == ["generate", "generate"]

@@ -61,12 +61,13 @@ class DemoFolder:
             val=(self.held_out,),
             tokenized_data_dir=self.path / "tokenized",
             save_checkpoint_dir=self.path / "runs",
-            epochs=4.0,
+            epochs=3.0,
             global_batch=16,
-            lr=2e-4,
-            min_lr=2e-5,
+            micro_batch=16,
+            lr=3e-4,
+            min_lr=3e-5,
             seq=128,
-            eval_interval=60,
+            eval_interval=90,
             save_interval=10_000,
             keep_last=1,
         )
@@ -108,7 +109,9 @@ def write_questions(folder: DemoFolder) -> tuple[list[Row], list[Row]]:
     """Write both parts and the settings file; return (training rows, held-out rows)."""
     train, held_out = generate()
     for path, rows in ((folder.train, train), (folder.held_out, held_out)):
-        write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_atomically(path, text)
     add_checkpoint(folder.settings, CHECKPOINT, SIZE, folder.base)
     add_dataset(folder.settings, RUN_NAME, len(train))
     return train, held_out
@@ -117,10 +120,10 @@ def write_questions(folder: DemoFolder) -> tuple[list[Row], list[Row]]:
 def score(folder: DemoFolder, model: Path, rows: Sequence[Row], name: str) -> Score:
     """Let a model answer the held-out questions, and check the answers. `name` is that of the file that keeps them.
 
-    An answer counts only if it is exactly right. A file that is there is used again.
+    An answer counts only if it is exactly right. A file that is newer than the model and the questions is used again.
     """
     result = folder.path / f"{name}.json"
-    if not result.exists():
+    if not result.exists() or result.stat().st_mtime < max(path.stat().st_mtime for path in (model, folder.held_out)):
         config = folder.config()
         flags = {"model": model, "data": folder.held_out, "template": config.template, "out": result}
         flags |= {"question_key": config.question_key, "answer_key": config.answer_key, "max_new_tokens": MAX_ANSWER_TOKENS}
