@@ -91,7 +91,7 @@ class Node:
 
     def wait(self) -> tuple[int, str]:
         """The exit code, and what it wrote on standard error."""
-        _, text = self.process.communicate(timeout=100)
+        _, text = self.process.communicate(timeout=150)
         return self.process.returncode, text
 
 
@@ -152,7 +152,7 @@ def cluster(network: Network, made: Path) -> Iterator[Cluster]:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 90
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.05)
