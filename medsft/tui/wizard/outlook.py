@@ -179,11 +179,9 @@ def entry_text(entry: BaseEntry, chosen: bool) -> Content:
 
 def node_lines(config: RunConfig) -> list[str]:
     """Return the command of each node, in the order of their ranks."""
-    from dataclasses import replace
+    from medsft.core.run.commands import node_commands
 
-    from medsft.core.config import command_line
-
-    return [command_line(replace(config, rank=rank)) for rank in range(config.nodes)]
+    return node_commands(config)
 
 
 def problem_lines(problems: Sequence[Problem]) -> Content:
