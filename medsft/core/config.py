@@ -183,6 +183,12 @@ class RunConfig:
     id: str | None = _option(None, "Suffix that tells this run from another with the same settings", "output")
 
 
+    @property
+    def follows_original(self) -> bool:
+        """Whether the run repeats the original's recipe in every detail."""
+        return self.compat == "megatron-llm"
+
+
 NOT_PART_OF_A_RUN = frozenset(
     {"rank", "addr", "port", "nproc_per_node", "nodes", "max_restarts", "tp", "pp", "micro_batch", "retokenize"}
     | {

@@ -19,22 +19,17 @@ _COLOURS = {"SYSTEM": "$secondary", "QUESTION": "$primary", "ANSWER": "$success"
 
 def current_batch(run: RunDir, iteration: int, most: int = 8) -> list[Sample]:
     """Decode the first documents of the batch of an iteration counted from 1. Raises `MedsftError`."""
-    from medsft.core.data.dataset import open_tokenized
-    from medsft.core.data.report import apply_truncation, samples
-    from medsft.core.planning.order import SampleOrder
+    from medsft.core.data.report import samples
     from medsft.core.planning.plan import RunPlan
+    from medsft.core.planning.selection import open_selection
     from medsft.core.registry import Settings
     from medsft.core.run.pipeline import request_for
 
     plan = RunPlan.from_json(run.read_plan(), where=str(run.plan_path))
-    config = plan.config
-    data = open_tokenized(Path(plan.train.folder))
-    used = apply_truncation(data, config.seq, config.truncate, loss_mask=config.loss_mask).indices  # type: ignore[arg-type]
-    legacy = config.compat == "megatron-llm"
-    order = SampleOrder(len(used), config.global_batch, config.seed, numpy_legacy=legacy)
-    documents = used[order.batch(max(0, iteration - 1))[:most]].tolist()
-    opened = request_for(config, Settings(), tokenizer=Path(plan.base.tokenizer)).job.open_tokenizer()
-    return samples(data, opened.tokenizer, documents)
+    chosen, _ = open_selection(plan)
+    documents = chosen.indices[chosen.order.batch(max(0, iteration - 1))[:most]].tolist()
+    opened = request_for(plan.config, Settings(), tokenizer=Path(plan.base.tokenizer)).job.open_tokenizer()
+    return samples(chosen.data, opened.tokenizer, documents)
 
 
 def show_samples(shown: Iterable[Sample], *, loss_mask: float, seq: int) -> Content:

@@ -116,9 +116,13 @@ class Trainer:
         return result
 
     def _scales(self, batch: RankBatch) -> list[float]:
-        """Return the factor of each micro-batch's sum(weight * nll) in the loss that is minimised."""
-        if self.plan.config.loss_norm == "microbatch" or self.plan.config.compat == "megatron-llm":
-            parts = len(batch.micro_batches) * self.mesh.layout.dp
+        """Return the factor of each micro-batch's sum(weight * nll) in the loss that is minimised.
+
+        In the mean of means a micro-batch without weight counts as 0 (the original's mean of it is NaN), and the empty ones
+        that a pipeline is filled up with do not count.
+        """
+        if self.plan.config.loss_norm == "microbatch" or self.plan.config.follows_original:
+            parts = sum(1 for micro in batch.micro_batches if micro.documents) * self.mesh.layout.dp
             return [1 / (micro.weight_sum * parts) if micro.weight_sum else 0.0 for micro in batch.micro_batches]
         scale = 1 / batch.weight_sum if batch.weight_sum else 0.0
         return [scale] * len(batch.micro_batches)

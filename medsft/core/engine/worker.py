@@ -17,8 +17,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from medsft.core.data.dataset import open_tokenized
-from medsft.core.data.report import Truncate, apply_truncation
 from medsft.core.engine.batches import Batcher, Documents
 from medsft.core.engine.checkpoint import find_good_checkpoint, load_checkpoint
 from medsft.core.engine.formats.source import WeightSource, open_source
@@ -33,13 +31,12 @@ from medsft.core.engine.sharding import build_stage
 from medsft.core.engine.step import Stepper, WholeModel
 from medsft.core.engine.trainer import Trainer, TrainState
 from medsft.core.engine.weights import load_weights
-from medsft.core.planning.layout import table_rows
-from medsft.core.planning.order import SampleOrder
-from medsft.core.planning.plan import DataPlan, RunPlan
+from medsft.core.planning.plan import RunPlan
+from medsft.core.planning.selection import Selection, open_selection
 from medsft.core.run.events import EventWriter
 from medsft.core.run.launch import read_launch
 from medsft.core.run.rundir import RunDir, write_atomically
-from medsft.errors import ExitCode, MedsftError, MismatchError
+from medsft.errors import ExitCode, MedsftError
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -81,9 +78,9 @@ def _work(run: RunDir) -> None:
 
 def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | None) -> Trainer:
     """Return this rank's trainer, its weights from the latest good checkpoint or from the base model."""
-    model = plan.base.model
+    model = plan.trained_model
     dtype = DTYPES[plan.precision]
-    decoder = build_stage(model.with_vocab(table_rows(model)), mesh, compute_dtype=dtype, recompute=plan.config.recompute)
+    decoder = build_stage(model, mesh, compute_dtype=dtype, recompute=plan.config.recompute)
     masters = make_masters(decoder, compute_dtype=dtype, data_parallel=mesh.layout.dp > 1)
     optimizer = make_optimizer(masters, plan.config)
     iteration, damaged = find_good_checkpoint(run, mesh)
@@ -97,10 +94,10 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
     else:
         state = load_checkpoint(run.checkpoint_path(iteration), mesh, masters, optimizer, identity=plan.identity)
     masters.publish()
-    train, val = make_batcher(plan, plan.train, mesh), make_batcher(plan, plan.val, mesh) if plan.val else None
+    train, val = make_batchers(plan, mesh)
     if mesh.layout.pp > 1:
         train, val = fix_shapes(plan, mesh, train, val)
-    head = LossHead(decoder, model.vocab_size, mesh)
+    head = LossHead(decoder, plan.softmax_rows, mesh)
     stepper: Stepper
     if isinstance(decoder, PipelineDecoder):
         stepper = Pipeline(decoder, head, mesh, stream_tokens=train.fixed_tokens or 0, dtype=dtype)
@@ -125,33 +122,32 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
 def base_source(plan: RunPlan) -> WeightSource:
     """Open the base model, its tables lengthened for new tokens and to the rows that are trained."""
     source = open_source(Path(plan.base.path), iteration=plan.base.iteration)
-    compat = plan.config.compat == "megatron-llm"
+    copies = plan.config.follows_original or plan.config.new_token_init == "copy_last"
     return ResizedSource(
         source,
         plan.base.model.vocab_size,
-        rows=table_rows(plan.base.model),
-        new_rows="copy_last" if compat or plan.config.new_token_init == "copy_last" else "mean",
+        rows=plan.trained_model.vocab_size,
+        new_rows="copy_last" if copies else "mean",
     )
 
 
-def make_batcher(plan: RunPlan, data: DataPlan, mesh: Mesh) -> Batcher:
-    """Return the batches of one set. Raises `MismatchError` when the set is not the one that was planned with."""
-    tokenized = open_tokenized(Path(data.folder))
-    if tokenized.fingerprint != data.fingerprint:
-        raise MismatchError(f"{data.folder} has changed since the run was planned.", hint="Give it another --id.")
-    truncate: Truncate = plan.config.truncate  # type: ignore[assignment]
-    selection = apply_truncation(tokenized, plan.config.seq, truncate, loss_mask=plan.config.loss_mask)
-    documents = Documents(tokenized, selection.indices, plan.config.seq, plan.config.loss_mask)
-    compat = plan.config.compat == "megatron-llm"
-    order = SampleOrder(len(documents), plan.config.global_batch, plan.config.seed, numpy_legacy=compat)
+def make_batchers(plan: RunPlan, mesh: Mesh) -> tuple[Batcher, Batcher | None]:
+    """Return the batches of training and of validation. Raises what `open_selection` raises."""
+    train, val = open_selection(plan)
+    # A validation is a sum over all documents, so how they are dealt does not matter; the original's dealing has no last batch.
+    in_order = plan.config.follows_original
+    return _batcher(plan, train, mesh, in_order=in_order), _batcher(plan, val, mesh, in_order=False) if val else None
+
+
+def _batcher(plan: RunPlan, chosen: Selection, mesh: Mesh, *, in_order: bool) -> Batcher:
     return Batcher(
-        documents,
-        order,
+        Documents(chosen.data, chosen.indices, plan.config.seq, plan.config.loss_mask),
+        chosen.order,
         dp=mesh.layout.dp,
         dp_rank=mesh.dp_rank,
         micro_batch=plan.micro_batch,
         multiple_of=mesh.layout.tp,
-        in_order=compat,
+        in_order=in_order,
     )
 
 

@@ -10,7 +10,14 @@ import numpy as np
 from medsft.core.architecture import ModelConfig
 from medsft.core.config import RunConfig
 from medsft.core.devices import Devices
-from medsft.core.planning.layout import Layout, check_layout, check_processes, smaller_first, valid_tensor_levels
+from medsft.core.planning.layout import (
+    Layout,
+    check_layout,
+    check_processes,
+    padded_model,
+    smaller_first,
+    valid_tensor_levels,
+)
 from medsft.core.planning.memory import MemoryEstimate, Workload, estimate_memory
 from medsft.core.planning.order import SampleOrder, deal_in_order, deal_to_ranks, micro_batches_per_rank
 from medsft.errors import ConfigError, Problem
@@ -28,7 +35,7 @@ class Situation:
 
     config: RunConfig
     model: ModelConfig
-    """Sizes in training: the tables with their padding."""
+    """Sizes without padding, which depends on the level in the original's recipe."""
     tp: int | None
     """Level of the flag or of the base model's folder."""
     pp: int | None
@@ -38,11 +45,6 @@ class Situation:
     """Lengths of the documents of some global batches; see `sample_batches`."""
     longest: int
     """(input, label) pairs of the longest document."""
-
-    @property
-    def compat(self) -> bool:
-        """Whether documents are dealt as the original deals them."""
-        return self.config.compat == "megatron-llm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +61,9 @@ class Choice:
     """Of the rank that needs most."""
 
 
-def sample_batches(config: RunConfig, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
+def sample_batches(order: SampleOrder, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return the lengths of the documents in the first global batches of the run, each int64 [global_batch]."""
-    legacy = config.compat == "megatron-llm"
-    order = SampleOrder(len(lengths), config.global_batch, config.seed, numpy_legacy=legacy)
-    count = min(_SAMPLED_BATCHES, -(-len(lengths) // config.global_batch))
+    count = min(_SAMPLED_BATCHES, -(-len(lengths) // order.global_batch))
     return tuple(lengths[order.batch(iteration)] for iteration in range(count))
 
 
@@ -81,7 +81,7 @@ def choose(situation: Situation) -> Choice:
     problems = check_processes(tp, pp, nproc_per_node=nproc, nodes=situation.config.nodes)
     layout = Layout(pp=pp, dp=max(1, world // (tp * pp)), tp=tp)
     problems += check_layout(situation.model, layout, global_batch=situation.config.global_batch)
-    if not problems and situation.compat:
+    if not problems and situation.config.follows_original:
         problems += _check_blocks(situation.config, layout)
     if problems:
         raise ConfigError(problems)
@@ -120,8 +120,11 @@ def _levels(situation: Situation, nproc: int) -> tuple[int, int]:
 def _check_blocks(config: RunConfig, layout: Layout) -> list[Problem]:
     """The original deals blocks of `micro_batch * dp` documents: the global batch must be made of whole ones."""
     if config.global_batch % layout.dp:
-        message = f"{layout.dp} data-parallel ranks do not divide --global_batch {config.global_batch}"
-        return [Problem("--nproc_per_node", message, "--compat megatron-llm needs that; use other levels or another number.")]
+        below = config.global_batch - config.global_batch % layout.dp
+        message = (
+            f"{config.global_batch} is not a multiple of the {layout.dp} data-parallel ranks, as --compat megatron-llm needs"
+        )
+        return [Problem("--global_batch", message, f"Nearest sizes that work: {below} and {below + layout.dp}.")]
     share = config.global_batch // layout.dp
     if config.micro_batch and share % config.micro_batch:
         message = f"{config.micro_batch} does not divide the {share} documents of a rank, as --compat megatron-llm needs"
@@ -142,7 +145,7 @@ def _largest_micro_batch(situation: Situation, layout: Layout, nproc: int) -> Ch
     most = min(_LARGEST_MICRO_BATCH[situation.devices.kind], share // (4 * layout.pp) if layout.pp > 1 else share)
     chosen = _with_micro_batch(situation, layout, nproc, 1)
     size = 2
-    while size <= most and not (situation.compat and share % size):
+    while size <= most and not (config.follows_original and share % size):
         larger = _with_micro_batch(situation, layout, nproc, size)
         if not _fits(situation, larger):
             break
@@ -164,13 +167,14 @@ def _with_micro_batch(situation: Situation, layout: Layout, nproc: int, micro_ba
         recompute=situation.config.recompute,
         device_kind=situation.devices.kind,
     )
+    model = padded_model(situation.model, tp=layout.tp, like_original=situation.config.follows_original)
     return Choice(
         layout=layout,
         nproc_per_node=nproc,
         micro_batch=micro_batch,
         num_micro_batches=count,
         stream_tokens=tokens,
-        memory=estimate_memory(situation.model, layout, workload),
+        memory=estimate_memory(model, layout, workload),
     )
 
 
@@ -178,9 +182,9 @@ def _largest_stream(situation: Situation, dp: int, micro_batch: int) -> int:
     """Return the most tokens of a micro-batch in the sampled batches, at least the longest document's."""
     largest = situation.longest
     for batch in situation.batches:
-        if situation.compat:
+        if situation.config.follows_original:
             ranks = deal_in_order(len(batch), dp=dp, micro_batch=micro_batch)
         else:
             ranks = deal_to_ranks(batch, dp=dp, micro_batch=micro_batch)
-        largest = max(largest, *(int(batch[part].sum()) for rank in ranks for part in rank))
+        largest = max([largest, *(int(batch[part].sum()) for rank in ranks for part in rank)])
     return largest

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from medsft.core.architecture import ModelConfig
 from medsft.errors import Problem
 
+_ORIGINAL_DIVISOR = 128
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
@@ -46,12 +48,14 @@ def padded_vocab(vocab_size: int, *, tp: int, divisible_by: int = 1) -> int:
     return -(-vocab_size // unit) * unit
 
 
-def table_rows(model: ModelConfig) -> int:
-    """Return the rows of the embedding in training: the vocabulary, padded so that every valid tensor level divides it.
+def padded_model(model: ModelConfig, *, tp: int, like_original: bool) -> ModelConfig:
+    """Return the sizes in training: the vocabulary padded so that every valid tensor level divides it.
 
-    The same for every level, so that a checkpoint can be read at another.
+    That is the same for every level, so that a checkpoint can be read at another. The original pads to a multiple of 128 * tp.
     """
-    return padded_vocab(model.vocab_size, tp=math.lcm(*valid_tensor_levels(model)))
+    if like_original:
+        return model.with_vocab(padded_vocab(model.vocab_size, tp=tp, divisible_by=_ORIGINAL_DIVISOR))
+    return model.with_vocab(padded_vocab(model.vocab_size, tp=math.lcm(*valid_tensor_levels(model))))
 
 
 def stage_layers(model: ModelConfig, pp: int) -> list[range]:

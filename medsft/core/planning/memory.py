@@ -16,6 +16,10 @@ PROCESS_BYTES = {"cpu": 450 << 20, "cuda": 1 << 30}
 """A process with torch loaded, before any model: resident memory on a CPU, context and workspaces on a GPU."""
 HEAD_CHUNK_BYTES = 256 << 20
 """Upper bound of the logits that exist at once, see `engine.loss`."""
+_GLOO_BYTES = 100 << 20
+"""Buffers and threads of a CPU process that talks to others."""
+_KEPT_BY_MALLOC = 0.25
+"""Share of the memory that data-parallel ranks free and take again each iteration, and that a CPU process never gives back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,21 +83,27 @@ def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int
     activations = activation_bytes(model, layout, work, num_layers) * in_flight
     if stage == layout.pp - 1:
         activations += min(HEAD_CHUNK_BYTES, 4 * work.stream_tokens * math.ceil(model.vocab_size / layout.tp))
+    gradients = 4 * (parameters if layout.dp > 1 else shard)
+    process = PROCESS_BYTES[work.device_kind]
+    if work.device_kind == "cpu" and layout.world > 1:
+        process += _GLOO_BYTES
+        if layout.dp > 1:
+            process += int(_KEPT_BY_MALLOC * (computing + gradients))
     return MemoryEstimate(
         weights=4 * shard + computing,
-        gradients=4 * (parameters if layout.dp > 1 else shard),
+        gradients=gradients,
         optimizer=8 * shard,
         activations=activations,
-        process=PROCESS_BYTES[work.device_kind],
+        process=process,
     )
 
 
 def activation_bytes(model: ModelConfig, layout: Layout, work: Workload, num_layers: int) -> int:
-    """Return the bytes saved for the backward pass of one micro-batch in `num_layers` layers.
+    """Return the bytes of the activations of one micro-batch in `num_layers` layers, as they peak in the backward pass.
 
-    Per token and layer, in units of the computing format: the residual stream and the norms' outputs (hidden size each), the
-    queries, keys and values before and after the rotation, the attention's output, and gate, up, silu(gate) and their product
-    (feed-forward size each). The norms also keep their fp32 input.
+    Per token and layer, in units of the computing format: the residual stream and the norms' outputs (hidden size each, twice),
+    queries and keys (twice, for the backward rotates them back), values and the attention's output, and gate, up, their product
+    and its gradient (feed-forward size each). The norms' backward works in fp32.
     """
     unit = 2 if work.bf16 else 4
     h, d = model.hidden_size, model.head_dim

@@ -23,6 +23,8 @@ class SampleOrder:
     seed: int
     numpy_legacy: bool = False
     """Successive permutations of one `RandomState(seed)`, as the original draws them."""
+    drawn_before: int = 0
+    """That generator has given a permutation of this many documents before the first epoch's: see `hidden_split`."""
 
     def batch(self, iteration: int) -> np.ndarray:
         """Return the document numbers, int64 [global_batch], of an iteration counted from 0."""
@@ -37,7 +39,7 @@ class SampleOrder:
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if self.numpy_legacy:
-            return _legacy_permutation(self.num_documents, self.seed, epoch)
+            return _legacy_permutation(self.num_documents, self.seed, epoch, self.drawn_before)
         return _permutation(self.num_documents, self.seed, epoch)
 
 
@@ -48,11 +50,25 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def _legacy_permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+def _legacy_permutation(n: int, seed: int, epoch: int, drawn_before: int) -> np.ndarray:
     random = np.random.RandomState(seed)
+    random.permutation(drawn_before)
     for _ in range(epoch):
         random.permutation(n)
     return random.permutation(n)
+
+
+def hidden_split(num_documents: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the documents for training, validation and test, each int64, as the original divides one set: 969/30/1.
+
+    It shuffles all documents and cuts. Every part is rounded by itself, and what they are short of the whole, or above it, is
+    made up by the first.
+    """
+    shuffled = np.random.RandomState(seed).permutation(num_documents)
+    sizes = [round(share / 1000 * num_documents) for share in (969, 30, 1)]
+    sizes[0] += num_documents - sum(sizes)
+    train, val, test = np.split(shuffled, np.cumsum(sizes)[:-1])
+    return train, val, test
 
 
 def deal(lengths: Sequence[int] | np.ndarray, *, num_bins: int) -> list[list[int]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from medsft.core.architecture import ModelConfig
 from medsft.core.config import NOT_PART_OF_A_RUN, RunConfig, from_mapping, to_mapping
-from medsft.core.planning.layout import Layout
+from medsft.core.planning.layout import Layout, padded_model
 from medsft.core.planning.memory import MemoryEstimate
 from medsft.errors import MismatchError
 
@@ -96,6 +96,16 @@ class RunPlan:
     warnings: tuple[str, ...]
 
     @property
+    def trained_model(self) -> ModelConfig:
+        """Return the sizes in training: those of the base model with new tokens, the tables with their padding."""
+        return padded_model(self.base.model, tp=self.layout.tp, like_original=self.config.follows_original)
+
+    @property
+    def softmax_rows(self) -> int:
+        """Return how many rows of the output projection the loss runs over: the original lets the padding take part."""
+        return (self.trained_model if self.config.follows_original else self.base.model).vocab_size
+
+    @property
     def identity(self) -> str:
         """Return the hash of what a resume must find unchanged."""
         return hashlib.sha256(json.dumps(self.identity_fields(), sort_keys=True).encode()).hexdigest()[:16]
@@ -113,6 +123,16 @@ class RunPlan:
             "validation set": self.val.fingerprint if self.val else None,
             "iterations": self.num_iterations,
             "precision": self.precision,
+            **self._original_fields(),
+        }
+
+    def _original_fields(self) -> dict[str, Any]:
+        """Return what the original's loss depends on beside the recipe, so that no resume changes it."""
+        if not self.config.follows_original:
+            return {}
+        return {
+            "rows in the softmax (--tp, --compat megatron-llm)": self.softmax_rows,
+            "documents in a mean (--micro_batch, --compat megatron-llm)": self.micro_batch,
         }
 
     def to_json(self) -> str:

@@ -17,7 +17,7 @@ from medsft.core.devices import Devices, assumed_devices, find_devices
 from medsft.core.planning.base import find_base, plan_base
 from medsft.core.planning.choose import Choice, Situation, batches_in_turn, choose, sample_batches
 from medsft.core.planning.folders import export_folder_name, family_name, free_bytes, run_folder
-from medsft.core.planning.layout import bubble_share, table_rows
+from medsft.core.planning.layout import bubble_share, padded_model
 from medsft.core.planning.plan import BasePlan, Estimates, RunPlan, absolute
 from medsft.core.planning.schedule import plan_iterations
 from medsft.core.planning.sets import PlannedSet, training_set, training_set_or_guess, validation_set
@@ -81,7 +81,10 @@ def replan(plan: RunPlan, *, run_dir: Path, changes: Mapping[str, object]) -> Ru
 
     Raises what `make_plan` raises.
     """
-    config = replace(plan.config, **{"iters": plan.num_iterations, **changes})  # type: ignore[arg-type]
+    kept: dict[str, object] = {"iters": plan.num_iterations}
+    if plan.config.follows_original:  # its loss depends on it, so it is not chosen anew
+        kept["micro_batch"] = plan.micro_batch
+    config = replace(plan.config, **{**kept, **changes})  # type: ignore[arg-type]
     entry = CheckpointEntry(
         name=config.checkpoint,
         size=config.size,
@@ -144,7 +147,8 @@ def _decide(found: _Found) -> RunPlan:
     base = plan_base(config, found.entry, found.base)
     precision = _precision(config, found.devices)
     choice = choose(_situation(found, base, precision))
-    iterations = config.iters or plan_iterations(train.plan.documents, config.epochs, config.global_batch)
+    documents = train.plan.documents + train.withheld  # the original counts all of its set
+    iterations = config.iters or plan_iterations(documents, config.epochs, config.global_batch)
     iterations = min(iterations, config.max_iters or iterations)
     family = found.entry.family or family_name(base.model)
     run_dir = run_folder(config, family, choice.layout)
@@ -177,13 +181,13 @@ def _precision(config: RunConfig, devices: Devices) -> str:
 def _situation(found: _Found, base: BasePlan, precision: str) -> Situation:
     config, lengths = found.config, found.train.lengths
     pp = config.pp or found.base.pp
-    batches, longest = sample_batches(config, lengths), int(lengths.max())
+    batches, longest = sample_batches(found.train.order, lengths), int(lengths.max())
     if found.val is not None and pp != 1:  # the streams of a pipeline have one size, in training and in validation
         batches += batches_in_turn(config, found.val.lengths)
         longest = max(longest, int(found.val.lengths.max()))
     return Situation(
         config=config,
-        model=base.model.with_vocab(table_rows(base.model)),
+        model=base.model,
         tp=config.tp or found.base.tp,
         pp=pp,
         devices=found.devices,
@@ -197,7 +201,8 @@ def _estimates(
     found: _Found, base: BasePlan, choice: Choice, *, precision: str, num_iterations: int, run_dir: Path
 ) -> Estimates:
     config, devices = found.config, found.devices
-    parameters = base.model.with_vocab(table_rows(base.model)).num_parameters()
+    trained = padded_model(base.model, tp=choice.layout.tp, like_original=config.follows_original)
+    parameters = trained.num_parameters()
     checkpoint = 12 * parameters  # masters and both moments
     saves = math.ceil(num_iterations / config.save_interval)
     kept = min(saves, config.keep_last + 1 if config.keep_last else saves)
@@ -232,9 +237,12 @@ def _concerns(found: _Found, plan: RunPlan) -> list[str]:
     """Return what a person should know before the run starts, though it can."""
     config, train, estimates = plan.config, plan.train, plan.estimates
     lines = []
-    expected = found.settings.expected_documents(config.run_name)
-    if expected is not None and expected != train.documents:
-        lines.append(f"medsft.toml says {expected:,} documents for {config.run_name}, the set has {train.documents:,}.")
+    expected, counted = found.settings.expected_documents(config.run_name), train.documents + found.train.withheld
+    if expected is not None and expected != counted:
+        lines.append(f"medsft.toml says {expected:,} documents for {config.run_name}, the set has {counted:,}.")
+    if found.train.withheld:
+        validated = f", {plan.val.documents:,} of them to validate on" if plan.val else ""
+        lines.append(f"No --val: as the original, {found.train.withheld:,} documents are not trained on{validated}.")
     if train.left_out:
         lines.append(f"{train.left_out:,} documents are left out (--truncate {config.truncate}).")
     if config.precision == "bf16" and not found.devices.bf16:

@@ -11,8 +11,16 @@ import numpy as np
 from medsft.core.config import RunConfig
 from medsft.core.data.dataset import open_tokenized, set_exists
 from medsft.core.data.records import open_lines
-from medsft.core.data.report import apply_truncation
+from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.plan import DataPlan, absolute
+from medsft.core.planning.selection import (
+    Selection,
+    order_of,
+    select_training,
+    select_validation,
+    withheld_parts,
+    withheld_validation,
+)
 from medsft.errors import ConfigError, DataError, Problem
 
 _BYTES_PER_TOKEN = 4.0
@@ -27,6 +35,9 @@ class PlannedSet:
     plan: DataPlan
     lengths: np.ndarray
     """int64 [documents]: (input, label) pairs of each."""
+    order: SampleOrder
+    withheld: int
+    """Documents beside these that the original's split takes from training."""
     exact: bool
     """Whether they were counted in a tokenised set, not estimated."""
 
@@ -43,13 +54,22 @@ def validation_folder(config: RunConfig) -> Path:
 
 def training_set(config: RunConfig) -> PlannedSet:
     """Return the tokenised training set. Raises `DataError` when it is missing, damaged, or would be truncated."""
-    return _tokenized(training_folder(config), config, "--data")
+    return _training_set(config, has_validation=set_exists(validation_folder(config)))
+
+
+def _training_set(config: RunConfig, *, has_validation: bool) -> PlannedSet:
+    data = open_tokenized(training_folder(config))
+    return _planned(select_training(config, data, has_validation=has_validation), config)
 
 
 def validation_set(config: RunConfig) -> PlannedSet | None:
-    """Return the tokenised validation set, or None when there is none. Raises `DataError` as `training_set` does."""
-    folder = validation_folder(config)
-    return _tokenized(folder, config, "--val") if set_exists(folder) else None
+    """Return what the run validates on, or None when there is nothing. Raises `DataError` as `training_set` does."""
+    if set_exists(validation_folder(config)):
+        return _planned(select_validation(config, open_tokenized(validation_folder(config))), config)
+    if config.val or not set_exists(training_folder(config)):  # not tokenised yet
+        return None
+    withheld = withheld_validation(config, open_tokenized(training_folder(config)))
+    return _planned(withheld, config) if withheld else None
 
 
 def training_set_or_guess(config: RunConfig) -> PlannedSet:
@@ -57,38 +77,39 @@ def training_set_or_guess(config: RunConfig) -> PlannedSet:
 
     Raises `DataError` as `training_set` does and for files that cannot be read, `ConfigError` when there is nothing to look at.
     """
+    has_validation = bool(config.val or (config.run_name and set_exists(validation_folder(config))))
     if config.run_name and set_exists(training_folder(config)):
-        return training_set(config)
+        return _training_set(config, has_validation=has_validation)
     if not config.data:
         hint = f"There is no tokenised set in {training_folder(config)}."
         raise ConfigError([Problem("--data", "JSONL files are needed", hint)])
-    return _guess(config)
+    return _guess(config, has_validation=has_validation)
 
 
-def _tokenized(folder: Path, config: RunConfig, flag: str) -> PlannedSet:
-    data = open_tokenized(folder)
-    chosen = apply_truncation(data, config.seq, config.truncate, loss_mask=config.loss_mask, flag=flag)  # type: ignore[arg-type]
-    lengths = chosen.lengths - 1
+def _planned(chosen: Selection, config: RunConfig) -> PlannedSet:
+    data, lengths = chosen.data, chosen.lengths - 1
     spans = data.answer_spans[chosen.indices].astype(np.int64)
     ends, starts = np.minimum(spans[:, 1], config.seq + 1), np.maximum(spans[:, 0], 1)
     plan = DataPlan(
         folder=absolute(data.folder),
         fingerprint=data.fingerprint,
         documents=len(lengths),
-        left_out=chosen.dropped,
+        left_out=chosen.left_out,
         tokens=int(lengths.sum()),
         supervised_tokens=int(np.maximum(ends - starts, 0).sum()),
         longest=int(lengths.max()),
     )
-    return PlannedSet(plan, lengths, exact=True)
+    return PlannedSet(plan, lengths, chosen.order, chosen.withheld, exact=True)
 
 
-def _guess(config: RunConfig) -> PlannedSet:
+def _guess(config: RunConfig, *, has_validation: bool) -> PlannedSet:
     """Count lines, and take bytes for tokens at a usual rate. Good enough to plan a form by, never to start from."""
     sizes = np.concatenate([line_sizes(path) for path in config.data])
     if not len(sizes):
         raise DataError("--data: the files hold no rows", hint="Give JSONL files with one object a line.")
     lengths = np.clip((sizes / _BYTES_PER_TOKEN).astype(np.int64), 2, config.seq)
+    if split := withheld_parts(config, len(lengths), has_validation=has_validation):
+        lengths = lengths[split[0]]
     plan = DataPlan(
         folder=absolute(training_folder(config)),
         fingerprint="",
@@ -98,7 +119,7 @@ def _guess(config: RunConfig) -> PlannedSet:
         supervised_tokens=0,
         longest=int(lengths.max()),
     )
-    return PlannedSet(plan, lengths, exact=False)
+    return PlannedSet(plan, lengths, order_of(config, len(lengths)), len(sizes) - len(lengths), exact=False)
 
 
 def line_sizes(path: Path) -> np.ndarray:

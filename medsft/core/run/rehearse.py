@@ -23,13 +23,11 @@ import numpy as np
 import psutil
 
 from medsft.core.config import RunConfig
-from medsft.core.data.dataset import open_tokenized
-from medsft.core.data.report import apply_truncation
 from medsft.core.data.subset import copy_documents
 from medsft.core.files import write_atomically
-from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.planner import make_plan, replan
+from medsft.core.planning.selection import Selection, open_selection, order_of
 from medsft.core.registry import Settings
 from medsft.core.run.events import Event, EventReader
 from medsft.core.run.launch import start
@@ -152,11 +150,10 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
 def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Path) -> RunPlan:
     """Return the plan of the rehearsal run: the run's own, on a set whose order brings the chosen documents in turn."""
     data = folder / "tokenized"
-    tokenized = open_tokenized(Path(plan.train.folder))
-    copy_documents(tokenized, _chosen_documents(plan), data / config.run_name)
-    if plan.val is not None:
-        validation = open_tokenized(Path(plan.val.folder))
-        copy_documents(validation, range(min(validation.num_documents, config.global_batch)), data / f"{config.run_name}-val")
+    train, val = open_selection(plan)
+    copy_documents(train.data, _chosen_documents(plan, train), data / config.run_name)
+    if val is not None:
+        copy_documents(val.data, val.indices[: config.global_batch], data / f"{config.run_name}-val")
     small = replace(
         config,
         data=(),
@@ -176,23 +173,18 @@ def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Pa
     return make_plan(small, settings)
 
 
-def _chosen_documents(plan: RunPlan) -> np.ndarray:
+def _chosen_documents(plan: RunPlan, train: Selection) -> np.ndarray:
     """Return documents of the set, int64 [_LAST * global_batch], such that iterations 1 and 2 of a run on them meet the
     batch of the run with most tokens, and the others batches nearest to the mean."""
     config = plan.config
-    truncate = config.truncate
-    data = open_tokenized(Path(plan.train.folder))
-    chosen = apply_truncation(data, config.seq, truncate, loss_mask=config.loss_mask)  # type: ignore[arg-type]
-    legacy = config.compat == "megatron-llm"
-    real = SampleOrder(len(chosen.indices), config.global_batch, config.seed, numpy_legacy=legacy)
-    batches = [real.batch(iteration) for iteration in range(min(plan.num_iterations, _CANDIDATES))]
-    tokens = np.array([chosen.lengths[batch].sum() for batch in batches])
+    batches = [train.order.batch(iteration) for iteration in range(min(plan.num_iterations, _CANDIDATES))]
+    tokens = np.array([train.lengths[batch].sum() for batch in batches])
     typical = np.argsort(np.abs(tokens - tokens.mean()), kind="stable")
     wanted = [int(tokens.argmax())] * _HEAVY + [int(typical[i % len(typical)]) for i in range(_LAST - _HEAVY)]
-    small = SampleOrder(_LAST * config.global_batch, config.global_batch, config.seed, numpy_legacy=legacy)
     documents = np.empty(_LAST * config.global_batch, np.int64)
+    small = order_of(config, len(documents))
     for iteration, number in enumerate(wanted):
-        documents[small.batch(iteration)] = chosen.indices[batches[number]]
+        documents[small.batch(iteration)] = train.indices[batches[number]]
     return documents
 
 

@@ -1,0 +1,131 @@
+"""Which documents a run trains on and validates on, and in which order: the one place that decides it.
+
+    training set ------ --truncate --> documents --> SampleOrder
+    validation set ---- --truncate --> documents, all of them in turn
+
+As the original does (`--compat megatron-llm`), a run without a validation set gives a part of its training set away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medsft.core.config import RunConfig
+from medsft.core.data.dataset import TokenizedData, open_tokenized
+from medsft.core.data.report import DocumentSelection, apply_truncation
+from medsft.core.planning.order import SampleOrder, hidden_split
+from medsft.core.planning.plan import DataPlan, RunPlan
+from medsft.errors import MismatchError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The documents of a set that are used."""
+
+    data: TokenizedData
+    indices: np.ndarray
+    """int64 [n]: number of each in the set."""
+    lengths: np.ndarray
+    """int64 [n]: tokens of each that are used, at most seq + 1."""
+    left_out: int
+    """Documents of the set that `--truncate` leaves out."""
+    withheld: int
+    """Documents that the original's split takes from training."""
+    order: SampleOrder
+    """Numbers 0..n-1 mean places in `indices`."""
+
+
+def select(config: RunConfig, train: TokenizedData, val: TokenizedData | None) -> tuple[Selection, Selection | None]:
+    """Return what is trained on and what is validated on, None for nothing.
+
+    Raises `DataError` when documents do not fit and `--truncate error` is set.
+    """
+    training = select_training(config, train, has_validation=val is not None)
+    return training, select_validation(config, val) if val is not None else withheld_validation(config, train)
+
+
+def select_training(config: RunConfig, data: TokenizedData, *, has_validation: bool) -> Selection:
+    """Return the training half of `select`."""
+    used = _fitting(config, data, "--data")
+    split = withheld_parts(config, len(used.indices), has_validation=has_validation)
+    if split is None:
+        return _selection(config, data, used, np.arange(len(used.indices)))
+    train, val, test = split
+    return _selection(config, data, used, train, withheld=len(val) + len(test), drawn_before=len(used.indices))
+
+
+def select_validation(config: RunConfig, data: TokenizedData) -> Selection:
+    """Return the documents of a validation set."""
+    used = _fitting(config, data, "--val")
+    return _selection(config, data, used, np.arange(len(used.indices)))
+
+
+def withheld_validation(config: RunConfig, train: TokenizedData) -> Selection | None:
+    """Return the part of the training set that a run without a validation set validates on."""
+    used = _fitting(config, train, "--data")
+    split = withheld_parts(config, len(used.indices), has_validation=False)
+    if split is None or not len(split[1]):
+        return None
+    return _selection(config, train, used, split[1])
+
+
+def withheld_parts(
+    config: RunConfig, num_documents: int, *, has_validation: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return how the original divides its training set, see `hidden_split`; None where nothing is divided."""
+    if has_validation or not config.follows_original:
+        return None
+    return hidden_split(num_documents, config.seed)
+
+
+def order_of(config: RunConfig, num_documents: int, *, drawn_before: int = 0) -> SampleOrder:
+    """Return the order in which this many documents are trained on."""
+    return SampleOrder(
+        num_documents,
+        config.global_batch,
+        config.seed,
+        numpy_legacy=config.follows_original,
+        drawn_before=drawn_before,
+    )
+
+
+def open_selection(plan: RunPlan) -> tuple[Selection, Selection | None]:
+    """Open the sets of a plan and select as it was planned.
+
+    Raises `MismatchError` when a set is not the one that was planned with, `DataError` when it cannot be read.
+    """
+    has_own_set = plan.val is not None and plan.val.folder != plan.train.folder
+    return select(plan.config, _open(plan.train), _open(plan.val) if plan.val is not None and has_own_set else None)
+
+
+def _open(planned: DataPlan) -> TokenizedData:
+    data = open_tokenized(Path(planned.folder))
+    if data.fingerprint != planned.fingerprint:
+        raise MismatchError(f"{planned.folder} has changed since the run was planned.", hint="Give it another --id.")
+    return data
+
+
+def _fitting(config: RunConfig, data: TokenizedData, flag: str) -> DocumentSelection:
+    return apply_truncation(data, config.seq, config.truncate, loss_mask=config.loss_mask, flag=flag)  # type: ignore[arg-type]
+
+
+def _selection(
+    config: RunConfig,
+    data: TokenizedData,
+    used: DocumentSelection,
+    places: np.ndarray,
+    *,
+    withheld: int = 0,
+    drawn_before: int = 0,
+) -> Selection:
+    return Selection(
+        data=data,
+        indices=used.indices[places],
+        lengths=used.lengths[places],
+        left_out=used.dropped,
+        withheld=withheld,
+        order=order_of(config, len(places), drawn_before=drawn_before),
+    )
