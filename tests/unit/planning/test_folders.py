@@ -1,0 +1,59 @@
+"""Folder names of the original, by which its users find their runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medsft.core.config import RunConfig
+from medsft.core.planning.folders import export_folder_name, free_bytes, run_folder, run_folder_name
+from medsft.core.planning.layout import Layout
+
+
+def config(**changes: Any) -> RunConfig:
+    return RunConfig(**{"checkpoint": "baseline", "run_name": "pubmedqa", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "suffix"),
+    [
+        ({}, ""),
+        ({"intermediate_iter": 800}, "-it0000800"),
+        ({"epochs": 1.0}, "-ep1"),
+        ({"epochs": 0.5}, "-ep0.5"),
+        ({"seq": 4096}, "-seq4096"),
+        ({"loss_mask": 0.1}, "-loss0.1"),
+        ({"loss_mask": 1.0}, "-loss1.0"),
+        ({"id": "again"}, "-again"),
+        (
+            {"intermediate_iter": 5, "epochs": 2.0, "seq": 512, "loss_mask": 0.5, "id": "b"},
+            "-it0000005-ep2-seq512-loss0.5-b",
+        ),
+        ({"lr": 1e-4, "micro_batch": 8, "global_batch": 32}, ""),
+    ],
+)
+def test_names(changes, suffix):
+    run = config(**changes)
+    assert run_folder_name(run, "llama-2", Layout(tp=4, pp=2)) == f"llama-2-7b-tp4-pp2-baseline-pubmedqa{suffix}"
+    assert export_folder_name(run, "llama-2") == f"llama-2-7b-hf-baseline-pubmedqa{suffix}"
+
+
+def test_a_size_below_one():
+    assert run_folder_name(config(size=0.135), "llama", Layout()) == "llama-0.135b-tp1-pp1-baseline-pubmedqa"
+
+
+def test_a_run_at_other_levels_is_the_same_run(tmp_path: Path):
+    here = config(save_checkpoint_dir=tmp_path)
+    first = run_folder(here, "llama-2", Layout(tp=2))
+    assert first == tmp_path / "llama-2-7b-tp2-pp1-baseline-pubmedqa"
+    first.mkdir()
+    (first / "plan.json").touch()
+    assert run_folder(here, "llama-2", Layout(pp=2)) == first
+    other = config(save_checkpoint_dir=tmp_path, id="b")
+    assert run_folder(other, "llama-2", Layout(pp=2)).name == "llama-2-7b-tp1-pp2-baseline-pubmedqa-b"
+
+
+def test_free_bytes_of_a_folder_to_come(tmp_path: Path):
+    assert free_bytes(tmp_path / "not" / "there") > 0

@@ -1,0 +1,76 @@
+"""The formula for the memory of a rank, against counts made by hand. Measured peaks: see tests/distributed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from medsft.core.architecture import ModelConfig
+from medsft.core.planning.layout import Layout
+from medsft.core.planning.memory import Workload, estimate_memory, stage_parameters
+
+MODEL = ModelConfig(
+    family="llama",
+    vocab_size=1000,
+    hidden_size=64,
+    intermediate_size=128,
+    num_layers=6,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    max_position_embeddings=512,
+    tie_embeddings=False,
+)
+WORK = Workload(stream_tokens=100, num_micro_batches=8, bf16=False, recompute="none", device_kind="cpu")
+PARAMETERS = MODEL.num_parameters()
+
+
+def test_one_process_in_fp32():
+    found = estimate_memory(MODEL, Layout(), WORK)
+    assert (found.weights, found.gradients, found.optimizer) == (4 * PARAMETERS, 4 * PARAMETERS, 8 * PARAMETERS)
+
+
+def test_bf16_computes_with_a_copy():
+    found = estimate_memory(MODEL, Layout(), replace(WORK, bf16=True))
+    assert found.weights == 6 * PARAMETERS
+    assert found.activations < estimate_memory(MODEL, Layout(), WORK).activations
+
+
+def test_data_parallel_ranks_share_masters_and_moments():
+    found = estimate_memory(MODEL, Layout(dp=2), WORK)
+    shard = -(-PARAMETERS // 2)
+    assert (found.weights, found.gradients, found.optimizer) == (4 * shard + 4 * PARAMETERS, 4 * PARAMETERS, 8 * shard)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("pp", [1, 2, 3, 6])
+def test_stages_hold_all_parameters(tied, pp):
+    model = replace(MODEL, tie_embeddings=tied)
+    held = sum(stage_parameters(model, pp, stage) for stage in range(pp))
+    copy_of_table = MODEL.vocab_size * MODEL.hidden_size if tied and pp > 1 else 0
+    assert held == model.num_parameters() + copy_of_table
+
+
+@pytest.mark.parametrize("layout", [Layout(tp=2), Layout(pp=3), Layout(tp=2, pp=3)], ids=str)
+def test_splitting_saves_memory(layout):
+    whole, part = estimate_memory(MODEL, Layout(), WORK), estimate_memory(MODEL, layout, WORK)
+    assert part.weights < whole.weights
+    assert part.optimizer < whole.optimizer
+
+
+def test_recomputing_saves_activations():
+    kinds = [estimate_memory(MODEL, Layout(), replace(WORK, recompute=kind)) for kind in ("none", "selective", "full")]
+    sizes = [found.activations for found in kinds]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
+
+
+def test_more_micro_batches_than_stages_cost_nothing():
+    layout = Layout(pp=3)
+    few = estimate_memory(MODEL, layout, replace(WORK, num_micro_batches=1))
+    enough = estimate_memory(MODEL, layout, replace(WORK, num_micro_batches=3))
+    assert few.activations < enough.activations
+    assert enough == estimate_memory(MODEL, layout, replace(WORK, num_micro_batches=50))

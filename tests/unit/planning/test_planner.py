@@ -1,0 +1,311 @@
+"""Plans of small projects: what is chosen, what is refused, what stays the same run."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from medsft.core.architecture import from_hf_config
+from medsft.core.config import RunConfig, from_mapping
+from medsft.core.devices import Devices
+from medsft.core.planning import planner
+from medsft.core.planning.choose import Situation, choose, sample_batches
+from medsft.core.planning.layout import Layout
+from medsft.core.planning.order import SampleOrder
+from medsft.core.planning.plan import RunPlan, difference
+from medsft.core.planning.planner import make_plan, preview, replan
+from medsft.core.registry import Settings, load_settings
+from medsft.core.run.pipeline import tokenize_sets
+from medsft.errors import ConfigError, DataError, MismatchError
+
+LAPTOP = Devices("cpu", 8, 32 * 10**9, "a laptop", bf16=False)
+RAW = {
+    "model_type": "llama",
+    "vocab_size": 84,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+LLAMA_2_70B = {
+    **RAW,
+    "vocab_size": 32000,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@pytest.fixture(autouse=True)
+def _laptop(monkeypatch):
+    monkeypatch.setattr(planner, "find_devices", lambda: LAPTOP)
+
+
+def write_base(folder: Path, raw: dict[str, Any], *, weights: bool = True) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(raw))
+    tiny.write_tokenizer(folder)
+    if weights:
+        (folder / "model.safetensors").write_bytes(b"weights")
+
+
+@pytest.fixture
+def project(tmp_path) -> tuple[RunConfig, Settings]:
+    """A base model whose weights are not looked into, and JSONL."""
+    write_base(tmp_path / "base", RAW)
+    tiny.write_rows(tmp_path / "train.jsonl", 40)
+    tiny.write_rows(tmp_path / "val.jsonl", 11, seed=1)
+    (tmp_path / "medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n[datasets.words]\nn_docs = 40\n')
+    values = {
+        "checkpoint": "tiny",
+        "size": 0.001,
+        "run_name": "words",
+        "data": [tmp_path / "train.jsonl"],
+        "val": [tmp_path / "val.jsonl"],
+        "tokenized_data_dir": tmp_path / "tokenized",
+        "save_checkpoint_dir": tmp_path / "runs",
+        "global_batch": 8,
+    }
+    return from_mapping(values), load_settings(tmp_path / "medsft.toml")
+
+
+@pytest.fixture
+def tokenised(project) -> tuple[RunConfig, Settings]:
+    tokenize_sets(*project)
+    return project
+
+
+def test_a_plan(tokenised):
+    plan = make_plan(*tokenised)
+    assert (plan.train.documents, plan.num_iterations, plan.epochs) == (40, 20, 4.0)
+    assert plan.val is not None
+    assert plan.val.documents == 11
+    assert (str(plan.layout), plan.nproc_per_node, plan.precision) == ("pp 1 x dp 1 x tp 1", 1, "fp32")
+    assert plan.micro_batch * plan.num_micro_batches == 8
+    assert Path(plan.run_dir).name == "llama-0.001b-tp1-pp1-tiny-words"
+    assert plan.warnings == ()
+
+
+def test_written_and_read_it_is_the_same(tokenised):
+    config, settings = tokenised
+    for changed in (config, replace(config, tp=2, pp=2, id="x", system_key="s", loss_mask=0.5)):
+        plan = make_plan(changed, settings)
+        again = RunPlan.from_json(json.loads(plan.to_json()))
+        assert again == plan
+        assert again.identity == plan.identity
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw.update(format=0), "another version"),
+        (lambda raw: raw.pop("layout"), "damaged or incomplete"),
+        (lambda raw: raw["train"].update(more=1), "damaged or incomplete"),
+    ],
+)
+def test_a_damaged_plan(tokenised, change, message):
+    raw = json.loads(make_plan(*tokenised).to_json())
+    change(raw)
+    with pytest.raises(MismatchError, match=message):
+        RunPlan.from_json(raw)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tp": 2},
+        {"pp": 2},
+        {"nproc_per_node": 2},
+        {"micro_batch": 1},
+        {"recompute": "full"},
+        {"save_interval": 3},
+        {"keep_last": 0},
+        {"nodes": 2, "addr": "a"},
+    ],
+    ids=str,
+)
+def test_what_does_not_make_it_another_run(tokenised, changes):
+    config, settings = tokenised
+    old, new = make_plan(config, settings), make_plan(replace(config, **changes), settings)
+    assert difference(old, new) == []
+    assert old.identity == new.identity
+
+
+def test_folders_do_not_make_it_another_run(tokenised, tmp_path):
+    config, settings = tokenised
+    old = make_plan(config, settings)
+    (tmp_path / "tokenized").rename(tmp_path / "moved")
+    new = make_plan(replace(config, tokenized_data_dir=tmp_path / "moved", save_checkpoint_dir=tmp_path / "b"), settings)
+    assert difference(old, new) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"lr": 1e-4}, "--lr: was 2e-05, now 0.0001"),
+        ({"seed": 1}, "--seed: was 1234, now 1"),
+        ({"loss_mask": 0.5}, "--loss_mask"),
+        ({"global_batch": 4}, "--global_batch"),
+        ({"weight_decay": 0.0}, "--weight_decay"),
+        ({"iters": 7}, "iterations: was 20, now 7"),
+        ({"epochs": 9.0}, "iterations"),
+        ({"precision": "bf16"}, "precision: was fp32, now bf16"),
+    ],
+    ids=str,
+)
+def test_what_makes_it_another_run_is_named(tokenised, changes, named):
+    config, settings = tokenised
+    old, new = make_plan(config, settings), make_plan(replace(config, **changes), settings)
+    assert old.identity != new.identity
+    assert any(named in line for line in difference(old, new))
+
+
+def test_other_data_and_another_base_are_named(tokenised, tmp_path):
+    config, settings = tokenised
+    old = make_plan(config, settings)
+    tiny.write_rows(tmp_path / "train.jsonl", 41)
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"other weights")
+    config = replace(config, retokenize=True)
+    tokenize_sets(config, settings)
+    lines = "\n".join(difference(old, make_plan(config, settings)))
+    assert "training set" in lines
+    assert "training documents: was 40, now 41" in lines
+    assert "base model" in lines
+
+
+def test_replanning_keeps_the_folder_and_the_iterations(tokenised):
+    config, settings = tokenised
+    plan = make_plan(config, settings)
+    changed = replan(plan, run_dir=Path(plan.run_dir), changes={"tp": 2, "nproc_per_node": 4})
+    assert str(changed.layout) == "pp 1 x dp 2 x tp 2"
+    assert (changed.run_dir, changed.export_dir, changed.identity) == (plan.run_dir, plan.export_dir, plan.identity)
+    assert changed.config.iters is None
+    with pytest.raises(ConfigError, match="--tp"):
+        replan(plan, run_dir=Path(plan.run_dir), changes={"tp": 3, "nproc_per_node": 3})
+
+
+def test_a_plan_needs_tokenised_sets(project):
+    with pytest.raises(DataError, match="no tokenised set"):
+        make_plan(*project)
+
+
+def test_ahead_documents_are_estimated(project):
+    plan = make_plan(*project, ahead=True)
+    assert plan.train.documents == 40
+    assert "estimated" in "\n".join(plan.warnings)
+
+
+def test_a_differing_number_of_documents_is_a_warning(tokenised):
+    config, settings = tokenised
+    plan = make_plan(config, replace(settings, datasets={"words": 39}))
+    assert "39 documents" in "\n".join(plan.warnings)
+
+
+def test_memory_that_does_not_suffice_is_a_warning(tokenised, monkeypatch):
+    monkeypatch.setattr(planner, "find_devices", lambda: replace(LAPTOP, memory_bytes=10**8))
+    plan = make_plan(*tokenised)
+    assert plan.micro_batch == 1
+    assert "out of memory" in "\n".join(plan.warnings)
+
+
+def test_llama_2_70b_is_planned_from_its_config_alone(tmp_path, project):
+    config, _ = project
+    write_base(tmp_path / "llama", LLAMA_2_70B, weights=False)
+    (tmp_path / "medsft.toml").write_text('[checkpoints.llama]\n70 = "llama"\n')
+    settings = load_settings(tmp_path / "medsft.toml")
+    large = replace(config, checkpoint="llama", size=70, tp=8, pp=8, nodes=8, nproc_per_node=8, global_batch=64)
+    plan = make_plan(large, settings, ahead=True)
+    assert plan.layout == Layout(pp=8, dp=1, tp=8)
+    warnings = "\n".join(plan.warnings)
+    assert "no weights" in warnings
+    assert plan.estimates.device_name in warnings
+    assert plan.estimates.device_kind == "cuda"
+    parameters = 68.98e9
+    assert plan.estimates.checkpoint_bytes == pytest.approx(12 * parameters, rel=0.01)
+    memory = plan.estimates.memory
+    assert memory.weights + memory.gradients + memory.optimizer == pytest.approx(18 * parameters / 64, rel=0.1)
+
+
+def test_a_run_needs_weights(tmp_path, tokenised):
+    config, settings = tokenised
+    (tmp_path / "base" / "model.safetensors").unlink()
+    with pytest.raises(MismatchError, match="no weights"):
+        make_plan(config, settings)
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    plan = make_plan(config, settings, ahead=True)
+    assert "No tokenizer" in "\n".join(plan.warnings)
+
+
+def test_a_preview_collects_all_problems(project):
+    config, settings = project
+    found = preview(replace(config, checkpoint="tinny", data=(), min_lr=1.0, loss_mask=3.0), settings)
+    assert found.plan is None
+    assert {"--min_lr", "--loss_mask", "--data", "--checkpoint"} <= {problem.where for problem in found.problems}
+
+
+def test_a_preview_is_exact_once_tokenised(project):
+    config, settings = project
+    first = preview(config, settings)
+    assert (first.problems, first.exact) == ((), False)
+    tokenize_sets(config, settings)
+    second = preview(config, settings)
+    assert (second.problems, second.exact) == ((), True)
+    assert second.plan is not None
+    assert second.plan.identity == make_plan(config, settings).identity
+
+
+def test_a_preview_names_levels_that_cannot_work(project):
+    config, settings = project
+    found = preview(replace(config, tp=3), settings)
+    assert found.plan is None
+    assert [problem.where for problem in found.problems] == ["--tp"]
+    assert "2" in found.problems[0].hint
+
+
+def situation(documents: int, **changes: Any) -> Situation:
+    config = RunConfig(run_name="x", size=7)
+    lengths = np.random.default_rng(0).integers(20, 2048, documents)
+    values = {
+        "config": config,
+        "model": from_hf_config({**LLAMA_2_70B, "num_hidden_layers": 8}, where="config.json"),
+        "tp": None,
+        "pp": None,
+        "devices": Devices("cuda", 8, 80 * 10**9, "GPU", bf16=True),
+        "precision": "bf16",
+        "batches": sample_batches(SampleOrder(documents, config.global_batch, 1), lengths),
+        "longest": int(lengths.max()),
+    }
+    return Situation(**{**values, **changes})
+
+
+def test_the_least_splitting_that_fits_is_chosen():
+    large = choose(situation(1000))
+    small = choose(situation(1000, devices=Devices("cuda", 8, 30 * 10**9, "GPU", bf16=True)))
+    assert large.layout.world == small.layout.world == 8
+    assert small.layout.tp * small.layout.pp > large.layout.tp * large.layout.pp
+    assert small.memory.total < 30 * 10**9
+
+
+def test_a_pipeline_gets_micro_batches_to_fill_it():
+    choice = choose(situation(1000, tp=2, pp=4))
+    assert choice.num_micro_batches >= 16
+
+
+def test_a_plan_of_a_million_documents(tokenised, capsys):
+    """Prints how long it takes; a plan reads lengths, never tokens."""
+    started = time.process_time()
+    choice = choose(situation(1_000_000))
+    with capsys.disabled():
+        print(f"\n1,000,000 documents: layout and micro-batch in {time.process_time() - started:.2f} s")
+    assert choice.layout.world == 8
