@@ -43,8 +43,12 @@ class Wire:
         self._sending = threading.Lock()
         self._closed = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
+
+    def start(self) -> Wire:
+        """Begin to read and to beat, and return this wire."""
         self._reader.start()
         threading.Thread(target=self._beat, daemon=True).start()
+        return self
 
     def send(self, kind: str, **data: Any) -> None:
         """Send a message. That the other end is gone is told by the reading thread, not here."""
@@ -101,7 +105,8 @@ class Hub:
                 f"Port {port} cannot be opened: {error.strerror}.",
                 hint="Give another --port; the nodes talk on it and on the one after it.",
             ) from None
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def _accept(self) -> None:
         while True:
@@ -110,6 +115,7 @@ class Hub:
             except OSError:
                 return
             self._wires.append(Wire(connection, self._inbox))
+            self._wires[-1].start()  # only now: an answer to what it brings goes to all wires that are listed
 
     def send(self, kind: str, **data: Any) -> None:
         """Send a message to everybody."""
@@ -120,6 +126,7 @@ class Hub:
         """Stop listening, and close all wires once what was sent has arrived."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts; without it the port stays taken
+        self._accepting.join()  # so that whoever came last is closed too, and does not take its beats for a living run
         self._listener.close()
         for wire in self._wires:
             wire.finish()
@@ -141,7 +148,7 @@ def connect(addr: str, port: int, inbox: SimpleQueue[News], *, seconds: float) -
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
-            return Wire(socket.create_connection((addr, port), timeout=5.0), inbox)
+            return Wire(socket.create_connection((addr, port), timeout=5.0), inbox).start()
         except socket.gaierror as error:
             raise LaunchError(f"--addr {addr}: {error.strerror}.", hint="Give the name or the IP address of node 0.") from None
         except OSError:
