@@ -182,7 +182,6 @@ class RunConfig:
     keep_last: int = _option(2, "Checkpoints kept; 0 keeps all", "output", minimum=0)
     id: str | None = _option(None, "Suffix that tells this run from another with the same settings", "output")
 
-
     @property
     def follows_original(self) -> bool:
         """Whether the run repeats the original's recipe in every detail."""
