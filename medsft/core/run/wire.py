@@ -22,6 +22,7 @@ BEAT_SECONDS = 2.0
 SILENT_SECONDS = 30.0
 """Longer than a network takes to find another way, and short enough for all nodes to end within a minute."""
 _FLUSH_SECONDS = 5.0
+_ACCEPT_SECONDS = 0.2
 _LONGEST_LINE = 1 << 20
 
 
@@ -105,15 +106,17 @@ class Hub:
                 f"Port {port} cannot be opened: {error.strerror}.",
                 hint="Give another --port; the nodes talk on it and on the one after it.",
             ) from None
+        self._listener.settimeout(_ACCEPT_SECONDS)
+        self._closing = threading.Event()
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
 
     def _accept(self) -> None:
-        while True:
+        while not self._closing.is_set():
             try:
                 connection, _ = self._listener.accept()
             except OSError:
-                return
+                continue  # nobody came in time, or who came has left again
             self._wires.append(Wire(connection, self._inbox))
             self._wires[-1].start()  # only now: an answer to what it brings goes to all wires that are listed
 
@@ -124,8 +127,7 @@ class Hub:
 
     def close(self) -> None:
         """Stop listening, and close all wires once what was sent has arrived."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts; without it the port stays taken
+        self._closing.set()
         self._accepting.join()  # so that whoever came last is closed too, and does not take its beats for a living run
         self._listener.close()
         for wire in self._wires:
