@@ -111,36 +111,21 @@ def plan(
 ) -> None:
     """Show what a run would be: iterations, layout, memory, disk. Trains nothing.
 
-    Before anything is tokenised, documents and tokens are estimated from the JSONL.
+    Before anything is tokenised, documents and tokens are estimated from the JSONL. The folder of the base model may hold
+    its config.json alone: then the devices are supposed, too, and a warning says which.
     """
     from medsft.cli.plan_table import print_plan
     from medsft.core.files import write_atomically
+    from medsft.core.planning.planner import make_plan
+    from medsft.core.registry import load_settings
 
-    planned, exact = _plan(config, settings)
+    planned = make_plan(config, load_settings(settings), ahead=True)
     if output is not None:
         write_atomically(output, planned.to_json())
     if json:
         print(planned.to_json(), end="")
     else:
         print_plan(planned)
-    if not exact:
-        console.note("Nothing is tokenised yet: documents and tokens are estimates. `medsft tokenize` makes them exact.")
-
-
-def _plan(config: RunConfig, settings: Path | None) -> tuple[RunPlan, bool]:
-    """Return the plan, and whether it is that of a tokenised set and not an estimate."""
-    from medsft.core.data.dataset import set_exists
-    from medsft.core.planning.planner import make_plan, preview
-    from medsft.core.registry import load_settings
-    from medsft.errors import ConfigError
-
-    loaded = load_settings(settings)
-    if config.run_name and set_exists(config.tokenized_data_dir / config.run_name):
-        return make_plan(config, loaded), True
-    found = preview(config, loaded)
-    if found.plan is None or found.problems:
-        raise ConfigError(found.problems)
-    return found.plan, False
 
 
 def resume(
