@@ -84,6 +84,8 @@ def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int
     if stage == layout.pp - 1:
         activations += min(HEAD_CHUNK_BYTES, 4 * work.stream_tokens * math.ceil(model.vocab_size / layout.tp))
     gradients = 4 * (parameters if layout.dp > 1 else shard)
+    if work.num_micro_batches == 1:  # gradients then take the place of the activations that they are computed from
+        activations = max(0, activations - gradients)
     process = PROCESS_BYTES[work.device_kind]
     if work.device_kind == "cpu" and layout.world > 1:
         process += _GLOO_BYTES
