@@ -83,6 +83,18 @@ def test_linked_files_exist() -> None:
         assert (ROOT / target).is_file() or target == "docs/performance.md", target
 
 
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_files_and_modules_that_are_named_exist(document: str) -> None:
+    """Such as `core/data/template.py`, `engine/formats/` and `planning.order`; folders above may be left out."""
+    spans = set(re.findall(r"`([^`\s]+)`", (ROOT / document).read_text(encoding="utf-8")))
+    modules = {s for s in spans if re.fullmatch(r"(core|cli|engine|planning|run)\.[a-z_.]+", s)}
+    paths = {s for s in spans if re.fullmatch(r"(core|cli|engine|planning|run|tests|medsft|docs|bench)/[\w./]*", s)}
+    assert len(modules | paths) > 4
+    for name in paths | {module.replace(".", "/") for module in modules}:
+        found = [start / f"{name}{end}" for start in (ROOT, ROOT / "medsft", ROOT / "medsft/core") for end in ("", ".py")]
+        assert any(path.exists() for path in found), name
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder such as the README supposes, with a tiny model in the place of the real one."""
