@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medsft.core.basemodel import BaseModel, describe_without_weights, inspect_base, lacks_weights
 from medsft.core.config import RunConfig
-from medsft.core.data.tokenizers import open_tokenizer
+from medsft.core.data.tokenizers import find_tokenizer_file, open_tokenizer
 from medsft.core.planning.plan import BasePlan, absolute
 from medsft.core.registry import CheckpointEntry
 from medsft.errors import MismatchError
@@ -35,6 +35,8 @@ def plan_base(config: RunConfig, entry: CheckpointEntry, base: BaseModel) -> Bas
     rows = base.config.vocab_size
     vocab, new = rows, tuple[str, ...]()
     source = entry.tokenizer or base.tokenizer
+    if source is not None and config.follows_original:
+        source = find_tokenizer_file(source, prefer_model_file=True)  # named, so that the export takes no other
     if source is not None:
         tokenizer = open_tokenizer(source, template=config.template).tokenizer
         # A Megatron-LLM table is padded and does not say how far; its tokenizer does.

@@ -1,0 +1,34 @@
+"""The base model in a plan: the tokenizer that it records is the one that its sets are tokenised with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import tiny
+
+from medsft.core.basemodel import inspect_base
+from medsft.core.config import RunConfig
+from medsft.core.data.tokenizers import open_tokenizer
+from medsft.core.planning.base import plan_base
+from medsft.core.registry import CheckpointEntry, Settings
+from medsft.core.run.pipeline import request_for
+
+
+@pytest.mark.parametrize(("compat", "kind"), [("none", "tokenizer.json"), ("megatron-llm", "tokenizer.model")])
+def test_a_folder_with_two_tokenizers(tmp_path: Path, compat: str, kind: str) -> None:
+    shape = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps({**shape, "num_attention_heads": 4, "vocab_size": 50}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    tiny.write_tokenizer(tmp_path)
+    shutil.copy(str(files("mistral_common") / "data" / "tokenizer.model.v1"), tmp_path / "tokenizer.model")
+    config = RunConfig(checkpoint="base", size=1, run_name="r", compat=compat)
+    entry = CheckpointEntry(name="base", size=1, path=tmp_path)
+    planned = plan_base(config, entry, inspect_base(tmp_path))
+    used = request_for(config, Settings(checkpoints={("base", 1): entry})).job.open_tokenizer().tokenizer
+    exported = open_tokenizer(Path(planned.tokenizer)).tokenizer
+    assert used.kind == exported.kind == kind
+    assert used.vocab_size == exported.vocab_size == planned.model.vocab_size
