@@ -16,6 +16,7 @@ from textual.screen import Screen
 
 from medsft.core.run.rundir import RunDir
 from medsft.tui.dialogs import TextDialog, key_help
+from medsft.tui.palette import Palette
 from medsft.tui.themes import DARK, LIGHT
 
 Start = Literal["wizard", "monitor", "runs"]
@@ -84,6 +85,11 @@ class MedsftApp(App[int]):
 
     async def _run(self, node: DOMNode, action: str) -> None:
         await self.run_action(action, default_namespace=node)
+
+    def action_command_palette(self) -> None:
+        """Show the command palette."""
+        if not Palette.is_open(self):  # type: ignore[arg-type]
+            self.push_screen(Palette(id="--command-palette"))
 
     def action_keys(self) -> None:
         """Show what this screen is for and what its keys do."""

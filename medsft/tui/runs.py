@@ -171,8 +171,8 @@ Training goes on whether or not this list is open.
     @property
     def chosen(self) -> RunRow | None:
         """The run under the cursor."""
-        table = self.query_one(DataTable)
-        if not table.row_count or not table.is_valid_coordinate(table.cursor_coordinate):
+        table = self.query_one_optional("#runs", DataTable)
+        if table is None or not table.row_count or not table.is_valid_coordinate(table.cursor_coordinate):
             return None
         return self.rows.get(table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value or "")
 
@@ -195,7 +195,7 @@ Training goes on whether or not this list is open.
             return True if len(self.marked) > 1 else None
         if action not in ("open", "mark", "stop", "resume", "export", "delete"):
             return True
-        row = self.chosen if self.is_mounted else None
+        row = self.chosen
         if row is None:
             return None
         allowed = {
