@@ -11,12 +11,15 @@ Shapes: n tokens, H query heads, K key/value heads, G = H / K, d head size. Rows
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from medsft.core.engine import native
 
 
 def block_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
@@ -37,9 +40,9 @@ class _BlockAttention(torch.autograd.Function):
         ctx.save_for_backward(q_rows, k_rows, v_rows)
         ctx.window = window
         out = torch.empty_like(q_rows)
-        for rows, seen, mask in _blocks(q_rows, k_rows, window):
-            p = _probabilities(q_rows[:, rows], k_rows[:, seen], mask)
-            out[:, rows] = p @ v_rows[:, seen]
+        for block in _blocks(q_rows, k_rows, window):
+            scores = q_rows[:, block.rows] @ k_rows[:, block.seen].mT
+            out[:, block.rows] = _softmax(scores, block) @ v_rows[:, block.seen]
         return _tokens(out, len(q))
 
     @staticmethod
@@ -51,33 +54,44 @@ class _BlockAttention(torch.autograd.Function):
         dq = torch.empty_like(q)
         # Each key is seen by many blocks: their contributions are added up in fp32.
         dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-        for rows, seen, mask in _blocks(q, k, ctx.window):
-            p = _probabilities(q[:, rows], k[:, seen], mask)
-            dv[:, seen] += p.mT @ grad[:, rows]
+        for block in _blocks(q, k, ctx.window):
+            rows, seen = block.rows, block.seen
+            scores = q[:, rows] @ k[:, seen].mT
             dp = grad[:, rows] @ v[:, seen].mT
-            ds = torch._softmax_backward_data(dp, p, -1, dtype)  # p * (dp - sum(p * dp)) in one pass
+            p, ds = _softmax_backward(scores, dp, block)
+            dv[:, seen] += p.mT @ grad[:, rows]
             dq[:, rows] = ds @ k[:, seen]
             dk[:, seen] += ds.mT @ q[:, rows]
         dq *= q.shape[-1] ** -0.5
         return _tokens(dq, tokens), _tokens(dk.to(dtype), tokens), _tokens(dv.to(dtype), tokens), None
 
 
-def _blocks(q: Tensor, k: Tensor, window: int | None) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield for each block of tokens its rows of `q`, the keys that it sees, and a mask for the last of these keys.
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Some tokens of a document as queries, and the keys that they see."""
 
-    The mask [rows, last keys] is 0, or -inf where a row must not see a key; in front of it, every row sees every key.
-    """
+    rows: slice
+    """Their rows of `q`."""
+    seen: slice
+    """Keys that any of them sees; the last `tokens` of these are their own."""
+    tokens: int
+    group: int
+    window: int | None
+
+    def mask(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return 0, or -inf where a row must not see a key, for the last keys; in front of these every row sees every key."""
+        before = 0 if self.window is None else self.seen.stop - self.seen.start - self.tokens
+        return _mask(self.tokens, before, self.window, self.group, dtype, device)
+
+
+def _blocks(q: Tensor, k: Tensor, window: int | None) -> Iterator[_Block]:
     tokens, group = k.shape[1], q.shape[1] // k.shape[1]
     # Small blocks waste less above the diagonal, large ones multiply faster; measured with 64-wide heads.
     size = min(tokens, 128 if q.dtype == torch.bfloat16 else 64)
     for start in range(0, tokens, size):
         end = min(start + size, tokens)
-        rows = slice(start * group, end * group)
-        if window is None:
-            yield rows, slice(0, end), _mask(end - start, 0, window, group, q.dtype, q.device)
-        else:
-            first = max(0, start - window + 1)
-            yield rows, slice(first, end), _mask(end - start, start - first, window, group, q.dtype, q.device)
+        first = 0 if window is None else max(0, start - window + 1)
+        yield _Block(slice(start * group, end * group), slice(first, end), end - start, group, window)
 
 
 @lru_cache(maxsize=64)
@@ -89,11 +103,22 @@ def _mask(tokens: int, before: int, window: int | None, group: int, dtype: torch
     return mask.repeat_interleave(group, dim=0)
 
 
-def _probabilities(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-    """Return softmax(q k^T + mask) [K, rows, keys], the mask being for the last keys; `q` is scaled already."""
-    scores = q @ k.mT
+def _softmax(scores: Tensor, block: _Block) -> Tensor:
+    """Return softmax(scores) [K, rows, keys] over the keys that each row sees; uses up `scores`."""
+    if native.takes(scores):
+        return native.causal_softmax_(scores, block.tokens, block.window)
+    mask = block.mask(scores.dtype, scores.device)
     scores[..., -mask.shape[1] :] += mask
     return scores.softmax(-1)
+
+
+def _softmax_backward(scores: Tensor, dp: Tensor, block: _Block) -> tuple[Tensor, Tensor]:
+    """Return (p = softmax(scores), p * (dp - sum(p * dp))); uses up both."""
+    if native.takes(scores, dp):
+        native.causal_softmax_backward_(scores, dp, block.tokens, block.window)
+        return scores, dp
+    p = _softmax(scores, block)
+    return p, torch._softmax_backward_data(dp, p, -1, p.dtype)
 
 
 def _rows(heads: Tensor, kv_heads: int) -> Tensor:

@@ -1,7 +1,8 @@
 """RMSNorm, SwiGLU and rotation as single steps of differentiation.
 
 Written as plain tensor operations, each would keep several intermediate results per token for the backward, partly in fp32.
-Here each keeps its inputs and computes the rest again, which is cheap next to the matrix products around it.
+Here each keeps its inputs and computes the rest again, which is cheap next to the matrix products around it. Norm and SwiGLU
+in bf16 on a CPU take one pass over memory where `native` could be compiled.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from medsft.core.engine import native
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -35,6 +38,10 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if native.takes(x, weight):
+            out, inverse = native.rms_norm(x, weight, eps)
+            ctx.save_for_backward(x, weight, inverse)
+            return out
         inverse = x.float().square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
         return (x * inverse).to(x.dtype) * weight
@@ -43,6 +50,8 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
+        if native.takes(x, weight, grad):
+            return *native.rms_norm_backward(x, weight, inverse, grad), None
         unit = x * inverse  # fp32, as `inverse` is
         grad_weight = (grad * unit).sum(tuple(range(x.ndim - 1)))
         grad_unit = (grad * weight).float()
@@ -55,12 +64,16 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
+        if native.takes(gate, up):
+            return native.swiglu(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
+        if native.takes(gate, up, grad):
+            return native.swiglu_backward(gate, up, grad)
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 

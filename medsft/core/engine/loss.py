@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from medsft.core.engine import native
+
 LOGITS_BYTES = 128 * 2**20
 """Size of the largest fp32 tensor of logits that exists at once."""
 
@@ -89,6 +91,10 @@ class _WeightedNLL(torch.autograd.Function):
         for start in range(0, len(labels), chunk):
             part = slice(start, start + chunk)
             logits = table.logits(hidden[part], head)
+            if grads is not None and table.group is None and native.takes(logits):
+                nll[part] = native.cross_entropy_(logits, labels[part])
+                grads.add(part, logits, hidden, head, weights)
+                continue
             if grads is None:
                 correct[part] = table.most_likely(logits) == labels[part]
             log_p = table.log_softmax(logits)

@@ -1,0 +1,65 @@
+"""`python -m bench [train|scaling|around]`: measure, print tables, and keep the figures in bench/results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.table import say
+
+PARTS = ("train", "scaling", "around")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure medsft and the peers that are installed.")
+    parser.add_argument("part", nargs="?", choices=(*PARTS, "all"), default="all", help="default: all, one after the other")
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE.jsonl", help="train on these rows (prompt, gold), not on generated ones"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="turns of the training comparison (default 3)")
+    parser.add_argument("--steps", type=int, default=6, help="steps of each training, the first not counted (default 6)")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), action="append", help="default: both")
+    parser.add_argument("--work", type=Path, default=Path("bench/work"), help="folder for models and runs (3 GB)")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "train": lambda: _train(options),
+        "scaling": lambda: _scaling(options),
+        "around": lambda: _around(options),
+    }
+    asked = PARTS if options.part == "all" else (options.part,)
+    results = {"date": time.strftime("%Y-%m-%d %H:%M"), "python": platform.python_version(), "machine": platform.platform()}
+    results |= {part: parts[part]() for part in asked}
+    path = Path("bench/results") / f"{time.strftime('%Y-%m-%d-%H%M%S')}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    say(f"All figures: {path}")
+
+
+# Each part imports what it needs when it runs: `around` measures imports and starts, `train` needs torch.
+def _train(options: argparse.Namespace) -> dict[str, Any]:
+    from bench import train
+
+    precisions = tuple(options.precision or ("bf16", "fp32"))
+    return train.measure(options.work, rows=options.data, repeats=options.repeats, steps=options.steps, precisions=precisions)
+
+
+def _scaling(options: argparse.Namespace) -> dict[str, Any]:
+    from bench import scaling
+
+    return scaling.measure(options.work)
+
+
+def _around(options: argparse.Namespace) -> dict[str, Any]:
+    from bench import around
+
+    return around.measure(options.work)
+
+
+if __name__ == "__main__":
+    main()

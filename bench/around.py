@@ -1,0 +1,154 @@
+"""Everything around the training step: tokenising, planning, starting, saving, and how soon a person sees something."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import medsft
+from bench import documents
+from bench.runs import CHECKPOINT, SIZE, Job, train, unpack_base
+from bench.table import print_table, say
+from medsft.core.data.dataset import role_prefix, text_prefix
+from medsft.core.data.indexed import IndexedWriter
+from medsft.core.data.template import Role
+from medsft.core.planning.order import SampleOrder
+
+_TOKENISED_ROWS = 20_000
+_MILLION = 1_000_000
+_SAVE_INTERVAL = 50
+_FIRST_PAINT = """
+import asyncio, time
+start = time.perf_counter()
+from medsft.tui.app import MedsftApp
+async def main():
+    async with MedsftApp("wizard").run_test(size=(100, 30)):
+        print(time.perf_counter() - start)
+asyncio.run(main())
+"""
+
+
+def measure(work: Path) -> dict[str, Any]:
+    """Print a table and return its figures."""
+    base = unpack_base(work / "base")
+    figures = interface()
+    figures |= million(base, work)
+    figures |= tokenising(base, work)
+    figures |= start_and_save(base, work)
+    print_table("Around the step", [{"what": name, "value": f"{value:.3g}"} for name, value in figures.items()])
+    return figures
+
+
+def interface() -> dict[str, float]:
+    """How soon the command line and the wizard answer, in new processes."""
+    command = [str(Path(sys.executable).with_name("medsft")), "--help"]
+    paint = [sys.executable, "-c", _FIRST_PAINT]
+    return {
+        "medsft --help, s": statistics.median(_seconds(lambda: _run(command)) for _ in range(5)),
+        "wizard: imports and first screen, s": statistics.median(float(_run(paint)) for _ in range(5)),
+    }
+
+
+def tokenising(base: Path, work: Path) -> dict[str, float]:
+    """Rates of one process; megabytes are those of the JSONL."""
+    rows = documents.write(work / "tokenised.jsonl", _TOKENISED_ROWS)
+    tokenizers = {"Hugging Face tokenizer": base, "SentencePiece": sentence_piece()}
+    figures = {}
+    for name, path in tokenizers.items():
+        if path is None:
+            say(f"{name}: no model found (mistral-common ships one); not measured.")
+            continue
+        request = medsft.TokenizeRequest(
+            out_dir=work / "tokenising", name="rows", data=(rows,), tokenizer=path, retokenize=True, workers=1
+        )
+        seconds = min(_seconds(lambda request=request: medsft.tokenize(request)) for _ in range(2))
+        figures[f"{name}, documents/s a process"] = _TOKENISED_ROWS / seconds
+        figures[f"{name}, MB/s a process"] = rows.stat().st_size / seconds / 1e6
+    shutil.rmtree(work / "tokenising")
+    return figures
+
+
+def sentence_piece() -> Path | None:
+    """Return a real tokenizer.model, if a package that has one is installed."""
+    spec = importlib.util.find_spec("mistral_common")
+    folders = spec.submodule_search_locations if spec else None
+    source = Path(folders[0]) / "data" / "tokenizer.model.v1" if folders else None
+    return source if source is not None and source.exists() else None
+
+
+def million(base: Path, work: Path) -> dict[str, float]:
+    """Plan and sample a set of a million documents."""
+    folder = work / "tokenized" / "million"
+    settings_file = work / "medsft.toml"
+    settings_file.write_text(f'[checkpoints.{CHECKPOINT}]\n{SIZE} = "{base.resolve()}"\n', encoding="utf-8")
+    if not folder.exists():
+        _write_million(folder)
+    config = medsft.RunConfig(
+        checkpoint=CHECKPOINT,
+        size=SIZE,
+        run_name="million",
+        tokenized_data_dir=folder.parent,
+        save_checkpoint_dir=work / "runs",
+        template="model",
+        trust_cache=True,
+        seq=512,
+    )
+    settings = medsft.load_settings(settings_file)
+    medsft.tokenize_sets(config, settings)
+    order = SampleOrder(_MILLION, 64, seed=0)
+    return {
+        "plan for 1,000,000 documents, s": _seconds(lambda: medsft.plan(config, settings)),
+        "first batch of an epoch of 1,000,000, s": _seconds(lambda: order.batch(0)),
+        "any other batch, s": _seconds(lambda: order.batch(1)),
+    }
+
+
+def _write_million(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    sizes = draw.integers(20, 60, _MILLION, dtype=np.int32)
+    roles = np.full(int(sizes.sum()), Role.QUESTION, np.uint16)
+    ends = np.cumsum(sizes)
+    for back in range(1, 9):
+        roles[ends - back] = Role.ANSWER
+    tokens = draw.integers(0, 1000, len(roles)).astype(np.uint16)
+    for prefix, numbers in ((text_prefix(folder), tokens), (role_prefix(folder), roles)):
+        with IndexedWriter(prefix, np.uint16) as writer:
+            writer.add(numbers, sizes)
+            writer.close()
+
+
+def start_and_save(base: Path, work: Path) -> dict[str, float]:
+    """From the start of a run's process to the end of its first step, less the step; and what a checkpoint costs."""
+    job = Job(base=base, rows=documents.write(work / "pubmedqa_like.jsonl", 400), steps=6)
+    began = time.time()
+    events = train(job, work, save_interval=3)
+    steps = [event for event in events if event.kind == "step"]
+    saves = [event for event in events if event.kind == "checkpoint"]
+    step = statistics.median(event.data["step_seconds"] for event in steps[1:])
+    stalled = statistics.median(event.data["stalled_seconds"] for event in saves)
+    return {
+        "plan, start, load, until the first step, s": steps[0].time - steps[0].data["step_seconds"] - began,
+        "a step, s": step,
+        "training stands still for a checkpoint, s": stalled,
+        f"share of that at --save_interval {_SAVE_INTERVAL}": stalled / (_SAVE_INTERVAL * step + stalled),
+    }
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

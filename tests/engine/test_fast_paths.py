@@ -1,0 +1,212 @@
+"""What training does to be fast, against the plain way: values, gradients, and the losses of 20 iterations."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medsft.core.architecture import ModelConfig
+from medsft.core.engine import attention, native
+from medsft.core.engine import model as model_module
+from medsft.core.engine.attention import Stream, sdpa_attention
+from medsft.core.engine.block_attention import block_attention
+from medsft.core.engine.elementwise import rms_norm, swiglu
+from medsft.core.engine.loss import weighted_nll
+from medsft.core.engine.model import Decoder
+from medsft.core.engine.precision import Masters, make_masters
+
+LENGTHS = (150, 1, 70, 29)
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=96,
+    hidden_size=48,
+    intermediate_size=80,
+    num_layers=3,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=8,
+    norm_eps=1e-5,
+    rope_theta=10000.0,
+    rope_scaling=None,
+    max_position_embeddings=512,
+    tie_embeddings=True,
+)
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler")
+
+
+def normal(*shape, dtype=torch.bfloat16, scale=1.0):
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) * scale).to(dtype)
+
+
+def without_kernels(monkeypatch):
+    monkeypatch.setattr(native, "takes", lambda *_: False)
+
+
+def plainly(monkeypatch):
+    """Train by the definitions: no kernels, no blocks, operations that torch differentiates by itself."""
+    without_kernels(monkeypatch)
+    monkeypatch.setattr(attention, "block_attention", sdpa_attention)
+    monkeypatch.setattr(model_module, "rms_norm", lambda x, w, eps: w * F.rms_norm(x.float(), w.shape, eps=eps).to(x.dtype))
+    monkeypatch.setattr(model_module, "swiglu", lambda gate, up: F.silu(gate) * up)
+    monkeypatch.setattr(model_module, "rotate", plain_rotate)
+
+
+def plain_rotate(heads, cos, sin):
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def plain_loss(hidden, head, labels, weights):
+    return (F.cross_entropy((hidden @ head.T).float(), labels, reduction="none") * weights).sum()
+
+
+def fast_loss(hidden, head, labels, weights):
+    return weighted_nll(hidden, head, labels, weights, vocab_size=len(head)).loss
+
+
+def relative_error(ours, exact):
+    return float((ours.detach().double() - exact.detach()).norm() / exact.detach().norm())
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("function", "inputs"),
+    [
+        (lambda x, w: rms_norm(x, w, 1e-5), (normal(37, 96), normal(96))),
+        (lambda x, w: rms_norm(x, w, 1e-5), (normal(7, 3, 8), normal(8))),
+        (swiglu, (normal(37, 50, scale=3), normal(37, 50))),
+        (lambda q, k, v: block_attention(q, k, v), (normal(300, 6, 16), normal(300, 2, 16), normal(300, 2, 16, scale=2))),
+        (lambda q, k, v: block_attention(q, k, v, 70), (normal(300, 6, 16), normal(300, 2, 16), normal(300, 2, 16, scale=2))),
+    ],
+    ids=["norm", "norm of heads", "swiglu", "attention", "attention in a window"],
+)
+def test_kernels_are_as_good_as_tensor_operations(function, inputs, monkeypatch):
+    def run(dtype):
+        tensors = [x.to(dtype).requires_grad_() for x in inputs]
+        out = function(*tensors)
+        return [out, *torch.autograd.grad((out * normal(*out.shape).to(dtype)).sum(), tensors)]
+
+    ours = run(torch.bfloat16)
+    without_kernels(monkeypatch)
+    for kernel, operations, exact in zip(ours, run(torch.bfloat16), run(torch.float64), strict=True):
+        assert kernel.dtype == torch.bfloat16
+        assert relative_error(kernel, exact) < max(1.25 * relative_error(operations, exact), 3e-3)
+
+
+@needs_compiler
+def test_the_kernel_of_the_loss_is_as_good_as_tensor_operations():
+    hidden, head = normal(40, 32), normal(96, 32)
+    labels, weights = torch.arange(40) * 2, torch.linspace(0.0, 2.0, 40)
+    results = {}
+    for name, loss, dtype in (
+        ("kernel", fast_loss, torch.bfloat16),
+        ("plain", plain_loss, torch.bfloat16),
+        ("exact", plain_loss, torch.float64),
+    ):
+        tensors = [hidden.to(dtype).requires_grad_(), head.to(dtype).requires_grad_()]
+        value = loss(*tensors, labels, weights)
+        results[name] = [value, *torch.autograd.grad(value, tensors)]
+    for kernel, plain, exact in zip(*results.values(), strict=True):
+        assert relative_error(kernel, exact) < max(1.25 * relative_error(plain, exact), 3e-3)
+
+
+@needs_compiler
+def test_kernels_pass_on_what_is_not_a_number():
+    x = normal(4, 16)
+    x[1, 3] = torch.nan
+    assert rms_norm(x, normal(16), 1e-5)[1].isnan().all()
+    assert swiglu(x, x)[1, 3].isnan()
+    nll = native.cross_entropy_(x.clone(), torch.zeros(4, dtype=torch.int64))
+    assert nll.isnan().tolist() == [False, True, False, False]
+    scores = x.clone()[None]
+    assert native.causal_softmax_(scores, 4, None)[0].isnan().any(-1).tolist() == [False, True, False, False]
+
+
+@needs_compiler
+def test_a_label_outside_the_vocabulary_is_refused():
+    with pytest.raises(IndexError):
+        native.cross_entropy_(normal(2, 8), torch.tensor([0, 8]))
+
+
+def test_without_a_compiler_there_are_no_kernels(monkeypatch):
+    native.library.cache_clear()
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    try:
+        assert not native.takes(normal(2, 2))
+        assert rms_norm(normal(2, 2), normal(2), 1e-5).isfinite().all()
+    finally:
+        native.library.cache_clear()
+
+
+def test_kernels_take_only_what_they_are_made_for():
+    assert not native.takes(normal(2, 2, dtype=torch.float32))
+    assert not native.takes(normal(2, 2), normal(2, 2).to("meta"))
+
+
+def gradients(decoder, dtype, loss):
+    """Loss and gradients of all masters for two micro-batches."""
+    decoder = copy.deepcopy(decoder)
+    masters = make_masters(decoder, compute_dtype=dtype, data_parallel=False)
+    losses = [step(decoder, loss, seed) for seed in range(2)]
+    return [sum(losses), *(master.grad for master in masters.by_name.values())]
+
+
+def step(decoder, loss, seed):
+    generator = torch.Generator().manual_seed(seed)
+    tokens, labels = torch.randint(CONFIG.vocab_size, (2, sum(LENGTHS)), generator=generator)
+    weights = (torch.rand(sum(LENGTHS), generator=generator) < 0.4).float()
+    value = loss(decoder(tokens, Stream.of(LENGTHS)), decoder.head_weight(), labels, weights) / weights.sum()
+    value.backward()
+    return value.detach()
+
+
+@pytest.fixture
+def decoder():
+    made = Decoder(CONFIG)
+    made.init_weights(0)
+    return made
+
+
+def test_a_whole_step_in_fp32(decoder, monkeypatch):
+    ours = gradients(decoder, torch.float32, fast_loss)
+    plainly(monkeypatch)
+    torch.testing.assert_close(ours, gradients(decoder, torch.float32, plain_loss), atol=1e-5, rtol=1e-5)
+
+
+def test_a_whole_step_in_bf16_is_as_good_as_the_plain_one(decoder, monkeypatch):
+    ours = gradients(decoder, torch.bfloat16, fast_loss)
+    plainly(monkeypatch)
+    plain, exact = (gradients(decoder, dtype, plain_loss) for dtype in (torch.bfloat16, torch.float32))
+    for fast, slow, right in zip(ours, plain, exact, strict=True):
+        assert relative_error(fast, right) < max(1.5 * relative_error(slow, right), 3e-3)
+
+
+def loss_curve(decoder, dtype, loss):
+    decoder = copy.deepcopy(decoder)
+    masters: Masters = make_masters(decoder, compute_dtype=dtype, data_parallel=False)
+    optimizer = torch.optim.AdamW(masters.by_name.values(), lr=3e-3, fused=True)
+    losses = []
+    for iteration in range(20):
+        losses.append(step(decoder, loss, iteration % 4))
+        optimizer.step()
+        masters.publish()
+        masters.zero_grad()
+    return torch.stack(losses).float()
+
+
+def test_twenty_iterations_in_fp32(decoder, monkeypatch):
+    ours = loss_curve(decoder, torch.float32, fast_loss)
+    plainly(monkeypatch)
+    plain = loss_curve(decoder, torch.float32, plain_loss)
+    assert plain[-1] < 0.9 * plain[0]
+    torch.testing.assert_close(ours, plain, atol=2e-4, rtol=2e-4)
+
+
+def test_twenty_iterations_in_bf16(decoder, monkeypatch):
+    ours = loss_curve(decoder, torch.bfloat16, fast_loss)
+    plainly(monkeypatch)
+    plain, exact = (loss_curve(decoder, dtype, plain_loss) for dtype in (torch.bfloat16, torch.float32))
+    assert (ours - exact).abs().max() < max(1.5 * (plain - exact).abs().max(), 0.01)
