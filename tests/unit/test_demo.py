@@ -40,11 +40,11 @@ def test_every_rule_and_answer_is_learnt_and_asked() -> None:
 
 def numbers(rule: str, rows: list[dict[str, str]]) -> set[str]:
     """The measured values of a rule's questions; ages are not values."""
-    texts = [re.sub(r"\d+-year-old|1\.73 m2|kg/m2", "", row["prompt"]) for row in rows if row["rule"] == rule]
+    texts = [re.sub(r"\d+-year-old|kg/m2", "", row["prompt"]) for row in rows if row["rule"] == rule]
     return {match for text in texts for match in re.findall(r"\d+(?:[./]\d+)?", text)}
 
 
-@pytest.mark.parametrize("rule", ["heart rate", "BMI", "kidney function", "sodium", "blood pressure", "potassium"])
+@pytest.mark.parametrize("rule", ["heart rate", "BMI", "kidney function", "temperature", "blood pressure", "potassium"])
 def test_held_out_values_are_not_trained_on_in_any_wording(rule: str) -> None:
     assert numbers(rule, HELD_OUT)
     assert not numbers(rule, HELD_OUT) & numbers(rule, TRAIN)
@@ -62,8 +62,8 @@ def test_held_out_values_are_not_trained_on_in_any_wording(rule: str) -> None:
         ("heart rate", "178", "tachycardia"),
         ("kidney function", "44", "G3b"),
         ("kidney function", "90", "G1"),
-        ("Apgar", "0", "low Apgar"),
-        ("Apgar", "10", "reassuring Apgar"),
+        ("Glasgow coma scale", "3", "severe head injury"),
+        ("Glasgow coma scale", "15", "mild head injury"),
         ("temperature", "37.9", "normal temperature"),
         ("potassium", "5.0", "normal potassium"),
     ],

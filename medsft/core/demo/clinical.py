@@ -19,7 +19,7 @@ from medsft.core.demo import rules
 Row = dict[str, str]
 """`prompt`, `gold` (the answer), `rule`."""
 
-QUESTIONS_PER_BAND = 16
+QUESTIONS_PER_BAND = 20
 _HELD_OUT_SHARE = 0.125
 _ENOUGH_VALUES = 6
 

@@ -35,8 +35,8 @@ SCALES = (
         (("32", "bradycardia"), ("60", "normal heart rate"), ("101", "tachycardia")),
         "178",
         (
-            "How do you call a resting heart rate of {value} per minute in {person}?",
-            "{person} has a pulse of {value} beats per minute at rest. Classify it.",
+            "How do you call a resting heart rate of {value} per minute?",
+            "{person} has a pulse of {value} at rest. Classify it.",
             "Heart rate {value}/min, adult at rest. Which class?",
         ),
     ),
@@ -45,8 +45,8 @@ SCALES = (
         (("5", "bradypnoea"), ("12", "normal breathing rate"), ("21", "tachypnoea")),
         "44",
         (
-            "{person} takes {value} breaths per minute. Classify the respiratory rate.",
-            "Respiratory rate {value}/min in {person}. What is it called?",
+            "{person} takes {value} breaths per minute. Classify it.",
+            "Respiratory rate {value}/min. What is it called?",
             "An adult breathes {value} times a minute. Which class of respiratory rate?",
         ),
     ),
@@ -55,7 +55,7 @@ SCALES = (
         (("31.0", "hypothermia"), ("35.0", "normal temperature"), ("38.0", "fever"), ("39.5", "high fever")),
         "41.5",
         (
-            "Body temperature {value} °C in {person}. Classify it.",
+            "Body temperature {value} °C. Classify it.",
             "{person} has a temperature of {value} °C. Which class is it?",
             "The thermometer shows {value} °C. What is this called?",
         ),
@@ -67,7 +67,7 @@ SCALES = (
         (
             "{person} has a body mass index of {value}. Which weight class?",
             "BMI {value} kg/m2: which class?",
-            "Classify a BMI of {value} in {person}.",
+            "Classify a BMI of {value}.",
         ),
     ),
     Scale(
@@ -75,7 +75,7 @@ SCALES = (
         (("4", "G5"), ("15", "G4"), ("30", "G3b"), ("45", "G3a"), ("60", "G2"), ("90", "G1")),
         "125",
         (
-            "An eGFR of {value} mL/min/1.73 m2 in {person}. Which stage of kidney function?",
+            "An eGFR of {value} mL/min. Which stage of kidney function?",
             "{person} has an eGFR of {value}. Name the kidney stage.",
             "Which G stage is an eGFR of {value}?",
         ),
@@ -85,34 +85,9 @@ SCALES = (
         (("70", "severe hypoxaemia"), ("86", "moderate hypoxaemia"), ("91", "mild hypoxaemia"), ("95", "normal saturation")),
         "100",
         (
-            "Oxygen saturation {value}% on room air in {person}. Classify it.",
+            "Oxygen saturation {value}% on room air. Classify it.",
             "{person} has an SpO2 of {value}%. Which class?",
-            "The pulse oximeter reads {value}% for {person}. What is this called?",
-        ),
-    ),
-    Scale(
-        "HbA1c",
-        (("4.0", "normal glucose control"), ("5.7", "prediabetes"), ("6.5", "diabetes")),
-        "11.5",
-        (
-            "HbA1c {value}% in {person}. How is it classified?",
-            "{person} has an HbA1c of {value}%. Which class?",
-            "Classify an HbA1c of {value}% measured in {person}.",
-        ),
-    ),
-    Scale(
-        "fasting glucose",
-        (
-            ("38", "hypoglycaemia"),
-            ("70", "normal fasting glucose"),
-            ("100", "impaired fasting glucose"),
-            ("126", "diabetic range"),
-        ),
-        "280",
-        (
-            "Fasting glucose {value} mg/dL in {person}. How is it classified?",
-            "{person} has a fasting blood sugar of {value} mg/dL. Which class?",
-            "Classify a fasting plasma glucose of {value} mg/dL.",
+            "{person} is at {value}% on the pulse oximeter. Which class?",
         ),
     ),
     Scale(
@@ -120,19 +95,9 @@ SCALES = (
         (("2.0", "hypokalaemia"), ("3.5", "normal potassium"), ("5.1", "hyperkalaemia")),
         "7.5",
         (
-            "Serum potassium {value} mmol/L in {person}. Classify it.",
+            "Serum potassium {value} mmol/L. Classify it.",
             "{person} has a potassium of {value} mmol/L. What is this called?",
             "K+ {value} mmol/L: which class?",
-        ),
-    ),
-    Scale(
-        "sodium",
-        (("112", "hyponatraemia"), ("135", "normal sodium"), ("146", "hypernatraemia")),
-        "168",
-        (
-            "Serum sodium {value} mmol/L in {person}. Classify it.",
-            "{person} has a sodium of {value} mmol/L. What is this called?",
-            "Na+ {value} mmol/L: which class?",
         ),
     ),
     Scale(
@@ -145,16 +110,6 @@ SCALES = (
             "GCS {value} after a head injury in {person}: which severity?",
         ),
     ),
-    Scale(
-        "Apgar",
-        (("0", "low Apgar"), ("4", "intermediate Apgar"), ("7", "reassuring Apgar")),
-        "10",
-        (
-            "The mother is {person}. Her newborn has an Apgar score of {value} at five minutes. Which band?",
-            "Apgar {value} at 5 minutes, the mother is {person}. Classify it.",
-            "{person} sees a newborn with an Apgar score of {value}. Which band is it?",
-        ),
-    ),
 )
 
 BLOOD_PRESSURES: tuple[tuple[str, Sequence[int], Sequence[int]], ...] = (
@@ -165,7 +120,7 @@ BLOOD_PRESSURES: tuple[tuple[str, Sequence[int], Sequence[int]], ...] = (
 )
 """(category, systolic values, diastolic values) in mmHg."""
 BLOOD_PRESSURE_WORDINGS = (
-    "Blood pressure {value} mmHg in {person}. Which category?",
+    "Blood pressure {value} mmHg. Which category?",
     "{person} has a blood pressure of {value}. Classify it.",
     "Classify a blood pressure of {value} mmHg.",
 )
