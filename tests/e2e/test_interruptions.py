@@ -43,6 +43,15 @@ def workers_of(run: RunDir) -> list[psutil.Process]:
     return sorted(found, key=lambda process: process.environ()["RANK"])
 
 
+def supervisor_of(run: RunDir) -> int:
+    return int(json.loads(run.process_path.read_text())["pid"])
+
+
+def wait_for_another_step(run: RunDir) -> None:
+    done = run.view().iteration
+    wait_for(lambda: run.view().iteration > done)
+
+
 def project(folder: Path, **changes):
     config, settings = tiny.project(folder)
     settings_of_run = {"iters": 60, "save_interval": 8, "eval_interval": 30, "nproc_per_node": 2, "tp": 1, "pp": 1}
@@ -64,11 +73,15 @@ def test_killed_twice_stopped_once_and_finished_once(tmp_path):
     run = start(plan())
     with pytest.raises(LaunchError, match="is running"):
         start(plan())
-    done = run.view().iteration
-    wait_for(lambda: run.view().iteration > done)
-    os.kill(json.loads(run.process_path.read_text())["pid"], signal.SIGTERM)
+    wait_for_another_step(run)
+    os.kill(supervisor_of(run), signal.SIGTERM)
     assert wait_for_end(run) == "stopped"
     assert run.latest_checkpoint() == run.view().iteration < 60
+    run = start(plan())
+    wait_for_another_step(run)
+    os.kill(supervisor_of(run), signal.SIGKILL)
+    wait_for(lambda: not run.alive())
+    # The next start waits for the ranks of the one whose supervisor is gone: they save and end by themselves.
     run = start(plan())
     events = list(follow_to_end(run))
     assert events[-1].kind == "finished"

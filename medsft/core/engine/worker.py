@@ -11,11 +11,13 @@ import socket
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 
 from medsft.core.engine.batches import Batcher, Documents
 from medsft.core.engine.checkpoint import find_good_checkpoint, load_checkpoint
@@ -36,8 +38,9 @@ from medsft.core.planning.selection import Selection, open_selection
 from medsft.core.run.events import EventWriter
 from medsft.core.run.launch import read_launch
 from medsft.core.run.rundir import RunDir, write_atomically
-from medsft.errors import ExitCode, MedsftError
+from medsft.errors import ExitCode, LaunchError, MedsftError
 
+_WAIT_FOR_WRITER_SECONDS = 600.0
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -70,10 +73,24 @@ def _work(run: RunDir) -> None:
     plan = read_launch(run).apply(RunPlan.from_json(run.read_plan(), where=str(run.plan_path)))
     mesh = open_mesh(plan.layout)
     torch.manual_seed(plan.config.seed)
-    events = EventWriter(run.events_path) if mesh.reports else None
-    trainer = build_trainer(plan, run, mesh, events)
-    if not trainer.train() and events:
-        events.write("stopped", iteration=trainer.state.iteration)
+    with _sole_writer(run) if mesh.reports else nullcontext():
+        events = EventWriter(run.events_path) if mesh.reports else None
+        trainer = build_trainer(plan, run, mesh, events)
+        if not trainer.train() and events:
+            events.write("stopped", iteration=trainer.state.iteration)
+
+
+def _sole_writer(run: RunDir) -> FileLock:
+    """Return a lock that makes this process the one writer of the run while it is held.
+
+    Ranks whose supervisor was killed still save and end: a new start waits for them. Raises `LaunchError` when they do not end.
+    """
+    lock = FileLock(run.control / "writer.lock")
+    try:
+        lock.acquire(timeout=_WAIT_FOR_WRITER_SECONDS)
+    except Timeout:
+        raise LaunchError(f"{run.path}: other processes still train it.", hint="End them first, then resume.") from None
+    return lock
 
 
 def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | None) -> Trainer:

@@ -6,6 +6,7 @@ On node 0 it also exports the finished model, and writes down how the run ended 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 import signal
@@ -35,6 +36,8 @@ this is named as the cause, and not the connections that it broke."""
 _POLL_SECONDS = 0.2
 _START_MARK = "medsft starts the ranks"
 """Parts the starts of a run in a launcher's log."""
+_PR_SET_PDEATHSIG = 1
+"""Of linux/prctl.h."""
 _SECONDARY = re.compile(r"[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out|NCCL|Gloo|gloo")
 """What the other ranks say when one has died: never the cause."""
 
@@ -115,12 +118,25 @@ def _train(run: RunDir, launch: Launch, company: Company, node: int) -> int:
     with _launcher_log(run, node).open("ab") as log:
         log.write(f"{_START_MARK}\n".encode())
         log.flush()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=_stop_when_parent_dies,
+        )
     try:
         _watch(process, company)
     finally:
         _kill(process)
     return process.wait()
+
+
+def _stop_when_parent_dies() -> None:
+    """Have Linux send SIGTERM to torchrun when this supervisor is killed: its ranks save and end, and nothing runs unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _watch(process: subprocess.Popen[bytes], company: Company) -> None:
