@@ -118,8 +118,11 @@ def plan(
     from medsft.core.files import write_atomically
     from medsft.core.planning.planner import make_plan
     from medsft.core.registry import load_settings
+    from medsft.core.run.pipeline import trust_sets
 
-    planned = make_plan(config, load_settings(settings), ahead=True)
+    loaded = load_settings(settings)
+    trust_sets(config, loaded)
+    planned = make_plan(config, loaded, ahead=True)
     if output is not None:
         write_atomically(output, planned.to_json())
     if json:

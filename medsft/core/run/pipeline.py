@@ -8,11 +8,14 @@ from pathlib import Path
 
 from medsft.core.basemodel import inspect_base
 from medsft.core.config import RunConfig, check
+from medsft.core.data.dataset import set_exists
 from medsft.core.data.make import ProgressCallback
+from medsft.core.data.manifest import read_manifest
 from medsft.core.data.records import Keys
 from medsft.core.data.tokenize import TokenizeRequest, tokenize
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
+from medsft.core.planning.sets import training_folder, validation_folder
 from medsft.core.registry import Settings, check_with_settings
 from medsft.core.run.events import Event, follow
 from medsft.core.run.nodes import start_together
@@ -24,7 +27,7 @@ from medsft.errors import AlreadyFinishedError, ConfigError, MismatchError
 def tokenize_sets(
     config: RunConfig, settings: Settings, *, tokenizer: Path | None = None, progress: ProgressCallback | None = None
 ) -> None:
-    """Make or check the tokenised sets of a run: `RUN_NAME`, and `RUN_NAME-val` when there is validation data.
+    """Make or check the tokenised sets of a run: `RUN_NAME`, and `RUN_NAME-val` when there is validation data or that set.
 
     With `tokenizer` no base model is needed. Raises `ConfigError`, `DataError` or `MismatchError`.
     """
@@ -32,15 +35,24 @@ def tokenize_sets(
     if problems:
         raise ConfigError(problems)
     tokenize(request_for(config, settings, tokenizer=tokenizer), progress=progress)
-    if config.val:
+    if config.val or set_exists(validation_folder(config)):
         tokenize(request_for(config, settings, tokenizer=tokenizer, validation=True), progress=progress)
+
+
+def trust_sets(config: RunConfig, settings: Settings) -> None:
+    """Check the sets of another program that a run would use and remember them, if `--trust_cache` asks for it.
+
+    Raises `ConfigError`, `DataError` or `MismatchError`.
+    """
+    for folder, validation in ((training_folder(config), False), (validation_folder(config), True)):
+        if config.trust_cache and set_exists(folder) and read_manifest(folder) is None:
+            tokenize(replace(request_for(config, settings, validation=validation), data=()))
 
 
 def request_for(
     config: RunConfig, settings: Settings, *, tokenizer: Path | None = None, validation: bool = False
 ) -> TokenizeRequest:
     """Return what `config` asks of the data layer for one of its two sets; `tokenizer` stands in for the base model's."""
-    compat = config.compat == "megatron-llm"
     return TokenizeRequest(
         out_dir=Path(config.tokenized_data_dir),
         name=f"{config.run_name}-val" if validation else config.run_name,
@@ -49,8 +61,8 @@ def request_for(
         template=config.template,
         keys=Keys(question=config.question_key, answer=config.answer_key, system=config.system_key),
         bad_rows=config.bad_rows,  # type: ignore[arg-type]
-        special_in_text="control" if compat else config.special_in_text,  # type: ignore[arg-type]
-        prefer_model_file=compat,
+        special_in_text="control" if config.follows_original else config.special_in_text,  # type: ignore[arg-type]
+        prefer_model_file=config.follows_original,
         retokenize=config.retokenize,
         trust_cache=config.trust_cache,
     )
