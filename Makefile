@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test lint bench clean
+.PHONY: venv demo test lint bench bench-peers clean
 
 venv: $(VENV)/.ready
 
@@ -26,8 +26,17 @@ lint: venv
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
+# Measures medsft, and the peers that `make bench-peers` installed. BENCH="train --repeats 1" runs a part.
+BENCH ?=
 bench: venv
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(BENCH)
+
+bench-peers: .venv-trl/.ready
+
+.venv-trl/.ready: constraints.txt
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/pip install --quiet --constraint constraints.txt trl==1.16.0 datasets torch
+	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-trl bench/work build dist .pytest_cache .mypy_cache .ruff_cache
