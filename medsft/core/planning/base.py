@@ -61,7 +61,11 @@ def plan_base(config: RunConfig, entry: CheckpointEntry, base: BaseModel) -> Bas
 
 
 def sampled_fingerprint(weights: Path) -> str:
-    """Return a cheap hash of a base model's files: names, sizes, and 64 KiB at the start, middle and end of each."""
+    """Return a cheap hash of a base model's files: names, sizes, and 64 KiB at the start, middle and end of each.
+
+    A link counts as what it points to: a plan holds the resolved path, and a resume looks there.
+    """
+    weights = weights.resolve()
     files = [weights] if weights.is_file() else sorted(p for p in weights.rglob("*") if p.is_file() and _is_weight(p))
     total = hashlib.sha256()
     for path in files:

@@ -13,7 +13,7 @@ import tiny
 from medsft.core.basemodel import inspect_base
 from medsft.core.config import RunConfig
 from medsft.core.data.tokenizers import open_tokenizer
-from medsft.core.planning.base import plan_base
+from medsft.core.planning.base import plan_base, sampled_fingerprint
 from medsft.core.registry import CheckpointEntry, Settings
 from medsft.core.run.pipeline import request_for
 
@@ -32,3 +32,9 @@ def test_a_folder_with_two_tokenizers(tmp_path: Path, compat: str, kind: str) ->
     exported = open_tokenizer(Path(planned.tokenizer)).tokenizer
     assert used.kind == exported.kind == kind
     assert used.vocab_size == exported.vocab_size == planned.model.vocab_size
+
+
+def test_a_link_to_a_model_has_the_fingerprint_of_the_model(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" * 100)
+    (tmp_path / "link.gguf").symlink_to("model.gguf")
+    assert sampled_fingerprint(tmp_path / "link.gguf") == sampled_fingerprint(tmp_path / "model.gguf")
