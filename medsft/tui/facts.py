@@ -62,8 +62,12 @@ def headline(name: str, snapshot: Snapshot) -> Content:
     if view.total:
         parts.append(f"  {count(view.iteration)} of {count(view.total)} iterations, {view.iteration / view.total:.0%}")
     if snapshot.state == "running":
-        left = "starting" if view.phase == "loading" else f"{duration(_eta(snapshot))} left"
-        parts.append(f" · {left}")
+        if view.phase in ("", "loading"):
+            parts.append(" · starting")
+        elif view.eta_seconds is None:
+            parts.append(" · first step under way")
+        else:
+            parts.append(f" · {duration(_eta(snapshot))} left")
         if view.phase not in ("", "training", "loading"):
             parts.append(f" · {view.phase}")
     elif view.updated:
@@ -142,7 +146,7 @@ def notice(snapshot: Snapshot, resume_command: str) -> str:
             f"The machine may have restarted, or something killed it.\nIt goes on {saved}: press g, or {resume_command}"
         )
     silent = snapshot.now - view.updated
-    if view.phase == "training" and view.updated and silent > max(LOST_AFTER_SECONDS, 10 * _step_seconds(snapshot)):
+    if view.phase == "training" and view.steps and silent > max(LOST_AFTER_SECONDS, 10 * _step_seconds(snapshot)):
         return f"No step for {duration(silent)}: slow, or waiting for another rank. See the log (l)."
     return ""
 

@@ -18,6 +18,7 @@ from textual.worker import get_current_worker
 
 from medsft.core.config import from_mapping
 from medsft.core.run.rundir import RunDir
+from medsft.core.run.view import RunView
 from medsft.errors import MedsftError
 from medsft.tui import actions, facts, samples
 from medsft.tui.chart import Series
@@ -229,7 +230,8 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
     @work(thread=True, exclusive=True, group="act")
     def action_samples(self) -> None:
         """Decode the documents of the current batch and show them."""
-        iteration = self.snapshot.view.iteration if self.snapshot else 0
+        view = self.snapshot.view if self.snapshot else RunView()
+        iteration = view.iteration + 1 if view.iteration < view.total else view.iteration
         try:
             found = samples.current_batch(self.run_dir, iteration)
             config = from_mapping(self.run_dir.read_plan()["config"])

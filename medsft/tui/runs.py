@@ -33,7 +33,7 @@ SCAN_SECONDS = 2.0
 _SIZE_EVERY = 15
 """Scans between two measurements of sizes on disk: that walks through every file."""
 COLUMNS = {"mark": "", "state": "State", "name": "Run", "progress": "Progress", "loss": "Loss", "age": "Age", "size": "Size"}
-_OTHER_COLUMNS = 68
+_OTHER_COLUMNS = 62
 """Width of all columns but the name's, as wide as they get."""
 
 

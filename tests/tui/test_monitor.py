@@ -117,7 +117,7 @@ async def test_samples_are_decoded_only_when_asked(monitor, until, monkeypatch):
         assert asked == []
         await pilot.press("b")
         await until(pilot, lambda: isinstance(app.screen, TextDialog))
-        assert asked == [230]
+        assert asked == [231]
 
 
 async def test_help_names_every_key(monitor, until):
