@@ -62,17 +62,23 @@ def headline(name: str, snapshot: Snapshot) -> Content:
     if view.total:
         parts.append(f"  {count(view.iteration)} of {count(view.total)} iterations, {view.iteration / view.total:.0%}")
     if snapshot.state == "running":
-        if view.phase in ("", "loading"):
-            parts.append(" · starting")
-        elif view.eta_seconds is None:
-            parts.append(" · first step under way")
-        else:
-            parts.append(f" · {duration(_eta(snapshot))} left")
-        if view.phase not in ("", "training", "loading"):
-            parts.append(f" · {view.phase}")
+        parts.append(f" · {_progress_words(snapshot)}")
     elif view.updated:
         parts.append(f" · {age(snapshot.now - view.updated)}")
     return Content.assemble(*parts, "\n", Content.styled(name, "$text-muted"))
+
+
+def _progress_words(snapshot: Snapshot) -> str:
+    """Return the time left, and what is done besides training."""
+    view = snapshot.view
+    if view.phase in ("", "loading"):
+        return "starting"
+    if view.phase == "exporting":
+        return "exporting the model"
+    if view.eta_seconds is None:
+        return "first step under way"
+    besides = "" if view.phase == "training" else f" · {view.phase}"
+    return f"{duration(_eta(snapshot))} left{besides}"
 
 
 def _eta(snapshot: Snapshot) -> float | None:

@@ -43,8 +43,11 @@ class Follower:
 
     def look(self) -> Snapshot:
         """Return the run as it is now. Without new events the view is the same object as last time."""
-        if events := self._events.read():
+        grown = False
+        for events in self._events.read_chunks():
             self._fold.feed(events)
+            grown = grown or bool(events)
+        if grown:
             self._view = self._fold.view()
         return Snapshot(view=self._view, state=self._run.state(self._view), log=self._log.read(), now=self._clock())
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 VERSION = 1
 Kind = Literal["run_started", "phase", "step", "eval", "checkpoint", "warning", "failed", "finished", "stopped"]
 TERMINAL: frozenset[str] = frozenset({"failed", "finished", "stopped"})
-_CHUNK = 1 << 20
+_CHUNK = 1 << 17
 
 
 class Event(NamedTuple):  # a tuple, because a long log has 100,000 and is opened while somebody waits
@@ -124,19 +124,21 @@ class EventReader:
 
     def read(self) -> list[Event]:
         """Return the complete events appended since the last call, possibly none."""
-        events: list[Event] = []
+        return [event for events in self.read_chunks() for event in events]
+
+    def read_chunks(self) -> Iterator[list[Event]]:
+        """Yield the same as `read` bit by bit: who folds them at once needs little memory, and less time for it."""
         try:
             file = self._path.open("rb")
         except FileNotFoundError:
-            return events
+            return
         with file:
             file.seek(self._offset)
             while chunk := file.read(_CHUNK):
                 self._offset += len(chunk)
                 lines = (self._rest + chunk).split(b"\n")
                 self._rest = lines.pop()
-                events.extend(_parse_all(lines))
-        return events
+                yield _parse_all(lines)
 
 
 def _parse_all(lines: Sequence[bytes]) -> list[Event]:
