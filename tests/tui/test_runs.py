@@ -20,7 +20,8 @@ def app(make_run):
 
 
 async def listed(pilot, until):
-    await until(pilot, lambda: pilot.app.screen.query_one(DataTable).row_count == 4)
+    table = pilot.app.screen.query_one(DataTable)
+    await until(pilot, lambda: table.row_count == 4 and table.virtual_size.width > 70)  # it measures its columns when idle
     await pilot.pause()
 
 
