@@ -5,7 +5,7 @@ from __future__ import annotations
 from medsft.tui.wizard.messages import State
 
 BASE_PAGE, DATA_PAGE, TRAINING_PAGE, PARALLEL_PAGE, ITERATIONS_PAGE, REVIEW_PAGE = range(6)
-TITLES = ("Base", "Dataset", "Training", "Parallel", "Iterations", "Review")
+TITLES = ("Base", "Data", "Training", "Parallel", "Iterations", "Review")
 _OF_DATA_PAGE = ("browse", "tokenise", "raise", "samples")
 
 

@@ -143,7 +143,7 @@ class DataPage(Page):
         with Horizontal(classes="buttons"):
             yield Button("Browse files (f)", id="browse", compact=True)
             yield Button("Samples (v)", id="samples-button", name="samples", compact=True)
-            yield Button("Tokenise, count (k)", id="tokenise", compact=True)
+            yield Button("Tokenise (k)", id="tokenise", compact=True)
         yield self.row("run_name")
         yield Static("or a set that is tokenised already:", id="sets-label", classes="help")
         yield Choice((), "", default="", id="sets")
