@@ -22,7 +22,7 @@ def app(make_run):
 async def listed(pilot, until):
     table = pilot.app.screen.query_one(DataTable)
     await until(pilot, lambda: table.row_count == 4 and table.ordered_columns[-1].content_width > 5)  # measured when idle
-    await pilot.pause()
+    await pilot.pause(0.2)
 
 
 async def choose(pilot, until, state):
