@@ -24,8 +24,9 @@ from medsft.errors import ConfigError, Problem
 
 _FITS = 0.9
 """Share of a device's memory that a plan may fill; the estimate is no better than that."""
-_LARGEST_MICRO_BATCH = {"cpu": 4, "cuda": 32}
-"""Larger streams do not make a CPU faster, they only take its memory."""
+_LARGEST_MICRO_BATCH = 32
+_ENOUGH_TOKENS = {"cpu": 2560, "cuda": 1 << 30}
+"""Larger streams do not make a CPU faster, they only take its memory; much smaller ones spend their time on the weights."""
 _SAMPLED_BATCHES = 100
 
 
@@ -134,7 +135,7 @@ def _check_blocks(config: RunConfig, layout: Layout) -> list[Problem]:
 
 
 def _largest_micro_batch(situation: Situation, layout: Layout, nproc: int) -> Choice:
-    """Take the micro-batch that was asked for, or the largest power of two that fits.
+    """Take the micro-batch that was asked for, or the largest power of two that fits and is of use.
 
     A pipeline gets at least four micro-batches a stage where the global batch has them, so that it is rarely idle.
     """
@@ -142,12 +143,12 @@ def _largest_micro_batch(situation: Situation, layout: Layout, nproc: int) -> Ch
     if config.micro_batch:
         return _with_micro_batch(situation, layout, nproc, config.micro_batch)
     share = config.global_batch // layout.dp
-    most = min(_LARGEST_MICRO_BATCH[situation.devices.kind], share // (4 * layout.pp) if layout.pp > 1 else share)
+    most = min(_LARGEST_MICRO_BATCH, share // (4 * layout.pp) if layout.pp > 1 else share)
     chosen = _with_micro_batch(situation, layout, nproc, 1)
     size = 2
     while size <= most and not (config.follows_original and share % size):
         larger = _with_micro_batch(situation, layout, nproc, size)
-        if not _fits(situation, larger):
+        if not _fits(situation, larger) or larger.stream_tokens > _ENOUGH_TOKENS[situation.devices.kind]:
             break
         chosen, size = larger, size * 2
     return chosen
