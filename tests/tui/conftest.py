@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from textual.pilot import Pilot
 from textual.widgets import Input
 
 from medsft.core.run.events import Event
@@ -124,20 +125,30 @@ def until() -> Callable[..., Awaitable[None]]:
     return wait
 
 
-@pytest.fixture
-def same_as_before() -> Callable[[MedsftApp, str], None]:
-    """Return a function that compares the screen with the picture of that name."""
+def picture(app: MedsftApp) -> str:
+    """Return the screen as SVG, without what differs from one process to the next."""
+    for field in app.screen.query(Input):
+        field.cursor_blink = False
+    svg = re.sub(r"terminal-\d+", "terminal", app.export_screenshot(title="medsft"))
+    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
 
-    def compare(app: MedsftApp, name: str) -> None:
-        for field in app.screen.query(Input):
-            field.cursor_blink = False
-        svg = re.sub(r"terminal-\d+", "terminal", app.export_screenshot(title="medsft"))
-        svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+
+@pytest.fixture
+def same_as_before() -> Callable[..., Awaitable[None]]:
+    """Return a function that waits until the screen is the picture of that name: tables lay themselves out when idle."""
+
+    async def compare(pilot: Pilot[int], name: str) -> None:
         path = SNAPSHOTS / f"{name}.svg"
         if os.environ.get("MEDSFT_UPDATE_SNAPSHOTS"):
-            path.write_text(svg)
+            await pilot.pause(1.0)
+            path.write_text(picture(pilot.app))
         assert path.exists(), f"{path} is missing; write it with MEDSFT_UPDATE_SNAPSHOTS=1"
-        assert svg == path.read_text(), f"the screen differs from {path}"
+        wanted = path.read_text()
+        for _ in range(50):
+            if picture(pilot.app) == wanted:
+                return
+            await pilot.pause(0.1)
+        assert picture(pilot.app) == wanted, f"the screen differs from {path}"
 
     return compare
 

@@ -24,7 +24,7 @@ async def test_each_state_looks_as_before(state, size, monitor, until, same_as_b
     async with app.run_test(size=SIZES[size]) as pilot:
         await until(pilot, lambda: app.screen.snapshot)
         await pilot.pause()
-        same_as_before(app, f"monitor-{state}-{size}")
+        await same_as_before(pilot, f"monitor-{state}-{size}")
 
 
 @pytest.mark.parametrize("state", STATES)

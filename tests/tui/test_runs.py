@@ -22,7 +22,7 @@ def app(make_run):
 async def listed(pilot, until):
     table = pilot.app.screen.query_one(DataTable)
     await until(pilot, lambda: table.row_count == 4 and table.ordered_columns[-1].content_width > 5)  # measured when idle
-    await pilot.pause(0.2)
+    await pilot.pause()
 
 
 async def choose(pilot, until, state):
@@ -37,7 +37,7 @@ async def test_the_table_looks_as_before(size, app, until, same_as_before, monke
     monkeypatch.setattr("medsft.core.run.rundir.RunDir.size_bytes", lambda self: 5 << 30)
     async with app.run_test(size=size) as pilot:
         await listed(pilot, until)
-        same_as_before(app, f"runs-{size[0]}x{size[1]}")
+        await same_as_before(pilot, f"runs-{size[0]}x{size[1]}")
 
 
 async def test_an_empty_folder_says_so(tmp_path, until):
@@ -66,7 +66,7 @@ async def test_marked_runs_are_compared(app, until, same_as_before):
         await until(pilot, lambda: isinstance(app.screen, CompareScreen))
         await pilot.pause()
         assert sorted(series.label for series in app.screen.query_one("#compare").series) == ["finished", "stopped"]
-        same_as_before(app, "compare-80x24")
+        await same_as_before(pilot, "compare-80x24")
 
 
 async def test_delete_asks_and_removes(app, until):

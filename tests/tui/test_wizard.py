@@ -245,7 +245,7 @@ async def test_each_page_looks_as_before(name, drafted, until, same_as_before):
         await pilot.press("escape", str(page + 1))
         await until(pilot, lambda: settled(app) and app.screen.page == page)
         await pilot.pause()
-        same_as_before(app, f"wizard-{name}-80x24")
+        await same_as_before(pilot, f"wizard-{name}-80x24")
 
 
 @pytest.mark.parametrize(("page", "size"), [(1, (120, 40)), (3, (120, 40)), (2, (60, 20))])
@@ -257,4 +257,4 @@ async def test_problems_look_as_before(page, size, drafted, until, same_as_befor
         await pilot.press("escape", str(page + 1))
         await until(pilot, lambda: settled(app) and app.screen.page == page)
         await pilot.pause()
-        same_as_before(app, f"wizard-problems-{page + 1}-{size[0]}x{size[1]}")
+        await same_as_before(pilot, f"wizard-problems-{page + 1}-{size[0]}x{size[1]}")
