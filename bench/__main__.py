@@ -1,4 +1,4 @@
-"""`python -m bench [train|scaling|around]`: measure, print tables, and keep the figures in bench/results."""
+"""`python -m bench [train|scaling|around|layouts]`: measure, print tables, and keep the figures in bench/results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.table import say
 
-PARTS = ("train", "scaling", "around")
+PARTS = ("train", "scaling", "around", "layouts")
 
 
 def main() -> None:
@@ -31,6 +31,7 @@ def main() -> None:
         "train": lambda: _train(options),
         "scaling": lambda: _scaling(options),
         "around": lambda: _around(options),
+        "layouts": lambda: _layouts(options),
     }
     asked = PARTS if options.part == "all" else (options.part,)
     results = {"date": time.strftime("%Y-%m-%d %H:%M"), "python": platform.python_version(), "machine": platform.platform()}
@@ -59,6 +60,12 @@ def _around(options: argparse.Namespace) -> dict[str, Any]:
     from bench import around
 
     return around.measure(options.work)
+
+
+def _layouts(options: argparse.Namespace) -> dict[str, Any]:
+    from bench import layouts
+
+    return layouts.measure(options.work)
 
 
 if __name__ == "__main__":
