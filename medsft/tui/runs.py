@@ -32,9 +32,9 @@ from medsft.tui.widgets.text import put
 SCAN_SECONDS = 2.0
 _SIZE_EVERY = 15
 """Scans between two measurements of sizes on disk: that walks through every file."""
-COLUMNS = {"mark": "", "state": "State", "name": "Run", "progress": "Progress", "loss": "Loss", "age": "Age", "size": "Size"}
-_OTHER_COLUMNS = 62
-"""Width of all columns but the name's, as wide as they get."""
+COLUMNS = {"mark": 1, "state": 10, "name": 0, "progress": 15, "loss": 7, "age": 10, "size": 8}
+"""Width of each column: fixed, because a table that measures its cells shows the first row cut. 0: what is left."""
+_LEAST_NAME = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +116,21 @@ Training goes on whether or not this list is open.
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
-        """Set up the columns and start to look."""
-        table = self.query_one(DataTable)
-        for key, label in COLUMNS.items():
-            table.add_column(label, key=key)
+        """Start to look."""
         self.scan()
+
+    def on_resize(self) -> None:
+        """Give the names what the other columns leave."""
+        table = self.query_one(DataTable)
+        rows, self.rows = self.rows, {}
+        table.clear(columns=True)
+        for key, width in COLUMNS.items():
+            table.add_column("" if key == "mark" else key.capitalize(), key=key, width=width or self._name_width())
+        self._fill(rows)
+
+    def _name_width(self) -> int:
+        padding = 2 * len(COLUMNS)
+        return max(_LEAST_NAME, self.size.width - sum(COLUMNS.values()) - padding)
 
     @work(thread=True, exclusive=True, group="scan")
     def scan(self) -> None:
@@ -136,9 +146,12 @@ Training goes on whether or not this list is open.
 
     @on(Scanned)
     def show(self, message: Scanned) -> None:
+        """Show the runs as they are now."""
+        self._fill({row.run.path.name: row for row in message.rows})
+
+    def _fill(self, fresh: dict[str, RunRow]) -> None:
         """Update the table in place, so that the cursor stays where it is."""
         table = self.query_one(DataTable)
-        fresh = {row.run.path.name: row for row in message.rows}
         for name in self.rows.keys() - fresh.keys():
             table.remove_row(name)
             self.marked.discard(name)
@@ -148,7 +161,7 @@ Training goes on whether or not this list is open.
                 table.add_row(*cells.values(), key=name)
             else:
                 for key, value in cells.items():
-                    table.update_cell(name, key, value, update_width=True)
+                    table.update_cell(name, key, value)
         self.rows = fresh
         self.other_row()
 
@@ -159,7 +172,7 @@ Training goes on whether or not this list is open.
         cells = {
             "mark": "●" if name in self.marked else " ",
             "state": f"{sign} {row.state}",
-            "name": _end_of(name, max(18, self.size.width - _OTHER_COLUMNS)),
+            "name": _end_of(name, self._name_width()),
             "progress": f"{count(view.iteration)}/{count(view.total)}" if view.total else "-",
             "loss": "-" if loss is None else f"{loss:.4f}",
             "age": age(self.app.clock() - row.updated),  # type: ignore[attr-defined]
