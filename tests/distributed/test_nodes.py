@@ -216,15 +216,10 @@ def test_the_link_is_cut(cluster: Cluster) -> None:
     assert cluster.run("cut").view().exit_code == 5
 
 
-def test_ranks_are_restarted_and_the_first_node_dies(cluster: Cluster) -> None:
-    nodes = [cluster.start(rank, "restarts", "--max_restarts", "1") for rank in (0, 1)]
-    wait_for(lambda: cluster.steps("restarts") > 12)
-    [worker] = cluster.workers(1)
-    worker.kill()
-    run = cluster.run("restarts")
-    wait_for(lambda: len(starts(run)) == 2)
-    assert starts(run)[1] >= 10
-    wait_for(lambda: cluster.steps("restarts") > starts(run)[1])
+def test_the_first_node_dies(cluster: Cluster) -> None:
+    nodes = [cluster.start(rank, "first") for rank in (0, 1)]
+    wait_for(lambda: cluster.steps("first") > 12)
+    run = cluster.run("first")
     cluster.kill(0)
     code, text = nodes[1].wait()
     assert code == ExitCode.LAUNCH

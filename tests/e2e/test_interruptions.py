@@ -100,6 +100,17 @@ def test_killed_twice_stopped_once_and_finished_once(tmp_path):
         plan()
 
 
+def test_ranks_are_restarted_from_the_last_checkpoint(tmp_path):
+    run = start(project(tmp_path, max_restarts=1)())
+    wait_for(lambda: run.view().iteration > 12)
+    workers_of(run)[1].send_signal(signal.SIGKILL)
+    assert wait_for_end(run) == "finished"
+    view = run.view()
+    assert view.resumes == 1
+    assert view.info["iteration"] >= 8
+    assert list(view.steps) == list(range(1, 61))
+
+
 def test_the_model_of_a_run_in_transformers(tmp_path):
     """What is exported loads elsewhere, gives our validation loss, and prompts with exactly the text of training."""
     import torch
