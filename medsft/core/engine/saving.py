@@ -91,25 +91,23 @@ class Saver:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
         self._mesh.barrier()
+        try:
+            written = self._write(aside)
+        except Exception as error:  # `finish` tells the other ranks, which may have begun to write
+            written = Future()
+            written.set_exception(error)
+        self._writing = _Writing(replace(state), aside, started, time.monotonic() - started, written)
+
+    def _write(self, aside: Path) -> Future[Hashes]:
+        """Start to write this rank's part, or write all of it where memory does not allow a copy."""
         content = {**tensors(self._masters, self._optimizer), "random": random_state(self._mesh)}
         writer = FileSystemWriter(aside, single_file_per_rank=True, thread_count=1, sync_files=True)
-        written: Future[Hashes]
-        if self._memory_allows_a_copy():
-            try:
-                saving = dcp.async_save(
-                    content, storage_writer=writer, process_group=self._group, async_stager=DefaultStager(_STAGING)
-                )
-                assert isinstance(saving, Future)
-                written = self._thread.submit(lambda: (saving.result(), hash_own_files(aside, self._mesh))[1])
-            except Exception as error:
-                written = _failed(error)
-        else:
-            try:
-                dcp.save(content, storage_writer=writer, process_group=self._group)
-                written = self._thread.submit(hash_own_files, aside, self._mesh)
-            except Exception as error:
-                written = _failed(error)
-        self._writing = _Writing(replace(state), aside, started, time.monotonic() - started, written)
+        if not self._memory_allows_a_copy():
+            dcp.save(content, storage_writer=writer, process_group=self._group)
+            return self._thread.submit(hash_own_files, aside, self._mesh)
+        saving = dcp.async_save(content, storage_writer=writer, process_group=self._group, async_stager=DefaultStager(_STAGING))
+        assert isinstance(saving, Future)
+        return self._thread.submit(lambda: (saving.result(), hash_own_files(aside, self._mesh))[1])
 
     def _memory_allows_a_copy(self) -> bool:
         """Return the same answer on every rank: whether each can hold its shards twice."""
@@ -158,9 +156,3 @@ class Saver:
             f"The checkpoint of iteration {writing.state.iteration} could not be saved: {problem}",
             hint=f"The last good checkpoint is kept: iteration {self._run.latest_checkpoint()}. Make room and run it again.",
         )
-
-
-def _failed(error: Exception) -> Future[Hashes]:
-    future: Future[Hashes] = Future()
-    future.set_exception(error)
-    return future
