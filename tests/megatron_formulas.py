@@ -177,3 +177,25 @@ class MegatronEnums:
     def __exit__(self, *_: object) -> None:
         for name in ("megatron", "megatron.model", "megatron.model.enums"):
             del sys.modules[name]
+
+
+class InMemory:
+    """Weights in a dictionary, as a source."""
+
+    def __init__(self, weights, config):
+        self.weights, self.config = weights, config
+
+    def names(self):
+        return tuple(self.weights)
+
+    def shape(self, name):
+        return tuple(self.weights[name].shape)
+
+    def dtype(self, name):
+        return self.weights[name].dtype
+
+    def read(self, name, slices=None):
+        return self.weights[name][slices or ...].clone()
+
+    def fingerprint(self):
+        return "memory"

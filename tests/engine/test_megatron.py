@@ -32,28 +32,6 @@ CONFIG = ModelConfig(
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2), (1, 4), (2, 4)]
 
 
-class InMemory:
-    """Weights in a dictionary, as a source."""
-
-    def __init__(self, weights, config=CONFIG):
-        self.weights, self.config = weights, config
-
-    def names(self):
-        return tuple(self.weights)
-
-    def shape(self, name):
-        return tuple(self.weights[name].shape)
-
-    def dtype(self, name):
-        return self.weights[name].dtype
-
-    def read(self, name, slices=None):
-        return self.weights[name][slices or ...].clone()
-
-    def fingerprint(self):
-        return "memory"
-
-
 @pytest.fixture(scope="module")
 def weights():
     return formulas.random_weights(SIZES)
@@ -82,7 +60,7 @@ def test_reader_against_the_formulas(tp, pp, style, weights, tmp_path):
 def test_writer_against_the_formulas(tp, pp, dtype, weights, tmp_path):
     cast = {name: weight.to(dtype) for name, weight in weights.items()}
     folder = write_megatron(
-        tmp_path / "ours", InMemory(weights), tp=tp, pp=pp, dtype=dtype, iteration=800, vocab_divisible_by=16
+        tmp_path / "ours", formulas.InMemory(weights, CONFIG), tp=tp, pp=pp, dtype=dtype, iteration=800, vocab_divisible_by=16
     )
     theirs = formulas.write_folder(tmp_path / "theirs", cast, SIZES, tp=tp, pp=pp, iteration=800)
     for path in sorted(theirs.glob("*/*.pt")):
@@ -114,7 +92,7 @@ def test_round_trip_is_bit_identical(tp, pp, tmp_path):
 
 
 def test_every_record_has_its_checksum(weights, tmp_path):
-    folder = write_megatron(tmp_path / "m", InMemory(weights), tp=2, pp=2, dtype=torch.bfloat16)
+    folder = write_megatron(tmp_path / "m", formulas.InMemory(weights, CONFIG), tp=2, pp=2, dtype=torch.bfloat16)
     for path in folder.glob("*/*.pt"):
         with zipfile.ZipFile(path) as archive:
             assert archive.testzip() is None
@@ -236,7 +214,7 @@ def test_padded_sizes(vocab, tp, rows):
 def test_new_tokens_and_padding_rows(new_rows, weights, tmp_path):
     folder = write_megatron(
         tmp_path / "m",
-        InMemory(weights),
+        formulas.InMemory(weights, CONFIG),
         tp=2,
         pp=1,
         dtype=torch.float32,
@@ -257,7 +235,7 @@ def test_new_tokens_and_padding_rows(new_rows, weights, tmp_path):
 def test_tied_models_become_untied_with_the_same_function(weights, tmp_path):
     tied = ModelConfig(**{**{f: getattr(CONFIG, f) for f in CONFIG.__dataclass_fields__}, "tie_embeddings": True})
     names = {name: weight for name, weight in weights.items() if name != "lm_head.weight"}
-    folder = write_megatron(tmp_path / "m", InMemory(names, tied), tp=2, pp=2, dtype=torch.float32)
+    folder = write_megatron(tmp_path / "m", formulas.InMemory(names, tied), tp=2, pp=2, dtype=torch.float32)
     assert_same(open_megatron(tmp_path / "m"), names)
     (folder / "medsft.json").unlink()  # as after training in the original: now the two tables are two weights
     assert torch.equal(open_megatron(tmp_path / "m").read("lm_head.weight")[:128], names["model.embed_tokens.weight"])

@@ -22,29 +22,9 @@ SIZES = formulas.SIZES
 CONFIG = ModelConfig(family="llama", **SIZES, norm_eps=1e-5, rope_theta=1e4, max_position_embeddings=64, tie_embeddings=False)
 
 
-class InMemory:
-    def __init__(self, weights):
-        self.weights, self.config = weights, CONFIG
-
-    def names(self):
-        return tuple(self.weights)
-
-    def shape(self, name):
-        return tuple(self.weights[name].shape)
-
-    def dtype(self, name):
-        return self.weights[name].dtype
-
-    def read(self, name, slices=None):
-        return self.weights[name][slices or ...].clone()
-
-    def fingerprint(self):
-        return "memory"
-
-
 STATE = OptimizerState(
     sources={
-        name: InMemory(formulas.random_weights(SIZES, seed))
+        name: formulas.InMemory(formulas.random_weights(SIZES, seed), CONFIG)
         for seed, name in ((1, "exp_avg"), (2, "exp_avg_sq"), (3, "master"))
     },
     step=4,
@@ -72,7 +52,7 @@ def in_module_order(language):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 2)])
 def test_states_against_the_formulas(tp, pp, dtype, tmp_path):
-    source = InMemory(formulas.random_weights(SIZES))
+    source = formulas.InMemory(formulas.random_weights(SIZES), CONFIG)
     options = {"tp": tp, "pp": pp, "dtype": dtype, "iteration": 4, "vocab_divisible_by": 16}
     folder = write_megatron(tmp_path / "m", source, optimizer=STATE, training_args={"consumed_train_samples": 32}, **options)
     for t in range(tp):
@@ -102,7 +82,7 @@ def test_states_against_the_formulas(tp, pp, dtype, tmp_path):
 
 
 def test_random_states_are_those_of_the_seeds(tmp_path):
-    source = InMemory(formulas.random_weights(SIZES))
+    source = formulas.InMemory(formulas.random_weights(SIZES), CONFIG)
     folder = write_megatron(tmp_path, source, tp=2, pp=2, dtype=torch.bfloat16, iteration=4, optimizer=STATE)
     (state,) = torch.load(folder / "mp_rank_01_001/model_optim_rng.pt", weights_only=False)["rng_state"]
     draw, mine = np.random.RandomState(0), random.Random()
