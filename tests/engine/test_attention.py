@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from medsft.core.engine.attention import Stream, attend, sdpa_attention
-from medsft.core.engine.block_attention import block_attention
+from medsft.core.engine import native
+from medsft.core.engine.attention import Stream, attend
 
 
 def plain(q, k, v, lengths, window=None):
@@ -63,7 +63,8 @@ def test_bf16_is_as_good_as_the_plain_way(lengths, window):
         assert out.dtype == dtype
         outputs.append([out, *torch.autograd.grad((out * weight).sum(), qkv)])
     for ours, plain_bf16, exact in zip(*outputs, strict=True):
-        scale = exact.float().norm() + 1e-6
+        # In a window of 1 the exact gradient of a score is 0, which sums in another order reach but for rounding.
+        scale = exact.float().norm() + 1e-3
         error, plain_error = ((x.float() - exact.float()).norm() / scale for x in (ours, plain_bf16))
         assert error < max(1.5 * plain_error, 0.01)
 
@@ -85,11 +86,38 @@ def test_stream_describes_its_documents():
     assert stream.longest == 3
 
 
-@pytest.mark.parametrize("way", [block_attention, sdpa_attention])
-@pytest.mark.parametrize(("length", "window"), [(1, None), (63, None), (64, None), (200, None), (200, 1), (200, 70)])
-def test_both_ways_do_all_lengths(way, length, window):
-    *qkv, weight = inputs([length], 6, 2, 16)
-    ours, expected = way(*qkv, window), plain(*qkv, [length], window)
+@pytest.mark.parametrize(("lengths", "window"), CASES)
+def test_without_kernels(lengths, window, monkeypatch):
+    *qkv, weight = inputs(lengths, 6, 2, 16)
+    results = []
+    for _ in range(2):
+        out = attend(*qkv, Stream.of(lengths), window)
+        results.append([out, *torch.autograd.grad((out * weight).sum(), qkv)])
+        monkeypatch.setattr(native, "takes", lambda *_, **__: False)
+    torch.testing.assert_close(*results, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_kernels_do_not_depend_on_the_number_of_threads(dtype):
+    *qkv, weight = inputs((300, 129, 7), 6, 2, 16, dtype)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out = attend(*qkv, Stream.of((300, 129, 7)))
+            results.append([out, *torch.autograd.grad((out * weight).sum(), qkv)])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("size", [64, 80, 128])
+def test_heads_as_wide_as_in_real_models(size):
+    *qkv, weight = inputs((130, 65), 4, 2, size)
+    ours, expected = attend(*qkv, Stream.of((130, 65))), plain(*qkv, (130, 65))
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     got, want = (torch.autograd.grad((out * weight).sum(), qkv) for out in (ours, expected))
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)

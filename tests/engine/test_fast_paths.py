@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from medsft.core.architecture import ModelConfig
-from medsft.core.engine import attention, native
 from medsft.core.engine import model as model_module
-from medsft.core.engine.attention import Stream, sdpa_attention
-from medsft.core.engine.block_attention import block_attention
+from medsft.core.engine import native
+from medsft.core.engine.attention import Stream, attend
 from medsft.core.engine.elementwise import rms_norm, swiglu
 from medsft.core.engine.loss import weighted_nll
 from medsft.core.engine.model import Decoder
@@ -42,13 +41,12 @@ def normal(*shape, dtype=torch.bfloat16, scale=1.0):
 
 
 def without_kernels(monkeypatch):
-    monkeypatch.setattr(native, "takes", lambda *_: False)
+    monkeypatch.setattr(native, "takes", lambda *_, **__: False)
 
 
 def plainly(monkeypatch):
-    """Train by the definitions: no kernels, no blocks, operations that torch differentiates by itself."""
+    """Train by the definitions: no kernels, operations that torch differentiates by itself."""
     without_kernels(monkeypatch)
-    monkeypatch.setattr(attention, "block_attention", sdpa_attention)
     monkeypatch.setattr(model_module, "rms_norm", lambda x, w, eps: w * F.rms_norm(x.float(), w.shape, eps=eps).to(x.dtype))
     monkeypatch.setattr(model_module, "swiglu", lambda gate, up: F.silu(gate) * up)
     monkeypatch.setattr(model_module, "rotate", plain_rotate)
@@ -78,8 +76,14 @@ def relative_error(ours, exact):
         (lambda x, w: rms_norm(x, w, 1e-5), (normal(37, 96), normal(96))),
         (lambda x, w: rms_norm(x, w, 1e-5), (normal(7, 3, 8), normal(8))),
         (swiglu, (normal(37, 50, scale=3), normal(37, 50))),
-        (lambda q, k, v: block_attention(q, k, v), (normal(300, 6, 16), normal(300, 2, 16), normal(300, 2, 16, scale=2))),
-        (lambda q, k, v: block_attention(q, k, v, 70), (normal(300, 6, 16), normal(300, 2, 16), normal(300, 2, 16, scale=2))),
+        (
+            lambda q, k, v: attend(q, k, v, Stream.of((300,))),
+            (normal(300, 6, 16), normal(300, 2, 16), normal(300, 2, 16, scale=2)),
+        ),
+        (
+            lambda q, k, v: attend(q, k, v, Stream.of((300,)), 70),
+            (normal(300, 6, 16), normal(300, 2, 16), normal(300, 2, 16, scale=2)),
+        ),
     ],
     ids=["norm", "norm of heads", "swiglu", "attention", "attention in a window"],
 )
@@ -121,8 +125,8 @@ def test_kernels_pass_on_what_is_not_a_number():
     assert swiglu(x, x)[1, 3].isnan()
     nll = native.cross_entropy_(x.clone(), torch.zeros(4, dtype=torch.int64))
     assert nll.isnan().tolist() == [False, True, False, False]
-    scores = x.clone()[None]
-    assert native.causal_softmax_(scores, 4, None)[0].isnan().any(-1).tolist() == [False, True, False, False]
+    heads = x[:, None]
+    assert attend(heads, heads, heads, Stream.of((1, 1, 2))).isnan().any(-1).flatten().tolist() == [False, True, False, False]
 
 
 @needs_compiler
@@ -132,13 +136,13 @@ def test_a_label_outside_the_vocabulary_is_refused():
 
 
 def test_without_a_compiler_there_are_no_kernels(monkeypatch):
-    native.library.cache_clear()
+    native._load.cache_clear()
     monkeypatch.setenv("CC", "/nowhere/cc")
     try:
         assert not native.takes(normal(2, 2))
         assert rms_norm(normal(2, 2), normal(2), 1e-5).isfinite().all()
     finally:
-        native.library.cache_clear()
+        native._load.cache_clear()
 
 
 def test_kernels_take_only_what_they_are_made_for():

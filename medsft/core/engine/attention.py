@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from medsft.core.engine.block_attention import block_attention
-
-_BLOCKS_PAY_IN_FP32 = 256
-"""Tokens from which on `block_attention` beats torch's kernel in fp32 on a CPU; in bf16 it always does."""
+from medsft.core.engine import native
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +50,37 @@ def attend(q: Tensor, k: Tensor, v: Tensor, stream: Stream, window: int | None =
     """
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         return _attend_flash(q, k, v, stream, window)
+    if native.takes(q, k, v, dtypes=(torch.bfloat16, torch.float32)):
+        return _TiledAttention.apply(q, k, v, stream.offsets, window)
     lengths = [end - start for start, end in pairwise(stream.boundaries)]
     # split and not slices: its backward joins the gradients in one go, where each slice's would fill a whole [T, H, d].
     documents = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
     return torch.cat([_attend_document(*document, window) for document in documents])
 
 
+class _TiledAttention(torch.autograd.Function):
+    """The kernels of `native`. They keep one number a token and head for the backward beside their input and output."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int | None) -> Tensor:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        out, log_sums = native.attention(q, k, v, offsets, window)
+        ctx.save_for_backward(q, k, v, out, log_sums, offsets)
+        ctx.window = window
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, log_sums, offsets = ctx.saved_tensors
+        grads = native.attention_backward(q, k, v, out, log_sums, grad.contiguous(), offsets, ctx.window)
+        return *grads, None, None
+
+
 def _attend_document(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """Attend within one document [n, H, d] by whichever way is faster for its length."""
-    if window is not None and window >= len(q):
-        window = None
-    if q.device.type == "cpu" and (q.dtype == torch.bfloat16 or window is not None or len(q) >= _BLOCKS_PAY_IN_FP32):
-        return block_attention(q, k, v, window)
-    return sdpa_attention(q, k, v, window)
-
-
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """Attend within one document [n, H, d] with torch's own kernel."""
     mask = None
-    if window is not None:
+    if window is not None and window < len(q):
         mask = torch.ones(len(q), len(q), dtype=torch.bool, device=q.device).tril().triu(1 - window)
     q, k, v = (heads.transpose(0, 1)[None] for heads in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 
+from medsft.core.engine import native
 from medsft.core.engine.batches import Batcher, Documents
 from medsft.core.engine.checkpoint import find_good_checkpoint, load_checkpoint
 from medsft.core.engine.formats.source import WeightSource, open_source
@@ -48,6 +49,7 @@ def main(run_dir: str) -> int:
     """Train one rank and return the exit code of its process."""
     run = RunDir(Path(run_dir))
     _take_rank()
+    native.compile_ahead()
     _error_path(run).unlink(missing_ok=True)  # of this rank before torchrun restarted it
     try:
         _work(run)

@@ -1,7 +1,7 @@
-"""Element-wise steps on the CPU in bf16, each in one pass over memory: `kernels.c`, compiled when they are first wanted.
+"""Steps of training on the CPU, compiled when they are first wanted: attention in tiles, and element-wise steps in one pass.
 
-Compiling takes well below a second and is done for the very processor that runs it, so nothing is cached or shipped. Without
-a C compiler, and for everything but bf16 in plain tensors on a CPU, `takes` says no and callers use tensor operations.
+Compiling takes two seconds or less and is done for the very processor that runs it, so nothing is cached or shipped. Without a
+C compiler, and for everything but plain tensors on a CPU, `takes` says no and callers use tensor operations.
 """
 
 from __future__ import annotations
@@ -11,40 +11,81 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "attention.c")]
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 _PARTS = 16
 """Rows whose gradients of a weight are summed on their own: fixed, so that the result does not depend on the threads."""
+_loading = threading.Lock()
 
 
-def takes(*tensors: Tensor) -> bool:
-    """Return whether the functions below take these tensors here."""
-    plain = all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.bfloat16 and t.device.type == "cpu" for t in tensors)
-    return plain and library() is not None
+def takes(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)) -> bool:
+    """Return whether the functions below take these tensors here: all of the same one of `dtypes`."""
+    dtype = tensors[0].dtype
+    plain = all(type(t) in (Tensor, nn.Parameter) and t.dtype == dtype and t.device.type == "cpu" for t in tensors)
+    return plain and dtype in dtypes and library() is not None
+
+
+def library() -> ctypes.CDLL | None:
+    """Compile and load the kernels, the first time; None where there is no compiler that can."""
+    with _loading:
+        return _load()
+
+
+def compile_ahead() -> None:
+    """Begin to compile beside what else there is to do until the kernels are wanted."""
+    threading.Thread(target=library, daemon=True).start()
 
 
 @lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
-    """Compile and load the kernels; None where there is no compiler that can."""
+def _load() -> ctypes.CDLL | None:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or not _SOURCE.exists():
+    if compiler is None or not all(source.exists() for source in _SOURCES):
         return None
     try:
         # Only with the OpenMP library that torch has loaded: with a second one, two pools of threads would fight for the cores.
         ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
         with tempfile.TemporaryDirectory(prefix="medsft-") as folder:
             target = Path(folder) / "kernels.so"
-            command = [*compiler.split(), *_FLAGS, "-o", str(target), str(_SOURCE), "-lm"]
+            command = [*compiler.split(), *_FLAGS, "-o", str(target), *map(str, _SOURCES), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=60)
             return ctypes.CDLL(str(target))
     except (OSError, AttributeError, subprocess.SubprocessError):
         return None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+    """Return (softmax(q k^T / sqrt(d)) v [T, H, d], log of the sum of each row's exponentials, fp32 [H, T]).
+
+    Contiguous `q` [T, H, d] and `k`, `v` [T, K, d], bf16 or fp32; int32 `offsets`, document i being the tokens from
+    offsets[i] up to offsets[i + 1]. Causal; with a `window` a token sees only that many tokens, itself included.
+    """
+    out, log_sums = torch.empty_like(q), torch.empty(q.shape[1], q.shape[0])
+    _call_attention("forward", q, k, v, out, log_sums, offsets=offsets, window=window)
+    return out, log_sums
+
+
+def attention_backward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor, grad: Tensor, offsets: Tensor, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v, from what `attention` took and returned and the gradient of `out`."""
+    grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    _call_attention("backward", q, k, v, out, log_sums, grad, *grads, offsets=offsets, window=window)
+    return grads
+
+
+def _call_attention(which: str, *tensors: Tensor, offsets: Tensor, window: int | None) -> None:
+    q, k = tensors[:2]
+    dtype = "bf16" if q.dtype == torch.bfloat16 else "fp32"
+    sizes = len(offsets) - 1, len(q), q.shape[1], k.shape[1], q.shape[2], window or 0
+    if _call(f"attention_{which}_{dtype}", *tensors, offsets, *sizes):
+        raise MemoryError("there is no memory for the tiles of attention")
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -80,22 +121,6 @@ def swiglu_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Ten
     return grad_gate, grad_up
 
 
-def causal_softmax_(scores: Tensor, tokens: int, window: int | None) -> Tensor:
-    """Turn contiguous `scores` [heads, tokens * group, keys] into probabilities, in place.
-
-    The last `tokens` keys are the rows' own; a row sees the keys up to its own, at most `window` of them.
-    """
-    heads, rows, keys = scores.shape
-    _call("causal_softmax", scores, heads, tokens, rows // tokens, keys, window or 0)
-    return scores
-
-
-def causal_softmax_backward_(scores: Tensor, grad: Tensor, tokens: int, window: int | None) -> None:
-    """Turn `scores` into probabilities as above, and `grad` from their gradient into that of the scores, both in place."""
-    heads, rows, keys = scores.shape
-    _call("causal_softmax_backward", scores, grad, heads, tokens, rows // tokens, keys, window or 0)
-
-
 def cross_entropy_(logits: Tensor, labels: Tensor) -> Tensor:
     """Return -log softmax(logits)[labels], fp32 [rows]; contiguous `logits` become its gradient by them, in place.
 
@@ -109,11 +134,12 @@ def cross_entropy_(logits: Tensor, labels: Tensor) -> Tensor:
     return nll
 
 
-def _call(name: str, *arguments: Tensor | int | ctypes.c_float) -> None:
+def _call(name: str, *arguments: Tensor | int | ctypes.c_float) -> int:
+    """Call a C function; return what it does, which means something only where it is not void."""
     loaded = library()
     assert loaded is not None, "ask `takes` first"
     values = [
         ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int64(a) if isinstance(a, int) else a
         for a in arguments
     ]
-    getattr(loaded, name)(*values)
+    return int(getattr(loaded, name)(*values))

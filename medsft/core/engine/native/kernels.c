@@ -7,30 +7,7 @@
 #include <math.h>
 #include <stdint.h>
 
-typedef uint16_t bf16;
-
-static inline float wide(bf16 x) {
-    union { uint32_t bits; float value; } u = {.bits = (uint32_t)x << 16};
-    return u.value;
-}
-
-/* To the nearest, ties to even, as torch rounds; a NaN stays one. */
-static inline bf16 narrow(float x) {
-    union { float value; uint32_t bits; } u = {.value = x};
-    uint32_t rounded = (u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16;
-    return x == x ? (bf16)rounded : (bf16)0x7fc0;
-}
-
-/* exp for x <= 88, relative error below 3e-7: 2^n * p(r) with |r| <= ln(2) / 2, p the Taylor polynomial of degree 6.
-   Below -87 it is exp(-87), which bf16 sums do not see. A function of the C library would not become vector instructions. */
-static inline float fast_exp(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    float n = floorf(x * 1.44269504f + 0.5f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.0f + r * (1.0f + r * (0.5f + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * (1.0f / 720))))));
-    union { int32_t bits; float value; } power = {.bits = ((int32_t)n + 127) << 23};
-    return p * power.value;
-}
+#include "numbers.h"
 
 static inline float sigmoid(float x) {
     return 1.0f / (1.0f + fast_exp(x < -80.0f ? 80.0f : -x));
@@ -89,55 +66,6 @@ void swiglu_backward(const bf16 *gate, const bf16 *up, const bf16 *grad, bf16 *g
         float x = wide(gate[i]), s = sigmoid(x);
         grad_gate[i] = narrow(wide(grad[i]) * wide(up[i]) * s * (1.0f + x * (1.0f - s)));
         grad_up[i] = narrow(wide(grad[i]) * x * s);
-    }
-}
-
-/* Which keys a row of a block of attention scores sees: see block_attention.py for how rows are ordered. */
-typedef struct { int64_t first, end; } Seen;
-
-static inline Seen seen_by(int64_t row, int64_t keys, int64_t tokens, int64_t group, int64_t window) {
-    int64_t end = keys - tokens + row / group + 1;
-    int64_t first = window > 0 && end > window ? end - window : 0;
-    return (Seen){first, end};
-}
-
-/* scores [heads, tokens * group, keys], the block's own tokens being the last keys: softmax in place over the keys that a row
-   sees, 0 elsewhere. A `window` of 0 is none. */
-static inline void softmax_row(bf16 *row, int64_t keys, Seen seen) {
-    float buffer[keys];
-    float highest = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : highest)
-    for (int64_t i = seen.first; i < seen.end; i++) highest = wide(row[i]) > highest ? wide(row[i]) : highest;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = seen.first; i < seen.end; i++) sum += buffer[i] = fast_exp(wide(row[i]) - highest);
-    float scale = 1.0f / sum;
-    for (int64_t i = 0; i < seen.first; i++) row[i] = 0;
-#pragma omp simd
-    for (int64_t i = seen.first; i < seen.end; i++) row[i] = narrow(buffer[i] * scale);
-    for (int64_t i = seen.end; i < keys; i++) row[i] = 0;
-}
-
-void causal_softmax(bf16 *scores, int64_t heads, int64_t tokens, int64_t group, int64_t keys, int64_t window) {
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < heads * tokens * group; r++)
-        softmax_row(scores + r * keys, keys, seen_by(r % (tokens * group), keys, tokens, group, window));
-}
-
-/* The same for scores, and then grad = p * (grad - sum(p * grad)) in place. */
-void causal_softmax_backward(bf16 *scores, bf16 *grad, int64_t heads, int64_t tokens, int64_t group, int64_t keys,
-                             int64_t window) {
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < heads * tokens * group; r++) {
-        bf16 *p = scores + r * keys, *g = grad + r * keys;
-        Seen seen = seen_by(r % (tokens * group), keys, tokens, group, window);
-        softmax_row(p, keys, seen);
-        float along = 0;
-#pragma omp simd reduction(+ : along)
-        for (int64_t i = seen.first; i < seen.end; i++) along += wide(p[i]) * wide(g[i]);
-        for (int64_t i = 0; i < seen.first; i++) g[i] = 0;
-#pragma omp simd
-        for (int64_t i = seen.first; i < seen.end; i++) g[i] = narrow(wide(p[i]) * (wide(g[i]) - along));
-        for (int64_t i = seen.end; i < keys; i++) g[i] = 0;
     }
 }
 
