@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby, islice
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from medsft.core.run.events import Event
@@ -16,6 +16,7 @@ _STEP_SERIES = ("loss", "lr", "grad_norm", "tokens_per_second", "memory_bytes")
 _COUNTS = ("tokens", "supervised_tokens")
 _EVAL_SERIES = ("loss", "perplexity", "accuracy")
 _NAN = float("nan")
+_of_a_step = itemgetter(*_STEP_SERIES, *_COUNTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,8 @@ class ViewFold:
     """
 
     def __init__(self) -> None:
-        self._now = RunView(resumes=-1)
-        """Everything but the series, which grow in place below."""
+        self._now: dict[str, Any] = {"resumes": -1, "total": 0, "warnings": ()}
+        """The fields of the view that have changed, but for the series, which grow in place below."""
         self._steps: array[int] = array("q")
         self._series: dict[str, array[float]] = {name: array("d") for name in _STEP_SERIES}
         self._totals: dict[str, array[int]] = {name: array("q") for name in _COUNTS}
@@ -119,8 +120,8 @@ class ViewFold:
     def view(self) -> RunView:
         """Return a snapshot that later events do not change."""
         return replace(
-            self._now,
-            resumes=max(0, self._now.resumes),
+            RunView(**self._now),
+            resumes=max(0, self._now["resumes"]),
             tokens=_last(self._totals["tokens"]),
             supervised_tokens=_last(self._totals["supervised_tokens"]),
             steps=self._steps[:],
@@ -131,7 +132,7 @@ class ViewFold:
         )
 
     def _set(self, **changes: Any) -> None:
-        self._now = replace(self._now, **changes)
+        self._now.update(changes)
 
     def _on_run_started(self, event: Event, data: Mapping[str, Any]) -> None:
         """A resume goes back to its checkpoint: what came after it happens again and is forgotten."""
@@ -145,7 +146,7 @@ class ViewFold:
             total=int(data.get("total", 0)),
             started=event.time,
             eta_seconds=None,
-            resumes=self._now.resumes + 1,
+            resumes=self._now["resumes"] + 1,
             info=dict(data),
             reason="",
             remedy="",
@@ -158,15 +159,16 @@ class ViewFold:
     def _on_steps(self, events: Sequence[Event]) -> None:
         rows = [event.data for event in events]
         self._steps.extend([int(row["iteration"]) for row in rows])
-        for name, values in self._series.items():
-            values.extend([_NAN if (value := row.get(name)) is None else value for row in rows])
-        for name, totals in self._totals.items():
-            counts = [int(row.get(name) or 0) for row in rows]
-            totals.extend(islice(accumulate(counts, initial=_last(totals)), 1, None))
+        columns = _columns(rows)
+        for values in self._series.values():
+            column = next(columns)
+            values.extend([_NAN if value is None else value for value in column] if None in column else column)
+        for totals in self._totals.values():
+            totals.extend(islice(accumulate([int(value or 0) for value in next(columns)], initial=_last(totals)), 1, None))
         last = rows[-1]
         self._set(
             iteration=int(last["iteration"]),
-            total=int(last.get("total", self._now.total)),
+            total=int(last.get("total", self._now["total"])),
             eta_seconds=last.get("eta_seconds"),
             epoch=float(last.get("epoch") or 0.0),
             memory_bytes=int(last.get("memory_bytes") or 0),
@@ -186,7 +188,7 @@ class ViewFold:
         )
 
     def _on_warning(self, event: Event, data: Mapping[str, Any]) -> None:
-        self._set(warnings=(*self._now.warnings[-199:], (event.time, str(data.get("message", "")))))
+        self._set(warnings=(*self._now["warnings"][-199:], (event.time, str(data.get("message", "")))))
 
     def _on_failed(self, event: Event, data: Mapping[str, Any]) -> None:
         self._set(
@@ -202,6 +204,14 @@ class ViewFold:
 
     def _on_stopped(self, event: Event, data: Mapping[str, Any]) -> None:
         self._set(outcome="stopped", eta_seconds=None)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Any]]:
+    """Return the values of `_STEP_SERIES`, then those of `_COUNTS`, of each row; None where a row has none."""
+    try:
+        return iter(list(zip(*map(_of_a_step, rows), strict=True)))
+    except KeyError:  # of another version; asking each row for each value takes twice the time
+        return iter([[row.get(name) for row in rows] for name in (*_STEP_SERIES, *_COUNTS)])
 
 
 def _cut(columns: Sequence[array[Any]], length: int) -> None:
