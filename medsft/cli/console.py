@@ -55,6 +55,11 @@ def interactive() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty() and not dumb_terminal()
 
 
+def shows_screens() -> bool:
+    """Tell whether a live view can be shown: in a terminal, or in the browser that `medsft serve` talks to."""
+    return interactive() or "TEXTUAL_DRIVER" in os.environ
+
+
 def dumb_terminal() -> bool:
     """Tell whether the terminal cannot move its cursor."""
     return os.environ.get("TERM", "") in ("", "dumb")

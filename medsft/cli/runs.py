@@ -27,15 +27,29 @@ def wizard(settings: SettingsFile = None, save_checkpoint_dir: RunsFolder = DEFA
 
 def runs(
     save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER,
-    sizes: Annotated[bool, typer.Option("--sizes", help="Also the size on disk of each run.")] = False,
+    sizes: Annotated[bool, typer.Option("--sizes", help="A table with the size on disk of each run.")] = False,
+    plain: Plain = False,
     json: Json = False,
 ) -> None:
-    """List the runs, the latest first."""
+    """List the runs, the latest first: in a terminal to open, stop, resume, export, compare or delete them."""
+    if not (sizes or plain or json) and console.shows_screens():
+        from medsft.tui.app import run_app
+
+        raise typer.Exit(run_app("runs", runs_folder=save_checkpoint_dir))
+    rows = _rows(save_checkpoint_dir, sizes=sizes)
+    if json:
+        console.print_json(rows)
+    else:
+        _print_runs(rows, sizes=sizes)
+        if not rows:
+            console.note(f"There are no runs in {save_checkpoint_dir}.")
+
+
+def _rows(folder: Path, *, sizes: bool) -> list[dict[str, Any]]:
     from medsft.core.run.rundir import find_runs
-    from medsft.core.units import byte_size
 
     rows: list[dict[str, Any]] = []
-    for run in find_runs(save_checkpoint_dir):
+    for run in find_runs(folder):
         view = run.view()
         row = {
             "name": run.path.name,
@@ -49,9 +63,12 @@ def runs(
             "path": run.path,
         }
         rows.append(row | {"bytes": run.size_bytes()} if sizes else row)
-    if json:
-        console.print_json(rows)
-        return
+    return rows
+
+
+def _print_runs(rows: list[dict[str, Any]], *, sizes: bool) -> None:
+    from medsft.core.units import byte_size
+
     columns = ("run", "state", "iteration", "loss", "validation", "updated", *(("size",) if sizes else ()))
     table = [
         (
@@ -66,8 +83,6 @@ def runs(
         for row in rows
     ]
     console.print_table(columns, table, numbers=(2, 3, 4, 6))
-    if not rows:
-        console.note(f"There are no runs in {save_checkpoint_dir}.")
 
 
 def _number(value: float | None) -> str:
@@ -80,7 +95,7 @@ def watch(run: Run, save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER, plain
     `--json` prints each event as one line of JSON.
     """
     found = find_run(run, save_checkpoint_dir)
-    if not plain and not json and console.interactive():
+    if not plain and not json and console.shows_screens():
         from medsft.tui.app import run_app
 
         raise typer.Exit(run_app("monitor", run=found, runs_folder=save_checkpoint_dir))
@@ -111,11 +126,11 @@ def stop(
 
 
 def serve(
-    run: Run,
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Begin with the monitor of this run.")] = None,
     save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER,
     port: Annotated[int, typer.Option("--port", help="Port on localhost.", min=1, max=65535)] = 8000,
 ) -> None:
-    """Show a run's monitor in a browser, on this machine only.
+    """Show the runs and their monitors in a browser, on this machine only.
 
     From elsewhere, use an SSH tunnel: ssh -L 8000:localhost:8000 HOST
     """
@@ -124,11 +139,10 @@ def serve(
 
     from medsft.errors import LaunchError
 
-    found = find_run(run, save_checkpoint_dir)
+    view = ["runs"] if run is None else ["watch", str(find_run(run, save_checkpoint_dir).path)]
     try:
         from textual_serve.server import Server
     except ImportError:
         raise LaunchError("the monitor in a browser needs textual-serve.", hint="pip install 'medsft[serve]'") from None
-    folder = Path(save_checkpoint_dir).resolve()
-    words = [sys.executable, "-m", "medsft", "watch", str(found.path.resolve()), "--save_checkpoint_dir", str(folder)]
-    Server(shlex.join(words), host="localhost", port=port, title=f"medsft {found.path.name}").serve()
+    words = [sys.executable, "-m", "medsft", *view, "--save_checkpoint_dir", str(save_checkpoint_dir.resolve())]
+    Server(shlex.join(words), host="localhost", port=port, title="medsft").serve()
