@@ -38,9 +38,9 @@ def export(run: RunDir) -> str:
     folder = Path(plan.export_dir)
     to = folder if iteration == plan.num_iterations else folder.with_name(f"{folder.name}-iter{iteration:07d}")
     if to.exists():
-        raise MedsftError(f"It is there already: {to}")
+        return f"The model of iteration {iteration:,} is there already: {to}"
     start_export(run, to)
-    return f"Exporting iteration {iteration:,} to {to}"
+    return f"Exporting iteration {iteration:,} to {to}. The log (logs/export.log) tells when it is done."
 
 
 def tell(screen: Screen[Any], action: Callable[[], str]) -> None:

@@ -71,10 +71,12 @@ def headline(name: str, snapshot: Snapshot) -> Content:
 def _progress_words(snapshot: Snapshot) -> str:
     """Return the time left, and what is done besides training."""
     view = snapshot.view
-    if view.phase in ("", "loading"):
-        return "starting"
     if view.phase == "exporting":
         return "exporting the model"
+    if view.outcome != "running" or view.phase == "loading":  # a resumed run is alive before it says so
+        return "starting"
+    if view.iteration >= view.total:
+        return "finishing"
     if view.eta_seconds is None:
         return "first step under way"
     besides = "" if view.phase == "training" else f" · {view.phase}"
@@ -92,8 +94,8 @@ def numbers(snapshot: Snapshot, plan: PlanFacts, width: int) -> Content:
     view = snapshot.view
     memory = byte_size(view.memory_bytes) + (f" of {byte_size(plan.device_memory)}" if plan.device_memory else "")
     supervised = short_count(view.supervised_tokens)
-    if plan.supervised_tokens:
-        supervised += f" of {short_count(plan.supervised_tokens)}"
+    if plan.supervised_tokens and view.iteration < view.total:  # of a part of an epoch it is not known before
+        supervised += f" of about {short_count(plan.supervised_tokens)}"
     epoch = f"{view.epoch:.2f}" + (f" of {plan.epochs:.3g}" if plan.epochs else "")
     validation = view.last_eval("loss")
     pairs = [
@@ -146,13 +148,18 @@ def notice(snapshot: Snapshot, resume_command: str) -> str:
     if state == "failed":
         return "\n".join(part for part in (f"Failed: {view.reason or 'no reason given'}", view.remedy, again) if part)
     if state == "lost":
-        saved = f"from checkpoint {count(view.checkpoints[-1].iteration)}" if view.checkpoints else "from the start"
+        saved = f"from checkpoint {count(snapshot.saved[-1])}" if snapshot.saved else "from the start"
         return (
             f"Lost: the process ended without a word; the last sign came {duration(snapshot.now - view.updated)} ago. "
             f"The machine may have restarted, or something killed it.\nIt goes on {saved}: press g, or {resume_command}"
         )
     silent = snapshot.now - view.updated
-    if view.phase == "training" and view.steps and silent > max(LOST_AFTER_SECONDS, 10 * _step_seconds(snapshot)):
+    if (
+        view.outcome == "running"
+        and view.phase == "training"
+        and view.steps
+        and silent > max(LOST_AFTER_SECONDS, 10 * _step_seconds(snapshot))
+    ):
         return f"No step for {duration(silent)}: slow, or waiting for another rank. See the log (l)."
     return ""
 
@@ -166,11 +173,12 @@ def _step_seconds(snapshot: Snapshot) -> float:
 
 def checkpoints(snapshot: Snapshot) -> Content:
     """Return the checkpoints, the latest first, with size and age."""
-    saved = sorted(snapshot.view.checkpoints, key=lambda c: c.iteration, reverse=True)
+    saved = sorted((c for c in snapshot.view.checkpoints if c.iteration in snapshot.saved), key=lambda c: -c.iteration)
     if not saved:
         return Content.styled("none yet", "$text-muted")
-    lines = [f"{count(c.iteration):>9}  {byte_size(c.bytes):>9}  {age(snapshot.now - c.time)}" for c in saved]
-    return Content("\n".join(lines))
+    rows = [(count(c.iteration), byte_size(c.bytes), age(snapshot.now - c.time)) for c in saved]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return Content("\n".join(f"{what:>{widths[0]}}  {size:>{widths[1]}}  {when}" for what, size, when in rows))
 
 
 def warnings(snapshot: Snapshot) -> Content:

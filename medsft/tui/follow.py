@@ -24,6 +24,8 @@ class Snapshot:
     view: RunView
     state: str
     """One of `rundir.STATES`."""
+    saved: tuple[int, ...]
+    """Iterations of the checkpoints that are on disk: the events also tell of those that were removed since."""
     log: tuple[str, ...]
     """The latest lines of the launcher and of all ranks."""
     now: float
@@ -49,7 +51,13 @@ class Follower:
             grown = grown or bool(events)
         if grown:
             self._view = self._fold.view()
-        return Snapshot(view=self._view, state=self._run.state(self._view), log=self._log.read(), now=self._clock())
+        return Snapshot(
+            view=self._view,
+            state=self._run.state(self._view),
+            saved=tuple(self._run.checkpoints()),
+            log=self._log.read(),
+            now=self._clock(),
+        )
 
 
 class LogTail:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from textual import on, work
@@ -29,8 +30,9 @@ from medsft.tui.widgets.loglines import LogLines
 from medsft.tui.widgets.sizehint import SizeHint
 from medsft.tui.widgets.text import put
 
-CHARTS = {"loss": "Loss", "lr": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens per second"}
-PANELS = {"checkpoints": "Checkpoints", "warnings": "Warnings", "log": "Log"}
+CHARTS = {"loss": "1 Loss", "lr": "2 Learning rate", "grad_norm": "3 Gradient norm", "tokens_per_second": "4 Tokens/s"}
+PANELS = {"checkpoints": "c Checkpoints", "warnings": "w Warnings", "log": "l Log"}
+"""Titles, each with its key."""
 
 
 class MonitorScreen(Screen[None]):
@@ -90,8 +92,8 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
             yield Static(id="facts")
             yield Static(id="notice")
         with Container(id="charts"):
-            for number, (name, title) in enumerate(CHARTS.items(), 1):
-                yield LineChart(title=f"{number} {title}", id=f"chart-{name}", classes="chart")
+            for name in CHARTS:
+                yield LineChart(id=f"chart-{name}", classes="chart")
         with Horizontal(id="panels"):
             yield Static(id="checkpoints", classes="panel")
             yield Static(id="warnings", classes="panel")
@@ -110,7 +112,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         self.call_after_refresh(self._refit)
 
     def _refit(self) -> None:
-        self._title_panels()
+        self._set_titles()
         if self.snapshot is not None:
             self._show_numbers(self.snapshot)
 
@@ -142,13 +144,14 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         put(notice, text)
         notice.display = bool(text)
         notice.set_class(new.state in ("failed", "lost"), "-bad")
+        notice.set_class(new.state == "finished", "-good")
         self.query_one("#progress", ProgressBar).update(total=new.view.total or 1, progress=new.view.iteration)
         put(self.query_one("#checkpoints", Static), facts.checkpoints(new))
         put(self.query_one("#warnings", Static), facts.warnings(new))
         self.query_one(LogLines).source = new.log
         if old is None or old.view is not new.view:
             self._show_charts(new)
-            self._title_panels()
+            self._set_titles()
         if old is None or old.state != new.state:
             self.refresh_bindings()
 
@@ -172,16 +175,17 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         """Show one panel where there is no room for three."""
         for panel in self.query(".panel"):
             panel.set_class(panel.id == name, "-current")
-        self._title_panels()
+        self._set_titles()
 
-    def _title_panels(self) -> None:
-        """Name all three on the border where only one is to be seen, so that a small screen tells what else there is."""
+    def _set_titles(self) -> None:
+        """Name all charts, and all panels, on the border where only one is to be seen: a small screen tells what else is."""
         count = len(self.snapshot.view.warnings) if self.snapshot else 0
-        titles = {**PANELS, "warnings": f"Warnings {count}" if count else "Warnings"}
+        warnings = f"{PANELS['warnings']} {count}" if count else PANELS["warnings"]
         alone = not (self.has_class("-wide") and self.has_class("-tall"))
+        for chart in self.query(LineChart):
+            chart.border_title = _title(CHARTS, (chart.id or "").removeprefix("chart-"), alone)
         for panel in self.query(".panel"):
-            shown = [f"[b u]{title}[/]" if name == panel.id else f"[dim]{title}[/]" for name, title in titles.items()]
-            panel.border_title = " ".join(shown) if alone else titles[panel.id or ""]
+            panel.border_title = _title({**PANELS, "warnings": warnings}, panel.id or "", alone)
             panel.set_class(bool(count) and panel.id == "warnings", "-some")
 
     @property
@@ -201,8 +205,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         if action == "resume":
             return True if self.state in ("planned", "stopped", "failed", "lost") else None
         if action == "export":
-            has_checkpoint = bool(self.snapshot and self.snapshot.view.checkpoints)
-            return True if has_checkpoint and self.state not in ("running", "stopping") else None
+            return True if self.snapshot and self.snapshot.saved and self.state not in ("running", "stopping") else None
         return True
 
     @work
@@ -288,3 +291,13 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
             self.set_focus(None)
         elif len(self.app.screen_stack) > 2:
             self.app.pop_screen()
+        else:
+            from medsft.tui.runs import RunsScreen
+
+            self.app.switch_screen(RunsScreen(self.run_dir.path.parent))
+
+
+def _title(titles: Mapping[str, str], current: str, alone: bool) -> str:
+    """Return the title of one of several widgets in the same place; alone, it names the hidden ones beside it."""
+    shown = [f"[b u]{title}[/]" if name == current else f"[dim]{title}[/]" for name, title in titles.items()]
+    return "  ".join(shown) if alone else titles[current]

@@ -25,14 +25,14 @@ from medsft.tui import actions
 from medsft.tui.compare import CompareScreen
 from medsft.tui.dialogs import COMMON, Confirm
 from medsft.tui.facts import STATE_SIGNS
-from medsft.tui.follow import Follower
+from medsft.tui.follow import Follower, Snapshot
 from medsft.tui.widgets.sizehint import SizeHint
 from medsft.tui.widgets.text import put
 
 SCAN_SECONDS = 2.0
 _SIZE_EVERY = 15
 """Scans between two measurements of sizes on disk: that walks through every file."""
-COLUMNS = {"mark": 1, "state": 10, "name": 0, "progress": 15, "loss": 7, "age": 10, "size": 8}
+COLUMNS = {"mark": 1, "state": 10, "name": 0, "done": 4, "loss": 7, "age": 10, "size": 8}
 """Width of each column: fixed, because a table that measures its cells shows the first row cut. 0: what is left."""
 _LEAST_NAME = 15
 
@@ -42,10 +42,19 @@ class RunRow:
     """One run of the table."""
 
     run: RunDir
-    view: RunView
-    state: str
+    snapshot: Snapshot
     updated: float
     bytes: int
+
+    @property
+    def view(self) -> RunView:
+        """What its events say."""
+        return self.snapshot.view
+
+    @property
+    def state(self) -> str:
+        """One of `rundir.STATES`."""
+        return self.snapshot.state
 
 
 @dataclass(slots=True)
@@ -69,7 +78,7 @@ class Scanner:
             if measure or run.path not in self._sizes:
                 self._sizes[run.path] = run.size_bytes()
             updated = snapshot.view.updated or run.plan_path.stat().st_mtime
-            rows.append(RunRow(run=run, view=snapshot.view, state=snapshot.state, updated=updated, bytes=self._sizes[run.path]))
+            rows.append(RunRow(run=run, snapshot=snapshot, updated=updated, bytes=self._sizes[run.path]))
         return tuple(sorted(rows, key=lambda row: (-row.updated, row.run.path.name)))
 
 
@@ -173,7 +182,7 @@ Training goes on whether or not this list is open.
             "mark": "●" if name in self.marked else " ",
             "state": f"{sign} {row.state}",
             "name": _end_of(name, self._name_width()),
-            "progress": f"{count(view.iteration)}/{count(view.total)}" if view.total else "-",
+            "done": f"{view.iteration / view.total:.0%}" if view.total else "-",
             "loss": "-" if loss is None else f"{loss:.4f}",
             "age": age(self.app.clock() - row.updated),  # type: ignore[attr-defined]
             "size": byte_size(row.bytes),
@@ -191,9 +200,9 @@ Training goes on whether or not this list is open.
 
     @on(DataTable.RowHighlighted)
     def other_row(self) -> None:
-        """Name the chosen run in full; it allows other things than the one before."""
+        """Name the chosen run in full, with its progress; it allows other things than the one before."""
         row = self.chosen
-        about = row.run.path.name if row else f"There are no runs in {self.folder} yet."
+        about = _about(row) if row else f"There are no runs in {self.folder} yet."
         put(self.query_one("#about", Static), about)
         self.refresh_bindings()
 
@@ -214,7 +223,7 @@ Training goes on whether or not this list is open.
         allowed = {
             "stop": row.state == "running",
             "resume": row.state in ("planned", "stopped", "failed", "lost"),
-            "export": row.state not in ("running", "stopping") and bool(row.view.checkpoints),
+            "export": row.state not in ("running", "stopping") and bool(row.snapshot.saved),
             "delete": row.state not in ("running", "stopping"),
         }
         return True if allowed.get(action, True) else None
@@ -268,7 +277,7 @@ Training goes on whether or not this list is open.
         row = self.chosen
         if row is None:
             return
-        detail = f"{row.run.path}\n{byte_size(row.bytes)}, {len(row.run.checkpoints())} checkpoints. This cannot be undone."
+        detail = f"{row.run.path}\n{byte_size(row.bytes)}, {len(row.snapshot.saved)} checkpoints. This cannot be undone."
         if await self.app.push_screen_wait(Confirm("Delete this run?", detail, yes="Delete", no="Keep it", danger=True)):
             try:
                 row.run.delete()
@@ -279,6 +288,12 @@ Training goes on whether or not this list is open.
         """Go back to the screen before, if there is one."""
         if len(self.app.screen_stack) > 2:
             self.app.pop_screen()
+
+
+def _about(row: RunRow) -> str:
+    view = row.view
+    done = f"  {count(view.iteration)} of {count(view.total)} iterations" if view.total else ""
+    return f"{row.run.path.name}{done}"
 
 
 def _end_of(name: str, width: int) -> str:

@@ -95,7 +95,10 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
         os.utime(run.plan_path, (NOW, NOW))
         (run.logs / "rank_0.log").write_text("loading the base model\ntraining starts\nslow batch: 9.1 s\n")
         if state != "planned":
-            record(run, total if state == "finished" else last, total, ENDS[state])
+            done = total if state == "finished" else last
+            record(run, done, total, ENDS[state])
+            for saved in range(100, done + 1, 100)[-2:]:
+                run.checkpoint_path(saved).mkdir()
         if state in ("running", "stopping"):
             run.claim(os.getpid())
         if state == "stopping":

@@ -189,8 +189,10 @@ async def test_a_search_finds_models_and_adds_the_chosen_one(drafted, until, pro
         await until(pilot, lambda: app.screen.state.entries)
         await pilot.press("tab", *"found", "enter")
         await until(pilot, lambda: len(app.screen.state.entries) == 3)
-        app.screen.query_one("#entries", OptionList).highlighted = 2
-        await pilot.press("shift+tab", "enter")
+        entries = app.screen.query_one("#entries", OptionList)
+        assert entries.has_focus
+        assert entries.highlighted == 2
+        await pilot.press("enter")
         await until(pilot, lambda: settled(app) and app.screen.state.config.checkpoint == "other")
         assert "other" in (project / "medsft.toml").read_text()
         assert not any(problem.where == "--checkpoint" for problem in app.screen.state.problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textual.events import Resize
 from textual.reactive import reactive
 from textual.widgets import RichLog
 
@@ -13,8 +14,14 @@ class LogLines(RichLog):
     needle: reactive[str] = reactive("")
 
     def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id, max_lines=1000, wrap=False, markup=False, highlight=False, auto_scroll=True)
+        super().__init__(id=id, max_lines=1000, min_width=1, wrap=True, markup=False, highlight=False, auto_scroll=True)
         self._written: tuple[str, ...] = ()
+
+    def on_resize(self, event: Resize) -> None:
+        """Wrap the lines anew."""
+        self._written = ()
+        self.clear()
+        self._show()
 
     def watch_source(self) -> None:
         """Show new lines."""

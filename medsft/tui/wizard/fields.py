@@ -18,7 +18,9 @@ from textual.widgets import Input, Label, Static
 
 from medsft.errors import Problem
 from medsft.tui.widgets.text import put
+from medsft.tui.widgets.textfield import TextField
 from medsft.tui.wizard.form import choices_of, default_text, help_of, label_of
+from medsft.tui.wizard.outlook import beside
 
 AUTO = "auto"
 
@@ -99,7 +101,7 @@ class FieldRow(Vertical):
             else:
                 default = default_text(self.field)
                 hint = f"{default} (default)" if default else ""
-                yield Input(self._text, placeholder=hint, compact=True, suggester=self._suggester, select_on_focus=False)
+                yield TextField(self._text, placeholder=hint, compact=True, suggester=self._suggester, select_on_focus=False)
         yield Static(help_of(self.field), classes="help")
         yield Static(classes="problem")
 
@@ -149,4 +151,4 @@ class FieldRow(Vertical):
         place = self.query_one(".problem", Static)
         place.display = bool(problems)
         self.set_class(bool(problems), "-wrong")
-        put(place, "\n".join(f"✖ {p.message}{'. ' + p.hint if p.hint else ''}" for p in problems))
+        put(place, beside(problems))

@@ -87,9 +87,9 @@ def choices_of(name: str) -> tuple[str, ...]:
 
 
 def help_of(name: str) -> str:
-    """Return the help of a field with its unit."""
-    metadata = FIELDS[name].metadata
-    return f"{metadata['help']} ({metadata['unit']})" if metadata["unit"] else str(metadata["help"])
+    """Return the help of a field, with its unit where the words do not name it."""
+    text, unit = str(FIELDS[name].metadata["help"]), FIELDS[name].metadata["unit"]
+    return f"{text} ({unit})" if unit and unit not in text.lower() else text
 
 
 def label_of(name: str) -> str:

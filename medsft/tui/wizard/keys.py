@@ -10,13 +10,17 @@ _OF_DATA_PAGE = ("browse", "tokenise", "raise", "samples")
 
 
 def possible(what: str, page: int, state: State) -> bool | None:
-    """Tell whether something can be done now: False on other pages (hidden), None when not yet (greyed out)."""
+    """Tell whether something can be done now: False on other pages (hidden), None when not yet (greyed out).
+
+    A remedy without its problem is hidden too.
+    """
     if page != (DATA_PAGE if what in _OF_DATA_PAGE else REVIEW_PAGE):
         return False
     seen = state.outlook
+    if what == "raise":
+        return bool(seen and seen.report and seen.report.exceeding)
     allowed = {
         "tokenise": bool(state.config.data) and not state.busy,
-        "raise": bool(seen and seen.report and seen.report.exceeding),
         "samples": bool(seen and seen.samples),
         "start": bool(seen and seen.plan and not state.problems and not state.busy),
     }

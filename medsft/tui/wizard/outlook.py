@@ -14,6 +14,7 @@ from medsft.tui.wizard.paths import near
 
 if TYPE_CHECKING:
     from medsft.core.data.make import Progress
+    from medsft.core.data.records import KeyProposal
     from medsft.core.data.report import LengthReport
     from medsft.core.planning.plan import Estimates, RunPlan
     from medsft.tui.wizard.work import BaseEntry, Outlook
@@ -62,7 +63,7 @@ def panel(outlook: Outlook | None, problems: Sequence[Problem], width: int) -> C
         parts += [Content.styled(f"! {warning}\n", "$warning") for warning in outlook.plan.warnings]
     if problems:
         parts += [Content.styled(f"\n✖ {len(problems)} to settle\n", "bold $error")]
-        parts += [Content.styled(f"{p.where} ", "bold") + Content(f"{p.message}\n") for p in problems]
+        parts += [Content.styled(f"{p.where} ", "bold") + Content(f"{_unindented(p.message)}\n") for p in problems]
     return Content.assemble(*parts)
 
 
@@ -98,8 +99,8 @@ def strip(outlook: Outlook | None, problems: Sequence[Problem]) -> Content:
     elif outlook is not None:
         first = "No plan yet"
     if problems:
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        second = Content.styled(f"✖ {problems[0].where} {problems[0].message}{more}".splitlines()[0], "$error")
+        amount = f"{len(problems)} to settle; " if len(problems) > 1 else ""
+        second = Content.styled(f"✖ {amount}{problems[0].where}: {problems[0].message}".splitlines()[0], "$error")
     else:
         second = Content.styled("✔ nothing stands in the way", "$success")
     return Content.assemble(first, "\n", second)
@@ -139,8 +140,18 @@ def meaning(outlook: Outlook | None) -> str:
     return "\n".join(lines)
 
 
-def report_text(report: LengthReport | None, outlook: Outlook | None) -> Content:
-    """Return how the documents fit --seq, and how many answers would be cut."""
+def keys_text(found: KeyProposal | None, config: RunConfig) -> Content:
+    """Return the keys of the rows, and which of the chosen ones is not among them."""
+    if found is None or not found.keys:
+        return Content("")
+    chosen = (config.question_key, config.answer_key, config.system_key)
+    missing = [f"`{key}`" for key in chosen if key and key not in found.keys]
+    text = f"Keys in these rows: {', '.join(found.keys)}"
+    return Content.styled(f"! Not in all of these rows: {', '.join(missing)}. {text}", "$warning") if missing else Content(text)
+
+
+def report_text(report: LengthReport | None, truncate: str) -> Content:
+    """Return how the documents fit --seq, and how many answers would be cut, or are by --truncate."""
     if report is None:
         return Content("Not tokenised yet. Press k (outside a field) or the button to tokenise and see what would be cut.")
     lengths = (
@@ -149,10 +160,12 @@ def report_text(report: LengthReport | None, outlook: Outlook | None) -> Content
     )
     lines: list[Content | str] = [lengths]
     if report.exceeding:
-        text = (
-            f"✖ {count(report.exceeding)} are longer than seq {count(report.seq)}; "
-            f"{count(report.answers_cut)} answers would be cut, {count(report.answers_without_end)} would lose their end."
-        )
+        cut, endless = count(report.answers_cut), count(report.answers_without_end)
+        mark, then = {
+            "drop": ("!", "they are dropped, as chosen."),
+            "keep": ("!", f"they are cut, as chosen: {cut} answers lose a part, {endless} their end."),
+        }.get(truncate, ("✖", f"{cut} answers would be cut, {endless} would lose their end."))
+        text = f"{mark} {count(report.exceeding)} are longer than seq {count(report.seq)}; {then}"
         lines.append(Content.styled(text, "bold $warning"))
     else:
         lines.append(Content.styled(f"✔ all fit seq {count(report.seq)}", "$success"))
@@ -184,16 +197,35 @@ def node_lines(config: RunConfig) -> list[str]:
     return node_commands(config)
 
 
+def beside(problems: Sequence[Problem]) -> str:
+    """Return what is wrong with a field, for the place below it: a message of several lines keeps its list."""
+    lines = []
+    for problem in problems:
+        first, *more = (line.strip() for line in problem.message.splitlines())
+        lines += [f"✖ {first}", *(f"  {line}" for line in more)]
+        hint = problem.hint[:1].upper() + problem.hint[1:]
+        if more and hint:
+            lines.append(f"  {hint}")
+        elif hint:
+            lines[-1] += f". {hint}"
+    return "\n".join(lines)
+
+
 def problem_lines(problems: Sequence[Problem]) -> Content:
     """Return all that blocks, each with its remedy."""
     if not problems:
         return Content.styled("✔ Nothing stands in the way of starting.", "$success")
     parts: list[Content | str] = [Content.styled(f"✖ To settle before it can start: {len(problems)}", "bold $error")]
     for problem in problems:
-        parts += ["\n  ", Content.styled(problem.where, "bold"), f" {problem.message}"]
+        parts += ["\n  ", Content.styled(problem.where, "bold"), f" {_unindented(problem.message)}"]
         if problem.hint:
             parts.append(Content.styled(f"\n      {problem.hint}", "$text-muted"))
     return Content.assemble(*parts)
+
+
+def _unindented(text: str) -> str:
+    """Return the lines of a message with the indentation that a narrow place has room for."""
+    return "\n    ".join(line.strip() for line in text.splitlines())
 
 
 def plan_of(outlook: Outlook | None) -> RunPlan | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual import on
 from textual.app import ComposeResult
+from textual.binding import Binding
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Collapsible, Input, OptionList, Static
@@ -16,6 +17,7 @@ from textual.widgets.option_list import Option
 from medsft.core.config import command_line
 from medsft.tui.samples import show_samples
 from medsft.tui.widgets.text import put
+from medsft.tui.widgets.textfield import TextField
 from medsft.tui.wizard import outlook as words
 from medsft.tui.wizard.fields import AUTO, Choice, FieldRow
 from medsft.tui.wizard.form import fields_in, problems_of
@@ -32,6 +34,10 @@ _MOST_STAGES = 16
 class Page(VerticalScroll, can_focus=False):
     """A page: a title, its content, and the way on."""
 
+    BINDINGS = [  # instead of scrolling, which follows the focus
+        Binding("up", "app.focus_previous", "Field above", show=False),
+        Binding("down", "app.focus_next", "Field below", show=False),
+    ]
     title = ""
     lead = ""
 
@@ -84,9 +90,8 @@ class BasePage(Page):
     def content(self) -> ComposeResult:
         """Yield the list, the search, and the iteration to start from."""
         yield OptionList(id="entries", compact=True)
-        yield Input(
-            placeholder="folder to search, or path of a model; enter", id="look", compact=True, suggester=PathSuggester()
-        )
+        search = PathSuggester((".gguf",))
+        yield TextField(placeholder="folder to search, or path of a model; enter", id="look", compact=True, suggester=search)
         yield Static(id="base-problems", classes="problem")
         yield self.row("intermediate_iter")
         yield from self.advanced("base")
@@ -101,7 +106,7 @@ class BasePage(Page):
         wrong = [*problems_of("checkpoint", state.problems), *problems_of("size", state.problems)]
         place = self.query_one("#base-problems", Static)
         place.display = bool(wrong)
-        put(place, words.problem_lines(wrong) if wrong else "")
+        put(place, words.beside(wrong))
 
     def _fill(self, shown: list[tuple[BaseEntry, bool]], looking: bool) -> None:
         entries = self.query_one("#entries", OptionList)
@@ -169,9 +174,8 @@ class DataPage(Page):
         seen = state.outlook
         report = seen.report if seen else None
         self._show_sets(seen.sets if seen else (), state.config.run_name, bool(state.config.data))
-        keys = seen.keys.keys if seen and seen.keys else ()
-        put(self.query_one("#keys", Static), f"Keys in these rows: {', '.join(keys)}" if keys else "")
-        put(self.query_one("#report", Static), words.report_text(report, seen))
+        put(self.query_one("#keys", Static), words.keys_text(seen.keys if seen else None, state.config))
+        put(self.query_one("#report", Static), words.report_text(report, state.config.truncate))
         self.query_one("#remedies").display = bool(report and report.exceeding)
         if report:
             self.query_one("#raise", Button).label = f"Raise seq to {report.fitting_seq:,} (r)"
@@ -298,7 +302,7 @@ class ReviewPage(Page):
         yield Static(id="command")
         with Horizontal(classes="buttons"):
             yield Button("Copy the command (y)", id="copy", compact=True)
-        yield Input("run.toml", id="toml", compact=True, suggester=PathSuggester((".toml",)))
+        yield TextField("run.toml", id="toml", compact=True, suggester=PathSuggester((".toml",)))
         with Horizontal(classes="buttons"):
             yield Button("Save as TOML (w)", id="save", compact=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,12 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.screen import Screen
 from textual.timer import Timer
-from textual.widgets import ContentSwitcher, Footer, Input, Static
+from textual.widgets import ContentSwitcher, Footer, Input, OptionList, Static
 from textual.worker import get_current_worker
 
 from medsft.core.config import command_line, format_number, save_toml
 from medsft.core.run.draft import Draft, draft_path, load_draft, save_draft
-from medsft.errors import MedsftError, Problem
+from medsft.errors import MedsftError
 from medsft.tui.dialogs import COMMON, TextDialog
 from medsft.tui.samples import show_samples
 from medsft.tui.widgets.sizehint import SizeHint
@@ -29,40 +28,42 @@ from medsft.tui.widgets.text import put
 from medsft.tui.wizard import outlook as words
 from medsft.tui.wizard import work as core
 from medsft.tui.wizard.fields import FieldRow
-from medsft.tui.wizard.form import FIELDS, answered, parse, proposals, split_paths
-from medsft.tui.wizard.keys import DATA_PAGE, ITERATIONS_PAGE, REVIEW_PAGE, TITLES, possible
+from medsft.tui.wizard.form import FIELDS, parse, proposals, split_paths
+from medsft.tui.wizard.keys import BASE_PAGE, DATA_PAGE, ITERATIONS_PAGE, REVIEW_PAGE, TITLES, possible
 from medsft.tui.wizard.messages import Busy, Edited, Entries, Looked, Started, State, Wanted
 from medsft.tui.wizard.pages import PAGES
 from medsft.tui.wizard.paths import FilePicker
+from medsft.tui.wizard.slow import do_slowly
+from medsft.tui.wizard.state import renewed
 from medsft.tui.wizard.steps import Steps
 
 if TYPE_CHECKING:
-    from medsft.core.data.make import Progress
     from medsft.core.data.records import KeyProposal
 
+_SCROLLED_LINES = 3
 SETTLE_SECONDS = 0.35
 """Pause after the last edit before the plan is made anew."""
-_NO_BASE = Problem("--checkpoint", "no base model is chosen yet", "Choose one in the list on the first page.")
 
 
 class WizardScreen(Screen[None]):
     """Describes a run step by step and starts it."""
 
+    AUTO_FOCUS = ""  # textual's choice, after a dialog, would be a field of a page that is hidden
     HELP = """
 Six steps from a base model to a running training. Page down goes on, page up goes back; or press esc to leave a field and
-then a number for a step. Up and down move between fields, left and right change a choice, right completes a path.
+then a number for a step. Up, down and tab move between fields, left and right change a choice, right completes a path.
 
 The plan is made anew after each edit. What is wrong stands beside its field and on the last page. Nothing is lost when you
 leave: the same texts are there when you come back. Empty fields keep their default.
 """
     BINDINGS = [
         *COMMON,
-        Binding("pagedown,ctrl+n", "page(1)", "Next", priority=True, key_display="PgDn", tooltip="Next step (also ctrl+n)"),
         Binding("pageup", "page(-1)", "Back", priority=True, key_display="PgUp", tooltip="Step before"),
+        Binding("pagedown,ctrl+n", "page(1)", "Next", priority=True, key_display="PgDn", tooltip="Next step (also ctrl+n)"),
         Binding("escape", "leave_field", "Keys", tooltip="Leave the field, so that single keys work"),
         *(Binding(str(n), f"go({n - 1})", title, show=False) for n, title in enumerate(TITLES, 1)),
-        Binding("up", "app.focus_previous", "Field above", show=False),
-        Binding("down", "app.focus_next", "Field below", show=False),
+        Binding("up", "move(-1)", "Field above", show=False),
+        Binding("down", "move(1)", "Field below", show=False),
         Binding("f", "want('browse')", "Files", tooltip="Choose JSONL files from a tree"),
         Binding("v", "want('samples')", "Samples", tooltip="Show the first rows as the model will read them"),
         Binding("k", "want('tokenise')", "Tokenise", tooltip="Tokenise now, and count exactly"),
@@ -146,15 +147,7 @@ leave: the same texts are there when you come back. Empty fields keep their defa
 
     def _refresh(self, **changes: Any) -> None:
         """Make the state anew from the texts and the latest outlook."""
-        config, problems = parse(self._texts)
-        state = replace(self.state, texts=dict(self._texts), config=config, **changes)
-        seen = state.outlook
-        known = {str(problem) for problem in problems}
-        later = [p for p in seen.problems if str(p) not in known and not answered(p, seen.config, config)] if seen else []
-        if not self._texts.get("checkpoint"):
-            later = [_NO_BASE if problem.where == "--checkpoint" else problem for problem in later]
-        plan = words.plan_of(seen)
-        self.state = replace(state, problems=(*problems, *later), model=plan.base.model if plan else state.model)
+        self.state = renewed(self.state, self._texts, **changes)
 
     def watch_state(self, state: State) -> None:
         """Show the state on the page in front, in the steps, and beside them."""
@@ -182,8 +175,9 @@ leave: the same texts are there when you come back. Empty fields keep their defa
             self.look()
 
     def _focus_page(self) -> None:
-        """Go to the first field; to none on the pages that are there to be read."""
-        fields = [widget for widget in self._current().query("Input, OptionList, Choice") if widget.focusable]
+        """Go to the first field that has a use; to none on the pages that are there to be read."""
+        wanted = "#look, Input" if self.page == BASE_PAGE and not self.state.entries else "Input, OptionList, Choice"
+        fields = [widget for widget in self._current().query(wanted) if widget.focusable]
         self.set_focus(None if self.page in (ITERATIONS_PAGE, REVIEW_PAGE) or not fields else fields[0])
 
     def action_page(self, by: int) -> None:
@@ -198,6 +192,13 @@ leave: the same texts are there when you come back. Empty fields keep their defa
     def go_to(self, event: Steps.Chosen) -> None:
         """Go to a page by its name."""
         self.page = event.page
+
+    def action_move(self, by: int) -> None:
+        """Go to the first or last field, or scroll the page that is there to be read."""
+        if self.page == REVIEW_PAGE:
+            self._current().scroll_relative(y=by * _SCROLLED_LINES)
+        else:
+            self.focus_next() if by > 0 else self.focus_previous()
 
     def action_leave_field(self) -> None:
         """Give the keys back to the screen."""
@@ -229,6 +230,8 @@ leave: the same texts are there when you come back. Empty fields keep their defa
         seen = event.outlook
         if not seen.samples and not seen.samples_problem and self.page != DATA_PAGE and self.state.outlook:
             seen = replace(seen, samples=self.state.outlook.samples)
+        if seen.report and self.state.outlook and not self.state.outlook.report:
+            self.notify(words.report_text(seen.report, seen.config.truncate).plain, title="Lengths", timeout=10, markup=False)
         self._refresh(outlook=seen)
         self._propose(seen.keys)
 
@@ -273,8 +276,18 @@ leave: the same texts are there when you come back. Empty fields keep their defa
         known = {entry.path.resolve() for entry in self._known}
         entries = (*self._known, *(entry for entry in self._found if entry.path.resolve() not in known))
         self._refresh(entries=entries, looking=False)
+        self._go_to_entries(event)
         if len(self._known) == 1 and not self._texts.get("checkpoint"):
             self._choose(self._known[0])
+
+    def _go_to_entries(self, event: Entries) -> None:
+        """Put the cursor where the next step is, unless somebody is typing what to search."""
+        typing = self.query_one("#look", Input).value and not (event.found and event.entries)
+        if self.page == BASE_PAGE and self.focused is not None and self.focused.id in ("entries", "look") and not typing:
+            self._focus_page()
+        if event.found and event.entries:
+            last = len(self.state.entries) - 1
+            self.query_one("#entries", OptionList).highlighted = min(len(self._known), last)
 
     def _choose(self, entry: core.BaseEntry) -> None:
         if not entry.listed:
@@ -290,6 +303,8 @@ leave: the same texts are there when you come back. Empty fields keep their defa
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Hide the keys of other pages, grey out what is not possible."""
+        if action == "leave_field":
+            return self.focused is not None
         return possible(str(parameters[0]), self.page, self.state) if action == "want" else True
 
     def action_want(self, what: str) -> None:
@@ -357,7 +372,7 @@ leave: the same texts are there when you come back. Empty fields keep their defa
     @work(thread=True, exclusive=True, group="slow")
     def tokenise(self) -> None:
         """Make the tokenised sets."""
-        self._do_slowly(lambda progress: core.tokenise(self.state.config, self.settings_file, progress))
+        do_slowly(self, lambda progress: core.tokenise(self.state.config, self.settings_file, progress))
 
     @work(thread=True, exclusive=True, group="slow")
     def start(self) -> None:
@@ -365,28 +380,9 @@ leave: the same texts are there when you come back. Empty fields keep their defa
         plan = words.plan_of(self.state.outlook)
         expected = plan.num_iterations if plan else 0
         config = self.state.config
-        result = self._do_slowly(lambda progress: core.start_run(config, self.settings_file, expected, progress))
+        result = do_slowly(self, lambda progress: core.start_run(config, self.settings_file, expected, progress))
         if result is not None:
             self.post_message(Started(result))
-
-    def _do_slowly(self, action: Any) -> Any:
-        """Do something in this worker thread, with its progress shown, and its trouble."""
-        self.post_message(Busy("Working ..."))
-        last = 0.0
-
-        def show(progress: Progress) -> None:
-            nonlocal last
-            if time.monotonic() - last > 0.5:
-                last = time.monotonic()
-                self.post_message(Busy(words.progress_text(progress)))
-
-        result, trouble = None, ""
-        try:
-            result = action(show)
-        except (MedsftError, OSError) as error:
-            trouble = str(error)
-        self.post_message(Busy("", trouble))
-        return result
 
     @on(Busy)
     def show_busy(self, event: Busy) -> None:

@@ -35,7 +35,7 @@ class Steps(Container):
     def compose(self) -> ComposeResult:
         """Lay out one line for each step."""
         for number, title in enumerate(self._titles):
-            yield Static(f"{number + 1} {title}", id=f"step-{number}", classes="step")
+            yield Static(f"{number + 1} {title} ", id=f"step-{number}", classes="step")
 
     def show(self, page: int, problems: Sequence[Problem]) -> None:
         """Mark the step one is at, and those with problems."""
@@ -43,7 +43,7 @@ class Steps(Container):
         for number, title in enumerate(self._titles):
             label = self.query_one(f"#step-{number}", Static)
             mark = "✖" if number in wrong else " "
-            put(label, f"{number + 1} {title}{mark}")
+            put(label, f"{number + 1}{mark}{title} ")
             label.set_class(number == page, "-current")
             label.set_class(number in wrong, "-wrong")
 

@@ -5,7 +5,7 @@ Imports of the planner and of tokenizers stand inside the functions, so that the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, islice
@@ -115,7 +115,7 @@ def look_ahead(config: RunConfig, settings_file: Path | None, *, samples: bool) 
     shown, trouble = _samples(config, settings) if samples else ((), "")
     return Outlook(
         config=config,
-        problems=found.problems,
+        problems=_tidied(found.problems),
         plan=found.plan,
         exact=found.exact,
         tokens_per_second=_earlier_speed(config.save_checkpoint_dir, found.plan) if found.plan else None,
@@ -125,6 +125,16 @@ def look_ahead(config: RunConfig, settings_file: Path | None, *, samples: bool) 
         samples=shown,
         samples_problem=trouble,
     )
+
+
+def _tidied(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Return each problem once, under the flag that its message begins with."""
+    tidied = []
+    for problem in problems:
+        flag, colon, message = problem.message.partition(": ")
+        own = colon and flag.startswith("--") and " " not in flag
+        tidied.append(Problem(flag, message, problem.hint) if own else problem)
+    return tuple(dict.fromkeys(tidied))
 
 
 def _keys(config: RunConfig) -> KeyProposal | None:
