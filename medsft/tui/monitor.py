@@ -241,7 +241,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         except (MedsftError, OSError) as error:
             self.app.call_from_thread(self.notify, str(error), title="No samples", severity="error", markup=False)
             return
-        text = samples.show_samples(found, loss_mask=config.loss_mask, seq=config.seq)
+        text = samples.show_samples(found, config)
         title = f"Batch of iteration {iteration:,}: its first documents"
         self.app.call_from_thread(self.app.push_screen, TextDialog(title, text))
 

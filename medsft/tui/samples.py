@@ -11,6 +11,7 @@ from textual.content import Content
 from medsft.core.units import count
 
 if TYPE_CHECKING:
+    from medsft.core.config import RunConfig
     from medsft.core.data.report import Sample
     from medsft.core.run.rundir import RunDir
 
@@ -32,16 +33,16 @@ def current_batch(run: RunDir, iteration: int, most: int = 8) -> list[Sample]:
     return samples(chosen.data, opened.tokenizer, documents)
 
 
-def show_samples(shown: Iterable[Sample], *, loss_mask: float, seq: int) -> Content:
+def show_samples(shown: Iterable[Sample], config: RunConfig) -> Content:
     """Return the documents, each part under its role and weight; where --seq cuts is said in words."""
     parts: list[Content | str] = []
     for sample in shown:
-        over = sample.length - 1 - seq
-        cut = f", {count(over)} too many for --seq {count(seq)}" if over > 0 else ""
+        over = sample.length - 1 - config.seq
+        cut = f", {count(over)} too many for --seq {count(config.seq)}" if over > 0 else ""
         parts += [Content.styled(f"Document {count(sample.document)}: {count(sample.length)} tokens{cut}", "bold"), "\n"]
         for part in sample.parts:
             role = part.role.name
-            weight = 1.0 if role == "ANSWER" else loss_mask
+            weight = 1.0 if role == "ANSWER" else config.loss_mask
             learnt = "learnt" if weight == 1 else f"learnt with weight {weight:g}" if weight else "read, not learnt"
             parts.append(Content.styled(f"▌{role.lower()}, {count(part.tokens)} tokens, {learnt}", f"{_COLOURS[role]} italic"))
             parts += ["\n", Content.styled(part.text.rstrip("\n"), _COLOURS[role] if weight else f"dim {_COLOURS[role]}"), "\n"]

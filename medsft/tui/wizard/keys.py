@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from textual.binding import Binding
+
+from medsft.tui.dialogs import COMMON
 from medsft.tui.wizard.messages import State
 
 BASE_PAGE, DATA_PAGE, TRAINING_PAGE, PARALLEL_PAGE, ITERATIONS_PAGE, REVIEW_PAGE = range(6)
 TITLES = ("Base", "Data", "Training", "Parallel", "Iterations", "Review")
+KEYS = [
+    *COMMON,
+    Binding("pageup", "page(-1)", "Back", priority=True, key_display="PgUp", tooltip="Step before"),
+    Binding("pagedown,ctrl+n", "page(1)", "Next", priority=True, key_display="PgDn", tooltip="Next step (also ctrl+n)"),
+    Binding("escape", "leave_field", "Keys", tooltip="Leave the field, so that single keys work"),
+    *(Binding(str(n), f"go({n - 1})", title, show=False) for n, title in enumerate(TITLES, 1)),
+    Binding("up", "move(-1)", "Field above", show=False),
+    Binding("down", "move(1)", "Field below", show=False),
+    Binding("f", "want('browse')", "Files", tooltip="Choose JSONL files from a tree"),
+    Binding("v", "want('samples')", "Samples", tooltip="Show the first rows as the model will read them"),
+    Binding("k", "want('tokenise')", "Tokenise", tooltip="Tokenise now, and count exactly"),
+    Binding("r", "want('raise')", "Raise seq", tooltip="Raise --seq so that nothing is cut"),
+    Binding("y", "want('copy')", "Copy", tooltip="Copy the equivalent command line"),
+    Binding("w", "want('save')", "Save TOML", tooltip="Save the settings as TOML"),
+    Binding("s", "want('start')", "Start", tooltip="Start the run; it goes on when you leave"),
+    Binding("x", "clear", "Clear", show=False, tooltip="Begin anew with all defaults"),
+]
 _OF_DATA_PAGE = ("browse", "tokenise", "raise", "samples")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import Lock
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
+from textual.widget import Widget
 from textual.widgets import Button, Collapsible, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -32,7 +34,7 @@ _MOST_STAGES = 16
 
 
 class Page(VerticalScroll, can_focus=False):
-    """A page: a title, its content, and the way on."""
+    """A page: a title, its content, and the way on. It is empty until it is filled: five hidden pages would delay the first."""
 
     BINDINGS = [  # instead of scrolling, which follows the focus
         Binding("up", "app.focus_previous", "Field above", show=False),
@@ -40,13 +42,26 @@ class Page(VerticalScroll, can_focus=False):
     ]
     title = ""
     lead = ""
+    to_read = False
 
-    def __init__(self, texts: Mapping[str, str], *, id: str) -> None:
+    def __init__(self, *, id: str) -> None:
         super().__init__(id=id, classes="page")
-        self._texts = texts
+        self._texts: Mapping[str, str] | None = None
+        self._filling = Lock()
+        self.filled = False
+
+    async def fill(self, texts: Mapping[str, str]) -> None:
+        """Lay out the page with these texts, if it is not laid out yet."""
+        async with self._filling:
+            if not self.filled:
+                self._texts = texts
+                await self.recompose()
+                self.filled = True
 
     def compose(self) -> ComposeResult:
         """Lay out the lead, the content, and the buttons back and on."""
+        if self._texts is None:
+            return
         yield Static(Content.assemble(Content.styled(self.title, "bold $primary"), "  ", Content(self.lead)), classes="lead")
         yield from self.content()
         with Horizontal(classes="way"):
@@ -59,7 +74,7 @@ class Page(VerticalScroll, can_focus=False):
 
     def row(self, name: str, options: Sequence[str] = (), suggester: PathSuggester | None = None) -> FieldRow:
         """Return the row of a field with its text so far."""
-        return FieldRow(name, self._texts.get(name, ""), options=options, suggester=suggester)
+        return FieldRow(name, (self._texts or {}).get(name, ""), options=options, suggester=suggester)
 
     def advanced(self, group: str, title: str = "Advanced") -> ComposeResult:
         """Yield the folded fields of a group."""
@@ -67,6 +82,11 @@ class Page(VerticalScroll, can_focus=False):
         with Collapsible(title=f"{title} ({len(names)})"):
             for name in names:
                 yield self.row(name)
+
+    def first_field(self) -> Widget | None:
+        """Return where the cursor goes; None on a page that is there to be read."""
+        fields = [widget for widget in self.query("Input, OptionList, Choice") if widget.focusable]
+        return fields[0] if fields and not self.to_read else None
 
     def show(self, state: State) -> None:
         """Show a newer state."""
@@ -86,6 +106,7 @@ class BasePage(Page):
     title = "Base model"
     lead = "Choose the model to start from: enter on a line. Or search a folder below."
     _shown: object = None
+    _count = 0
 
     def content(self) -> ComposeResult:
         """Yield the list, the search, and the iteration to start from."""
@@ -96,19 +117,34 @@ class BasePage(Page):
         yield self.row("intermediate_iter")
         yield from self.advanced("base")
 
+    def first_field(self) -> Widget | None:
+        """Return the list, or the search when there is nothing to choose from."""
+        return self.query_one("#entries" if self._count else "#look")
+
+    @property
+    def waits(self) -> bool:
+        """Whether the cursor is on the list or on an empty search."""
+        focused, search = self.screen.focused, self.query_one("#look", Input)
+        return focused is self.query_one("#entries") or (focused is search and not search.value)
+
+    def point_at(self, number: int) -> None:
+        """Put the list's cursor on an entry."""
+        self.query_one("#entries", OptionList).highlighted = number
+
     def show(self, state: State) -> None:
         """Show the entries with the chosen one marked."""
         super().show(state)
         shown = [(entry, _is_chosen(entry, state)) for entry in state.entries]
         if (shown, state.looking) != self._shown:
             self._shown = (shown, state.looking)
-            self._fill(shown, state.looking)
+            self._list(shown, state.looking)
         wrong = [*problems_of("checkpoint", state.problems), *problems_of("size", state.problems)]
         place = self.query_one("#base-problems", Static)
         place.display = bool(wrong)
         put(place, words.beside(wrong))
 
-    def _fill(self, shown: list[tuple[BaseEntry, bool]], looking: bool) -> None:
+    def _list(self, shown: list[tuple[BaseEntry, bool]], looking: bool) -> None:
+        self._count = len(shown)
         entries = self.query_one("#entries", OptionList)
         at = entries.highlighted
         entries.clear_options()
@@ -191,7 +227,7 @@ class DataPage(Page):
         if seen.samples_problem:
             return Content.styled(f"No sample to show: {seen.samples_problem}", "$text-muted")
         title = Content.styled("As the model will read it:\n", "$text-muted")
-        return title + show_samples(seen.samples, loss_mask=state.config.loss_mask, seq=state.config.seq)
+        return title + show_samples(seen.samples, state.config)
 
     def _show_sets(self, sets: Sequence[str], run_name: str, new: bool) -> None:
         choice = self.query_one("#sets", Choice)
@@ -272,6 +308,7 @@ class IterationsPage(Page):
 
     title = "Iterations"
     lead = "Accept with Next, or enter another number."
+    to_read = True
 
     def content(self) -> ComposeResult:
         """Yield the sum, the field, and what it means."""
@@ -291,6 +328,7 @@ class ReviewPage(Page):
 
     title = "Review"
     lead = "All that was decided. s (outside a field) or the button starts it."
+    to_read = True
 
     def content(self) -> ComposeResult:
         """Yield what blocks, the plan, the command, the TOML, and the start."""

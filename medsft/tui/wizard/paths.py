@@ -14,7 +14,9 @@ from textual.screen import ModalScreen
 from textual.suggester import Suggester
 from textual.widgets import DirectoryTree, Static
 
+from medsft.errors import ConfigError
 from medsft.tui.widgets.text import put
+from medsft.tui.wizard.form import split_paths
 
 
 class PathSuggester(Suggester):
@@ -74,6 +76,16 @@ class FilePicker(ModalScreen[str | None]):
         self._start = start
         self._chosen = [Path(path) for path in chosen]
         self._endings = endings
+
+    @classmethod
+    def of(cls, text: str) -> FilePicker:
+        """Return one for the paths of a text, which opens where the first of them lies."""
+        try:
+            chosen = split_paths(text, "--data")
+        except ConfigError:
+            chosen = []
+        start = Path(chosen[0]).expanduser().parent if chosen else Path()
+        return cls(start if start.is_dir() else Path(), chosen)
 
     def compose(self) -> ComposeResult:
         """Lay out the tree and what is marked."""

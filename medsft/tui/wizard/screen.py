@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import sleep
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,29 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 from textual import on, work
 from textual.app import ComposeResult
-from textual.binding import Binding
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.reactive import reactive
 from textual.screen import Screen
 from textual.timer import Timer
-from textual.widgets import ContentSwitcher, Footer, Input, OptionList, Static
+from textual.widgets import ContentSwitcher, Footer, Input, Static
 from textual.worker import get_current_worker
 
 from medsft.core.config import command_line, format_number, save_toml
 from medsft.core.run.draft import Draft, draft_path, load_draft, save_draft
 from medsft.errors import MedsftError
-from medsft.tui.dialogs import COMMON, TextDialog
+from medsft.tui.dialogs import TextDialog
 from medsft.tui.samples import show_samples
 from medsft.tui.widgets.sizehint import SizeHint
 from medsft.tui.widgets.text import put
 from medsft.tui.wizard import outlook as words
 from medsft.tui.wizard import work as core
 from medsft.tui.wizard.fields import FieldRow
-from medsft.tui.wizard.form import FIELDS, parse, proposals, split_paths
-from medsft.tui.wizard.keys import BASE_PAGE, DATA_PAGE, ITERATIONS_PAGE, REVIEW_PAGE, TITLES, possible
+from medsft.tui.wizard.form import FIELDS, parse, proposals
+from medsft.tui.wizard.keys import DATA_PAGE, ITERATIONS_PAGE, KEYS, REVIEW_PAGE, TITLES, possible
 from medsft.tui.wizard.messages import Busy, Edited, Entries, Looked, Started, State, Wanted
-from medsft.tui.wizard.pages import PAGES
+from medsft.tui.wizard.pages import PAGES, BasePage, Page
 from medsft.tui.wizard.paths import FilePicker
 from medsft.tui.wizard.slow import do_slowly
 from medsft.tui.wizard.state import renewed
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from medsft.core.data.records import KeyProposal
 
 _SCROLLED_LINES = 3
+_BETWEEN_PAGES_SECONDS = 0.05
 SETTLE_SECONDS = 0.35
 """Pause after the last edit before the plan is made anew."""
 
@@ -56,23 +57,7 @@ then a number for a step. Up, down and tab move between fields, left and right c
 The plan is made anew after each edit. What is wrong stands beside its field and on the last page. Nothing is lost when you
 leave: the same texts are there when you come back. Empty fields keep their default.
 """
-    BINDINGS = [
-        *COMMON,
-        Binding("pageup", "page(-1)", "Back", priority=True, key_display="PgUp", tooltip="Step before"),
-        Binding("pagedown,ctrl+n", "page(1)", "Next", priority=True, key_display="PgDn", tooltip="Next step (also ctrl+n)"),
-        Binding("escape", "leave_field", "Keys", tooltip="Leave the field, so that single keys work"),
-        *(Binding(str(n), f"go({n - 1})", title, show=False) for n, title in enumerate(TITLES, 1)),
-        Binding("up", "move(-1)", "Field above", show=False),
-        Binding("down", "move(1)", "Field below", show=False),
-        Binding("f", "want('browse')", "Files", tooltip="Choose JSONL files from a tree"),
-        Binding("v", "want('samples')", "Samples", tooltip="Show the first rows as the model will read them"),
-        Binding("k", "want('tokenise')", "Tokenise", tooltip="Tokenise now, and count exactly"),
-        Binding("r", "want('raise')", "Raise seq", tooltip="Raise --seq so that nothing is cut"),
-        Binding("y", "want('copy')", "Copy", tooltip="Copy the equivalent command line"),
-        Binding("w", "want('save')", "Save TOML", tooltip="Save the settings as TOML"),
-        Binding("s", "want('start')", "Start", tooltip="Start the run; it goes on when you leave"),
-        Binding("x", "clear", "Clear", show=False, tooltip="Begin anew with all defaults"),
-    ]
+    BINDINGS = [*KEYS]
     page: reactive[int] = reactive(0, init=False)
     state: reactive[State] = reactive(lambda: State(texts={}, config=parse({})[0]), init=False)
 
@@ -96,19 +81,31 @@ leave: the same texts are there when you come back. Empty fields keep their defa
             yield Steps(TITLES, self.page)
             with ContentSwitcher(id="pages", initial=f"page-{self.page}"):
                 for number, make in enumerate(PAGES):
-                    yield make(self._texts, id=f"page-{number}")
+                    yield make(id=f"page-{number}")
             with VerticalScroll(id="outlook", can_focus=False):
                 yield Static(id="outlook-text")
         yield Static(id="strip")
         yield Footer(compact=True, show_command_palette=False)
 
-    def on_mount(self) -> None:
-        """Show the draft and look at it."""
+    async def on_mount(self) -> None:
+        """Show the draft; look at it, and lay out the other pages, when that is on the screen."""
         self.query_one("#outlook").border_title = "The plan so far"
+        await self._current().fill(self._texts)
         self._refresh()
+        self._focus_page()
+        self.call_after_refresh(self._begin)
+
+    def _begin(self) -> None:
         self.list_bases()
         self.look()
-        self._focus_page()
+        self.fill_pages()
+
+    @work(group="fill")
+    async def fill_pages(self) -> None:
+        """Lay out the pages that were not visited yet, with pauses for keys."""
+        for page in self.query(Page):
+            await page.fill(self._texts)
+            await sleep(_BETWEEN_PAGES_SECONDS)
 
     # Edits
 
@@ -151,7 +148,8 @@ leave: the same texts are there when you come back. Empty fields keep their defa
 
     def watch_state(self, state: State) -> None:
         """Show the state on the page in front, in the steps, and beside them."""
-        self._current().show(state)
+        if self._current().filled:
+            self._current().show(state)
         put(self.query_one("#outlook-text", Static), words.panel(state.outlook, state.problems, 30))
         self.query_one("#strip", Static).update(
             Content(state.busy) if state.busy else words.strip(state.outlook, state.problems)
@@ -161,12 +159,13 @@ leave: the same texts are there when you come back. Empty fields keep their defa
 
     # Pages
 
-    def _current(self) -> Any:
-        return self.query_one(f"#page-{self.page}")
+    def _current(self) -> Page:
+        return self.query_one(f"#page-{self.page}", Page)
 
-    def watch_page(self, page: int) -> None:
+    async def watch_page(self, page: int) -> None:
         """Bring a page to the front."""
         self.query_one("#pages", ContentSwitcher).current = f"page-{page}"
+        await self._current().fill(self._texts)
         self._keep()
         self.watch_state(self.state)
         if self.focused is not None:  # else single keys are in use, and a field would swallow the next one
@@ -175,10 +174,7 @@ leave: the same texts are there when you come back. Empty fields keep their defa
             self.look()
 
     def _focus_page(self) -> None:
-        """Go to the first field that has a use; to none on the pages that are there to be read."""
-        wanted = "#look, Input" if self.page == BASE_PAGE and not self.state.entries else "Input, OptionList, Choice"
-        fields = [widget for widget in self._current().query(wanted) if widget.focusable]
-        self.set_focus(None if self.page in (ITERATIONS_PAGE, REVIEW_PAGE) or not fields else fields[0])
+        self.set_focus(self._current().first_field())
 
     def action_page(self, by: int) -> None:
         """Go on or back."""
@@ -281,13 +277,14 @@ leave: the same texts are there when you come back. Empty fields keep their defa
             self._choose(self._known[0])
 
     def _go_to_entries(self, event: Entries) -> None:
-        """Put the cursor where the next step is, unless somebody is typing what to search."""
-        typing = self.query_one("#look", Input).value and not (event.found and event.entries)
-        if self.page == BASE_PAGE and self.focused is not None and self.focused.id in ("entries", "look") and not typing:
-            self._focus_page()
-        if event.found and event.entries:
-            last = len(self.state.entries) - 1
-            self.query_one("#entries", OptionList).highlighted = min(len(self._known), last)
+        """Put the cursor where the next step is, unless somebody is busy elsewhere."""
+        page = self._current()
+        if isinstance(page, BasePage) and page.filled:
+            success = event.found and bool(event.entries)
+            if success or page.waits:
+                self._focus_page()
+            if success:
+                page.point_at(min(len(self._known), len(self.state.entries) - 1))
 
     def _choose(self, entry: core.BaseEntry) -> None:
         if not entry.listed:
@@ -327,9 +324,7 @@ leave: the same texts are there when you come back. Empty fields keep their defa
             case "tokenise":
                 self.tokenise()
             case "samples" if self.state.outlook:
-                shown = show_samples(
-                    self.state.outlook.samples, loss_mask=self.state.config.loss_mask, seq=self.state.config.seq
-                )
+                shown = show_samples(self.state.outlook.samples, self.state.config)
                 self.app.push_screen(TextDialog("The first rows, as the model will read them", shown))
             case "raise" if report:
                 self.edit(seq=str(report.fitting_seq))
@@ -360,12 +355,7 @@ leave: the same texts are there when you come back. Empty fields keep their defa
     @work
     async def browse(self) -> None:
         """Choose files from a tree."""
-        try:
-            chosen = split_paths(self._texts.get("data", ""), "--data")
-        except MedsftError:
-            chosen = []
-        start = Path(chosen[0]).expanduser().parent if chosen else Path()
-        text = await self.app.push_screen_wait(FilePicker(start if start.is_dir() else Path(), chosen))
+        text = await self.app.push_screen_wait(FilePicker.of(self._texts.get("data", "")))
         if text is not None:
             self.edit(data=text)
 
