@@ -1,4 +1,4 @@
-"""`python -m bench [train|scaling|around|layouts]`: measure, print tables, and keep the figures in bench/results."""
+"""`python -m bench [train|profile|scaling|around|layouts]`: measure, print tables, and keep the figures in bench/results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.table import say
 
-PARTS = ("train", "scaling", "around", "layouts")
+PARTS = ("train", "profile", "scaling", "around", "layouts")
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "train": lambda: _train(options),
+        "profile": lambda: _profile(options),
         "scaling": lambda: _scaling(options),
         "around": lambda: _around(options),
         "layouts": lambda: _layouts(options),
@@ -48,6 +49,12 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
     precisions = tuple(options.precision or ("bf16", "fp32"))
     return train.measure(options.work, rows=options.data, repeats=options.repeats, steps=options.steps, precisions=precisions)
+
+
+def _profile(options: argparse.Namespace) -> dict[str, Any]:
+    from bench import profiled
+
+    return profiled.measure(options.work)
 
 
 def _scaling(options: argparse.Namespace) -> dict[str, Any]:

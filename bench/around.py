@@ -16,7 +16,7 @@ import numpy as np
 
 import medsft
 from bench import documents
-from bench.runs import CHECKPOINT, SIZE, Job, train, unpack_base
+from bench.runs import CHECKPOINT, SIZE, Job, plan_of, train, unpack_base
 from bench.table import print_table, say
 from medsft.core.data.dataset import role_prefix, text_prefix
 from medsft.core.data.indexed import IndexedWriter
@@ -131,7 +131,7 @@ def start_and_save(base: Path, work: Path) -> dict[str, float]:
     """From the start of a run's process to the end of its first step, less the step; and what a checkpoint costs."""
     job = Job(base=base, rows=documents.write(work / "pubmedqa_like.jsonl", 400), steps=6)
     began = time.time()
-    events = train(job, work, save_interval=3)
+    events = train(plan_of(job, work, save_interval=3))
     steps = [event for event in events if event.kind == "step"]
     saves = [event for event in events if event.kind == "checkpoint"]
     step = statistics.median(event.data["step_seconds"] for event in steps[1:])

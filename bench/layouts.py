@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import medsft
 from bench import documents
-from bench.runs import Job, train, unpack_base
+from bench.runs import Job, plan_of, train, unpack_base
 from bench.table import Row, print_table, say
 from medsft.core.planning.layout import Layout
 
@@ -24,9 +23,8 @@ _SIZES = {
     "head_dim": 64,
 }
 _COUNTS = (1, 2, 4)
-LAYOUTS = [
-    Layout(pp=pp, dp=dp, tp=tp) for pp in _COUNTS for dp in _COUNTS for tp in _COUNTS if pp * dp * tp <= 4 or pp == dp == tp
-][:-1]
+_ALL = [Layout(pp=pp, dp=dp, tp=tp) for pp in _COUNTS for dp in _COUNTS for tp in _COUNTS]
+LAYOUTS = [*(layout for layout in _ALL if layout.world <= 4), Layout(pp=2, dp=2, tp=2)]
 
 
 def measure(work: Path) -> dict[str, Any]:
@@ -43,14 +41,14 @@ def measure(work: Path) -> dict[str, Any]:
     rows: list[Row] = []
     expected: list[tuple[float, float]] = []
     for layout in LAYOUTS:
-        plans: list[medsft.RunPlan] = []
         levels = {"pp": layout.pp, "tp": layout.tp, "nproc_per_node": layout.world}
-        events = train(job, work, on_plan=plans.append, **levels)
+        plan = plan_of(job, work, **levels)
+        events = train(plan)
         steps = [event.data for event in events if event.kind == "step"]
         found = [(step["loss"], step["grad_norm"]) for step in steps]
         expected = expected or found
         differences = [max(abs(a[i] - b[i]) for a, b in zip(found, expected, strict=True)) for i in (0, 1)]
-        peak, planned = max(step["memory_bytes"] for step in steps), plans[0].estimates.memory.total
+        peak, planned = max(step["memory_bytes"] for step in steps), plan.estimates.memory.total
         rate = sum(step["tokens"] for step in steps[1:]) / sum(step["step_seconds"] for step in steps[1:])
         results[str(layout)] = {"differences": differences, "peak": peak, "planned": planned, "tokens_per_second": rate}
         say(f"  {layout}: loss {differences[0]:.1e}")

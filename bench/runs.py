@@ -6,7 +6,6 @@ import dataclasses
 import json
 import shutil
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,13 +60,8 @@ def unpack_base(folder: Path) -> Path:
     return folder
 
 
-def train(
-    job: Job, work: Path, *, on_plan: Callable[[medsft.RunPlan], object] = lambda _: None, **changes: Any
-) -> list[medsft.Event]:
-    """Train as `medsft.run` does and return the events. Raises RuntimeError when the run fails; leaves no run folder.
-
-    `on_plan` is shown the plan before it starts; `changes` are options of the run.
-    """
+def plan_of(job: Job, work: Path, **changes: Any) -> medsft.RunPlan:
+    """Tokenise and plan `job`; `changes` are options of the run."""
     settings_file = work / "medsft.toml"
     settings_file.write_text(f"[checkpoints.{CHECKPOINT}]\n{SIZE} = {json.dumps(str(job.base.resolve()))}\n", encoding="utf-8")
     config = medsft.RunConfig(
@@ -86,8 +80,11 @@ def train(
         precision=job.precision,
         retokenize=True,
     )
-    plan = medsft.prepare(dataclasses.replace(config, **changes), medsft.load_settings(settings_file))
-    on_plan(plan)
+    return medsft.prepare(dataclasses.replace(config, **changes), medsft.load_settings(settings_file))
+
+
+def train(plan: medsft.RunPlan) -> list[medsft.Event]:
+    """Train as `medsft.run` does and return the events. Raises RuntimeError when the run fails; leaves no run folder."""
     folder = medsft.start(plan)
     try:
         events = list(medsft.follow(folder))

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bench import documents
-from bench.runs import Job, medsft_outcome, train, unpack_base
+from bench.runs import Job, medsft_outcome, plan_of, train, unpack_base
 from bench.table import Row, print_table, say
 from medsft.core.architecture import ModelConfig, read_hf_config
 from medsft.core.engine.attention import Stream, attend
@@ -115,11 +115,11 @@ def _row(one: Series) -> Row:
 LAYOUTS: dict[str, dict[str, int]] = {
     "1 process": {"nproc_per_node": 1},
     "dp 2": {"nproc_per_node": 2},
-    "tp 2": {"nproc_per_node": 2, "tp": 2},
+    "tp 3": {"nproc_per_node": 3, "tp": 3},
     "pp 2": {"nproc_per_node": 2, "pp": 2},
     "dp 3": {"nproc_per_node": 3},
     "dp 4": {"nproc_per_node": 4},
-    "tp 2, pp 2": {"nproc_per_node": 4, "tp": 2, "pp": 2},
+    "pp 2, dp 2": {"nproc_per_node": 4, "pp": 2},
 }
 """The machine's threads are divided among the ranks, so beyond as many ranks as cores only the overhead grows."""
 
@@ -134,7 +134,7 @@ def ranks(base: Path, work: Path) -> dict[str, Any]:
     )
     rates, rows = {}, []
     for name, layout in LAYOUTS.items():
-        outcome = medsft_outcome(train(job, work, **layout))
+        outcome = medsft_outcome(train(plan_of(job, work, **layout)))
         rates[name] = outcome.tokens_per_second
         say(f"  {name}: {outcome.tokens_per_second:.0f} tokens/s")
         rows.append(

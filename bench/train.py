@@ -10,7 +10,7 @@ from typing import Any
 
 import medsft
 from bench import documents, flops, machine, peers
-from bench.runs import Job, Outcome, medsft_outcome, train, unpack_base
+from bench.runs import Job, Outcome, medsft_outcome, plan_of, train, unpack_base
 from bench.table import Row, print_table, say, spread
 from medsft.core.architecture import read_hf_config
 from medsft.core.data.template import Role
@@ -34,7 +34,7 @@ def measure(work: Path, *, rows: Path | None, repeats: int, steps: int, precisio
             machines.append(found)
             rate = found.rate(precision) / 1e9
             say(f"turn {turn + 1}/{repeats}, {precision}: products {rate:.0f} GFLOP/s, load {found.load:.1f}")
-            results["medsft", precision].append(medsft_outcome(train(now, work)))
+            results["medsft", precision].append(medsft_outcome(train(plan_of(now, work))))
             say(f"  medsft {results['medsft', precision][-1].tokens_per_second:.0f} tokens/s")
             limits[precision].append(found.rate(precision) / flops_per_token(job, work))
             if python is not None:

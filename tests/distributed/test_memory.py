@@ -37,11 +37,36 @@ RAW = {
 }
 
 
-def plan_of_large_model(folder: Path) -> RunPlan:
+LOAD_A_STAGE = """
+import resource, sys
+from pathlib import Path
+import psutil
+from medsft.core.engine.formats.source import open_source
+from medsft.core.engine.model import Decoder
+from medsft.core.engine.weights import load_weights
+
+source = open_source(Path(sys.argv[1]))
+stage = Decoder(source.config, layers=range(3), last=False)
+load_weights({"model.norm.weight": stage.model.layers["0"].input_layernorm.weight}, source)
+before = psutil.Process().memory_info().rss
+parameters = dict(stage.named_parameters())
+load_weights(parameters, source)
+filled = sum(parameter.nbytes for parameter in parameters.values())
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print((peak - before) / filled)
+"""
+
+
+def write_large_model(folder: Path) -> None:
     """64 M parameters, so that the model and not the process takes the memory."""
     model = from_hf_config(RAW, where="config.json")
     weights = ((name, torch.full(shape, 0.01)) for name, shape in model.parameter_shapes())
-    write_hf(folder / "base", model, weights, dtype=torch.float32)
+    write_hf(folder, model, weights, dtype=torch.float32)
+
+
+def plan_of_large_model(folder: Path) -> RunPlan:
+    """Return the plan of a run of it on four ranks."""
+    write_large_model(folder / "base")
     tiny.write_tokenizer(folder / "base")
     row = json.dumps({"prompt": " ".join(tiny.WORDS[:30]), "gold": " ".join(tiny.WORDS[:30])})
     (folder / "train.jsonl").write_text(f"{row}\n" * 16)
@@ -98,3 +123,11 @@ def test_a_rank_takes_what_the_plan_says(tmp_path):
     assert str(plan.layout) == "pp 2 x dp 1 x tp 2"
     measured = train_two_iterations(plan, tmp_path / "log")
     assert plan.estimates.memory.total == pytest.approx(measured, rel=0.15)
+
+
+def test_loading_holds_no_more_than_a_weight_beside_what_it_fills(tmp_path):
+    """Pages of the files that are read count as memory of a rank for as long as they are mapped."""
+    write_large_model(tmp_path / "base")
+    command = f"{sys.executable} -c '{LOAD_A_STAGE}' {tmp_path / 'base'}"
+    done = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 0.5  # what is filled has its memory already

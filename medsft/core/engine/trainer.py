@@ -79,7 +79,7 @@ class Trainer:
             started = time.monotonic()
             iteration = self.state.iteration + 1
             lr = learning_rate(self.plan.config, iteration, total)
-            result = self._step(batch, iteration, lr)
+            result = self.step(batch, iteration, lr)
             self._count(batch)
             self._report_step(batch, result, lr, time.monotonic() - started)
             if result.written:
@@ -100,8 +100,11 @@ class Trainer:
     def _batches(self, total: int) -> Iterator[RankBatch]:
         return prefetch(self.train_batches, range(self.state.iteration, total))
 
-    def _step(self, batch: RankBatch, iteration: int, lr: float) -> StepResult:
-        """Compute gradients, agree on them with all ranks, and update."""
+    def step(self, batch: RankBatch, iteration: int, lr: float) -> StepResult:
+        """Compute gradients, agree on them with all ranks, and update.
+
+        Raises `TrainingError`, with the weights as they were, when the loss or the gradient is not finite.
+        """
         sums = self.stepper.train(batch, self._scales(batch))
         complete_gradients(self.masters, self.mesh)
         add_tied_gradients(self.masters, self.mesh, tied=self.plan.base.model.tie_embeddings)

@@ -69,36 +69,50 @@ def write_hf(
 
 
 class _SafetensorsSource:
-    """Weights in safetensors files, which are memory-mapped."""
+    """Weights in safetensors files.
+
+    They are memory-mapped one weight at a time: pages that were read count as the process's memory for as long as the mapping
+    lasts, and all of them together would be the whole model.
+    """
 
     def __init__(self, config: ModelConfig, files: Sequence[Path]) -> None:
         self.config = config
         self._files = files
-        self._where: dict[str, Any] = {}
+        self._where: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
         for path in files:
-            try:
-                handle = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise MismatchError(f"{path}: cannot be read: {error}", hint="Copy the file again.") from None
-            self._where |= dict.fromkeys(handle.keys(), handle)
-        check_complete(config, {name: self.shape(name) for name in self._where}, where=str(files[0].parent))
+            with _open_safetensors(path) as file:
+                for name in file.keys():  # noqa: SIM118 - not a dictionary
+                    stored = file.get_slice(name)
+                    self._where[name] = path
+                    self._shapes[name] = tuple(stored.get_shape())
+                    self._dtypes[name] = _SAFETENSORS_DTYPES[stored.get_dtype()]
+        check_complete(config, self._shapes, where=str(files[0].parent))
 
     def names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.config.parameter_shapes())
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._where[name].get_slice(name).get_shape())
+        return self._shapes[name]
 
     def dtype(self, name: str) -> torch.dtype:
-        return _SAFETENSORS_DTYPES[self._where[name].get_slice(name).get_dtype()]
+        return self._dtypes[name]
 
     def read(self, name: str, slices: Slices | None = None) -> Tensor:
-        if slices is None:
-            return self._where[name].get_tensor(name)
-        return self._where[name].get_slice(name)[slices]
+        with _open_safetensors(self._where[name]) as file:
+            return file.get_tensor(name) if slices is None else file.get_slice(name)[slices]
 
     def fingerprint(self) -> str:
         return sha256_of_files(self._files)
+
+
+def _open_safetensors(path: Path) -> Any:
+    """Open a file to read single tensors from it; used with `with`. Raises `MismatchError` where it is none."""
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise MismatchError(f"{path}: cannot be read: {error}", hint="Copy the file again.") from None
 
 
 class _TorchSource:
