@@ -78,9 +78,11 @@ class MedsftApp(App[int]):
         return WizardScreen(self.settings_file)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Offer every key of the screen in the command palette too."""
+        """Offer every key of the screen in the command palette too, each action once."""
+        offered = {"app.command_palette"}
         for node, binding, enabled, tooltip in screen.active_bindings.values():
-            if enabled and binding.description and binding.action != "app.command_palette":
+            if enabled and binding.description and binding.action not in offered and binding.key not in _OBVIOUS:
+                offered.add(binding.action)
                 yield SystemCommand(binding.description, tooltip or binding.tooltip, partial(self._run, node, binding.action))
 
     async def _run(self, node: DOMNode, action: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from medsft.core.run.events import Event
 from medsft.tui import samples
 from medsft.tui.app import MedsftApp
 from medsft.tui.dialogs import Confirm, TextDialog
+from medsft.tui.runs import RunsScreen
 from medsft.tui.widgets.loglines import LogLines
 
 STATES = ("planned", "running", "stopping", "stopped", "finished", "failed", "lost")
@@ -25,6 +27,52 @@ async def test_each_state_looks_as_before(state, size, monitor, until, same_as_b
         await until(pilot, lambda: app.screen.snapshot)
         await pilot.pause()
         await same_as_before(pilot, f"monitor-{state}-{size}")
+
+
+@pytest.mark.parametrize("state", ["running", "finished", "failed"])
+async def test_each_state_can_be_read_in_the_light_theme(state, monitor, until, same_as_before):
+    app = monitor(state)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: app.screen.snapshot)
+        await pilot.press("t")
+        await same_as_before(pilot, f"monitor-{state}-light-80x24")
+
+
+async def test_without_colour_a_state_is_still_told(monitor, until, same_as_before, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = monitor("failed")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: app.screen.snapshot)
+        await same_as_before(pilot, "monitor-failed-no-color-80x24")
+
+
+async def test_a_run_that_was_resumed_is_starting_until_it_says_so(make_run, until):
+    run = make_run("stopped")
+    run.claim(os.getpid())
+    app = MedsftApp("monitor", run=run, clock=lambda: 1_764_001_000.0)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: app.screen.snapshot)
+        assert "RUNNING" in str(app.screen.query_one("#state").render())
+        assert "starting" in str(app.screen.query_one("#state").render())
+        assert not app.screen.query_one("#notice").display
+
+
+async def test_only_checkpoints_on_disk_are_listed(monitor, until):
+    app = monitor("running")
+    app._run_dir.checkpoint_path(100).rmdir()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: app.screen.snapshot)
+        listed = str(app.screen.query_one("#checkpoints").render())
+        assert "200" in listed
+        assert "100" not in listed
+
+
+async def test_escape_shows_the_runs_beside_the_watched_one(monitor, until):
+    app = monitor("stopped")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: app.screen.snapshot)
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, RunsScreen) and app.screen.rows)
 
 
 @pytest.mark.parametrize("state", STATES)

@@ -40,6 +40,14 @@ async def test_the_table_looks_as_before(size, app, until, same_as_before, monke
         await same_as_before(pilot, f"runs-{size[0]}x{size[1]}")
 
 
+async def test_the_table_can_be_read_in_the_light_theme(app, until, same_as_before, monkeypatch):
+    monkeypatch.setattr("medsft.core.run.rundir.RunDir.size_bytes", lambda self: 5 << 30)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("t")
+        await listed(pilot, until)
+        await same_as_before(pilot, "runs-light-80x24")
+
+
 async def test_an_empty_folder_says_so(tmp_path, until):
     app = MedsftApp("runs", runs_folder=tmp_path)
     async with app.run_test(size=(80, 24)) as pilot:

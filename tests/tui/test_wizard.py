@@ -260,3 +260,57 @@ async def test_problems_look_as_before(page, size, drafted, until, same_as_befor
         await until(pilot, lambda: settled(app) and app.screen.page == page)
         await pilot.pause()
         await same_as_before(pilot, f"wizard-problems-{page + 1}-{size[0]}x{size[1]}")
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+async def test_problems_can_be_read_in_the_light_theme(size, drafted, until, same_as_before):
+    app = drafted()
+    async with app.run_test(size=size) as pilot:
+        await chosen(app, pilot, until)
+        app.screen.edit(epochs="many", seq="4", tp="3")
+        await pilot.press("escape", "t", "6")
+        await until(pilot, lambda: settled(app) and app.screen.page == 5)
+        await same_as_before(pilot, f"wizard-problems-light-{size[0]}x{size[1]}")
+
+
+async def test_up_and_down_move_between_fields_and_scroll_the_review(drafted, until):
+    app = drafted()
+    async with app.run_test(size=(60, 20)) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "3", "down", "down", "down", "up")
+        assert app.focused is app.screen.query_one("#field-global_batch Input")
+        await pilot.press("escape", "6", "down")
+        page = app.screen.query_one("#page-5")
+        await until(pilot, lambda: page.scroll_y > 0)
+        assert app.focused is None
+
+
+async def test_after_a_dialog_keys_do_not_reach_a_hidden_page(drafted, until):
+    app = drafted()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "3", "question_mark")
+        await until(pilot, lambda: isinstance(app.screen, TextDialog))
+        await pilot.press("escape")
+        await until(pilot, lambda: not isinstance(app.screen, TextDialog))
+        await pilot.pause()
+        assert app.focused is None
+
+
+async def test_what_was_chosen_about_long_documents_is_said(drafted, until):
+    app = drafted()
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await chosen(app, pilot, until)
+        app.screen.edit(seq="20", truncate="keep")
+        await pilot.press("escape", "2", "k")
+        await until(pilot, lambda: "they are cut, as chosen" in text_of(app, "#report"), seconds=60)
+        await until(pilot, lambda: any("as chosen" in note.message for note in app._notifications))
+
+
+async def test_a_key_that_the_rows_do_not_have_is_told(drafted, until):
+    app = drafted()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "2")
+        app.screen.edit(answer_key="reply")
+        await until(pilot, lambda: "Not in all of these rows: `reply`" in text_of(app, "#keys"))

@@ -21,9 +21,9 @@ KEYS = [
     Binding("v", "want('samples')", "Samples", tooltip="Show the first rows as the model will read them"),
     Binding("k", "want('tokenise')", "Tokenise", tooltip="Tokenise now, and count exactly"),
     Binding("r", "want('raise')", "Raise seq", tooltip="Raise --seq so that nothing is cut"),
-    Binding("y", "want('copy')", "Copy", tooltip="Copy the equivalent command line"),
-    Binding("w", "want('save')", "Save TOML", tooltip="Save the settings as TOML"),
     Binding("s", "want('start')", "Start", tooltip="Start the run; it goes on when you leave"),
+    Binding("w", "want('save')", "Save TOML", tooltip="Save the settings as TOML"),
+    Binding("y", "want('copy')", "Copy", tooltip="Copy the equivalent command line"),
     Binding("x", "clear", "Clear", show=False, tooltip="Begin anew with all defaults"),
 ]
 _OF_DATA_PAGE = ("browse", "tokenise", "raise", "samples")

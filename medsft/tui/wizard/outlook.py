@@ -102,7 +102,7 @@ def strip(outlook: Outlook | None, problems: Sequence[Problem]) -> Content:
         amount = f"{len(problems)} to settle; " if len(problems) > 1 else ""
         second = Content.styled(f"✖ {amount}{problems[0].where}: {problems[0].message}".splitlines()[0], "$error")
     else:
-        second = Content.styled("✔ nothing stands in the way", "$success")
+        second = Content.styled("✔ nothing stands in the way", "$success") if outlook else Content("")
     return Content.assemble(first, "\n", second)
 
 

@@ -348,7 +348,8 @@ class ReviewPage(Page):
         """Show the whole."""
         super().show(state)
         plan = words.plan_of(state.outlook)
-        put(self.query_one("#blocking", Static), words.problem_lines(state.problems))
+        looking = state.outlook is None and not state.problems
+        put(self.query_one("#blocking", Static), "Looking ..." if looking else words.problem_lines(state.problems))
         self.query_one("#start", Button).disabled = bool(state.problems or plan is None or state.busy)
         busy = self.query_one("#busy", Static)
         busy.display = bool(state.busy)
