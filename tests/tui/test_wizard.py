@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 from textual.widgets import Button, Input, OptionList
+from typer.testing import CliRunner
 
-from medsft.core.config import load_toml
+from medsft.cli.app import app as cli
+from medsft.core.config import command_line, load_toml
 from medsft.core.planning.planner import preview
 from medsft.core.registry import load_settings
 from medsft.core.run import launch
@@ -72,8 +75,12 @@ async def test_the_saved_toml_plans_the_same_run_byte_for_byte(drafted, until, p
         await until(pilot, lambda: (project / "run.toml").exists())
         config = load_toml(Path("run.toml"))
         assert config == app.screen.state.config
-        planned = preview(config, load_settings(Path("medsft.toml")))
-        assert planned.plan.to_json() == app.screen.state.outlook.plan.to_json()
+        shown = app.screen.state.outlook.plan.to_json()
+        assert preview(config, load_settings(Path("medsft.toml"))).plan.to_json() == shown
+        for number, options in enumerate((["--config", "run.toml"], shlex.split(command_line(config))[2:])):
+            file = Path(f"plan-{number}.json")
+            assert CliRunner().invoke(cli, ["plan", *options, "--output", str(file)]).exit_code == 0
+            assert file.read_text() == shown
 
 
 async def test_leaving_and_coming_back_finds_the_draft(drafted, until):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import threading
 import time
@@ -256,6 +257,28 @@ def test_runs_lists_states_and_watch_prints_lines_or_json() -> None:
     assert [event["kind"] for event in events] == ["run_started", "step"]
     assert invoke("watch", "one").exit_code == ExitCode.USAGE
     assert invoke("stop", "one-a").exit_code == ExitCode.LAUNCH
+
+
+@pytest.mark.parametrize("arguments", [(), ("--plain",), ("--json",), ("--sizes",)])
+def test_runs_is_a_screen_where_one_can_be_shown(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("medsft.tui.app.run_app", lambda start, **_: shown.append(start) or 0)
+    monkeypatch.setenv("TEXTUAL_DRIVER", "a.browser:Driver")
+    assert invoke("runs", *arguments).exit_code == 0
+    assert shown == ([] if arguments else ["runs"])
+
+
+@pytest.mark.parametrize(("named", "view"), [((), "runs"), (("one-a",), "watch")])
+def test_serve_offers_the_runs_or_a_monitor(monkeypatch: pytest.MonkeyPatch, named: tuple[str, ...], view: str) -> None:
+    server = pytest.importorskip("textual_serve.server")
+    run = make_run(Path("runs/one-a"), STARTED)
+    commands: list[str] = []
+    monkeypatch.setattr(server.Server, "__init__", lambda self, command, **_: commands.append(command))
+    monkeypatch.setattr(server.Server, "serve", lambda self: None)
+    assert invoke("serve", *named).exit_code == 0
+    words = shlex.split(commands[0])
+    assert words[1:4] == ["-m", "medsft", view]
+    assert (str(run.path.resolve()) in words) == bool(named)
 
 
 @pytest.mark.parametrize(
