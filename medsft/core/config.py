@@ -174,7 +174,7 @@ class RunConfig:
     addr: str | None = _option(None, "Address of node 0, when there are several", "parallel")
     port: int = _option(6020, "Port on node 0", "parallel", minimum=1, maximum=65535)
     max_restarts: int = _option(
-        0, "Restart this often from the last checkpoint after a failure, on one node", "parallel", minimum=0, advanced=True
+        0, "Restart this often from the last checkpoint when a rank fails", "parallel", minimum=0, advanced=True
     )
 
     save_checkpoint_dir: Path = _option(Path("runs"), "Folder of the run folders", "output")
@@ -298,9 +298,6 @@ def check(config: RunConfig) -> list[Problem]:
         problems.append(Problem("--min_lr", f"{config.min_lr:g} is above --lr {config.lr:g}"))
     if config.nodes > 1 and config.addr is None:
         problems.append(Problem("--addr", "needed with --nodes above 1", "Give the address of node 0."))
-    if config.nodes > 1 and config.max_restarts:
-        message = "works on one node only: torch's launcher leads new ranks to the addresses of dead ones"
-        problems.append(Problem("--max_restarts", message, "Give the same commands again after a failure: they resume."))
     if config.rank >= config.nodes:
         problems.append(Problem("--rank", f"{config.rank} is not below --nodes {config.nodes}", "Ranks count from 0."))
     return problems

@@ -204,6 +204,20 @@ def test_a_node_dies_and_comes_back_late(cluster: Cluster, undisturbed: list[flo
     assert losses(run) == pytest.approx(undisturbed, abs=1e-4)
 
 
+def test_ranks_of_both_nodes_are_restarted(cluster: Cluster, undisturbed: list[float]) -> None:
+    nodes = [cluster.start(rank, "restarted", "--max_restarts", "2") for rank in (0, 1)]
+    for killed, beyond in ((1, 12), (0, 32)):
+        wait_for(lambda beyond=beyond: cluster.steps("restarted") > beyond)
+        cluster.workers(killed)[0].send_signal(signal.SIGKILL)
+    assert [node.wait()[0] for node in nodes] == [0, 0]
+    run = cluster.run("restarted")
+    assert run.state(run.view()) == "finished"
+    assert starts(run) == sorted(starts(run))
+    assert len(starts(run)) == 3
+    assert starts(run)[1] >= 10
+    assert losses(run) == pytest.approx(undisturbed, abs=1e-4)
+
+
 def test_the_link_is_cut(cluster: Cluster) -> None:
     nodes = [cluster.start(rank, "cut") for rank in (0, 1)]
     wait_for(lambda: cluster.steps("cut") > 5)

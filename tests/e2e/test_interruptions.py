@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from medsft.core.run.rundir import RunDir
 from medsft.errors import AlreadyFinishedError, LaunchError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(280)]
+KILLS = int(os.environ.get("MEDSFT_KILLS", "5"))
+"""How often a run is killed at random moments."""
+ITERATIONS = 40 * (KILLS + 1)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
@@ -50,6 +54,18 @@ def supervisor_of(run: RunDir) -> int:
 def wait_for_another_step(run: RunDir) -> None:
     done = run.view().iteration
     wait_for(lambda: run.view().iteration > done)
+
+
+def assert_same_run(one: RunDir, two: RunDir, iterations: int) -> None:
+    """Every iteration's numbers and the exported weights are the same."""
+    a, b = one.view(), two.view()
+    assert list(b.steps) == list(range(1, iterations + 1))
+    for name in ("loss", "grad_norm"):
+        assert b.series[name] == a.series[name]
+    assert b.eval_series["loss"] == a.eval_series["loss"]
+    assert (b.tokens, b.supervised_tokens) == (a.tokens, a.supervised_tokens)
+    weights = [Path(view.export, "model.safetensors").read_bytes() for view in (a, b)]
+    assert weights[0] == weights[1]
 
 
 def project(folder: Path, **changes):
@@ -88,16 +104,33 @@ def test_killed_twice_stopped_once_and_finished_once(tmp_path):
     assert run.state(run.view()) == "finished"
 
     assert wait_for_end(undisturbed) == "finished"
-    one, two = undisturbed.view(), run.view()
-    assert list(two.steps) == list(range(1, 61))
-    for name in ("loss", "grad_norm"):
-        assert two.series[name] == one.series[name]
-    assert two.eval_series["loss"] == one.eval_series["loss"]
-    assert (two.tokens, two.supervised_tokens) == (one.tokens, one.supervised_tokens)
-    weights = [Path(view.export, "model.safetensors").read_bytes() for view in (one, two)]
-    assert weights[0] == weights[1]
+    assert_same_run(undisturbed, run, 60)
     with pytest.raises(AlreadyFinishedError, match="its model is in"):
         plan()
+
+
+@pytest.mark.timeout(180 + 40 * KILLS)
+def test_killed_at_random_moments(tmp_path):
+    seed = time.time_ns()
+    print(f"moments drawn with seed {seed}")
+    draw = random.Random(seed)
+    undisturbed = start(project(tmp_path / "a", iters=ITERATIONS, save_interval=4, eval_interval=60)())
+    plan = project(tmp_path / "b", iters=ITERATIONS, save_interval=4, eval_interval=60)
+    for _ in range(KILLS):
+        run = start(plan())
+        if draw.random() < 0.3:
+            wait_for(lambda run=run: len(workers_of(run)) == 2)
+        elif draw.random() < 0.5:
+            wait_for_another_step(run)
+        else:
+            wait_for_another_step(run)
+            wait_for(lambda run=run: any(run.path.glob(".iter_*.saving")))
+        time.sleep(draw.uniform(0, 0.3))
+        workers_of(run)[draw.randrange(2)].send_signal(signal.SIGKILL)
+        assert wait_for_end(run) == "failed"
+    run = start(plan())
+    assert wait_for_end(run) == wait_for_end(undisturbed) == "finished"
+    assert_same_run(undisturbed, run, ITERATIONS)
 
 
 def test_ranks_are_restarted_from_the_last_checkpoint(tmp_path):

@@ -60,7 +60,6 @@ def test_defaults_are_those_of_the_recipe(name: str, default: object) -> None:
         ({"id": "x-tp2-pp1"}, "--id", "tpN-ppN"),
         ({"min_lr": 1.0}, "--min_lr", "above --lr"),
         ({"nodes": 2}, "--addr", "needed"),
-        ({"nodes": 2, "addr": "node0", "max_restarts": 1}, "--max_restarts", "one node only"),
         ({"rank": 1}, "--rank", "not below"),
         ({"port": 70000}, "--port", "too large"),
     ],

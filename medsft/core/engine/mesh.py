@@ -15,6 +15,8 @@ from medsft.core.planning.layout import Layout
 from medsft.errors import LaunchError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+HOSTS_STORE = "MEDSFT_HOSTS_STORE"
+"""Environment variable: 1 where this process is to hold the store in which ranks meet; by default where it is rank 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +86,22 @@ def open_mesh(layout: Layout) -> Mesh:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         # gloo for everything on a CPU, and beside nccl for objects and asynchronous checkpoints
-        dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
+        rank = int(os.environ.get("RANK", "0"))
+        dist.init_process_group(backend, store=_store(rank, world), rank=rank, world_size=world, timeout=COLLECTIVE_TIMEOUT)
     rank = dist.get_rank()
     shape = (layout.pp, layout.dp, layout.tp)
     devices = init_device_mesh(device.type, shape, mesh_dim_names=("pp", "dp", "tp"))
     return Mesh(layout, device, rank, *layout.coordinates(rank), devices, _ends(layout, rank))
+
+
+def _store(rank: int, world: int) -> dist.Store:
+    """Return the store in which the ranks of this start meet."""
+    if world == 1:
+        return dist.HashStore()
+    hosts = os.environ.get(HOSTS_STORE, str(int(rank == 0))) == "1"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, world, is_master=hosts, timeout=COLLECTIVE_TIMEOUT)
 
 
 def _ends(layout: Layout, rank: int) -> dist.ProcessGroup | None:

@@ -25,7 +25,7 @@ from medsft.core.engine.checkpoint import find_good_checkpoint, load_checkpoint
 from medsft.core.engine.formats.source import WeightSource, open_source
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.engine.head import LossHead
-from medsft.core.engine.mesh import Mesh, open_mesh
+from medsft.core.engine.mesh import HOSTS_STORE, Mesh, open_mesh
 from medsft.core.engine.optim import make_optimizer
 from medsft.core.engine.pipeline import Pipeline, PipelineDecoder
 from medsft.core.engine.precision import make_masters
@@ -64,8 +64,10 @@ def main(run_dir: str) -> int:
 def _take_rank() -> None:
     """Count ranks as --rank counts nodes: torchrun orders nodes by the spelling of their addresses.
 
-    So rank 0, which writes the events, is on node 0, whose supervisor goes on writing them when rank 0 is dead.
+    So rank 0, which writes the events, is on node 0, whose supervisor goes on writing them when rank 0 is dead. The store in
+    which ranks meet stays where torchrun has told everybody that it is: with the rank that it calls 0.
     """
+    os.environ[HOSTS_STORE] = str(int(_rank() == 0))
     node = os.environ.get("MEDSFT_NODE")
     if node is not None:
         os.environ["RANK"] = str(int(node) * int(os.environ["LOCAL_WORLD_SIZE"]) + int(os.environ["LOCAL_RANK"]))

@@ -113,8 +113,7 @@ def _train(run: RunDir, launch: Launch, company: Company, node: int) -> int:
     """Run this node's ranks and return torchrun's exit code. Raises `LaunchError` when another node is lost meanwhile."""
     command = torchrun_command(run, launch, node)
     # Ranks that are started again must not meet in the store of those that died: torch 2.13 keeps their addresses there.
-    environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if launch.nodes == 1 else {}
-    environment |= engine_environment(launch.nproc_per_node)
+    environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **engine_environment(launch.nproc_per_node)}
     if launch.addr is not None and launch.nodes > 1:
         environment = {**network_environment(launch.addr), **environment, "MEDSFT_NODE": str(node)}
     with _launcher_log(run, node).open("ab") as log:
