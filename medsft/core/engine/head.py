@@ -12,6 +12,7 @@ from medsft.core.engine.batches import MicroBatch
 from medsft.core.engine.loss import VocabShard, weighted_nll
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.model import Decoder
+from medsft.core.engine.weights import local_part
 
 
 @dataclass(slots=True)
@@ -73,8 +74,7 @@ def gather_tokens(hidden: Tensor) -> Tensor:
 
 def head_rows(decoder: Decoder) -> Tensor:
     """Return this rank's rows [V / tp, h] of the output projection, as a plain tensor that passes its gradient on."""
-    weight = decoder.head_weight()
-    return weight.to_local() if isinstance(weight, DTensor) else weight
+    return local_part(decoder.head_weight())
 
 
 def vocab_shard(decoder: Decoder, mesh: Mesh) -> VocabShard | None:

@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from medsft.core.config import RunConfig
 from medsft.core.engine.mesh import Mesh
-from medsft.core.engine.precision import Masters
+from medsft.core.engine.precision import Masters, local_gradient
 
 TIED_TABLE = "model.embed_tokens.weight"
 
@@ -59,13 +59,6 @@ def _shared_over_tp(master: nn.Parameter) -> bool:
         return False
     names = master.device_mesh.mesh_dim_names or ()
     return "tp" in names and isinstance(master.placements[names.index("tp")], Replicate)
-
-
-def local_gradient(master: nn.Parameter) -> Tensor:
-    """Return this rank's part of a gradient."""
-    gradient = master.grad
-    assert gradient is not None
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, Partial
 
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.model import Decoder
+from medsft.core.engine.weights import local_part
 
 
 @dataclass(slots=True)
@@ -30,8 +31,8 @@ class Masters:
     def publish(self) -> None:
         """Cast the masters into the weights that compute, after they changed."""
         if self.computing:
-            targets: list[Tensor] = [_local(p) for p in self.computing.values()]
-            torch._foreach_copy_(targets, [_local(self.by_name[name]) for name in self.computing])
+            targets: list[Tensor] = [local_part(p) for p in self.computing.values()]
+            torch._foreach_copy_(targets, [local_part(self.by_name[name]) for name in self.computing])
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -61,7 +62,7 @@ def _move_gradient_to(master: nn.Parameter):  # type: ignore[no-untyped-def]
         if master.grad is None:
             master.grad = gradient.float()
         else:
-            _local(master.grad).add_(_local(gradient))
+            local_gradient(master).add_(local_part(gradient))
         parameter.grad = None
 
     return hook
@@ -84,12 +85,13 @@ def complete_gradients(masters: Masters, mesh: Mesh) -> None:
             master.grad = gradient.redistribute(placements=master.placements)
     if not partial:
         return
-    flat = torch.cat([_local(master.grad).flatten() for master in partial])
+    flat = torch.cat([local_gradient(master).flatten() for master in partial])
     dist.all_reduce(flat, group=mesh.devices.get_group("tp"))
-    for master, values in zip(partial, flat.split([_local(m).numel() for m in partial]), strict=True):
-        master.grad = DTensor.from_local(values.view(_local(master).shape), master.device_mesh, master.placements)
+    for master, values in zip(partial, flat.split([local_part(m).numel() for m in partial]), strict=True):
+        master.grad = DTensor.from_local(values.view(local_part(master).shape), master.device_mesh, master.placements)
 
 
-def _local(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+def local_gradient(master: nn.Parameter) -> Tensor:
+    """Return this rank's part of a gradient that is there."""
+    assert master.grad is not None
+    return local_part(master.grad)

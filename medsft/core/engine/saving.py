@@ -26,6 +26,7 @@ from medsft.core.architecture import ModelConfig
 from medsft.core.engine.checkpoint import TrainState, commit, describe, hash_own_files, random_state, tensors
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.precision import Masters
+from medsft.core.engine.weights import local_part
 from medsft.core.run.rundir import RunDir
 from medsft.errors import TrainingError
 
@@ -111,8 +112,7 @@ class Saver:
 
     def _memory_allows_a_copy(self) -> bool:
         """Return the same answer on every rank: whether each can hold its shards twice."""
-        parameters = [p.to_local() if hasattr(p, "to_local") else p for p in self._masters.by_name.values()]
-        size = 3 * sum(p.numel() * p.element_size() for p in parameters)
+        size = 3 * sum(local_part(master).nbytes for master in self._masters.by_name.values())
         ranks = max(1, self._mesh.layout.world)
         scarce = float(psutil.virtual_memory().available / ranks < _HEADROOM * size)
         return self._mesh.sum(torch.tensor([scarce], device=self._mesh.device)).item() == 0

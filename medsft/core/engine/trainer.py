@@ -18,8 +18,8 @@ from medsft.core.engine.checkpoint import TrainState, remove_old_checkpoints
 from medsft.core.engine.evaluate import evaluate
 from medsft.core.engine.head import StepSums
 from medsft.core.engine.mesh import Mesh
-from medsft.core.engine.optim import TIED_TABLE, clip_gradients, local_gradient, set_learning_rate, squared_norm
-from medsft.core.engine.precision import Masters, complete_gradients
+from medsft.core.engine.optim import TIED_TABLE, clip_gradients, set_learning_rate, squared_norm
+from medsft.core.engine.precision import Masters, complete_gradients, local_gradient
 from medsft.core.engine.saving import Saver
 from medsft.core.engine.step import Stepper
 from medsft.core.planning.plan import RunPlan

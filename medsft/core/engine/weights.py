@@ -1,4 +1,4 @@
-"""Fills a rank's shards straight from the base model's files: no rank ever holds a whole weight it does not own."""
+"""A rank's shards of the weights, filled straight from the base model's files: no rank holds a weight that it does not own."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ def load_weights(parameters: Mapping[str, Tensor], source: WeightSource) -> None
     """Copy the weights of `source` into this rank's shards of `parameters`, whichever part of the model they are."""
     for name, parameter in parameters.items():
         starts, shape = local_range(parameter)
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        local = local_part(parameter)
         if local.numel():
             slices = tuple(slice(start, start + length) for start, length in zip(starts, shape, strict=True))
             local.copy_(source.read(name, slices))
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return this rank's shard as a plain tensor on the same memory, through which gradients pass."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def local_range(parameter: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
