@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medsft.core.planning.folders import free_bytes
 from medsft.core.units import byte_size, count, duration, short_count
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def plan_rows(plan: RunPlan) -> list[tuple[str, str]]:
         ("memory per rank", f"{byte_size(memory.total)} of {byte_size(estimates.device_memory)}: {fits}"),
         ("", ", ".join(f"{part} {byte_size(getattr(memory, part))}" for part in parts)),
         ("checkpoint", byte_size(estimates.checkpoint_bytes)),
-        ("disk", f"{byte_size(estimates.disk_needed)} needed, {byte_size(estimates.disk_free)} free"),
+        ("disk", f"{byte_size(estimates.disk_needed)} needed, {byte_size(free_bytes(Path(plan.run_dir)))} free"),
         ("finished model", plan.export_dir),
     ]
     return [(what, value) for what, value in rows if value]

@@ -22,7 +22,7 @@ from medsft.errors import AlreadyFinishedError, LaunchError
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(280)]
 KILLS = int(os.environ.get("MEDSFT_KILLS", "5"))
 """How often a run is killed at random moments."""
-ITERATIONS = 40 * (KILLS + 1)
+ITERATIONS = 30 * (KILLS + 1)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
@@ -32,8 +32,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
         time.sleep(0.02)
 
 
-def wait_for_end(run: RunDir) -> str:
-    wait_for(lambda: not run.alive())
+def wait_for_end(run: RunDir, seconds: float = 90) -> str:
+    wait_for(lambda: not run.alive(), seconds)
     return run.state(run.view())
 
 
@@ -129,7 +129,7 @@ def test_killed_at_random_moments(tmp_path):
         workers_of(run)[draw.randrange(2)].send_signal(signal.SIGKILL)
         assert wait_for_end(run) == "failed"
     run = start(plan())
-    assert wait_for_end(run) == wait_for_end(undisturbed) == "finished"
+    assert wait_for_end(run, 90 + 20 * KILLS) == wait_for_end(undisturbed) == "finished"
     assert_same_run(undisturbed, run, ITERATIONS)
 
 

@@ -70,7 +70,6 @@ class Estimates:
     """Tokens of the largest micro-batch."""
     checkpoint_bytes: int
     disk_needed: int
-    disk_free: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

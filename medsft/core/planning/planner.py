@@ -166,7 +166,7 @@ def _decide(found: _Found) -> RunPlan:
         nproc_per_node=choice.nproc_per_node,
         micro_batch=choice.micro_batch,
         num_micro_batches=choice.num_micro_batches,
-        estimates=_estimates(found, base, choice, precision=precision, num_iterations=iterations, run_dir=run_dir),
+        estimates=_estimates(found, base, choice, precision=precision, num_iterations=iterations),
         warnings=(),
     )
     return replace(plan, warnings=(*found.base.warnings, *_suppositions(found), *_concerns(found, plan)))
@@ -197,9 +197,7 @@ def _situation(found: _Found, base: BasePlan, precision: str) -> Situation:
     )
 
 
-def _estimates(
-    found: _Found, base: BasePlan, choice: Choice, *, precision: str, num_iterations: int, run_dir: Path
-) -> Estimates:
+def _estimates(found: _Found, base: BasePlan, choice: Choice, *, precision: str, num_iterations: int) -> Estimates:
     config, devices = found.config, found.devices
     trained = padded_model(base.model, tp=choice.layout.tp, like_original=config.follows_original)
     parameters = trained.num_parameters()
@@ -215,7 +213,6 @@ def _estimates(
         stream_tokens=choice.stream_tokens,
         checkpoint_bytes=checkpoint,
         disk_needed=kept * checkpoint + exported,
-        disk_free=free_bytes(run_dir),
     )
 
 
@@ -258,9 +255,10 @@ def _concerns(found: _Found, plan: RunPlan) -> list[str]:
             f"A rank needs about {estimates.memory.total / 1e9:.1f} GB and has {estimates.device_memory / 1e9:.1f} GB: it will "
             "run out of memory. Use a smaller --micro_batch, --recompute full, or more --tp or --pp."
         )
-    if found.base.size_bytes and estimates.disk_needed > estimates.disk_free:
+    if found.base.size_bytes and estimates.disk_needed > free_bytes(Path(plan.run_dir)):
+        # Not how much is free: a plan says the same each time it is made.
         lines.append(
-            f"Checkpoints and the finished model need {estimates.disk_needed / 1e9:.1f} GB, "
-            f"{estimates.disk_free / 1e9:.1f} GB are free under {Path(config.save_checkpoint_dir)}."
+            f"Checkpoints and the finished model need {estimates.disk_needed / 1e9:.1f} GB, more than is free under "
+            f"{Path(config.save_checkpoint_dir)}."
         )
     return lines

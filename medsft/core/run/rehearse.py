@@ -25,6 +25,7 @@ import psutil
 from medsft.core.config import RunConfig
 from medsft.core.data.subset import copy_documents
 from medsft.core.files import write_atomically
+from medsft.core.planning.folders import free_bytes
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.planner import make_plan, replan
 from medsft.core.planning.selection import Selection, open_selection, order_of
@@ -296,5 +297,5 @@ def _measure(plan: RunPlan, small: RunPlan, log: _Log, resumes: Sequence[Resumed
         resumes=tuple(resumes),
         forecast_seconds=start_seconds + training + saves * save_seconds + evals * eval_seconds,
         forecast_disk_bytes=kept * checkpoint + max(0, exported),
-        disk_free=plan.estimates.disk_free,
+        disk_free=free_bytes(Path(plan.run_dir)),
     )

@@ -81,7 +81,7 @@ def plan_rows(outlook: Outlook) -> list[tuple[str, str]]:
         ("layout", f"{plan.layout}, {plan.precision}"),
         ("micro-batches", f"{plan.num_micro_batches} of {plan.micro_batch} documents per rank"),
         ("time", time),
-        ("disk", f"{byte_size(estimates.disk_needed)} of {byte_size(estimates.disk_free)} free"),
+        ("disk", f"{byte_size(estimates.disk_needed)} of {byte_size(outlook.disk_free)} free"),
     ]
 
 

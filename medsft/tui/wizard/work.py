@@ -50,6 +50,8 @@ class Outlook:
     config: RunConfig
     problems: tuple[Problem, ...] = ()
     plan: RunPlan | None = None
+    disk_free: int = 0
+    """Bytes, where the plan's run would be."""
     exact: bool = False
     """Whether the documents were counted in a tokenised set."""
     tokens_per_second: float | None = None
@@ -105,6 +107,7 @@ def add_base(entry: BaseEntry, settings_file: Path | None) -> Path:
 
 def look_ahead(config: RunConfig, settings_file: Path | None, *, samples: bool) -> Outlook:
     """Plan what can be planned. What a person got wrong is in `problems`; `samples` asks for decoded rows too."""
+    from medsft.core.planning.folders import free_bytes
     from medsft.core.planning.planner import preview
 
     try:
@@ -117,6 +120,7 @@ def look_ahead(config: RunConfig, settings_file: Path | None, *, samples: bool) 
         config=config,
         problems=_tidied(found.problems),
         plan=found.plan,
+        disk_free=free_bytes(Path(found.plan.run_dir)) if found.plan else 0,
         exact=found.exact,
         tokens_per_second=_earlier_speed(config.save_checkpoint_dir, found.plan) if found.plan else None,
         keys=_keys(config),
