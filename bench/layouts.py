@@ -47,7 +47,7 @@ def measure(work: Path) -> dict[str, Any]:
         steps = [event.data for event in events if event.kind == "step"]
         found = [(step["loss"], step["grad_norm"]) for step in steps]
         expected = expected or found
-        differences = [max(abs(a[i] - b[i]) for a, b in zip(found, expected, strict=True)) for i in (0, 1)]
+        differences = [max(abs(a[i] / b[i] - 1) for a, b in zip(found, expected, strict=True)) for i in (0, 1)]
         peak, planned = max(step["memory_bytes"] for step in steps), plan.estimates.memory.total
         rate = sum(step["tokens"] for step in steps[1:]) / sum(step["step_seconds"] for step in steps[1:])
         results[str(layout)] = {"differences": differences, "peak": peak, "planned": planned, "tokens_per_second": rate}
@@ -55,8 +55,8 @@ def measure(work: Path) -> dict[str, Any]:
         rows.append(
             {
                 "layout": str(layout),
-                "largest difference in loss": f"{differences[0]:.1e}",
-                "in gradient norm": f"{differences[1]:.1e}",
+                "largest relative difference of loss": f"{differences[0]:.1e}",
+                "of gradient norm": f"{differences[1]:.1e}",
                 "peak of a rank, GB": f"{peak / 1e9:.2f}",
                 "of the plan's": f"{peak / planned:.2f}",
                 "tokens/s": f"{rate:.0f}",

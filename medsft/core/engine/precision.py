@@ -69,20 +69,16 @@ def _move_gradient_to(master: nn.Parameter):  # type: ignore[no-untyped-def]
 
 
 def complete_gradients(masters: Masters, mesh: Mesh) -> None:
-    """Give each gradient the placement of its master, as autograd does not; under FSDP it has it already.
+    """Add up over the tensor-parallel ranks the gradients that each has a part of, in one message; FSDP has done so already.
 
-    The gradient of a norm that tensor-parallel ranks share saw this rank's tokens only: those are added up in one message. The
-    gradient of the embedding is whole on every rank: each keeps its rows.
+    These are the gradients of norms, which saw the tokens of this rank only.
     """
     partial = []
     for master in masters.by_name.values():
         gradient = master.grad
-        if not isinstance(gradient, DTensor) or not isinstance(master, DTensor) or gradient.placements == master.placements:
-            continue
-        if any(isinstance(placement, Partial) for placement in gradient.placements):
+        if isinstance(gradient, DTensor) and any(isinstance(placement, Partial) for placement in gradient.placements):
+            assert isinstance(master, DTensor)
             partial.append(master)
-        else:
-            master.grad = gradient.redistribute(placements=master.placements)
     if not partial:
         return
     flat = torch.cat([local_gradient(master).flatten() for master in partial])

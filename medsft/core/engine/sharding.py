@@ -9,9 +9,11 @@ With tensor parallel the residual stream between the projections is split over t
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -25,6 +27,7 @@ from medsft.core.architecture import ModelConfig
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.model import Decoder, DecoderLayer
 from medsft.core.engine.pipeline import PipelineDecoder
+from medsft.core.engine.weights import local_part
 from medsft.core.planning.layout import stage_layers
 
 
@@ -58,13 +61,34 @@ def shard_tensors(decoder: Decoder, tp_mesh: DeviceMesh) -> None:
         parallelize_module(layer, tp_mesh, _layer_plan(layer))
     rest: dict[str, ParallelStyle] = {}
     if trunk.embed_tokens is not None:
-        rest["model.embed_tokens"] = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(0))
+        trunk.embed_tokens = ShardedEmbedding(trunk.embed_tokens, tp_mesh)
     if trunk.norm is not None:
         rest["model.norm"] = SequenceParallel(sequence_dim=0)
     if decoder.lm_head is not None:
         # The loss takes the weight itself, see `head_rows`; the style only decides how it is split.
         rest["lm_head"] = ColwiseParallel()
     parallelize_module(decoder, tp_mesh, rest)
+
+
+class ShardedEmbedding(nn.Embedding):
+    """An embedding whose rows are divided over the tensor-parallel ranks, as Megatron's.
+
+    Each rank looks up the tokens that it has rows of; the sum over the ranks is divided over the tokens. Unlike DTensor's own
+    embedding, its gradient is never larger than this rank's rows.
+    """
+
+    def __init__(self, whole: nn.Embedding, tp_mesh: DeviceMesh) -> None:
+        rows = distribute_tensor(whole.weight, tp_mesh, [Shard(0)])
+        super().__init__(whole.num_embeddings, whole.embedding_dim, _weight=rows)
+        self.tp_mesh = tp_mesh
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return this rank's tokens [T / tp, hidden] of `ids` [T], which all ranks have."""
+        rows = local_part(self.weight)
+        own = ids - self.tp_mesh.get_local_rank() * -(-self.num_embeddings // self.tp_mesh.size())
+        here = (own >= 0) & (own < len(rows))
+        hidden = F.embedding(own.where(here, 0), rows) * here[:, None]
+        return DTensor.from_local(hidden, self.tp_mesh, (Partial(),)).redistribute(placements=(Shard(0),)).to_local()
 
 
 def _layer_plan(layer: DecoderLayer) -> dict[str, ParallelStyle]:
