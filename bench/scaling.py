@@ -29,7 +29,7 @@ from medsft.core.engine.model import Decoder
 _LAYERS = 2
 _REPEATS = 3
 _RANK_LAYERS = 6
-_ROWS = 100
+_ROWS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +125,12 @@ LAYOUTS: dict[str, dict[str, int]] = {
 
 
 def ranks(base: Path, work: Path) -> dict[str, Any]:
-    """Train a shorter model at several layouts, and compare with one process that has all threads."""
+    """Train a shorter model at several layouts, with the default global batch, and compare with one process on all threads."""
     job = Job(
         base=shorter(base, work / f"base-{_RANK_LAYERS}-layers"),
         rows=documents.write(work / "ranks.jsonl", _ROWS),
-        global_batch=12,
-        micro_batch=3,
+        global_batch=64,
+        steps=3,
     )
     rates, rows = {}, []
     for name, layout in LAYOUTS.items():

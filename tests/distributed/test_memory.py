@@ -65,7 +65,7 @@ def write_large_model(folder: Path) -> None:
 
 
 def plan_of_large_model(folder: Path) -> RunPlan:
-    """Return the plan of a run of it on four ranks."""
+    """Return the plan of a run of it on eight ranks."""
     write_large_model(folder / "base")
     tiny.write_tokenizer(folder / "base")
     row = json.dumps({"prompt": " ".join(tiny.WORDS[:30]), "gold": " ".join(tiny.WORDS[:30])})
@@ -84,7 +84,7 @@ def plan_of_large_model(folder: Path) -> RunPlan:
         "precision": "fp32",
         "tp": 2,
         "pp": 2,
-        "nproc_per_node": 4,
+        "nproc_per_node": 8,
     }
     return tiny.plan_of(from_mapping(config), load_settings(folder / "medsft.toml"))
 
@@ -120,7 +120,7 @@ def train_two_iterations(plan: RunPlan, log: Path) -> int:
 
 def test_a_rank_takes_what_the_plan_says(tmp_path):
     plan = plan_of_large_model(tmp_path)
-    assert str(plan.layout) == "pp 2 x dp 1 x tp 2"
+    assert str(plan.layout) == "pp 2 x dp 2 x tp 2"
     measured = train_two_iterations(plan, tmp_path / "log")
     assert plan.estimates.memory.total == pytest.approx(measured, rel=0.15)
 

@@ -25,7 +25,7 @@ def test_a_rehearsal_resumes_exactly_and_forecasts(tmp_path: Path) -> None:
     config, settings = tiny.project(tmp_path)
     tokenize_sets(config, settings)
     told: list[str] = []
-    result = rehearsal.rehearse(config, settings, at=[{"pp": 2, "nproc_per_node": 2}], tell=told.append)
+    result = rehearsal.rehearse(config, settings, at=[{"pp": 2}], tell=told.append)
     assert [(resumed.layout, resumed.allowed) for resumed in result.resumes] == [
         ("pp 1 x dp 1 x tp 1", 0.0),
         ("pp 2 x dp 1 x tp 1", 1e-4),

@@ -1,11 +1,12 @@
 """A rehearsal before a long run: the real base model, flags and heaviest documents, for a few iterations, a kill and a resume.
 
-    iteration   1  2      3            4  5      then kill -9; resume from the save and do 4 and 5 again, and once more for
-    documents   heaviest  typical      typical   each other layout that was asked for
-                          evaluate, save
+    iteration   1  2      3  4             5  6     then kill -9; resume from the save and do 5 and 6 again, and once more for
+    documents   heaviest  typical          typical  each other layout that was asked for
+                                 evaluate, save
 
-Losses of a resume must be bit for bit those before the kill on the same layout, and equal to 1e-4 on another. What was measured
-gives the forecast: iterations 4 and 5 the speed, 1 and 2 the peak of memory. Everything is removed at the end.
+Losses of a resume must be bit for bit those before the kill on the same layout, and equal but for rounding on another. What was
+measured gives the forecast: iterations 3 and 4 the speed, what 5 and 6 take longer the cost of the save that is written
+meanwhile, and all of them the peak of memory. Everything is removed at the end.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ from medsft.core.run.launch import start
 from medsft.core.run.rundir import RunDir
 from medsft.errors import ConfigError, ExitCode, LaunchError, MedsftError, Problem
 
-_HEAVY, _SAVED_AT, _LAST = 2, 3, 5
+_HEAVY, _SAVED_AT, _LAST = 2, 4, 6
 _CANDIDATES = 200
 """Batches of the run among which the heaviest and the typical ones are looked for."""
 _NEVER_REACHED = 1000
 """A rehearsal is killed, and must not come to its end and export before."""
-_OTHER_LAYOUT_TOLERANCE = 1e-4
+_OTHER_LAYOUT_TOLERANCE = {"fp32": 1e-4, "bf16": 0.02}
+"""Of a loss on another layout, where sums are taken in another order: bf16 keeps 8 bits of each."""
 _POLL_SECONDS = 0.1
 
 
@@ -67,13 +69,16 @@ class Rehearsal:
     identity: str
     """Of the plan of the run."""
     memory_bytes: int
-    """Peak of the rank that used most, with the heaviest documents."""
+    """Peak of the rank that uses most, with the heaviest documents while a checkpoint is written."""
     device_memory: int
     tokens_per_second: float
     checkpoint_bytes: int
     save_seconds: float
+    """Until a checkpoint is durable."""
+    save_cost_seconds: float
+    """By which a checkpoint delays the training that goes on meanwhile."""
     start_seconds: float
-    """From the launch to the first iteration's end."""
+    """From the launch to the first iteration."""
     eval_seconds: float
     """Of one validation of the whole validation set; 0 without one."""
     resumes: tuple[Resumed, ...]
@@ -126,7 +131,9 @@ def rehearse(
     parent.mkdir(parents=True, exist_ok=True)
     with _temporary_folder(parent) as folder:
         small = _small_plan(plan, config, settings, folder)
-        others = [replan(small, run_dir=Path(small.run_dir), changes=change) for change in at]
+        # As many processes as the levels need, unless a person has said how many.
+        processes = {"nproc_per_node": config.nproc_per_node}
+        others = [replan(small, run_dir=Path(small.run_dir), changes=processes | dict(change)) for change in at]
         tell(f"training {_LAST} iterations at {small.layout}")
         first = _run_until(small)
         resumes = []
@@ -215,7 +222,7 @@ def _run_until(plan: RunPlan) -> _Log:
     events: list[Event] = []
     start(plan)
     try:
-        while not any(event.kind == "step" and event.data["iteration"] == _LAST for event in events):
+        while not _complete(events):
             alive = run.alive()
             events += reader.read()
             if not alive or any(event.kind == "failed" for event in events):
@@ -226,6 +233,13 @@ def _run_until(plan: RunPlan) -> _Log:
         _kill(run)
     _forget_later_saves(run)
     return _Log(began, tuple(events))
+
+
+def _complete(events: Sequence[Event]) -> bool:
+    """Tell whether all iterations are done, and the checkpoint that a resume starts from, which may take longer, is written."""
+    done = any(event.kind == "step" and event.data["iteration"] == _LAST for event in events)
+    resumed = any(event.kind == "run_started" and event.data["resumed"] for event in events)
+    return done and (resumed or any(event.kind == "checkpoint" for event in events))
 
 
 def _failure(run: RunDir, events: Sequence[Event]) -> MedsftError:
@@ -264,38 +278,58 @@ def _compare(first: _Log, again: _Log, plan: RunPlan, *, same: bool) -> Resumed:
     before, after = first.steps(), again.steps()
     repeated = [number for number in after if number in before]
     difference = max(abs(before[number].data["loss"] - after[number].data["loss"]) for number in repeated)
-    return Resumed(layout=str(plan.layout), difference=difference, allowed=0.0 if same else _OTHER_LAYOUT_TOLERANCE)
+    allowed = 0.0 if same else _OTHER_LAYOUT_TOLERANCE[plan.precision]
+    return Resumed(layout=str(plan.layout), difference=difference, allowed=allowed)
+
+
+def _peak_memory(plan: RunPlan, steps: Mapping[int, Event], saved: Event) -> int:
+    """Return the peak of a rank: what was seen, or what would be when the heaviest batch meets a save that is being written.
+
+    On a CPU the copy that is written lies in the same memory; a save that stops training for half its time or more made none.
+    """
+    seen = {number: int(step.data["memory_bytes"]) for number, step in steps.items()}
+    before = max(seen[number] for number in range(1, _SAVED_AT + 1))
+    copies = plan.estimates.device_kind == "cpu" and saved.data["stalled_seconds"] < saved.data["seconds"] / 2
+    return max(*seen.values(), before + int(saved.data["bytes"]) // plan.layout.world * copies)
 
 
 def _measure(plan: RunPlan, small: RunPlan, log: _Log, resumes: Sequence[Resumed]) -> Rehearsal:
     """Turn the events into the forecast of the real run."""
     steps = log.steps()
-    timed = [steps[number].data for number in range(_SAVED_AT + 1, _LAST + 1)]
+    timed = [steps[number].data for number in range(_HEAVY + 1, _SAVED_AT + 1)]
     rate = sum(step["tokens"] for step in timed) / sum(step["step_seconds"] for step in timed)
     saved, evaluated = log.last("checkpoint"), log.last("eval")
-    save_seconds = float(saved.data["seconds"]) if saved else 0.0
+    assert saved is not None, "`_run_until` waits for it"
+    save_seconds = float(saved.data["seconds"])
     eval_seconds = 0.0
     if evaluated is not None and plan.val is not None and small.val is not None:
         eval_seconds = float(evaluated.data["seconds"]) * plan.val.tokens / small.val.tokens
-    start_seconds = steps[1].time - log.began
+    start_seconds = steps[1].time - steps[1].data["step_seconds"] - log.began
+    meanwhile = [step for number, step in steps.items() if number > _SAVED_AT]
+    undelayed = sum(step.data["tokens"] for step in meanwhile) / rate
+    evaluating = float(evaluated.data["seconds"]) if evaluated else 0.0
+    save_cost = max(0.0, meanwhile[-1].time - steps[_SAVED_AT].time - evaluating - undelayed)
     config, count = plan.config, plan.num_iterations
     saves = -(-count // config.save_interval)
     evals = -(-count // config.eval_interval) if plan.val is not None else 0
     training = plan.train.tokens * plan.epochs / rate
-    checkpoint = int(saved.data["bytes"]) if saved else plan.estimates.checkpoint_bytes
+    # The last checkpoint is waited for; then the export starts a process, reads it and writes the model.
+    ending = save_seconds + start_seconds + save_seconds
+    checkpoint = int(saved.data["bytes"])
     kept = min(saves, config.keep_last + 1) if config.keep_last else saves
     exported = plan.estimates.disk_needed - kept * plan.estimates.checkpoint_bytes
     return Rehearsal(
         identity=plan.identity,
-        memory_bytes=max(int(step.data["memory_bytes"]) for step in steps.values()),
+        memory_bytes=_peak_memory(plan, steps, saved),
         device_memory=plan.estimates.device_memory,
         tokens_per_second=rate,
         checkpoint_bytes=checkpoint,
         save_seconds=save_seconds,
+        save_cost_seconds=save_cost,
         start_seconds=start_seconds,
         eval_seconds=eval_seconds,
         resumes=tuple(resumes),
-        forecast_seconds=start_seconds + training + saves * save_seconds + evals * eval_seconds,
+        forecast_seconds=start_seconds + training + (saves - 1) * save_cost + evals * eval_seconds + ending,
         forecast_disk_bytes=kept * checkpoint + max(0, exported),
         disk_free=free_bytes(Path(plan.run_dir)),
     )
