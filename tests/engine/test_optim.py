@@ -1,0 +1,36 @@
+"""The norm that gradients are clipped by, and that layouts are compared by."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from medsft.core.engine.optim import TIED_TABLE, squared_norm
+from medsft.core.engine.precision import Masters
+
+ALONE = SimpleNamespace(device=torch.device("cpu"), tp_rank=0)
+
+
+def masters_with(**gradients):
+    masters = {}
+    for name, gradient in gradients.items():
+        masters[name] = torch.nn.Parameter(torch.zeros_like(gradient))
+        masters[name].grad = gradient
+    return Masters(masters, {})
+
+
+def test_the_norm_of_a_large_table_is_exact():
+    table = torch.randn(40_000, 512, generator=torch.Generator().manual_seed(0)) * 1e-3
+    vector = torch.linspace(-1.0, 2.0, 100)
+    exact = float(table.double().square().sum() + vector.double().square().sum())
+    found = squared_norm(masters_with(table=table, vector=vector), ALONE, tied_copy=False)
+    assert found.item() == pytest.approx(exact, rel=1e-6)
+    assert float(table.norm()) ** 2 != pytest.approx(float(table.double().square().sum()), rel=1e-5)  # what it is for
+
+
+def test_a_copy_of_the_tied_table_does_not_count_twice():
+    masters = masters_with(**{TIED_TABLE: torch.ones(3, 4), "norm": torch.ones(4)})
+    assert squared_norm(masters, ALONE, tied_copy=False).item() == 16
+    assert squared_norm(masters, ALONE, tied_copy=True).item() == 4
