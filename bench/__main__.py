@@ -41,6 +41,11 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     say(f"All figures: {path}")
+    if "train" in results:
+        from bench import train
+
+        train.plot(results["train"], path.with_suffix(".svg"))
+        say(f"A picture: {path.with_suffix('.svg')}")
 
 
 # Each part imports what it needs when it runs: `around` measures imports and starts, `train` needs torch.

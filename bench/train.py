@@ -10,6 +10,7 @@ from typing import Any
 
 import medsft
 from bench import documents, flops, machine, peers
+from bench.plot import write_bars
 from bench.runs import Job, Outcome, medsft_outcome, plan_of, train, unpack_base
 from bench.table import Row, print_table, say, spread
 from medsft.core.architecture import read_hf_config
@@ -47,6 +48,12 @@ def measure(work: Path, *, rows: Path | None, repeats: int, steps: int, precisio
         "limit_tokens_per_second": dict(limits),
         "outcomes": {" ".join(key): [asdict(one) for one in found] for key, found in results.items()},
     }
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Draw what `measure` returned."""
+    rates = {key: [one["tokens_per_second"] for one in outcomes] for key, outcomes in found["outcomes"].items()}
+    write_bars(path, "Training, tokens/s", {(key.split()[0], key.split()[1]): values for key, values in rates.items()})
 
 
 def flops_per_token(job: Job, work: Path) -> float:
