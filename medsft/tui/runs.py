@@ -125,7 +125,8 @@ Training goes on whether or not this list is open.
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
-        """Start to look."""
+        """Start to look, and give states the colours of whichever theme is on."""
+        self.app.theme_changed_signal.subscribe(self, lambda _: self._fill(self.rows))
         self.scan()
 
     def on_resize(self) -> None:
