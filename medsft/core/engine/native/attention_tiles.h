@@ -259,43 +259,40 @@ static int64_t NAME(scratch_bytes)(const Shape *shape) {
     return 4 * (5 * length * columns + 5 * TILE * columns + 5 * TILE * TILE) + 64 * 20;
 }
 
-/* Return 0, or 1 where memory was short. */
-int NAME(attention_forward)(const INPUT *q, const INPUT *k, const INPUT *v, INPUT *out, float *sums, const int32_t *offsets,
-                            int64_t documents, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t size, int64_t window) {
-    const Shape shape = {offsets, documents, heads, kv_heads, size, window, tokens};
+/* Forward, or backward where there is a `grad`: one thread does all of a key head of a document. Return 0, or 1 where memory was
+   short. */
+static int NAME(each_head)(const Shape *shape, const INPUT *q, const INPUT *k, const INPUT *v, INPUT *out, float *sums,
+                           const INPUT *grad, INPUT *dq, INPUT *dk, INPUT *dv) {
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
-        void *memory = aligned_alloc(64, padded(NAME(scratch_bytes)(&shape), 64));
+        void *memory = aligned_alloc(64, padded(NAME(scratch_bytes)(shape), 64));
         failed = memory == NULL;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < documents * kv_heads; i++) {
-            int64_t start = offsets[i / kv_heads], n = offsets[i / kv_heads + 1] - start;
-            if (memory) NAME(forward_head)(&shape, q, k, v, out, sums, start, n, i % kv_heads, (Scratch){memory});
+        for (int64_t i = 0; i < shape->documents * shape->kv_heads; i++) {
+            int64_t document = i / shape->kv_heads, kv_head = i % shape->kv_heads;
+            int64_t start = shape->offsets[document], n = shape->offsets[document + 1] - start;
+            if (memory && grad)
+                NAME(backward_head)(shape, q, k, v, out, sums, grad, dq, dk, dv, start, n, kv_head, (Scratch){memory});
+            else if (memory)
+                NAME(forward_head)(shape, q, k, v, out, sums, start, n, kv_head, (Scratch){memory});
         }
         free(memory);
     }
     return failed;
 }
 
-int NAME(attention_backward)(const INPUT *q, const INPUT *k, const INPUT *v, const INPUT *out, const float *sums,
-                             const INPUT *grad, INPUT *dq, INPUT *dk, INPUT *dv, const int32_t *offsets, int64_t documents,
-                             int64_t tokens, int64_t heads, int64_t kv_heads, int64_t size, int64_t window) {
+int NAME(attention_forward)(const INPUT *q, const INPUT *k, const INPUT *v, INPUT *out, float *sums, const int32_t *offsets,
+                            int64_t documents, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t size, int64_t window) {
     const Shape shape = {offsets, documents, heads, kv_heads, size, window, tokens};
-    int failed = 0;
-#pragma omp parallel reduction(| : failed)
-    {
-        void *memory = aligned_alloc(64, padded(NAME(scratch_bytes)(&shape), 64));
-        failed = memory == NULL;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < documents * kv_heads; i++) {
-            int64_t start = offsets[i / kv_heads], n = offsets[i / kv_heads + 1] - start;
-            if (memory)
-                NAME(backward_head)(&shape, q, k, v, out, sums, grad, dq, dk, dv, start, n, i % kv_heads, (Scratch){memory});
-        }
-        free(memory);
-    }
-    return failed;
+    return NAME(each_head)(&shape, q, k, v, out, sums, NULL, NULL, NULL, NULL);
+}
+
+int NAME(attention_backward)(const INPUT *q, const INPUT *k, const INPUT *v, INPUT *out, float *sums, const INPUT *grad,
+                             INPUT *dq, INPUT *dk, INPUT *dv, const int32_t *offsets, int64_t documents, int64_t tokens,
+                             int64_t heads, int64_t kv_heads, int64_t size, int64_t window) {
+    const Shape shape = {offsets, documents, heads, kv_heads, size, window, tokens};
+    return NAME(each_head)(&shape, q, k, v, out, sums, grad, dq, dk, dv);
 }
 
 #undef SEEN_FROM
