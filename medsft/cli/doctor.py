@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +64,8 @@ def _disk(folder: Path) -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
+    from importlib import metadata
+
     versions = {}
     for name in _PACKAGES:
         try:

@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medsft.core.config import GROUPS, RunConfig, field_types, flag, format_number, from_mapping, load_toml
-from medsft.core.run.rundir import RunDir, find_runs
 from medsft.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from medsft.core.run.rundir import RunDir
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE.toml", help="Options of the run from a file; flags win over it.")
@@ -88,6 +90,8 @@ def find_run(text: str, folder: Path) -> RunDir:
 
     Its path is absolute. Raises `ConfigError` when there is none or more than one.
     """
+    from medsft.core.run.rundir import RunDir, find_runs
+
     if RunDir(Path(text)).exists():
         return RunDir(Path(text).resolve())
     runs = find_runs(folder.resolve())

@@ -7,8 +7,10 @@ template `model` writes the one that its chat template asks for.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +19,7 @@ from medsft.core.data.chat_template import load_chat_template
 from medsft.core.data.special import count_in_text, pattern_of, pieces
 from medsft.core.data.template import Segment, Template, builtin_template
 from medsft.core.data.tokenizer_config import named_tokens, read_tokenizer_config
+from medsft.core.data.words import EncodeAll, WordEncoder, rule_of
 from medsft.errors import DataError
 
 if TYPE_CHECKING:
@@ -182,10 +185,18 @@ class HuggingFaceTokenizer:
     def _known(self, token: str | None) -> int | None:
         return None if token is None else self._native.token_to_id(token)
 
+    @cached_property
+    def _encode_all(self) -> EncodeAll:
+        rule = rule_of(json.loads(self._native.to_str()))
+        return WordEncoder(self._encode_native, rule) if rule else self._encode_native
+
+    def _encode_native(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._native.encode_batch_fast(texts, add_special_tokens=False)]
+
     def encode(self, segments: Sequence[Segment], *, control: bool = False) -> list[list[int]]:
         """See `Tokenizer.encode`."""
         texts = [segment.text for segment in segments]
-        ids = [encoding.ids for encoding in self._native.encode_batch_fast(texts, add_special_tokens=False)]
+        ids = self._encode_all(texts)
         if not control:
             for index, segment in enumerate(segments):
                 if self.count_special(segment):

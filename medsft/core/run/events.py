@@ -16,6 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+import orjson
+
 VERSION = 1
 Kind = Literal["run_started", "phase", "step", "eval", "checkpoint", "warning", "failed", "finished", "stopped"]
 TERMINAL: frozenset[str] = frozenset({"failed", "finished", "stopped"})
@@ -55,7 +57,7 @@ def _finite(data: Mapping[str, Any]) -> dict[str, Any]:
 def parse(line: bytes) -> Event | None:
     """Return the event of one complete line, or None for a line that is not one."""
     try:
-        record = json.loads(line)
+        record = orjson.loads(line)
     except ValueError:
         return None
     return _event(record) if isinstance(record, dict) else None
@@ -147,7 +149,7 @@ def _parse_all(text: bytes) -> list[Event]:
     breaks = text.count(b"\n")
     if text.startswith(b"{") and text.endswith(b"}") and text.count(b"}\n{") == breaks:
         try:
-            records = json.loads(b"[" + text.replace(b"\n", b",") + b"]")
+            records = orjson.loads(b"[" + text.replace(b"\n", b",") + b"]")
             if len(records) == breaks + 1:
                 return [event for record in records if (event := _event(record)) is not None]
         except ValueError:
