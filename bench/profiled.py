@@ -83,8 +83,8 @@ def work_of_a_rank(run_dir: str, out: str) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     from medsft.core.engine.batches import prefetch
+    from medsft.core.engine.build import build_trainer
     from medsft.core.engine.mesh import open_mesh
-    from medsft.core.engine.worker import build_trainer
     from medsft.core.planning.plan import RunPlan
     from medsft.core.run.launch import read_launch
     from medsft.core.run.rundir import RunDir

@@ -102,6 +102,18 @@ def _alone() -> Iterator[None]:
         yield
 
 
+class _CheckedReader(FileSystemReader):
+    """Reads by a list of contents that was checked, where torch's own reader would unpickle the file for each weight again."""
+
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        super().__init__(folder)
+        self._metadata = metadata
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Return the list of contents."""
+        return self._metadata
+
+
 class _FromSource(DefaultSavePlanner):
     """Reads each tensor from a source when it is about to be written."""
 
@@ -122,7 +134,8 @@ class _DcpSource:
         self._folder = folder
         self._part = part
         self._last: tuple[str, Tensor] | None = None
-        stored = _metadata(folder).state_dict_metadata
+        self._metadata = _metadata(folder)
+        stored = self._metadata.state_dict_metadata
         self._stored = {
             key.removeprefix(f"{part}."): entry
             for key, entry in stored.items()
@@ -154,7 +167,8 @@ class _DcpSource:
         tensor = torch.empty(self.shape(name), dtype=self.dtype(name))
         try:
             with _alone():
-                dcp.load({self._part: {name: tensor}}, storage_reader=FileSystemReader(self._folder), no_dist=True)
+                reader = _CheckedReader(self._folder, self._metadata)
+                dcp.load({self._part: {name: tensor}}, storage_reader=reader, no_dist=True)
         except (CheckpointException, OSError, RuntimeError, EOFError) as error:
             raise MismatchError(f"{self._folder}: {name} cannot be read: {error}", hint="Copy the checkpoint again.") from None
         return tensor

@@ -52,23 +52,24 @@ def open_source(path: Path, *, iteration: int | None = None) -> WeightSource:
     `iteration` picks one of several in the folder; None takes the latest. Raises `MismatchError` as `inspect_base` does, and
     for files that are damaged or do not fit the model's description.
     """
-    # Here, because each of these imports this module.
-    from medsft.core.engine.formats.dcp import open_dcp
-    from medsft.core.engine.formats.gguf import open_gguf
-    from medsft.core.engine.formats.hf import open_hf
-    from medsft.core.engine.formats.megatron import open_megatron
-
-    if path.suffix == ".gguf" and path.is_file():
-        return open_gguf(path)
     base = inspect_base(path, iteration)
+    # Only the format that is there is imported (each imports this module): the others take a rank half a second to start.
     match base.kind:
         case "hf":
+            from medsft.core.engine.formats.hf import open_hf
+
             return open_hf(base.weights)
         case "megatron":
+            from medsft.core.engine.formats.megatron import open_megatron
+
             return open_megatron(path, iteration)
         case "gguf":
+            from medsft.core.engine.formats.gguf import open_gguf
+
             return open_gguf(base.weights)
         case _:
+            from medsft.core.engine.formats.dcp import open_dcp
+
             return open_dcp(base.weights)
 
 

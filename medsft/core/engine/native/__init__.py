@@ -39,7 +39,9 @@ def library() -> ctypes.CDLL | None:
 
 
 def compile_ahead() -> None:
-    """Begin to compile beside what else there is to do until the kernels are wanted."""
+    """Begin to compile beside what else there is to do until the kernels are wanted. With a GPU they are not."""
+    if torch.cuda.is_available():
+        return
     threading.Thread(target=library, daemon=True).start()
 
 
@@ -53,7 +55,9 @@ def _load() -> ctypes.CDLL | None:
         ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
         with tempfile.TemporaryDirectory(prefix="medsft-") as folder:
             target = Path(folder) / "kernels.so"
-            command = [*compiler.split(), *_FLAGS, "-o", str(target), *map(str, _SOURCES), "-lm"]
+            # Threads that share a core with a compiler keep all the others waiting: it takes only what they leave.
+            nice = ["nice", "-n", "19"] if shutil.which("nice") else []
+            command = [*nice, *compiler.split(), *_FLAGS, "-o", str(target), *map(str, _SOURCES), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=60)
             return ctypes.CDLL(str(target))
     except (OSError, AttributeError, subprocess.SubprocessError):
