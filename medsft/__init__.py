@@ -20,8 +20,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from medsft.core.config import RunConfig as RunConfig
-    from medsft.core.config import load_toml as load_toml
-    from medsft.core.config import save_toml as save_toml
+    from medsft.core.config_file import load_toml as load_toml
+    from medsft.core.config_file import save_toml as save_toml
     from medsft.core.data.dataset import TokenizedData as TokenizedData
     from medsft.core.data.dataset import open_tokenized as open_tokenized
     from medsft.core.data.report import length_report as length_report
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "RunConfig": "core.config",
-    "load_toml": "core.config",
-    "save_toml": "core.config",
+    "load_toml": "core.config_file",
+    "save_toml": "core.config_file",
     "TokenizedData": "core.data.dataset",
     "open_tokenized": "core.data.dataset",
     "length_report": "core.data.report",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsft.core.config import GROUPS, RunConfig, field_types, flag, format_number, from_mapping, load_toml
+from medsft.core.config import GROUPS, RunConfig, field_types, flag, format_number, from_mapping
+from medsft.core.config_file import load_toml
 from medsft.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ SettingsFile = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for programs.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Each event as one line of JSON on standard output, for programs.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines of text instead of a live display.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run, or its name below --save_checkpoint_dir.")]

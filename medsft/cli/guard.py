@@ -14,7 +14,29 @@ from medsft.cli.argv import normalise
 from medsft.errors import ConfigError, ExitCode, MedsftError
 
 
-class Guard(TyperGroup):
+class Group(TyperGroup):
+    """Commands whose help names no type for options that take no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the group's own options."""
+        return _without_types(super().get_params(ctx))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command of the group."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            _without_types(command.get_params(ctx))
+        return command
+
+
+def _without_types(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""  # typer writes <bool>, as if something had to follow
+    return parameters
+
+
+class Guard(Group):
     """The top group of the command line. Every call of it, from a shell or a test, goes through `main`."""
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from medsft.cli import console
-from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Json, Plain, Run, RunsFolder, SettingsFile, find_run
+from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Json, JsonLines, Plain, Run, RunsFolder, SettingsFile, find_run
 
 
 def wizard(settings: SettingsFile = None, save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER) -> None:
@@ -89,11 +89,10 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def watch(run: Run, save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER, plain: Plain = False, json: Json = False) -> None:
-    """Watch a run live: everything that has happened, then what happens. Leaving does not stop it.
-
-    `--json` prints each event as one line of JSON.
-    """
+def watch(
+    run: Run, save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER, plain: Plain = False, json: JsonLines = False
+) -> None:
+    """Watch a run live: everything that has happened, then what happens. Leaving does not stop it."""
     found = find_run(run, save_checkpoint_dir)
     if not plain and not json and console.shows_screens():
         from medsft.tui.app import run_app

@@ -9,9 +9,10 @@ import typer
 
 from medsft.cli import console
 from medsft.cli.flags import Json, SettingsFile
+from medsft.cli.guard import Group
 
-checkpoints = typer.Typer(help="List, add, remove and find the base models of medsft.toml.", no_args_is_help=True)
-datasets = typer.Typer(help="List, add and remove the data sets of medsft.toml.", no_args_is_help=True)
+checkpoints = typer.Typer(cls=Group, help="List, add, remove and find the base models of medsft.toml.", no_args_is_help=True)
+datasets = typer.Typer(cls=Group, help="List, add and remove the data sets of medsft.toml.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="What --checkpoint asks for.")]
 Size = Annotated[str, typer.Argument(metavar="SIZE", help="In 1e9 parameters: 7, 0.135.")]

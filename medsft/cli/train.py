@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medsft.cli import console
-from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Json, Plain, Run, RunsFolder, SettingsFile, Yes, find_run, takes_config
+from medsft.cli.flags import (
+    DEFAULT_RUNS_FOLDER,
+    Json,
+    JsonLines,
+    Plain,
+    Run,
+    RunsFolder,
+    SettingsFile,
+    Yes,
+    find_run,
+    takes_config,
+)
 from medsft.core.config import RunConfig
 
 if TYPE_CHECKING:
@@ -30,7 +41,7 @@ def sft(
     no_autoaccept_iters: Ask = False,
     detach: Detach = False,
     plain: Plain = False,
-    json: Json = False,
+    json: JsonLines = False,
     yes: Yes = False,
     print_commands: Annotated[
         bool, typer.Option("--print_commands", help="Print the command for each node, and do nothing else.")
@@ -40,7 +51,6 @@ def sft(
     """Fine-tune: tokenise, plan, train or go on, export. The same command resumes a run that was stopped or killed.
 
     The run is a process of its own: closing the terminal does not end it. Ctrl-C stops it with a checkpoint.
-    `--json` prints each event as one line of JSON.
     """
     if print_commands or slurm:
         _print_cluster(config, settings, slurm)
@@ -149,7 +159,7 @@ def resume(
     port: Annotated[int | None, typer.Option("--port", metavar="N", help="Port on node 0.")] = None,
     detach: Detach = False,
     plain: Plain = False,
-    json: Json = False,
+    json: JsonLines = False,
 ) -> None:
     """Go on with a run from its latest good checkpoint, at its own layout or at another."""
     from medsft.core.planning.plan import RunPlan

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from medsft.core.files import write_atomically
 from medsft.errors import ConfigError, Problem
 
 GROUPS = {
@@ -231,7 +229,7 @@ def from_mapping(values: Mapping[str, Any], *, where: str = "", base: RunConfig 
     for name, value in values.items():
         place = f"{where}: {name}" if where else flag(name)
         if name not in known:
-            problems.append(Problem(place, "there is no such option", _did_you_mean(name, known)))
+            problems.append(Problem(place, "there is no such option", did_you_mean(name, known)))
             continue
         try:
             converted[name] = _convert(name, value)
@@ -274,7 +272,8 @@ def _number(kind: type, value: Any, expected: str) -> Any:
         raise ValueError(f"must be {expected}, not {value!r}") from None
 
 
-def _did_you_mean(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+def did_you_mean(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    """Return a question with the known name that is most like `name`, or nothing where none is."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"Did you mean `{close[0]}`?" if close else ""
 
@@ -308,7 +307,7 @@ def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> list[Pro
         return []
     choices, low, high = metadata["choices"], metadata["minimum"], metadata["maximum"]
     if choices and value not in choices:
-        return [Problem(flag(name), f"`{value}` is not one of {', '.join(choices)}", _did_you_mean(str(value), choices))]
+        return [Problem(flag(name), f"`{value}` is not one of {', '.join(choices)}", did_you_mean(str(value), choices))]
     positive = name in ("size", "epochs", "lr")
     if low is not None and (value < low or (positive and value <= 0)):
         return [Problem(flag(name), f"{value:g} is too small", f"Must be {'above 0' if positive else f'{low:g} or more'}.")]
@@ -330,55 +329,6 @@ def to_mapping(config: RunConfig, *, only_changed: bool = False) -> dict[str, An
             value = [str(item) for item in value]
         result[f.name] = value
     return result
-
-
-def load_toml(path: Path) -> RunConfig:
-    """Read a run's TOML file. Raises `ConfigError` naming the file and every unknown or wrong entry."""
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError([Problem("--config", f"{path} does not exist")]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem(str(path), f"not valid TOML: {error}")]) from None
-    flat: dict[str, Any] = {}
-    for name, value in raw.items():
-        if isinstance(value, dict):
-            if name not in GROUPS:
-                hint = _did_you_mean(name, GROUPS) or f"Sections: {', '.join(GROUPS)}."
-                raise ConfigError([Problem(f"{path}: [{name}]", "there is no such section", hint)])
-            flat.update(value)
-        else:
-            flat[name] = value
-    return from_mapping(flat, where=str(path))
-
-
-def save_toml(config: RunConfig, path: Path) -> None:
-    """Write the run's TOML, each option under its help text. An existing file keeps its comments and its order."""
-    import tomlkit
-
-    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
-    values = to_mapping(config)
-    for f in fields(RunConfig):
-        group = f.metadata["group"]
-        if group not in document:
-            document.add(group, tomlkit.table())
-        table = document[group]
-        if f.name not in values:
-            table.pop(f.name, None)
-        elif f.name in table:
-            if table[f.name] != values[f.name]:
-                table[f.name] = values[f.name]
-        else:
-            table.add(tomlkit.comment(_comment(f.metadata)))
-            table.add(f.name, values[f.name])
-    write_atomically(path, tomlkit.dumps(document))
-
-
-def _comment(metadata: Mapping[str, Any]) -> str:
-    extra = [metadata["unit"]] if metadata["unit"] else []
-    if metadata["choices"]:
-        extra.append(" | ".join(metadata["choices"]))
-    return metadata["help"] + (f" ({'; '.join(extra)})" if extra else "")
 
 
 def command_line(config: RunConfig, *, command: str = "medsft sft") -> str:

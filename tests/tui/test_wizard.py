@@ -8,7 +8,8 @@ from textual.widgets import Button, Input, OptionList
 from typer.testing import CliRunner
 
 from medsft.cli.app import app as cli
-from medsft.core.config import command_line, load_toml
+from medsft.core.config import command_line
+from medsft.core.config_file import load_toml
 from medsft.core.planning.planner import preview
 from medsft.core.registry import load_settings
 from medsft.core.run import launch

@@ -330,3 +330,10 @@ def test_a_resumed_run_shows_only_what_is_new(capsys: pytest.CaptureFixture[str]
     make_run_again.close()
     progress.run_in_foreground(run, after=2, plain=True)
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [[], ["sft"], ["checkpoints", "list"]])
+def test_help_names_no_type_for_options_that_take_no_value(words: list[str]) -> None:
+    shown = invoke(*words, "--help").output
+    assert "--help" in shown
+    assert "<bool>" not in shown

@@ -18,10 +18,9 @@ from medsft.core.config import (
     command_line,
     field_types,
     from_mapping,
-    load_toml,
-    save_toml,
     to_mapping,
 )
+from medsft.core.config_file import load_toml, save_toml
 from medsft.errors import ConfigError
 
 GOOD = RunConfig(run_name="pubmedqa")

@@ -12,7 +12,7 @@ from medsft.core.engine.batches import MicroBatch
 from medsft.core.engine.loss import VocabShard, weighted_nll
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.model import Decoder
-from medsft.core.engine.weights import local_part
+from medsft.core.engine.weights import local_part, local_range
 
 
 @dataclass(slots=True)
@@ -81,5 +81,5 @@ def vocab_shard(decoder: Decoder, mesh: Mesh) -> VocabShard | None:
     """Return which rows of the vocabulary `head_rows` are, or None where they are all of them."""
     if mesh.layout.tp == 1:
         return None
-    rows_per_rank = -(-decoder.config.vocab_size // mesh.layout.tp)
-    return VocabShard(mesh.tp_rank * rows_per_rank, mesh.devices["tp"].get_group())
+    (first, *_), _ = local_range(decoder.head_weight())
+    return VocabShard(first, mesh.devices["tp"].get_group())

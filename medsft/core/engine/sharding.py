@@ -27,7 +27,7 @@ from medsft.core.architecture import ModelConfig
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.model import Decoder, DecoderLayer
 from medsft.core.engine.pipeline import PipelineDecoder
-from medsft.core.engine.weights import local_part
+from medsft.core.engine.weights import local_part, local_range
 from medsft.core.planning.layout import stage_layers
 
 
@@ -85,7 +85,8 @@ class ShardedEmbedding(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         """Return this rank's tokens [T / tp, hidden] of `ids` [T], which all ranks have."""
         rows = local_part(self.weight)
-        own = ids - self.tp_mesh.get_local_rank() * -(-self.num_embeddings // self.tp_mesh.size())
+        (first, *_), _ = local_range(self.weight)
+        own = ids - first
         here = (own >= 0) & (own < len(rows))
         hidden = F.embedding(own.where(here, 0), rows) * here[:, None]
         return DTensor.from_local(hidden, self.tp_mesh, (Partial(),)).redistribute(placements=(Shard(0),)).to_local()

@@ -1,0 +1,62 @@
+"""The TOML file of a run: `--config FILE`, and what the wizard saves. Each option stands under its help text, in sections."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from medsft.core.config import GROUPS, RunConfig, did_you_mean, from_mapping, to_mapping
+from medsft.core.files import write_atomically
+from medsft.errors import ConfigError, Problem
+
+
+def load_toml(path: Path) -> RunConfig:
+    """Read a run's TOML file. Raises `ConfigError` naming the file and every unknown or wrong entry."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError([Problem("--config", f"{path} does not exist")]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(str(path), f"not valid TOML: {error}")]) from None
+    flat: dict[str, Any] = {}
+    for name, value in raw.items():
+        if isinstance(value, dict):
+            if name not in GROUPS:
+                hint = did_you_mean(name, GROUPS) or f"Sections: {', '.join(GROUPS)}."
+                raise ConfigError([Problem(f"{path}: [{name}]", "there is no such section", hint)])
+            flat.update(value)
+        else:
+            flat[name] = value
+    return from_mapping(flat, where=str(path))
+
+
+def save_toml(config: RunConfig, path: Path) -> None:
+    """Write the run's TOML, each option under its help text. An existing file keeps its comments and its order."""
+    import tomlkit
+
+    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
+    values = to_mapping(config)
+    for f in fields(RunConfig):
+        group = f.metadata["group"]
+        if group not in document:
+            document.add(group, tomlkit.table())
+        table = document[group]
+        if f.name not in values:
+            table.pop(f.name, None)
+        elif f.name in table:
+            if table[f.name] != values[f.name]:
+                table[f.name] = values[f.name]
+        else:
+            table.add(tomlkit.comment(_comment(f.metadata)))
+            table.add(f.name, values[f.name])
+    write_atomically(path, tomlkit.dumps(document))
+
+
+def _comment(metadata: Mapping[str, Any]) -> str:
+    extra = [metadata["unit"]] if metadata["unit"] else []
+    if metadata["choices"]:
+        extra.append(" | ".join(metadata["choices"]))
+    return metadata["help"] + (f" ({'; '.join(extra)})" if extra else "")
