@@ -125,6 +125,16 @@ def test_checkpoint_folders_are_not_trusted_either(base, tmp_path, capfd):
         weights_of(folder)
 
 
+def test_the_list_of_contents_that_was_checked_is_the_one_that_is_read_by(base, tmp_path, capfd):
+    folder = tmp_path / "dcp"
+    convert(job(base, folder, "dcp"))
+    source = open_source(folder)
+    (folder / ".metadata").write_bytes(pickle.dumps(Hostile()))
+    found = {name: source.read(name) for name in source.names()}
+    torch.testing.assert_close(found, weights_of(base), atol=0, rtol=0)
+    assert capfd.readouterr().out == ""
+
+
 def test_an_existing_destination_is_refused_before_the_work(base, tmp_path):
     (tmp_path / "out").mkdir()
     for to in ("hf", "dcp"):
