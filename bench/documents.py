@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 _TEXT = """
@@ -31,10 +32,7 @@ def rows(count: int, *, seed: int = 0) -> Iterator[dict[str, str]]:
     """Yield `count` rows with a `prompt` and a `gold`."""
     draw = random.Random(seed)
     for _ in range(count):
-        yield {
-            "prompt": _text(draw, draw.lognormvariate(math.log(1400), 0.26)),
-            "gold": _text(draw, draw.lognormvariate(math.log(270), 0.39)),
-        }
+        yield _row(draw, partial(_text, draw))
 
 
 def write(path: Path, count: int, *, seed: int = 0) -> Path:
@@ -43,6 +41,13 @@ def write(path: Path, count: int, *, seed: int = 0) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows(count, seed=seed)), encoding="utf-8")
     return path
+
+
+def _row(draw: random.Random, text: Callable[[float], str]) -> dict[str, str]:
+    return {
+        "prompt": text(draw.lognormvariate(math.log(1400), 0.26)),
+        "gold": text(draw.lognormvariate(math.log(270), 0.39)),
+    }
 
 
 _NEW_WORDS = 4.76, 0.712
@@ -73,11 +78,7 @@ def write_varied(path: Path, count: int, *, seed: int = 0) -> Path:
 
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
-            row = {
-                "prompt": text(draw.lognormvariate(math.log(1400), 0.26)),
-                "gold": text(draw.lognormvariate(math.log(270), 0.39)),
-            }
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(_row(draw, text)) + "\n")
     return path
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import chain, filterfalse, islice, pairwise
 from typing import Any
 
+from medsft.core.data.special import pattern_of
+
 EncodeAll = Callable[[list[str]], list[list[int]]]
 """The ids of each text as the tokenizer itself gives them."""
 
@@ -166,28 +168,24 @@ def _byte_level_rule(vocab: Mapping[str, int], tokens: Sequence[str]) -> WordRul
         cut=re.compile(r" (?=\S)(?<=\S )"),
         space=" ",
         starts=_ids_from(vocab, _BYTE_SPACE),
-        alone=_any_of([" ", *tokens]),
+        alone=pattern_of([" ", *tokens]),
     )
 
 
 def _marked_rule(vocab: Mapping[str, int], tokens: Sequence[str]) -> WordRule:
     # Around a control token spaces are not what they are elsewhere: the text after it gets one of its own.
     before = "".join(f"(?<!{re.escape(token)} )" for token in tokens)
-    after = f"(?!{_any_of(tokens).pattern})" if tokens else ""
+    after = f"(?!{pattern_of(tokens).pattern})"
     return WordRule(
         cut=re.compile(rf" (?=[^ {_MARK}])(?<=[^ {_MARK}] ){before}{after}"),
         space="",
         starts=_ids_from(vocab, _MARK),
-        alone=_any_of([" ", _MARK, *tokens]),
+        alone=pattern_of([" ", _MARK, *tokens]),
     )
 
 
 def _ids_from(vocab: Mapping[str, int], space: str) -> frozenset[int]:
     return frozenset(id_ for piece, id_ in vocab.items() if piece.startswith(space))
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, texts)))
 
 
 def _joins_words(piece: str) -> bool:

@@ -6,11 +6,9 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from medsft.core.engine.batches import Batcher, Documents
 from medsft.core.engine.checkpoint import find_good_checkpoint, load_checkpoint
-from medsft.core.engine.formats.source import WeightSource, open_source
+from medsft.core.engine.formats.source import DTYPES, WeightSource, open_source
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.engine.head import LossHead
 from medsft.core.engine.mesh import Mesh
@@ -26,8 +24,6 @@ from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.selection import Selection, open_selection
 from medsft.core.run.events import EventWriter
 from medsft.core.run.rundir import RunDir
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | None) -> Trainer:

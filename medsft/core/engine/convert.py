@@ -27,7 +27,7 @@ from medsft.core.engine.formats.dcp import write_dcp
 from medsft.core.engine.formats.hf import write_hf
 from medsft.core.engine.formats.megatron import open_megatron, write_megatron
 from medsft.core.engine.formats.megatron.layout import padded_rows
-from medsft.core.engine.formats.source import Slices, WeightSource, open_source
+from medsft.core.engine.formats.source import DTYPES, Slices, WeightSource, open_source
 from medsft.core.engine.formats.verify import logit_difference
 from medsft.core.engine.formats.vocabulary import NewRows, ResizedSource
 from medsft.core.engine.handover import RunState, run_state
@@ -35,7 +35,6 @@ from medsft.core.engine.process import run_process
 from medsft.errors import DataError, MismatchError
 
 TARGETS = ("hf", "megatron", "dcp")
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LARGEST_DIFFERENCE = 1e-3
 """Logits of the same weights may differ by this: kernels add up in an order that depends on where in memory a tensor lies."""
 _MEGATRON_DIVISOR = 128

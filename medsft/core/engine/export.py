@@ -18,10 +18,10 @@ from typing import Any
 
 from medsft.core.data.export import export_tokenizer
 from medsft.core.data.tokenizers import OpenedTokenizer, open_tokenizer
-from medsft.core.engine.build import DTYPES
 from medsft.core.engine.checkpoint import MANIFEST, damage
 from medsft.core.engine.formats.dcp import open_dcp
 from medsft.core.engine.formats.hf import write_hf
+from medsft.core.engine.formats.source import DTYPES
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.engine.model_card import model_card
 from medsft.core.engine.process import run_process

@@ -19,6 +19,8 @@ from medsft.core.architecture import ModelConfig
 from medsft.core.basemodel import inspect_base
 from medsft.errors import MismatchError
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+"""What weights are computed in and written as, under the names that people type."""
 Slices = tuple[slice, ...]
 """One slice for each of the leading dimensions; those left out are read whole."""
 
