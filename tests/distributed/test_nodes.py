@@ -18,7 +18,7 @@ import psutil
 import pytest
 import tiny
 
-from medsft.core.config import save_toml
+from medsft.core.config_file import save_toml
 from medsft.core.run.events import EventReader
 from medsft.core.run.rundir import RunDir, find_runs
 from medsft.errors import ExitCode
@@ -165,7 +165,7 @@ def losses(run: RunDir) -> list[float]:
 @pytest.fixture(scope="module")
 def undisturbed(made: Path) -> list[float]:
     """The losses of one process."""
-    from medsft.core.config import load_toml
+    from medsft.core.config_file import load_toml
     from medsft.core.registry import load_settings
 
     plan = tiny.plan_of(load_toml(made / "run.toml"), load_settings(made / "medsft.toml"), id="alone")
