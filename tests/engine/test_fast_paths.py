@@ -12,7 +12,7 @@ from medsft.core.architecture import ModelConfig
 from medsft.core.engine import model as model_module
 from medsft.core.engine import native
 from medsft.core.engine.attention import Stream, attend
-from medsft.core.engine.elementwise import rms_norm, swiglu
+from medsft.core.engine.elementwise import rms_norm, rotate, swiglu
 from medsft.core.engine.loss import weighted_nll
 from medsft.core.engine.model import Decoder
 from medsft.core.engine.precision import Masters, make_masters
@@ -65,17 +65,28 @@ def fast_loss(hidden, head, labels, weights):
     return weighted_nll(hidden, head, labels, weights, vocab_size=len(head)).loss
 
 
+def turned(heads):
+    angles = torch.arange(len(heads))[:, None, None] * torch.linspace(1.0, 0.01, heads.shape[-1] // 2)
+    return rotate(heads, angles.cos().to(heads.dtype), angles.sin().to(heads.dtype))
+
+
 def relative_error(ours, exact):
     return float((ours.detach().double() - exact.detach()).norm() / exact.detach().norm())
 
 
+AS_EXACT_AS_NEED_BE = {torch.bfloat16: 3e-3, torch.float32: 1e-6}
+in_each_dtype = pytest.mark.parametrize("dtype", AS_EXACT_AS_NEED_BE, ids=str)
+
+
 @needs_compiler
+@in_each_dtype
 @pytest.mark.parametrize(
     ("function", "inputs"),
     [
         (lambda x, w: rms_norm(x, w, 1e-5), (normal(37, 96), normal(96))),
         (lambda x, w: rms_norm(x, w, 1e-5), (normal(7, 3, 8), normal(8))),
         (swiglu, (normal(37, 50, scale=3), normal(37, 50))),
+        (turned, (normal(37, 5, 12),)),
         (
             lambda q, k, v: attend(q, k, v, Stream.of((300,))),
             (normal(300, 6, 16), normal(300, 2, 16), normal(300, 2, 16, scale=2)),
@@ -85,43 +96,41 @@ def relative_error(ours, exact):
             (normal(300, 6, 16), normal(300, 2, 16), normal(300, 2, 16, scale=2)),
         ),
     ],
-    ids=["norm", "norm of heads", "swiglu", "attention", "attention in a window"],
+    ids=["norm", "norm of heads", "swiglu", "rotation", "attention", "attention in a window"],
 )
-def test_kernels_are_as_good_as_tensor_operations(function, inputs, monkeypatch):
+def test_kernels_are_as_good_as_tensor_operations(function, inputs, dtype, monkeypatch):
     def run(dtype):
         tensors = [x.to(dtype).requires_grad_() for x in inputs]
         out = function(*tensors)
         return [out, *torch.autograd.grad((out * normal(*out.shape).to(dtype)).sum(), tensors)]
 
-    ours = run(torch.bfloat16)
+    ours = run(dtype)
     without_kernels(monkeypatch)
-    for kernel, operations, exact in zip(ours, run(torch.bfloat16), run(torch.float64), strict=True):
-        assert kernel.dtype == torch.bfloat16
-        assert relative_error(kernel, exact) < max(1.25 * relative_error(operations, exact), 3e-3)
+    for kernel, operations, exact in zip(ours, run(dtype), run(torch.float64), strict=True):
+        assert kernel.dtype == dtype
+        assert relative_error(kernel, exact) < max(1.25 * relative_error(operations, exact), AS_EXACT_AS_NEED_BE[dtype])
 
 
 @needs_compiler
-def test_the_kernel_of_the_loss_is_as_good_as_tensor_operations():
+@in_each_dtype
+def test_the_kernel_of_the_loss_is_as_good_as_tensor_operations(dtype):
     hidden, head = normal(40, 32), normal(96, 32)
     labels, weights = torch.arange(40) * 2, torch.linspace(0.0, 2.0, 40)
     results = {}
-    for name, loss, dtype in (
-        ("kernel", fast_loss, torch.bfloat16),
-        ("plain", plain_loss, torch.bfloat16),
-        ("exact", plain_loss, torch.float64),
-    ):
-        tensors = [hidden.to(dtype).requires_grad_(), head.to(dtype).requires_grad_()]
+    for name, loss, computing in (("kernel", fast_loss, dtype), ("plain", plain_loss, dtype), ("exact", plain_loss, torch.float64)):
+        tensors = [hidden.to(computing).requires_grad_(), head.to(computing).requires_grad_()]
         value = loss(*tensors, labels, weights)
         results[name] = [value, *torch.autograd.grad(value, tensors)]
     for kernel, plain, exact in zip(*results.values(), strict=True):
-        assert relative_error(kernel, exact) < max(1.25 * relative_error(plain, exact), 3e-3)
+        assert relative_error(kernel, exact) < max(1.25 * relative_error(plain, exact), AS_EXACT_AS_NEED_BE[dtype])
 
 
 @needs_compiler
-def test_kernels_pass_on_what_is_not_a_number():
-    x = normal(4, 16)
+@in_each_dtype
+def test_kernels_pass_on_what_is_not_a_number(dtype):
+    x, weight = normal(4, 16, dtype=dtype), normal(16, dtype=dtype)
     x[1, 3] = torch.nan
-    assert rms_norm(x, normal(16), 1e-5)[1].isnan().all()
+    assert rms_norm(x, weight, 1e-5)[1].isnan().all()
     assert swiglu(x, x)[1, 3].isnan()
     nll = native.cross_entropy_(x.clone(), torch.zeros(4, dtype=torch.int64))
     assert nll.isnan().tolist() == [False, True, False, False]
@@ -146,7 +155,8 @@ def test_without_a_compiler_there_are_no_kernels(monkeypatch):
 
 
 def test_kernels_take_only_what_they_are_made_for():
-    assert not native.takes(normal(2, 2, dtype=torch.float32))
+    assert not native.takes(normal(2, 2, dtype=torch.float64))
+    assert not native.takes(normal(2, 2), normal(2, 2, dtype=torch.float32))
     assert not native.takes(normal(2, 2), normal(2, 2).to("meta"))
 
 

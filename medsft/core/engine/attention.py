@@ -50,7 +50,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, stream: Stream, window: int | None =
     """
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         return _attend_flash(q, k, v, stream, window)
-    if native.takes(q, k, v, dtypes=(torch.bfloat16, torch.float32)):
+    if native.takes(q, k, v):
         return _TiledAttention.apply(q, k, v, stream.offsets, window)
     lengths = [end - start for start, end in pairwise(stream.boundaries)]
     # split and not slices: its backward joins the gradients in one go, where each slice's would fill a whole [T, H, d].

@@ -1,8 +1,8 @@
 """RMSNorm, SwiGLU and rotation as single steps of differentiation.
 
 Written as plain tensor operations, each would keep several intermediate results per token for the backward, partly in fp32.
-Here each keeps its inputs and computes the rest again, which is cheap next to the matrix products around it. Norm and SwiGLU
-in bf16 on a CPU take one pass over memory where `native` could be compiled.
+Here each keeps its inputs and computes the rest again, which is cheap next to the matrix products around it. On a CPU each
+takes one pass over memory where `native` could be compiled.
 """
 
 from __future__ import annotations
@@ -81,13 +81,14 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(heads, cos, sin)
+        return native.rotate(heads, cos, sin) if native.takes(heads, cos, sin) else _rotated(heads, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _rotated(grad, cos, -sin), None, None
+        turned = native.rotate(grad, cos, sin, back=True) if native.takes(grad, cos, sin) else _rotated(grad, cos, -sin)
+        return turned, None, None
 
 
 def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -18,18 +18,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "attention.c")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("elementwise.c", "attention.c")]
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 _PARTS = 16
 """Rows whose gradients of a weight are summed on their own: fixed, so that the result does not depend on the threads."""
+_SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+"""Which functions of the library take tensors of a dtype."""
 _loading = threading.Lock()
 
 
-def takes(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)) -> bool:
-    """Return whether the functions below take these tensors here: all of the same one of `dtypes`."""
+def takes(*tensors: Tensor) -> bool:
+    """Return whether the functions below take these tensors here: all in bf16 or all in fp32, whole, and on a CPU."""
     dtype = tensors[0].dtype
     plain = all(type(t) in (Tensor, nn.Parameter) and t.dtype == dtype and t.device.type == "cpu" for t in tensors)
-    return plain and dtype in dtypes and library() is not None
+    return plain and dtype in _SUFFIXES and library() is not None
 
 
 def library() -> ctypes.CDLL | None:
@@ -86,9 +88,8 @@ def attention_backward(
 
 def _call_attention(which: str, *tensors: Tensor, offsets: Tensor, window: int | None) -> None:
     q, k = tensors[:2]
-    dtype = "bf16" if q.dtype == torch.bfloat16 else "fp32"
     sizes = len(offsets) - 1, len(q), q.shape[1], k.shape[1], q.shape[2], window or 0
-    if _call(f"attention_{which}_{dtype}", *tensors, offsets, *sizes):
+    if _call(f"attention_{which}", *tensors, offsets, *sizes):
         raise MemoryError("there is no memory for the tiles of attention")
 
 
@@ -125,6 +126,14 @@ def swiglu_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Ten
     return grad_gate, grad_up
 
 
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+    """Return `heads` [T, H, d] rotated by the angles of `cos` and `sin` [T, 1, d / 2], or by the opposite ones."""
+    heads, cos, sin = heads.contiguous(), cos.contiguous(), sin.contiguous()
+    out = torch.empty_like(heads)
+    _call("rotate", heads, cos, sin, out, *heads.shape[:2], cos.shape[-1], ctypes.c_float(-1.0 if back else 1.0))
+    return out
+
+
 def cross_entropy_(logits: Tensor, labels: Tensor) -> Tensor:
     """Return -log softmax(logits)[labels], fp32 [rows]; contiguous `logits` become its gradient by them, in place.
 
@@ -138,12 +147,12 @@ def cross_entropy_(logits: Tensor, labels: Tensor) -> Tensor:
     return nll
 
 
-def _call(name: str, *arguments: Tensor | int | ctypes.c_float) -> int:
-    """Call a C function; return what it does, which means something only where it is not void."""
+def _call(name: str, first: Tensor, *others: Tensor | int | ctypes.c_float) -> int:
+    """Call the C function for the dtype of `first`; return what it does, which means something only where it is not void."""
     loaded = library()
     assert loaded is not None, "ask `takes` first"
     values = [
         ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int64(a) if isinstance(a, int) else a
-        for a in arguments
+        for a in (first, *others)
     ]
-    return int(getattr(loaded, name)(*values))
+    return int(getattr(loaded, f"{name}_{_SUFFIXES[first.dtype]}")(*values))
