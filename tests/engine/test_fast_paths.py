@@ -117,7 +117,11 @@ def test_the_kernel_of_the_loss_is_as_good_as_tensor_operations(dtype):
     hidden, head = normal(40, 32), normal(96, 32)
     labels, weights = torch.arange(40) * 2, torch.linspace(0.0, 2.0, 40)
     results = {}
-    for name, loss, computing in (("kernel", fast_loss, dtype), ("plain", plain_loss, dtype), ("exact", plain_loss, torch.float64)):
+    for name, loss, computing in (
+        ("kernel", fast_loss, dtype),
+        ("plain", plain_loss, dtype),
+        ("exact", plain_loss, torch.float64),
+    ):
         tensors = [hidden.to(computing).requires_grad_(), head.to(computing).requires_grad_()]
         value = loss(*tensors, labels, weights)
         results[name] = [value, *torch.autograd.grad(value, tensors)]
