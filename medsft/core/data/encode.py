@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from medsft.core.data.indexed import token_dtype
 from medsft.core.data.records import Example
+from medsft.core.data.sooner import TokenIds
 from medsft.core.data.template import Role, Segment
 from medsft.core.data.tokenizers import OpenedTokenizer
 
@@ -41,7 +42,7 @@ def encode_documents(examples: Sequence[Example], opened: OpenedTokenizer, *, co
     firsts = np.cumsum(per_document) - per_document
     roles = np.fromiter((segment.role for segment in segments), np.uint16, len(segments))
     return EncodedDocuments(
-        tokens=np.fromiter(chain.from_iterable(ids), token_dtype(opened.tokenizer.vocab_size), int(lengths.sum())),
+        tokens=(np.concatenate(ids) if ids else np.empty(0)).astype(token_dtype(opened.tokenizer.vocab_size)),
         roles=np.repeat(roles, lengths),
         sizes=np.add.reduceat(lengths, firsts, dtype=np.int32) if rendered else np.empty(0, np.int32),
         special_in_text=sum(map(opened.tokenizer.count_special, segments)),
@@ -51,11 +52,11 @@ def encode_documents(examples: Sequence[Example], opened: OpenedTokenizer, *, co
 Rendered = Sequence[tuple[Segment, ...]]
 
 
-def _encode_apart(rendered: Rendered, opened: OpenedTokenizer, control: bool) -> list[list[int]]:
+def _encode_apart(rendered: Rendered, opened: OpenedTokenizer, control: bool) -> list[TokenIds]:
     return opened.tokenizer.encode(list(chain.from_iterable(rendered)), control=control)
 
 
-def _encode_joint(rendered: Rendered, opened: OpenedTokenizer, control: bool) -> list[list[int]]:
+def _encode_joint(rendered: Rendered, opened: OpenedTokenizer, control: bool) -> list[TokenIds]:
     """Encode [prompt, answer] as one text where that begins with the ids of the prompt alone, else each on its own.
 
     At generation the model sees the ids of the prompt alone, so these must be a prefix of what it was trained on.
@@ -65,7 +66,7 @@ def _encode_joint(rendered: Rendered, opened: OpenedTokenizer, control: bool) ->
     wholes = encode([_joined(prompt, answer) for prompt, answer in rendered], control=control)
     ids = []
     for (_, answer), prompt, whole in zip(rendered, prompts, wholes, strict=True):
-        together = whole[: len(prompt)] == prompt
+        together = np.array_equal(whole[: len(prompt)], prompt)
         ids += [prompt, whole[len(prompt) :] if together else encode([answer], control=control)[0]]
     return ids
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsft.core.data.sentence_piece import SentencePieceTokenizer
+from medsft.core.data.sooner import PROBES
 from medsft.core.data.template import Role, Segment
 from medsft.core.data.tokenizer_config import read_tokenizer_config
 from medsft.core.data.tokenizers import HuggingFaceTokenizer, OpenedTokenizer
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
 
 _PREFIX = "▁"
-_PROBES = (
-    "question\nWhat is 3.5 mg/kg b.i.d.?", "\n", " two  spaces and a tab\t.", "Grüße, naïve café, Ωμέγα, 患者, 🙂\n\n- x",
-    "URINE: pH 6,5; Na+ 140 mmol/l (n=12)\r\n", "aaaaaaaaaaaaaaaa", "e\u0301 \u00a0 \u200b",
-)  # fmt: skip
 
 
 def export_tokenizer(opened: OpenedTokenizer, folder: Path, *, model_max_length: int | None = None) -> None:
@@ -85,9 +82,9 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _converted(tokenizer: SentencePieceTokenizer) -> str:
     """A ``tokenizer.json`` with the ids of a SentencePiece model, checked on texts that are hard on tokenizers."""
     fast = _fast_tokenizer(tokenizer)
-    for text in _PROBES:
+    for text in PROBES:
         framed = "".join(f"{token}{text}" for token in tokenizer.special_ids)
-        if fast.encode(framed, add_special_tokens=False).ids != tokenizer.encode([Segment(framed, Role.ANSWER)])[0]:
+        if fast.encode(framed, add_special_tokens=False).ids != tokenizer.encode([Segment(framed, Role.ANSWER)])[0].tolist():
             raise DataError(
                 f"{tokenizer.source} is of a kind for which no tokenizer.json with the same ids is known",
                 hint="use the tokenizer.json of the base model, if it has one",

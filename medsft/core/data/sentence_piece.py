@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from medsft.core.data.sooner import PROBED_PIECES, EncodeAll, SoonerEncoder, TokenIds, as_ids, by_kitoken
 from medsft.core.data.special import count_in_text, pattern_of, pieces
 from medsft.core.data.template import Segment
 from medsft.errors import DataError
@@ -20,7 +24,6 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 _BUILT_IN = ("<CLS>", "<SEP>", "<EOD>", "<MASK>")
-_CACHED_LENGTH = 16
 
 
 class SentencePieceTokenizer:
@@ -46,27 +49,27 @@ class SentencePieceTokenizer:
         self.fingerprint = hashlib.sha256(content + repr(list(extra_ids)).encode()).hexdigest()
         self._names = {id_: name for name, id_ in ids.items()}
         self._pattern = pattern_of(tuple(ids))
-        self._short: dict[str, list[int]] = {}
+        self._control = {name: as_ids([id_]) for name, id_ in ids.items()}
 
-    def encode(self, segments: Sequence[Segment], *, control: bool = False) -> list[list[int]]:
+    @cached_property
+    def _encode_all(self) -> EncodeAll:
+        model = self.pieces
+        ids = range(0, model.vocab_size(), -(-model.vocab_size() // PROBED_PIECES))
+        vocabulary = "".join(model.id_to_piece(id_) for id_ in ids).replace("▁", " ")
+        content = model.serialized_model_proto()
+        return SoonerEncoder(self._encode_native, lambda: by_kitoken(content), name="kitoken", vocabulary=vocabulary)
+
+    def _encode_native(self, texts: Sequence[str]) -> list[TokenIds]:
+        return [as_ids(self.pieces.encode(text, out_type=int)) for text in texts]
+
+    def encode(self, segments: Sequence[Segment], *, control: bool = False) -> list[TokenIds]:
         """See `Tokenizer.encode`."""
-        return [self._encode_segment(segment, control) for segment in segments]
-
-    def _encode_segment(self, segment: Segment, control: bool) -> list[int]:
-        ids: list[int] = []
-        for text, is_control in pieces(segment, self._pattern, control=control):
-            if is_control:
-                ids.append(self.special_ids[text])
-            else:
-                ids += self._encode_plain(text)
-        return ids
-
-    def _encode_plain(self, text: str) -> list[int]:
-        if len(text) > _CACHED_LENGTH:
-            return self.pieces.encode(text, out_type=int)
-        if text not in self._short and len(self._short) < 2**16:  # the newline after each message, above all
-            self._short[text] = self.pieces.encode(text, out_type=int)
-        return self._short.get(text) or self.pieces.encode(text, out_type=int)
+        cut = [list(pieces(segment, self._pattern, control=control)) for segment in segments]
+        plain = iter(self._encode_all([text for parts in cut for text, is_control in parts if not is_control]))
+        return [
+            np.concatenate([self._control[text] if is_control else next(plain) for text, is_control in parts] or [as_ids(())])
+            for parts in cut
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""

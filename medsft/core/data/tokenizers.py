@@ -7,7 +7,6 @@ template `model` writes the one that its chat template asks for.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from medsft.core.data.chat_template import load_chat_template
+from medsft.core.data.sooner import PROBED_PIECES, EncodeAll, SoonerEncoder, TokenIds, as_ids, by_fastokens
 from medsft.core.data.special import count_in_text, pattern_of, pieces
 from medsft.core.data.template import Segment, Template, builtin_template
 from medsft.core.data.tokenizer_config import named_tokens, read_tokenizer_config
-from medsft.core.data.words import EncodeAll, WordEncoder, rule_of
 from medsft.errors import DataError
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str:
         """SHA-256 of the file and of what was added to it: equal fingerprints give equal ids."""
 
-    def encode(self, segments: Sequence[Segment], *, control: bool = False) -> list[list[int]]:
+    def encode(self, segments: Sequence[Segment], *, control: bool = False) -> list[TokenIds]:
         """The ids of each segment on its own. With `control`, special strings that people wrote control the model."""
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -187,20 +186,23 @@ class HuggingFaceTokenizer:
 
     @cached_property
     def _encode_all(self) -> EncodeAll:
-        rule = rule_of(json.loads(self._native.to_str()))
-        return WordEncoder(self._encode_native, rule) if rule else self._encode_native
+        ids = sorted(self._native.get_vocab(with_added_tokens=False).values())[:: -(-self.vocab_size // PROBED_PIECES)]
+        vocabulary = self._native.decode(ids, skip_special_tokens=False)
+        return SoonerEncoder(
+            self._encode_native, lambda: by_fastokens(self._native.to_str()), name="fastokens", vocabulary=vocabulary
+        )
 
-    def _encode_native(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._native.encode_batch_fast(texts, add_special_tokens=False)]
+    def _encode_native(self, texts: Sequence[str]) -> list[TokenIds]:
+        return [as_ids(encoding.ids) for encoding in self._native.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def encode(self, segments: Sequence[Segment], *, control: bool = False) -> list[list[int]]:
+    def encode(self, segments: Sequence[Segment], *, control: bool = False) -> list[TokenIds]:
         """See `Tokenizer.encode`."""
         texts = [segment.text for segment in segments]
         ids = self._encode_all(texts)
         if not control:
             for index, segment in enumerate(segments):
                 if self.count_special(segment):
-                    ids[index] = self._encode_escaped(segment)
+                    ids[index] = as_ids(self._encode_escaped(segment))
         return ids
 
     def _encode_escaped(self, segment: Segment) -> list[int]:

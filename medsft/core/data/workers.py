@@ -30,6 +30,8 @@ from medsft.errors import DataError, LaunchError
 
 _CHUNK_BYTES = 2**20
 _CHUNK_LINES = 2000
+_ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "FASTOKENS_BPE_THREADS": "1"}
+"""For the tokenizers of a worker: there is one for each core."""
 _SMALL_INPUT_BYTES = 4 * 2**20
 """Below this one process is done before others have started."""
 
@@ -171,7 +173,7 @@ class _Worker:
             [sys.executable, "-c", f"from {__name__} import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=os.environ | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         self._unsent: list[object] = [job]
 

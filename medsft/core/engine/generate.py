@@ -51,7 +51,7 @@ def prompt_ids(example: Example, opened: OpenedTokenizer) -> list[int]:
     before = opened.template.render(replace(example, answer=""))[:-1]
     opening = opened.template.render_prompt(example).removeprefix("".join(segment.text for segment in before))
     encoded = opened.tokenizer.encode([*before, Segment(opening, Role.ANSWER)])
-    return [i for ids in encoded for i in ids]
+    return [i for ids in encoded for i in ids.tolist()]
 
 
 def answers(model: Any, examples: Sequence[Example], opened: OpenedTokenizer, *, max_new_tokens: int) -> Iterator[str]:

@@ -47,7 +47,8 @@ def test_the_tokenizer_of_a_gguf_file_is_converted_once(
     assert opened.tokenizer.added_tokens == open_tokenizer(hf_folder).tokenizer.added_tokens
     ours, theirs = (open_tokenizer(source).tokenizer for source in (path, hf_folder))
     segments = opened.template.render(Example(question="the dose of aspirin", answer="5 mg é"))
-    assert ours.encode(segments) == theirs.encode(segments)
+    for made, given in zip(ours.encode(segments), theirs.encode(segments), strict=True):
+        assert made.tolist() == given.tolist()
     monkeypatch.setattr(gguf_cache, "_convert", lambda *_: pytest.fail("converted twice"))
     assert open_tokenizer(tmp_path).tokenizer.fingerprint == opened.tokenizer.fingerprint
 

@@ -25,6 +25,10 @@ def test_reads_the_three_texts_as_they_are() -> None:
     assert parse_row(raw, Keys(question="q", answer="a")).system is None
 
 
+def test_what_only_the_slower_parser_takes_is_read_too() -> None:
+    assert parse_row(b'{"q": "x", "a": "y\\":", "score": NaN}', Keys(question="q", answer="a")).answer == 'y":'
+
+
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
@@ -39,6 +43,8 @@ def test_reads_the_three_texts_as_they_are() -> None:
         (_raw().replace(b"Smith", b"Sm\xefth"), "broken UTF-8"),
         (_raw(a="half a pair \ud83d"), "broken UTF-8"),
         (f'{{"q": "{SECRET}", "a": "1", "s": "", "a": "2"}}'.encode(), "the same key twice in one object"),
+        (f'{{"q": "{SECRET}", "a" : "1", "s": "", "a": "2"}}'.encode(), "the same key twice in one object"),
+        (f'{{"q": "{SECRET}", "a"\t: "1", "a":"2", "s": "\\":"}}'.encode(), "the same key twice in one object"),
         (None, "line longer than 32 MiB"),
     ],
 )

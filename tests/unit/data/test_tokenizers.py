@@ -58,7 +58,7 @@ def test_the_chat_template_writes_the_beginning_of_text_that_it_asks_for(hf_fold
 def test_model_trains_on_the_ids_that_generation_begins_with(hf_folder: Path) -> None:
     opened = open_tokenizer(hf_folder, template="model")
     prompt = opened.template.render(EXAMPLES[0])[0]
-    [alone] = opened.tokenizer.encode([prompt])
+    [alone] = (ids.tolist() for ids in opened.tokenizer.encode([prompt]))
     documents = encode_documents(EXAMPLES[:1], opened, control=False)
     assert documents.tokens[: len(alone)].tolist() == alone
     assert documents.roles.tolist() == [1] * len(alone) + [2] * (len(documents.roles) - len(alone))
