@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import medsft
-from bench import documents
+from bench import documents, peer_tokenising
 from bench.runs import CHECKPOINT, SIZE, Job, plan_of, train, unpack_base
 from bench.table import print_table, say
 from medsft.core.data.dataset import role_prefix, text_prefix
@@ -61,46 +60,35 @@ def interface() -> dict[str, float]:
 
 
 def tokenising(base: Path, work: Path) -> dict[str, float]:
-    """Rates of one process on one core, and of the tokenizer's library by itself; megabytes are those of the JSONL."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    """Rates per core with all cores at work, in turns with what the same texts take otherwise; megabytes are the JSONL's."""
     rows = documents.write_varied(work / "varied.jsonl", _TOKENISED_ROWS)
-    texts = [text for line in rows.read_text().splitlines() for text in json.loads(line).values()]
-    tokenizers = {
-        "Hugging Face tokenizer": (base, _tokenizers_alone),
-        "SentencePiece": (sentence_piece(), _sentence_piece_alone),
-    }
-    figures = {}
-    for name, (path, alone) in tokenizers.items():
-        if path is None:
-            say(f"{name}: no model found (mistral-common ships one); not measured.")
-            continue
-        request = medsft.TokenizeRequest(
-            out_dir=work / "tokenising", name="rows", data=(rows,), tokenizer=path, retokenize=True, workers=1
-        )
-        encode = alone(path)
-        ours, library = (
-            statistics.median(_seconds(run) for _ in range(3))
-            for run in (lambda request=request: medsft.tokenize(request), lambda encode=encode: encode(texts))
-        )
-        figures[f"{name}, documents/s a core"] = _TOKENISED_ROWS / ours
-        figures[f"{name}, MB/s a core"] = rows.stat().st_size / ours / 1e6
-        figures[f"{name}, times the rate of its library alone"] = library / ours
+    figures = _rates("Hugging Face tokenizer", rows, base, work, {"tokenizers alone": peer_tokenising.tokenizers(base)})
+    model = sentence_piece()
+    if model is None:
+        say("SentencePiece: no model found (mistral-common ships one); not measured.")
+    else:
+        peers = {
+            "sentencepiece alone": peer_tokenising.sentence_piece(model),
+            "the original's way": peer_tokenising.original(model, work / "original"),
+        }
+        figures |= _rates("SentencePiece", rows, model, work, peers)
     shutil.rmtree(work / "tokenising")
     return figures
 
 
-def _tokenizers_alone(folder: Path) -> Callable[[list[str]], object]:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return lambda texts: [tokenizer.encode_batch_fast(texts[at : at + 500]) for at in range(0, len(texts), 500)]
-
-
-def _sentence_piece_alone(file: Path) -> Callable[[list[str]], object]:
-    from sentencepiece import SentencePieceProcessor
-
-    model = SentencePieceProcessor(model_file=str(file))
-    return lambda texts: [model.encode(text, out_type=int) for text in texts]
+def _rates(name: str, rows: Path, tokenizer: Path, work: Path, peers: Mapping[str, Callable[[Path], None]]) -> dict[str, float]:
+    """Three turns, each program once in each; medians."""
+    request = medsft.TokenizeRequest(
+        out_dir=work / "tokenising", name="rows", data=(rows,), tokenizer=tokenizer, retokenize=True
+    )
+    runs: dict[str, Callable[[], object]] = {"": lambda: medsft.tokenize(request)}
+    runs |= {peer: partial(run, rows) for peer, run in peers.items()}
+    turns = [{run: _seconds(runs[run]) for run in runs} for _ in range(3)]
+    ours = statistics.median(turn[""] for turn in turns) * peer_tokenising.CORES
+    figures = {f"{name}, documents/s a core": _TOKENISED_ROWS / ours, f"{name}, MB/s a core": rows.stat().st_size / ours / 1e6}
+    for peer in peers:
+        figures[f"{name}, times {peer}"] = statistics.median(turn[peer] / turn[""] for turn in turns)
+    return figures
 
 
 def sentence_piece() -> Path | None:
