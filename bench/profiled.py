@@ -28,7 +28,7 @@ _LAYOUTS: dict[str, dict[str, int]] = {
     "pp 2": {"nproc_per_node": 2, "pp": 2},
 }
 _GROUPS = {
-    "products": ("aten::mm", "aten::addmm", "aten::bmm"),
+    "products": ("multiply", "aten::mm", "aten::addmm", "aten::bmm"),
     "attention": ("_TiledAttention", "aten::_scaled_dot_product"),
     "norms, SwiGLU, rotation": ("_RMSNorm", "_SwiGLU", "_Rotate"),
     "loss, without its products": ("_WeightedNLL",),

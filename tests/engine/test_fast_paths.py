@@ -7,12 +7,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 
 from medsft.core.architecture import ModelConfig
 from medsft.core.engine import model as model_module
 from medsft.core.engine import native
 from medsft.core.engine.attention import Stream, attend
 from medsft.core.engine.elementwise import rms_norm, rotate, swiglu
+from medsft.core.engine.linear import Linear
 from medsft.core.engine.loss import weighted_nll
 from medsft.core.engine.model import Decoder
 from medsft.core.engine.precision import Masters, make_masters
@@ -34,6 +36,12 @@ CONFIG = ModelConfig(
     tie_embeddings=True,
 )
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler")
+
+
+@pytest.fixture(autouse=True)
+def every_kernel(monkeypatch):
+    """Products are taken on every processor, also where training leaves them to torch."""
+    monkeypatch.setattr(native, "torchs_product_is_slow", lambda: True)
 
 
 def normal(*shape, dtype=torch.bfloat16, scale=1.0):
@@ -68,6 +76,11 @@ def fast_loss(hidden, head, labels, weights):
 def turned(heads):
     angles = torch.arange(len(heads))[:, None, None] * torch.linspace(1.0, 0.01, heads.shape[-1] // 2)
     return rotate(heads, angles.cos().to(heads.dtype), angles.sin().to(heads.dtype))
+
+
+def linear(x, weight, bias=None):
+    module = Linear(*weight.T.shape, bias=bias is not None, device="meta")
+    return functional_call(module, {"weight": weight} if bias is None else {"weight": weight, "bias": bias}, (x,))
 
 
 def relative_error(ours, exact):
@@ -112,10 +125,68 @@ def test_kernels_are_as_good_as_tensor_operations(function, inputs, dtype, monke
 
 
 @needs_compiler
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "size", "features"), [(192, 48, 96), (300, 1, 1), (193, 37, 51), (1201, 5, 1541), (257, 1537, 33)]
+)
+def test_products_are_as_good_as_torchs(tokens, size, features, bias, monkeypatch):
+    inputs = normal(tokens, size), normal(features, size), *([normal(features)] if bias else [])
+
+    def run(dtype):
+        tensors = [x.to(dtype).requires_grad_() for x in inputs]
+        out = linear(*tensors)
+        return [out, *torch.autograd.grad((out * normal(*out.shape).to(dtype)).sum(), tensors)]
+
+    assert native.multiplies(inputs[0].float(), inputs[1].float().T)
+    ours = run(torch.float32)
+    without_kernels(monkeypatch)
+    for kernel, operations, exact in zip(ours, run(torch.float32), run(torch.float64), strict=True):
+        assert kernel.dtype == torch.float32
+        assert kernel.is_contiguous()
+        assert relative_error(kernel, exact) < max(1.25 * relative_error(operations, exact), 1e-6)
+
+
+@needs_compiler
+def test_products_take_tensors_however_they_lie_in_memory():
+    x, weight = normal(30, 2, 200, dtype=torch.float32)[:, 1].T, normal(80, 60, dtype=torch.float32)[::2, ::2]
+    x.requires_grad_()
+    weight.requires_grad_()
+    out = linear(x, weight)
+    torch.testing.assert_close(out, x @ weight.T, atol=1e-5, rtol=1e-5)
+    ours = torch.autograd.grad(out.sum(), [x, weight])  # the gradient of a sum is one number, seen everywhere
+    torch.testing.assert_close(ours, torch.autograd.grad((x @ weight.T).sum(), [x, weight]), atol=1e-5, rtol=1e-5)
+
+
+@needs_compiler
+def test_products_do_not_depend_on_the_threads():
+    x, weight = normal(700, 900, dtype=torch.float32), normal(1700, 900, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(linear(x, weight))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@needs_compiler
+def test_products_of_few_rows_and_of_other_dtypes_are_left_to_torch():
+    many, square = normal(200, 8, dtype=torch.float32), normal(8, 8, dtype=torch.float32)
+    assert native.multiplies(many, square)
+    assert not native.multiplies(many[:100], square)
+    assert not native.multiplies(many.bfloat16(), square.bfloat16())
+    assert not native.multiplies(many.to("meta"), square)
+
+
+@needs_compiler
 @in_each_dtype
-def test_the_kernel_of_the_loss_is_as_good_as_tensor_operations(dtype):
-    hidden, head = normal(40, 32), normal(96, 32)
-    labels, weights = torch.arange(40) * 2, torch.linspace(0.0, 2.0, 40)
+@pytest.mark.parametrize("tokens", [40, 400])
+def test_the_kernel_of_the_loss_is_as_good_as_tensor_operations(tokens, dtype):
+    hidden, head = normal(tokens, 32), normal(96, 32)
+    labels, weights = torch.arange(tokens) * 2 % 96, torch.linspace(0.0, 2.0, tokens)
     results = {}
     for name, loss, computing in (
         ("kernel", fast_loss, dtype),
@@ -138,6 +209,8 @@ def test_kernels_pass_on_what_is_not_a_number(dtype):
     assert swiglu(x, x)[1, 3].isnan()
     nll = native.cross_entropy_(x.clone(), torch.zeros(4, dtype=torch.int64))
     assert nll.isnan().tolist() == [False, True, False, False]
+    many = torch.cat([x.float()] * 50)
+    assert linear(many, many[2:3]).isnan().flatten().tolist() == [False, True, False, False] * 50
     heads = x[:, None]
     assert attend(heads, heads, heads, Stream.of((1, 1, 2))).isnan().any(-1).flatten().tolist() == [False, True, False, False]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from medsft.core.engine import native
+from medsft.core.engine.linear import product
 
 LOGITS_BYTES = 128 * 2**20
 """Size of the largest fp32 tensor of logits that exists at once."""
@@ -128,7 +129,7 @@ class _Table:
 
     def logits(self, hidden: Tensor, head: Tensor) -> Tensor:
         """Return [rows, columns]; a rank that holds nothing but padding has one column without any probability."""
-        logits = hidden @ head[: max(self.columns, 1)].T
+        logits = product(hidden, head[: max(self.columns, 1)].T)
         return logits if self.columns else logits.fill_(torch.finfo(logits.dtype).min)
 
     def log_softmax(self, logits: Tensor) -> Tensor:
@@ -192,9 +193,9 @@ class _Gradients:
         # The weight is put on the narrow factor of each product, which saves a pass over [rows, columns].
         scale = weights[part, None].to(hidden.dtype)
         columns = error.shape[1]
-        self.hidden[part] = (error @ head[:columns]) * scale
+        self.hidden[part] = product(error, head[:columns]) * scale
         if self.single_chunk:
-            torch.mm(error.T, hidden * scale, out=self.head[:columns])
+            product(error.T, hidden * scale, self.head[:columns])
             self.head[columns:].zero_()
         else:
-            self.head[:columns] += error.T @ (hidden[part] * scale)
+            self.head[:columns] += product(error.T, hidden[part] * scale)

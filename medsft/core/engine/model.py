@@ -3,7 +3,7 @@
 Modules and parameters bear the names of Hugging Face's checkpoints. The input is one token stream [T] (see `Stream`), so
 activations are [T, hidden] and there is neither a batch dimension nor padding. How parallelism fits around it:
 
-- tensor parallel: projections are plain `nn.Linear`; the number of heads is what their (local) output holds;
+- tensor parallel: projections are `nn.Linear`; the number of heads is what their (local) output holds;
 - FSDP: each `DecoderLayer` is one unit, entered through its `forward`;
 - pipeline: a `Decoder` can hold any contiguous range of layers, under their global indices.
 """
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from medsft.core.architecture import ModelConfig
 from medsft.core.engine.attention import Stream, attend
 from medsft.core.engine.elementwise import rms_norm, rotate, swiglu
+from medsft.core.engine.linear import Linear
 from medsft.core.engine.rope import Rotary, rotary
 
 _INIT_STD = 0.02
@@ -45,10 +46,10 @@ class Attention(nn.Module):
         super().__init__()
         hidden, self.head_dim, self.window = config.hidden_size, config.head_dim, config.sliding_window
         q_size, kv_size = config.num_heads * self.head_dim, config.num_kv_heads * self.head_dim
-        self.q_proj = nn.Linear(hidden, q_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(hidden, kv_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(hidden, kv_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(q_size, hidden, bias=False)
+        self.q_proj = Linear(hidden, q_size, bias=config.attention_bias)
+        self.k_proj = Linear(hidden, kv_size, bias=config.attention_bias)
+        self.v_proj = Linear(hidden, kv_size, bias=config.attention_bias)
+        self.o_proj = Linear(q_size, hidden, bias=False)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
@@ -70,9 +71,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token of x [T, hidden] on its own."""

@@ -1,4 +1,4 @@
-"""Steps of training on the CPU, compiled when they are first wanted: attention in tiles, and element-wise steps in one pass.
+"""Steps of training on the CPU, compiled when they are first wanted: attention in tiles, steps in one pass, products.
 
 Compiling takes two seconds or less and is done for the very processor that runs it, so nothing is cached or shipped. Without a
 C compiler, and for everything but plain tensors on a CPU, `takes` says no and callers use tensor operations.
@@ -17,13 +17,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.profiler import record_function
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("elementwise.c", "attention.c")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("elementwise.c", "attention.c", "products.c")]
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 _PARTS = 16
 """Rows whose gradients of a weight are summed on their own: fixed, so that the result does not depend on the threads."""
 _SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 """Which functions of the library take tensors of a dtype."""
+_LEAST_ROWS = 192
+"""From so many rows on it pays to pack what they are multiplied with."""
 _loading = threading.Lock()
 
 
@@ -32,6 +35,25 @@ def takes(*tensors: Tensor) -> bool:
     dtype = tensors[0].dtype
     plain = all(type(t) in (Tensor, nn.Parameter) and t.dtype == dtype and t.device.type == "cpu" for t in tensors)
     return plain and dtype in _SUFFIXES and library() is not None
+
+
+def multiplies(a: Tensor, b: Tensor) -> bool:
+    """Return whether `multiply` takes a [n, k] and b [k, m], or its transpose, and takes less time here than torch does."""
+    fits = a.dtype == torch.float32 and a.ndim == 2 and len(a) >= _LEAST_ROWS
+    return fits and torchs_product_is_slow() and takes(a, b)
+
+
+@lru_cache(maxsize=1)
+def torchs_product_is_slow() -> bool:
+    """Return whether torch multiplies fp32 with a library that does not know this processor: MKL, off Intel's, with AVX-512.
+
+    This is not measured but asked of the processor: a run that goes on must round as it did before.
+    """
+    try:
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return torch.backends.mkl.is_available() and "avx512f" in processor and "GenuineIntel" not in processor
 
 
 def library() -> ctypes.CDLL | None:
@@ -91,6 +113,16 @@ def _call_attention(which: str, *tensors: Tensor, offsets: Tensor, window: int |
     sizes = len(offsets) - 1, len(q), q.shape[1], k.shape[1], q.shape[2], window or 0
     if _call(f"attention_{which}", *tensors, offsets, *sizes):
         raise MemoryError("there is no memory for the tiles of attention")
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return a @ b for fp32 a [n, k] and b [k, m] of any strides, in `out` if that is given; no size is 0."""
+    out = torch.empty(len(a), b.shape[1]) if out is None else out
+    assert out.is_contiguous()
+    with record_function("multiply"):  # the name of it in profiles
+        if _call("multiply", a, b, out, *out.shape, len(b), *a.stride(), *b.stride()):
+            raise MemoryError("there is no memory for the factor of a product")
+    return out
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

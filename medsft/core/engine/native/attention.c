@@ -19,7 +19,10 @@
 #include <immintrin.h>
 #define LANES 16
 #define VECTORS 4
+/* Without it the compiler reads a vector from memory anew for each row it is multiplied with. */
+#define IN_REGISTER(vector) __asm__("" : "+v"(vector))
 #else
+#define IN_REGISTER(vector)
 #define LANES 8
 #define VECTORS 2
 #endif

@@ -30,7 +30,10 @@ static inline __attribute__((always_inline)) void NAME(strip)(float *c, int64_t 
     for (int64_t s = from; s < to; s++) {
         vector columns[VECTORS];
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) columns[v] = *(const vector *)(b + s * b_step + v * LANES);
+        for (int v = 0; v < vectors; v++) {
+            columns[v] = *(const vector *)(b + s * b_step + v * LANES);
+            IN_REGISTER(columns[v]);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < STRIP; r++)
 #pragma GCC unroll 8
