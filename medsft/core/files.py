@@ -1,4 +1,4 @@
-"""Small files that other processes read while they are written."""
+"""Small files that other processes read while they are written, and where what can be made again is kept."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def write_atomically(path: Path, text: str, *, replace: bool = True) -> None:
         os.link(temporary, path)
     finally:
         temporary.unlink()
+
+
+def cache_folder(name: str) -> Path:
+    """Return ``$XDG_CACHE_HOME/medsft/NAME``, by default in ``~/.cache``; it may not exist yet."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "medsft" / name

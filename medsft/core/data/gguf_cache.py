@@ -6,27 +6,21 @@ The conversion is transformers', so it runs as a process of its own: this layer 
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from medsft.core.data.manifest import DATA_LAYER_VERSION
+from medsft.core.files import cache_folder
 from medsft.errors import DataError
-
-
-def cache_folder() -> Path:
-    """Where converted tokenizers are kept: ``$XDG_CACHE_HOME/medsft/tokenizers``, by default in ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "medsft" / "tokenizers"
 
 
 def converted_tokenizer(gguf: Path) -> Path:
     """The ``tokenizer.json`` of a GGUF file. Raises DataError when it has no tokenizer that transformers can read."""
     status = gguf.stat()
     identity = f"{DATA_LAYER_VERSION} {gguf.resolve()} {status.st_size} {status.st_mtime_ns}"
-    folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    folder = cache_folder("tokenizers") / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if not (folder / "tokenizer.json").is_file():
         _convert(gguf, folder)
     return folder / "tokenizer.json"

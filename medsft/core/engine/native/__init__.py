@@ -1,16 +1,13 @@
 """Steps of training on the CPU, compiled when they are first wanted: attention in tiles, steps in one pass, products.
 
-Compiling takes two seconds or less and is done for the very processor that runs it, so nothing is cached or shipped. Without a
-C compiler, and for everything but plain tensors on a CPU, `takes` says no and callers use tensor operations.
+They are compiled for the very processor that runs them, which takes two seconds, and kept for the next process (`compiled`).
+Without a C compiler, and for everything but plain tensors on a CPU, `takes` says no and callers use tensor operations.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import shutil
-import subprocess
-import tempfile
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
+from medsft.core.engine.native.compiled import compiled_library, processor
+
 _SOURCES = [Path(__file__).with_name(name) for name in ("elementwise.c", "attention.c", "products.c")]
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 _PARTS = 16
 """Rows whose gradients of a weight are summed on their own: fixed, so that the result does not depend on the threads."""
 _SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -49,11 +47,8 @@ def torchs_product_is_slow() -> bool:
 
     This is not measured but asked of the processor: a run that goes on must round as it did before.
     """
-    try:
-        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return torch.backends.mkl.is_available() and "avx512f" in processor and "GenuineIntel" not in processor
+    described = processor()
+    return torch.backends.mkl.is_available() and "avx512f" in described and "GenuineIntel" not in described
 
 
 def library() -> ctypes.CDLL | None:
@@ -71,21 +66,12 @@ def compile_ahead() -> None:
 
 @lru_cache(maxsize=1)
 def _load() -> ctypes.CDLL | None:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or not all(source.exists() for source in _SOURCES):
-        return None
     try:
         # Only with the OpenMP library that torch has loaded: with a second one, two pools of threads would fight for the cores.
         ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
-        with tempfile.TemporaryDirectory(prefix="medsft-") as folder:
-            target = Path(folder) / "kernels.so"
-            # Threads that share a core with a compiler keep all the others waiting: it takes only what they leave.
-            nice = ["nice", "-n", "19"] if shutil.which("nice") else []
-            command = [*nice, *compiler.split(), *_FLAGS, "-o", str(target), *map(str, _SOURCES), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
-            return ctypes.CDLL(str(target))
-    except (OSError, AttributeError, subprocess.SubprocessError):
+    except (OSError, AttributeError):
         return None
+    return compiled_library(_SOURCES)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int | None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+
+from medsft.core.engine.native import compiled
+from medsft.core.engine.native.compiled import compiled_library
+
+pytestmark = pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="needs a C compiler")
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "answer.c"
+    path.write_text("int answer(void) { return 42; }\n")
+    return path
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """The commands that were run."""
+    commands, run = [], subprocess.run
+    monkeypatch.setattr(compiled.subprocess, "run", lambda command, **more: (commands.append(command), run(command, **more))[1])
+    return commands
+
+
+def kept(tmp_path):
+    return list((tmp_path / "cache" / "medsft" / "kernels").iterdir())
+
+
+def test_a_library_is_compiled_once_and_kept(source, compilations, tmp_path):
+    assert compiled_library([source]).answer() == 42
+    assert compiled_library([source]).answer() == 42
+    assert len(compilations) == 1
+    assert len(kept(tmp_path)) == 1
+
+
+def test_other_sources_headers_and_processors_have_another_library(source, compilations, tmp_path, monkeypatch):
+    assert compiled_library([source]).answer() == 42
+    (tmp_path / "more.h").write_text("/* a header */\n")
+    assert compiled_library([source]).answer() == 42
+    source.write_text("int answer(void) { return 43; }\n")
+    assert compiled_library([source]).answer() == 43
+    monkeypatch.setattr(compiled, "processor", lambda: "another")
+    assert compiled_library([source]).answer() == 43
+    assert len(compilations) == len(kept(tmp_path)) == 4
+
+
+def test_a_damaged_library_is_compiled_again(source, compilations, tmp_path):
+    compiled_library([source])
+    [library] = kept(tmp_path)
+    library.unlink()  # and not written over: it is mapped
+    library.write_bytes(b"\x7fELF cut off")
+    assert compiled_library([source]).answer() == 42
+    assert len(compilations) == 2
+    assert library.stat().st_size > 100
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_each_time(source, compilations, tmp_path):
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    assert compiled_library([source]).answer() == 42
+    assert compiled_library([source]).answer() == 42
+    assert len(compilations) == 2
+
+
+def test_there_is_none_without_a_compiler_or_for_a_wrong_source(source, tmp_path, monkeypatch):
+    source.write_text("int answer(void) { return }\n")
+    assert compiled_library([source]) is None
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    assert compiled_library([source]) is None
+    assert compiled_library([tmp_path / "missing.c"]) is None
+
+
+def test_the_processor_is_described_without_its_speed_of_now():
+    assert compiled.processor()
+    assert "MHz" not in compiled.processor()
