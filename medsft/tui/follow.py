@@ -46,9 +46,9 @@ class Follower:
     def look(self) -> Snapshot:
         """Return the run as it is now. Without new events the view is the same object as last time."""
         grown = False
-        for events in self._events.read_chunks():
-            self._fold.feed(events)
-            grown = grown or bool(events)
+        for records in self._events.read_records():
+            self._fold.feed_records(records)
+            grown = grown or bool(records)
         if grown:
             self._view = self._fold.view()
         return Snapshot(

@@ -21,10 +21,13 @@ import orjson
 VERSION = 1
 Kind = Literal["run_started", "phase", "step", "eval", "checkpoint", "warning", "failed", "finished", "stopped"]
 TERMINAL: frozenset[str] = frozenset({"failed", "finished", "stopped"})
-_CHUNK = 1 << 17
+_CHUNK = 1 << 15
+"""Bytes read at once. Few, so that what is made of a chunk is still in the processor's cache when it is used."""
+Record = dict[str, Any]
+"""A line of the log as it stands there: the fields of its kind beside `v`, `seq`, `time` and `kind`."""
 
 
-class Event(NamedTuple):  # a tuple, because a long log has 100,000 and is opened while somebody waits
+class Event(NamedTuple):  # a tuple, because a long log has 100,000
     """One line of the log. The fields of each kind:
 
     - ``run_started``: iteration (completed so far), total, world_size, layout, micro_batches, precision, host, resumed
@@ -56,14 +59,12 @@ def _finite(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse(line: bytes) -> Event | None:
     """Return the event of one complete line, or None for a line that is not one."""
-    try:
-        record = orjson.loads(line)
-    except ValueError:
-        return None
-    return _event(record) if isinstance(record, dict) else None
+    record = _record(line)
+    return None if record is None else event_of(record)
 
 
-def _event(record: dict[str, Any]) -> Event | None:
+def event_of(record: Record) -> Event | None:
+    """Return a record, which becomes its data, as an event; None for one that is none."""
     try:
         pop = record.pop
         event = Event(int(pop("seq")), float(pop("time")), str(pop("kind")), record)
@@ -127,10 +128,10 @@ class EventReader:
 
     def read(self) -> list[Event]:
         """Return the complete events appended since the last call, possibly none."""
-        return [event for events in self.read_chunks() for event in events]
+        return [event for records in self.read_records() for record in records if (event := event_of(record)) is not None]
 
-    def read_chunks(self) -> Iterator[list[Event]]:
-        """Yield the same as `read` bit by bit: who folds them at once needs little memory, and less time for it."""
+    def read_records(self) -> Iterator[list[Record]]:
+        """Yield what `read` returns bit by bit, as it is in the log: an object for each takes as long as the parsing of it."""
         try:
             file = self._path.open("rb")
         except FileNotFoundError:
@@ -141,20 +142,28 @@ class EventReader:
                 self._offset += len(chunk)
                 whole, newline, self._rest = (self._rest + chunk).rpartition(b"\n")
                 if newline:
-                    yield _parse_all(whole)
+                    yield _records(whole)
 
 
-def _parse_all(text: bytes) -> list[Event]:
-    """Return the events of complete lines. One call of the JSON parser for all is twice as fast as one a line."""
+def _records(text: bytes) -> list[Record]:
+    """Return the records of complete lines. One call of the JSON parser for all is twice as fast as one a line."""
     breaks = text.count(b"\n")
     if text.startswith(b"{") and text.endswith(b"}") and text.count(b"}\n{") == breaks:
         try:
             records = orjson.loads(b"[" + text.replace(b"\n", b",") + b"]")
             if len(records) == breaks + 1:
-                return [event for record in records if (event := _event(record)) is not None]
+                return records
         except ValueError:
             pass  # a damaged line among them: find it line by line
-    return [event for line in text.split(b"\n") if (event := parse(line)) is not None]
+    return [record for line in text.split(b"\n") if (record := _record(line)) is not None]
+
+
+def _record(line: bytes) -> Record | None:
+    try:
+        record = orjson.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def follow(path: Path, *, poll_seconds: float = 0.25, ended: Callable[[], bool] | None = None) -> Iterator[Event]:

@@ -185,7 +185,8 @@ class RunDir:
     def view(self) -> RunView:
         """Return the view of all events so far."""
         fold = ViewFold()
-        fold.feed(EventReader(self.events_path).read())
+        for records in EventReader(self.events_path).read_records():
+            fold.feed_records(records)
         return fold.view()
 
     def size_bytes(self) -> int:

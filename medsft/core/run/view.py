@@ -10,13 +10,13 @@ from itertools import accumulate, groupby, islice
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from medsft.core.run.events import Event
+from medsft.core.run.events import Event, Record, event_of
 
 _STEP_SERIES = ("loss", "lr", "grad_norm", "tokens_per_second", "memory_bytes")
 _COUNTS = ("tokens", "supervised_tokens")
 _EVAL_SERIES = ("loss", "perplexity", "accuracy")
 _NAN = float("nan")
-_of_a_step = itemgetter(*_STEP_SERIES, *_COUNTS)
+_of_a_step = itemgetter("iteration", *_STEP_SERIES, *_COUNTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +109,24 @@ class ViewFold:
         for kind, group in groupby(events, key=attrgetter("kind")):
             run = list(group)
             if kind == "step":
-                self._on_steps(run)
+                self._on_steps([event.data for event in run])
             elif kind in self._handlers:
                 for event in run:
                     self._handlers[kind](event, event.data)
             else:
                 continue
             self._set(updated=run[-1].time)
+
+    def feed_records(self, records: Iterable[Record]) -> None:
+        """Take in the events that these lines of a log are; for those of steps no objects are made."""
+        for kind, group in groupby(records, key=_kind_of):
+            if kind == "step":
+                steps = [record for record in group if "seq" in record and "time" in record]
+                if steps:
+                    self._on_steps(steps)
+                    self._set(updated=float(steps[-1]["time"]))
+            else:
+                self.feed(event for record in group if (event := event_of(record)) is not None)
 
     def view(self) -> RunView:
         """Return a snapshot that later events do not change."""
@@ -156,15 +167,16 @@ class ViewFold:
     def _on_phase(self, event: Event, data: Mapping[str, Any]) -> None:
         self._set(phase=str(data.get("name", "")))
 
-    def _on_steps(self, events: Sequence[Event]) -> None:
-        rows = [event.data for event in events]
-        self._steps.extend([int(row["iteration"]) for row in rows])
+    def _on_steps(self, rows: Sequence[Mapping[str, Any]]) -> None:
         columns = _columns(rows)
+        self._steps.extend(next(columns))
         for values in self._series.values():
             column = next(columns)
             values.extend([_NAN if value is None else value for value in column] if None in column else column)
         for totals in self._totals.values():
-            totals.extend(islice(accumulate([int(value or 0) for value in next(columns)], initial=_last(totals)), 1, None))
+            column = next(columns)
+            numbers = [value or 0 for value in column] if None in column else column
+            totals.extend(islice(accumulate(numbers, initial=_last(totals)), 1, None))
         last = rows[-1]
         self._set(
             iteration=int(last["iteration"]),
@@ -206,12 +218,16 @@ class ViewFold:
         self._set(outcome="stopped", eta_seconds=None)
 
 
+def _kind_of(record: Record) -> Any:
+    return record.get("kind")
+
+
 def _columns(rows: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Any]]:
-    """Return the values of `_STEP_SERIES`, then those of `_COUNTS`, of each row; None where a row has none."""
+    """Return the iterations, the values of `_STEP_SERIES`, then those of `_COUNTS`, of each row; None where a row has none."""
     try:
         return iter(list(zip(*map(_of_a_step, rows), strict=True)))
     except KeyError:  # of another version; asking each row for each value takes twice the time
-        return iter([[row.get(name) for row in rows] for name in (*_STEP_SERIES, *_COUNTS)])
+        return iter([[row.get(name) for row in rows] for name in ("iteration", *_STEP_SERIES, *_COUNTS)])
 
 
 def _cut(columns: Sequence[array[Any]], length: int) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import fields
 
@@ -60,6 +61,20 @@ def test_folding_in_pieces_is_folding_at_once(events, data):
     state.feed(events[cut:])
     assert plain(state.view()) == plain(fold(events))
     assert plain(first) == before, "a snapshot must not change under its reader"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(any_event, max_size=40))
+def test_lines_of_a_log_fold_as_their_events(events):
+    state = ViewFold()
+    state.feed_records([json.loads(event.to_line()) for event in events])
+    assert plain(state.view()) == plain(fold(events))
+
+
+def test_a_line_without_number_or_time_is_no_step():
+    state = ViewFold()
+    state.feed_records([{"kind": "step", "iteration": 1, "loss": 2.0}, {"kind": "phase"}, {"loss": 1.0}])
+    assert plain(state.view()) == plain(RunView(series=state.view().series, eval_series=state.view().eval_series))
 
 
 def test_steps_become_series():
