@@ -10,7 +10,8 @@ import pytest
 import tiny
 import torch
 
-from medsft.core.engine import checkpoint, saving
+from medsft.core.engine import saving
+from medsft.core.run import integrity
 from medsft.core.run.rundir import RunDir
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
@@ -111,7 +112,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(made, monkeypatch, capfd):
     assert "The checkpoint of iteration 6 could not be saved: No space left on device" in capfd.readouterr().err
     assert run.checkpoints() == [3]
     assert run.latest_checkpoint() == 3
-    assert checkpoint.damage(run.checkpoint_path(3)) is None
+    assert integrity.damage(run.checkpoint_path(3)) is None
     assert not list(run.path.glob(".iter_*"))
 
 

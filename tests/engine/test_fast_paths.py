@@ -241,6 +241,7 @@ def gradients(decoder, dtype, loss):
     """Loss and gradients of all masters for two micro-batches."""
     decoder = copy.deepcopy(decoder)
     masters = make_masters(decoder, compute_dtype=dtype, data_parallel=False)
+    masters.publish()
     losses = [step(decoder, loss, seed) for seed in range(2)]
     return [sum(losses), *(master.grad for master in masters.by_name.values())]
 
@@ -278,6 +279,7 @@ def test_a_whole_step_in_bf16_is_as_good_as_the_plain_one(decoder, monkeypatch):
 def loss_curve(decoder, dtype, loss):
     decoder = copy.deepcopy(decoder)
     masters: Masters = make_masters(decoder, compute_dtype=dtype, data_parallel=False)
+    masters.publish()
     optimizer = torch.optim.AdamW(masters.by_name.values(), lr=3e-3, fused=True)
     losses = []
     for iteration in range(20):

@@ -10,7 +10,6 @@ damaged checkpoint is named and the one before it is used.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -26,10 +25,10 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from medsft.core.architecture import ModelConfig, to_hf_config
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.precision import Masters
+from medsft.core.run.integrity import MANIFEST, find_good, hash_file
 from medsft.core.run.rundir import RunDir
 from medsft.errors import MismatchError
 
-MANIFEST = "manifest.json"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -57,7 +56,7 @@ def commit(
         config = aside / "config.json"
         config.write_text(json.dumps(to_hf_config(model, dtype="float32"), indent=1) + "\n")
         for path in (aside / ".metadata", config):
-            files[path.name] = _hash(path)
+            files[path.name] = hash_file(path)
         manifest = {"iteration": state.iteration, "identity": identity, "state": _state_fields(state), "files": files}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         for path in (config, aside / MANIFEST, aside):
@@ -97,13 +96,14 @@ def tensors(masters: Masters, optimizer: torch.optim.Optimizer) -> dict[str, Any
     return result
 
 
-def ensure_moments(masters: Masters, optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter its Adam state, as the first update would."""
+def ensure_moments(masters: Masters, optimizer: torch.optim.Optimizer, *, fill: bool = True) -> None:
+    """Give every parameter its Adam state: zeros, as the first update would, or what is there where all is read over it."""
+    make = torch.zeros_like if fill else torch.empty_like
     for parameter in masters.by_name.values():
         if not optimizer.state[parameter]:
             optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                **{moment: torch.zeros_like(parameter, memory_format=torch.preserve_format) for moment in _MOMENTS},
+                **{moment: make(parameter, memory_format=torch.preserve_format) for moment in _MOMENTS},
             }
 
 
@@ -117,12 +117,7 @@ def random_state(mesh: Mesh) -> dict[str, Any]:
 
 def hash_own_files(folder: Path, mesh: Mesh) -> dict[str, dict[str, Any]]:
     """Return size and SHA-256 of the files that this rank wrote."""
-    return {path.name: _hash(path) for path in folder.glob(f"__{mesh.rank}_*.distcp")}
-
-
-def _hash(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {path.name: hash_file(path) for path in folder.glob(f"__{mesh.rank}_*.distcp")}
 
 
 def _fsync(path: Path) -> None:
@@ -133,35 +128,12 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def damage(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint's files, or None. Reads all of them."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        for name, record in manifest["files"].items():
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if (path / name).stat().st_size != record["bytes"]:
-                return f"{name} has {(path / name).stat().st_size:,} bytes, not {record['bytes']:,}"
-            if _hash(path / name)["sha256"] != record["sha256"]:
-                return f"the content of {name} has changed"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST} cannot be read: {type(error).__name__}"
-    return None
-
-
 def find_good_checkpoint(run: RunDir, mesh: Mesh) -> tuple[int | None, list[str]]:
     """Return (iteration of the latest undamaged checkpoint or None, a line for each damaged one). Every rank must call it.
 
     One rank reads and hashes, all use its answer: on a shared folder the others would read the same bytes again.
     """
-    found: tuple[int | None, list[str]] = (None, [])
-    if mesh.reports:
-        for iteration in reversed(run.checkpoints()):
-            problem = damage(run.checkpoint_path(iteration))
-            if problem is None:
-                found = (iteration, found[1])
-                break
-            found[1].append(f"checkpoint {run.checkpoint_path(iteration).name} is damaged: {problem}")
+    found = find_good(run) if mesh.reports else None
     return mesh.gather(found)[0]  # type: ignore[return-value]
 
 
@@ -173,6 +145,7 @@ def load_checkpoint(path: Path, mesh: Mesh, masters: Masters, optimizer: torch.o
     manifest = json.loads((path / MANIFEST).read_text())
     if manifest["identity"] != identity:
         raise MismatchError(f"{path} belongs to plan {manifest['identity']}, this run has {identity}.")
+    ensure_moments(masters, optimizer, fill=False)
     wanted = tensors(masters, optimizer)
     reader = FileSystemReader(path)
     dcp.load(wanted, storage_reader=reader)

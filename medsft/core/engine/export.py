@@ -18,7 +18,6 @@ from typing import Any
 
 from medsft.core.data.export import export_tokenizer
 from medsft.core.data.tokenizers import OpenedTokenizer, open_tokenizer
-from medsft.core.engine.checkpoint import MANIFEST, damage
 from medsft.core.engine.formats.dcp import open_dcp
 from medsft.core.engine.formats.hf import write_hf
 from medsft.core.engine.formats.source import DTYPES
@@ -26,6 +25,7 @@ from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.engine.model_card import model_card
 from medsft.core.engine.process import run_process
 from medsft.core.planning.plan import RunPlan
+from medsft.core.run.integrity import MANIFEST, damage
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView
 from medsft.errors import MismatchError

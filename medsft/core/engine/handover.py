@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from medsft.core.basemodel import BaseModel
-from medsft.core.engine.checkpoint import MANIFEST
 from medsft.core.engine.formats.dcp import open_dcp
 from medsft.core.engine.formats.megatron.optimizer import OptimizerState
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.schedule import learning_rate
+from medsft.core.run.integrity import MANIFEST
 from medsft.core.run.rundir import RunDir
 
 

@@ -22,6 +22,7 @@ from medsft.core.engine import native
 from medsft.core.engine.mesh import HOSTS_STORE, open_mesh
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import EventWriter
+from medsft.core.run.integrity import hash_ahead
 from medsft.core.run.launch import read_launch
 from medsft.core.run.rundir import RunDir, write_atomically
 from medsft.errors import ExitCode, LaunchError, MedsftError
@@ -58,7 +59,9 @@ def _take_rank() -> None:
 
 
 def _work(run: RunDir) -> None:
-    from medsft.core.engine.build import build_trainer  # here, so that the kernels are compiled while it is imported
+    if _rank() == 0:
+        hash_ahead(run)
+    from medsft.core.engine.build import build_trainer  # here: compiling and hashing go on while it is imported
 
     plan = read_launch(run).apply(RunPlan.from_json(run.read_plan(), where=str(run.plan_path)))
     mesh = open_mesh(plan.layout)
