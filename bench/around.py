@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import medsft
-from bench import documents, peer_tokenising
+from bench import documents, peer_tokenising, screens
 from bench.runs import CHECKPOINT, SIZE, Job, plan_of, train, unpack_base
 from bench.table import print_table, say
 from medsft.core.data.dataset import role_prefix, text_prefix
@@ -27,36 +25,17 @@ from medsft.core.planning.order import SampleOrder
 _TOKENISED_ROWS = 20_000
 _MILLION = 1_000_000
 _SAVE_INTERVAL = 50
-_FIRST_PAINT = """
-import asyncio, time
-start = time.perf_counter()
-from medsft.tui.app import MedsftApp
-async def main():
-    async with MedsftApp("wizard").run_test(size=(100, 30)):
-        print(time.perf_counter() - start)
-asyncio.run(main())
-"""
 
 
 def measure(work: Path) -> dict[str, Any]:
     """Print a table and return its figures."""
     base = unpack_base(work / "base")
-    figures = interface()
+    figures = screens.measure(work)
     figures |= million(base, work)
     figures |= tokenising(base, work)
     figures |= start_and_save(base, work)
     print_table("Around the step", [{"what": name, "value": f"{value:.3g}"} for name, value in figures.items()])
     return figures
-
-
-def interface() -> dict[str, float]:
-    """How soon the command line and the wizard answer, in new processes."""
-    command = [str(Path(sys.executable).with_name("medsft")), "--help"]
-    paint = [sys.executable, "-c", _FIRST_PAINT]
-    return {
-        "medsft --help, s": statistics.median(_seconds(lambda: _run(command)) for _ in range(5)),
-        "wizard: imports and first screen, s": statistics.median(float(_run(paint)) for _ in range(5)),
-    }
 
 
 def tokenising(base: Path, work: Path) -> dict[str, float]:
@@ -162,7 +141,3 @@ def _seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-def _run(command: list[str]) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
