@@ -94,6 +94,15 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="hashing")
 
 
+def _forget() -> None:
+    """In a forked process: the threads that would have filled in what is remembered are in the other one."""
+    _sha256_of.cache_clear()
+    _threads.cache_clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 def _digest(path: Path) -> str:
     digest, chunk = hashlib.sha256(), memoryview(bytearray(min(path.stat().st_size, _CHUNK_BYTES) or 1))
     with path.open("rb", buffering=0) as file:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 
 import pytest
 
@@ -83,3 +84,19 @@ def test_nothing_to_hash_ahead(run, tmp_path):
     (run.checkpoint_path(6) / integrity.MANIFEST).write_text("{")
     integrity.hash_ahead(run)
     assert integrity.find_good(run)[0] == 3
+
+
+def test_a_forked_process_hashes_with_threads_of_its_own(run):
+    assert integrity.find_good(run) == (6, [])
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)  # ends a child that waits for threads of its parent
+        found = None
+        try:
+            for file in run.checkpoint_path(6).iterdir():
+                os.utime(file, (1, 1))  # so that it is hashed anew
+            found = integrity.find_good(run)
+        finally:
+            os._exit(0 if found == (6, []) else 1)
+    assert os.waitpid(child, 0) == (child, 0)
