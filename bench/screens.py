@@ -1,4 +1,4 @@
-"""How soon the command line, the wizard and the monitor show something, and answer a key. Each time in new processes."""
+"""How soon the command line, the wizard and the monitor show something, and answer a key: in a terminal, from outside."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from bench.terminal import Terminal
 from medsft.core.run.events import Event, EventWriter
 from medsft.core.run.rundir import RunDir
 
@@ -17,71 +18,52 @@ _STEPS = 100_000
 _OPENINGS = 12
 _EVENTS_PER_SECOND = 50
 _KEYS = 60
-_FIRST_PAINT = """
-import asyncio, time
-start = time.perf_counter()
-from medsft.tui.app import MedsftApp
-async def main():
-    async with MedsftApp("wizard").run_test(size=(100, 30)):
-        print(time.perf_counter() - start)
-asyncio.run(main())
-"""
-_MONITOR = f"""
-import asyncio, gc, sys, time
-gc.set_threshold(100_000, 20, 20)  # as `medsft` does
-from pathlib import Path
-from medsft.core.run.rundir import RunDir
-from medsft.tui.app import MedsftApp
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.002)
-async def main(run, began, keys):
-    app = MedsftApp("monitor", run=RunDir(Path(run)))
-    async with app.run_test(size=(120, 40)) as pilot:
-        await until(lambda: app.screen.snapshot and app.screen.snapshot.view.iteration >= {_STEPS})
-        print(time.time() - float(began), flush=True)
-        for key in range(int(keys)):
-            chart = ("loss", "lr", "grad_norm", "tokens_per_second")[key % 4]
-            pressed = time.perf_counter()
-            await pilot.press(str(key % 4 + 1))
-            await until(lambda: app.screen.current_chart == chart)
-            print(time.perf_counter() - pressed)
-            await asyncio.sleep(0.1)
-asyncio.run(main(*sys.argv[1:]))
-"""
+_WIDE, _SMALL = (120, 40), (80, 24)
+_TITLES = ("1 Loss", "2 Learning rate", "3 Gradient norm", "4 Tokens/s")
+"""On a small screen the current chart's title is bold and underlined."""
 
 
 def measure(work: Path) -> dict[str, float]:
     """Return medians in seconds, and for keys the slowest too."""
-    command = [str(Path(sys.executable).with_name("medsft")), "--help"]
+    program = str(Path(sys.executable).with_name("medsft"))
     run = _record(work / "runs" / "recorded")
-    openings = [_monitor(run)[0] for _ in range(_OPENINGS)]
-    answers = _keys(run)
+    helps = [_seconds([program, "--help"]) for _ in range(5)]
+    wizards = [_shown([program, "wizard"], b"Base model") for _ in range(5)]
+    watch = [program, "watch", str(run.path)]
+    openings = [_shown(watch, f"{_STEPS:,}".encode()) for _ in range(_OPENINGS)]
+    answers = _keys(watch, run)
     run.delete()
     return {
-        "medsft --help, s": statistics.median(_seconds(command) for _ in range(5)),
-        "wizard: imports and first screen, s": statistics.median(
-            _printed([sys.executable, "-c", _FIRST_PAINT])[0] for _ in range(5)
-        ),
-        f"monitor of {_STEPS:,} steps, until it shows them, s": statistics.median(openings),
+        "medsft --help, s": statistics.median(helps),
+        "wizard, until its first screen is drawn, s": statistics.median(wizards),
+        f"monitor of {_STEPS:,} steps, until they are drawn, s": statistics.median(openings),
         "the slowest opening, s": max(openings),
-        f"its answer to a key while {_EVENTS_PER_SECOND} events/s arrive, s": statistics.median(answers),
-        "the slowest answer, s": max(answers),
+        f"a key, until its chart is drawn, {_EVENTS_PER_SECOND} events/s arriving, s": statistics.median(answers),
+        "the slowest key, s": max(answers),
     }
 
 
-def _monitor(run: RunDir, *, keys: int = 0) -> list[float]:
-    """Return how long the monitor took to show the run, from the start of its process, and to answer each key."""
-    return _printed([sys.executable, "-c", _MONITOR, str(run.path), str(time.time()), str(keys)])
+def _shown(command: list[str], pattern: bytes) -> float:
+    with Terminal(command, _WIDE) as terminal:
+        return terminal.until(pattern)
 
 
-def _keys(run: RunDir) -> list[float]:
+def _keys(watch: list[str], run: RunDir) -> list[float]:
+    """Go through the charts while another process writes events."""
     writer = subprocess.Popen([sys.executable, "-m", "bench.screens", str(run.path)])
+    answers = []
     try:
-        return _monitor(run, keys=_KEYS)[1:]
+        with Terminal(watch, _SMALL) as terminal:
+            terminal.until(f"{_STEPS // 1000},".encode())
+            for key in range(_KEYS):
+                title = _TITLES[(key + 1) % len(_TITLES)]
+                terminal.rest(0.1 + key % 7 / 20)  # at any time between two looks at the log
+                terminal.press(title[:1].encode())
+                answers.append(terminal.until(rb"\x1b\[1;4[0-9;]*m" + title.encode()))
     finally:
         writer.kill()
         writer.wait()
+    return answers
 
 
 def _record(folder: Path) -> RunDir:
@@ -129,10 +111,6 @@ def _seconds(command: list[str]) -> float:
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - start
-
-
-def _printed(command: list[str]) -> list[float]:
-    return [float(line) for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
 
 
 if __name__ == "__main__":

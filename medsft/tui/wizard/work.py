@@ -1,6 +1,6 @@
 """What the wizard asks of the core: slow functions for worker threads, and what they return.
 
-Imports of the planner and of tokenizers stand inside the functions, so that the first page paints before them.
+Imports of settings, planner and tokenizers stand inside the functions, so that the first page paints before them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from medsft.core.config import RunConfig
-from medsft.core.registry import CheckpointEntry, Found, Settings, add_checkpoint, load_settings, project_file
 from medsft.core.run.rundir import RunDir, find_runs
 from medsft.errors import ConfigError, MedsftError, Problem
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from medsft.core.data.records import KeyProposal
     from medsft.core.data.report import LengthReport, Sample
     from medsft.core.planning.plan import RunPlan
+    from medsft.core.registry import CheckpointEntry, Found, Settings
 
 _SHOWN_SAMPLES = 2
 _SPEED_STEPS = 50
@@ -74,6 +74,7 @@ class Outlook:
 def base_entries(settings_file: Path | None) -> list[BaseEntry]:
     """Return the models of medsft.toml with what a look at each says. Raises `ConfigError` when the file is wrong."""
     from medsft.core.basemodel import inspect_base
+    from medsft.core.registry import load_settings
 
     def entry(listed: CheckpointEntry) -> BaseEntry:
         try:
@@ -100,6 +101,8 @@ def find_bases(path: Path) -> list[BaseEntry]:
 
 def add_base(entry: BaseEntry, settings_file: Path | None) -> Path:
     """Write a model that was found into the settings, and return their file. Raises `MedsftError` or `OSError`."""
+    from medsft.core.registry import add_checkpoint, project_file
+
     file = settings_file or project_file()
     add_checkpoint(file, entry.name, entry.size, entry.path)
     return file
@@ -109,6 +112,7 @@ def look_ahead(config: RunConfig, settings_file: Path | None, *, samples: bool) 
     """Plan what can be planned. What a person got wrong is in `problems`; `samples` asks for decoded rows too."""
     from medsft.core.planning.folders import free_bytes
     from medsft.core.planning.planner import preview
+    from medsft.core.registry import load_settings
 
     try:
         settings = load_settings(settings_file)
@@ -223,6 +227,7 @@ def _earlier_speed(folder: Path, plan: RunPlan) -> float | None:
 
 def tokenise(config: RunConfig, settings_file: Path | None, progress: Callable[[Progress], None]) -> None:
     """Make the tokenised sets. Raises `MedsftError`."""
+    from medsft.core.registry import load_settings
     from medsft.core.run.pipeline import tokenize_sets
 
     tokenize_sets(config, load_settings(settings_file), progress=progress)
@@ -236,6 +241,7 @@ def start_run(
     Raises `MedsftError`.
     """
     from medsft.core.planning.planner import make_plan
+    from medsft.core.registry import load_settings
     from medsft.core.run.launch import start
     from medsft.core.run.pipeline import check_against_existing, existing_plan
 
