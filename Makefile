@@ -24,7 +24,8 @@ lint: venv
 	$(BIN)/lint-imports
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal --ignore tests/distributed
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/distributed
 
 # Measures medsft, and the peers that `make bench-peers` installed. BENCH="train --repeats 1" runs a part.
 BENCH ?=
