@@ -287,6 +287,8 @@ async def test_up_and_down_move_between_fields_and_scroll_the_review(drafted, un
         await chosen(app, pilot, until)
         await pilot.press("escape", "3", "down", "down", "down", "up")
         assert app.focused is app.screen.query_one("#field-global_batch Input")
+        await pilot.press("up", "up", "up")
+        assert app.focused is app.screen.query_one("#field-epochs Input")
         await pilot.press("escape", "6", "down")
         page = app.screen.query_one("#page-5")
         await until(pilot, lambda: page.scroll_y > 0)

@@ -5,9 +5,9 @@ from textual.widgets import Input
 
 
 class TextField(Input):
-    """Textual's, but up and down go to the field above or below: its own would scroll the page under the cursor."""
+    """Textual's, but up and down are the screen's `move`: its own would scroll the page under the cursor."""
 
     BINDINGS = [
-        Binding("up", "app.focus_previous", "Field above", show=False),
-        Binding("down", "app.focus_next", "Field below", show=False),
+        Binding("up", "screen.move(-1)", "Field above", show=False),
+        Binding("down", "screen.move(1)", "Field below", show=False),
     ]

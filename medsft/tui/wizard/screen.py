@@ -191,10 +191,10 @@ leave: the same texts are there when you come back. Empty fields keep their defa
         self.page = event.page
 
     def action_move(self, by: int) -> None:
-        """Go to the first or last field, or scroll the page that is there to be read."""
+        """Go to the next field, no further than the first and the last; or scroll the page that is there to be read."""
         if self.page == REVIEW_PAGE:
             self._current().scroll_relative(y=by * _SCROLLED_LINES)
-        else:
+        elif self.focused is None or self.focused is not self.focus_chain[-1 if by > 0 else 0]:
             self.focus_next() if by > 0 else self.focus_previous()
 
     def action_leave_field(self) -> None:
