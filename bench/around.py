@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 import medsft
-from bench import documents, peer_tokenising, screens
-from bench.runs import CHECKPOINT, SIZE, Job, plan_of, train, unpack_base
+from bench import documents, peer_tokenising, screens, starting
+from bench.runs import CHECKPOINT, SIZE, unpack_base
 from bench.table import print_table, say
 from medsft.core.data.dataset import role_prefix, text_prefix
 from medsft.core.data.indexed import IndexedWriter
@@ -24,7 +24,6 @@ from medsft.core.planning.order import SampleOrder
 
 _TOKENISED_ROWS = 20_000
 _MILLION = 1_000_000
-_SAVE_INTERVAL = 50
 
 
 def measure(work: Path) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def measure(work: Path) -> dict[str, Any]:
     figures = screens.measure(work)
     figures |= million(base, work)
     figures |= tokenising(base, work)
-    figures |= start_and_save(base, work)
+    figures |= starting.measure(base, work)
     print_table("Around the step", [{"what": name, "value": f"{value:.3g}"} for name, value in figures.items()])
     return figures
 
@@ -118,23 +117,6 @@ def _write_million(folder: Path) -> None:
         with IndexedWriter(prefix, np.uint16) as writer:
             writer.add(numbers, sizes)
             writer.close()
-
-
-def start_and_save(base: Path, work: Path) -> dict[str, float]:
-    """From the start of a run's process to the end of its first step, less the step; and what a checkpoint costs."""
-    job = Job(base=base, rows=documents.write(work / "pubmedqa_like.jsonl", 400), steps=6)
-    began = time.time()
-    events = train(plan_of(job, work, save_interval=3))
-    steps = [event for event in events if event.kind == "step"]
-    saves = [event for event in events if event.kind == "checkpoint"]
-    step = statistics.median(event.data["step_seconds"] for event in steps[1:])
-    stalled = statistics.median(event.data["stalled_seconds"] for event in saves)
-    return {
-        "plan, start, load, until the first step, s": steps[0].time - steps[0].data["step_seconds"] - began,
-        "a step, s": step,
-        "training stands still for a checkpoint, s": stalled,
-        f"share of that at --save_interval {_SAVE_INTERVAL}": stalled / (_SAVE_INTERVAL * step + stalled),
-    }
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -90,12 +90,17 @@ def train(plan: medsft.RunPlan) -> list[medsft.Event]:
         events = list(medsft.follow(folder))
         if folder.view().outcome != "finished":
             raise RuntimeError(f"the run failed; its logs are in {folder.logs}")
-        shutil.rmtree(Path(plan.export_dir))
-        shutil.rmtree(folder.path)
+        remove(plan)
     finally:
         if folder.alive():
             folder.request("stop")
     return events
+
+
+def remove(plan: medsft.RunPlan) -> None:
+    """Remove a run and its model."""
+    shutil.rmtree(Path(plan.export_dir), ignore_errors=True)
+    shutil.rmtree(Path(plan.run_dir), ignore_errors=True)
 
 
 def medsft_outcome(events: list[medsft.Event]) -> Outcome:

@@ -23,7 +23,7 @@ class Devices:
     """Of each GPU, or of the whole machine for a CPU."""
     name: str
     bf16: bool
-    """Whether bf16 matrix products run in hardware."""
+    """Whether bf16 matrix products are faster than those in fp32."""
 
     def memory_per_rank(self, ranks: int) -> int:
         """Return the bytes one of `ranks` processes on the node may use; processes on a CPU share its memory."""
@@ -113,8 +113,15 @@ def _cpu_name() -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the CPU says so: `avx512_bf16` and `amx_bf16` on x86, `bf16` on Arm."""
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_read("/proc/cpuinfo").split())
+    """Whether the CPU says so: `avx512_bf16` and `amx_bf16` on x86, `bf16` on Arm.
+
+    Intel's from Sapphire Rapids on (they have `avx512_fp16`) do it by AMX. Where a virtual machine hides that, the rest takes
+    twice the time of fp32: 168 GFLOP/s against 334 on two cores of an Emerald Rapids.
+    """
+    words = set(_read("/proc/cpuinfo").split())
+    if {"GenuineIntel", "avx512_fp16"} <= words:
+        return "amx_bf16" in words
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
 
 
 def _read(path: str) -> str:

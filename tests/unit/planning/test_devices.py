@@ -67,7 +67,15 @@ def test_a_cpu_is_shared(gpus, monkeypatch):
 
 @pytest.mark.parametrize(
     ("info", "bf16"),
-    [("flags : avx2 avx512_bf16", True), ("Features : fp asimd bf16", True), ("flags : avx2 avx512f", False), ("", False)],
+    [
+        ("flags : avx2 avx512_bf16", True),
+        ("Features : fp asimd bf16", True),
+        ("flags : avx2 avx512f", False),
+        ("", False),
+        ("vendor_id : GenuineIntel flags : avx512_bf16 avx512_fp16 amx_bf16", True),
+        ("vendor_id : GenuineIntel flags : avx512_bf16 avx512_fp16", False),
+        ("vendor_id : AuthenticAMD flags : avx512_bf16 avx512_fp16", True),
+    ],
 )
 def test_bf16_of_a_cpu(gpus, monkeypatch, info, bf16):
     gpus.unlink()
