@@ -36,7 +36,7 @@ def find_devices() -> Devices:
     if gpus:
         memory = min(gpu.memory_bytes for gpu in gpus)
         return Devices("cuda", len(gpus), memory, gpus[0].name, bf16=all(gpu.capability >= 8.0 for gpu in gpus))
-    return Devices("cpu", _usable_cores(), _usable_memory(), _cpu_name(), bf16=_cpu_has_bf16())
+    return Devices("cpu", _usable_cores(), _usable_memory(), _cpu_name(), bf16=cpu_multiplies_bf16())
 
 
 def assumed_devices(nproc_per_node: int | None) -> Devices:
@@ -112,8 +112,8 @@ def _cpu_name() -> str:
     return "CPU"
 
 
-def _cpu_has_bf16() -> bool:
-    """Whether the CPU says so: `avx512_bf16` and `amx_bf16` on x86, `bf16` on Arm.
+def cpu_multiplies_bf16() -> bool:
+    """Whether bf16 products are faster than fp32 ones: `avx512_bf16` and `amx_bf16` on x86, `bf16` on Arm.
 
     Intel's from Sapphire Rapids on (they have `avx512_fp16`) do it by AMX. Where a virtual machine hides that, the rest takes
     twice the time of fp32: 168 GFLOP/s against 334 on two cores of an Emerald Rapids.

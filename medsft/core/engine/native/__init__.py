@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
+from medsft.core.devices import cpu_multiplies_bf16
 from medsft.core.engine.native.compiled import compiled_library, processor
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("elementwise.c", "attention.c", "products.c")]
@@ -71,7 +72,7 @@ def _load() -> ctypes.CDLL | None:
         ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
     except (OSError, AttributeError):
         return None
-    return compiled_library(_SOURCES)
+    return compiled_library(_SOURCES, () if cpu_multiplies_bf16() else ("NO_PAIRS",))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int | None) -> tuple[Tensor, Tensor]:

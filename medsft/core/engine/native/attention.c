@@ -6,7 +6,7 @@
 
    All products are of one form: sum over steps of a word of `a`, the same for all columns, times a vector of words of `b`. A
    word is an fp32 number or, where the processor multiplies pairs of bf16 numbers, two of them that follow each other in the
-   direction of the sum. Packing puts them so. attention_tiles.h holds the code for one kind of word and is included for each. */
+   direction of the sum (NO_PAIRS: it does, but slowly). Packing puts them so. attention_tiles.h holds the code for one kind of word and is included for each. */
 
 #include <math.h>
 #include <stdint.h>
@@ -74,7 +74,7 @@ static inline int64_t first_key(int64_t query, int64_t window) { return window >
 #define INPUT bf16
 #define WIDE(x) wide(x)
 #define NARROW(x) narrow(x)
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && !defined(NO_PAIRS)
 #define PAIRS 1
 #else
 #define PAIRS 0

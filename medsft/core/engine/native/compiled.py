@@ -25,13 +25,17 @@ _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fop
 _COMPILE_SECONDS = 60
 
 
-def compiled_library(sources: Sequence[Path]) -> ctypes.CDLL | None:
-    """Load the library of `sources`, compiling it where none is kept; None where there is no compiler that can."""
+def compiled_library(sources: Sequence[Path], defines: Sequence[str] = ()) -> ctypes.CDLL | None:
+    """Load the library of `sources`, compiling it where none is kept; None where there is no compiler that can.
+
+    `defines` are macros that the sources ask for.
+    """
+    flags = [*_FLAGS, *(f"-D{name}" for name in defines)]
     try:
-        kept = cache_folder("kernels") / f"{_identity(sources)}.so"
+        kept = cache_folder("kernels") / f"{_identity(sources, flags)}.so"
         with suppress(OSError):  # there is none, or a disk has damaged it
             return ctypes.CDLL(str(kept))
-        return _compile(sources, kept)
+        return _compile(sources, flags, kept)
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -55,9 +59,9 @@ def processor() -> str:
     return "\n".join(line for line in first.splitlines() if line.startswith(stable))
 
 
-def _identity(sources: Sequence[Path]) -> str:
+def _identity(sources: Sequence[Path], flags: Sequence[str]) -> str:
     """Raises `OSError` when a source is missing, as where only byte code was installed."""
-    parts = [" ".join(_FLAGS), os.environ.get("CC", ""), platform.machine(), processor()]
+    parts = [" ".join(flags), os.environ.get("CC", ""), platform.machine(), processor()]
     headers = sorted(sources[0].parent.glob("*.h"))
     digest = hashlib.sha256("\0".join(parts).encode())
     for path in (*sources, *headers):
@@ -65,7 +69,7 @@ def _identity(sources: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _compile(sources: Sequence[Path], kept: Path) -> ctypes.CDLL | None:
+def _compile(sources: Sequence[Path], flags: Sequence[str], kept: Path) -> ctypes.CDLL | None:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return None
@@ -73,7 +77,7 @@ def _compile(sources: Sequence[Path], kept: Path) -> ctypes.CDLL | None:
         target = Path(folder) / kept.name
         # Threads that share a core with a compiler keep all the others waiting: it takes only what they leave.
         nice = ["nice", "-n", "19"] if shutil.which("nice") else []
-        command = [*nice, *compiler.split(), *_FLAGS, "-o", str(target), *map(str, sources), "-lm"]
+        command = [*nice, *compiler.split(), *flags, "-o", str(target), *map(str, sources), "-lm"]
         subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
         library = ctypes.CDLL(str(target))
         with suppress(OSError):  # a home that is full or read-only: the next process compiles again
