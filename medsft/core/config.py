@@ -137,7 +137,7 @@ class RunConfig:
     clip_grad: float = _option(1.0, "Largest norm of the gradient, 0 for no clipping", "training", minimum=0, advanced=True)
     precision: str = _option(
         "auto",
-        "Number format of the computation; weights and optimiser are kept in fp32",
+        "Number format of the computation, auto: bf16 where that is faster; weights and optimiser are kept in fp32",
         "training",
         choices=("auto", "bf16", "fp32"),
     )
