@@ -10,7 +10,7 @@ import medsft
 from bench import documents
 from bench.runs import Job, plan_of, remove, train
 
-_TURNS = 5
+_TURNS = 3
 _SAVE_INTERVAL = 50
 
 

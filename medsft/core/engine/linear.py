@@ -7,6 +7,7 @@ of bf16 the sum is rounded once.
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +21,7 @@ from medsft.core.engine import native
 
 _LEAST_ROWS = 64
 """Of fewer rows widening the other factor takes longer than it saves."""
-_BLOCK = 4096
+_BLOCK = 2048
 
 
 class Linear(nn.Linear):
@@ -54,16 +55,37 @@ def bf16_is_slow() -> bool:
 
 
 def _widened(a: Tensor, b: Tensor, out: Tensor | None) -> Tensor:
-    """Multiply block by block, so that no table is there twice and what is widened is in the cache when it is multiplied."""
+    """Multiply block by block, in memory that stays: what is widened is in the cache when it is multiplied, and never much."""
     out = a.new_empty(len(a), b.shape[1]) if out is None else out
     for rows in _blocks(len(a)):
         for columns in _blocks(b.shape[1]):
-            first, *others = _blocks(len(b))
-            total = torch.mm(a[rows, first].float(), b[first, columns].float())
-            for steps in others:
-                total.addmm_(a[rows, steps].float(), b[steps, columns].float())
+            total = _scratch.take("total", out[rows, columns])
+            for number, steps in enumerate(_blocks(len(b))):
+                left, right = _wide("left", a[rows, steps]), _wide("right", b[steps, columns])
+                torch.addmm(total, left, right, beta=min(number, 1), out=total)
             out[rows, columns] = total
     return out
+
+
+def _wide(name: str, block: Tensor) -> Tensor:
+    """Return the block in fp32, in the order in memory that it has: either may be fast, a change of order is not."""
+    return _scratch.take(name, block.T).T.copy_(block) if block.stride(0) == 1 else _scratch.take(name, block).copy_(block)
+
+
+class _Scratch(threading.local):
+    """fp32 memory under names, of this thread. New memory each time would lie between what has to stay, and leave gaps."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, like: Tensor) -> Tensor:
+        """Return a contiguous tensor of the shape of `like`, with any content; it ends when the name is taken again."""
+        if name not in self._held or self._held[name].numel() < like.numel():
+            self._held[name] = torch.empty(like.numel())
+        return self._held[name][: like.numel()].view(like.shape)
+
+
+_scratch = _Scratch()
 
 
 def _blocks(length: int) -> list[slice]:
