@@ -38,7 +38,7 @@ def test_a_library_is_compiled_once_and_kept(source, compilations, tmp_path):
     assert len(kept(tmp_path)) == 1
 
 
-def test_other_sources_headers_and_processors_have_another_library(source, compilations, tmp_path, monkeypatch):
+def test_other_sources_headers_macros_and_processors_have_another_library(source, compilations, tmp_path, monkeypatch):
     assert compiled_library([source]).answer() == 42
     (tmp_path / "more.h").write_text("/* a header */\n")
     assert compiled_library([source]).answer() == 42
@@ -46,7 +46,10 @@ def test_other_sources_headers_and_processors_have_another_library(source, compi
     assert compiled_library([source]).answer() == 43
     monkeypatch.setattr(compiled, "processor", lambda: "another")
     assert compiled_library([source]).answer() == 43
-    assert len(compilations) == len(kept(tmp_path)) == 4
+    source.write_text("#ifdef TWICE\nint answer(void) { return 86; }\n#else\nint answer(void) { return 43; }\n#endif\n")
+    assert compiled_library([source], ["TWICE"]).answer() == 86
+    assert compiled_library([source]).answer() == 43
+    assert len(compilations) == len(kept(tmp_path)) == 6
 
 
 def test_a_damaged_library_is_compiled_again(source, compilations, tmp_path):

@@ -243,7 +243,7 @@ def _concerns(found: _Found, plan: RunPlan) -> list[str]:
     if train.left_out:
         lines.append(f"{train.left_out:,} documents are left out (--truncate {config.truncate}).")
     if config.precision == "bf16" and not found.devices.bf16:
-        lines.append(f"{found.devices.name} multiplies in fp32: --precision bf16 takes longer here, and less memory.")
+        lines.append(f"{found.devices.name} multiplies in fp32: --precision bf16 is no faster here, it only takes less memory.")
     idle = bubble_share(plan.layout.pp, plan.num_micro_batches)
     if idle > _TOLERATED_BUBBLE:
         lines.append(
