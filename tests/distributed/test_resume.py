@@ -21,16 +21,15 @@ LAYOUTS = [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 2, 1), (2, 2, 1), (1, 2, 2), (4,
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A project with a tied model, whose one-process run of 6 iterations saved at 3 and at 6."""
+    """A project with a tied model."""
     folder = tmp_path_factory.mktemp("resume")
-    config, settings = tiny.project(folder, tie_word_embeddings=True)
-    return config, settings, folder
+    return tiny.project(folder, tie_word_embeddings=True)
 
 
-def plan_at(made, name, layout, **changes):
-    config, settings, folder = made
+def plan_at(made, runs, layout, **changes):
+    config, settings = made
     pp, dp, tp = layout
-    where = {"save_checkpoint_dir": folder / name, "save_interval": 3, "keep_last": 0}
+    where = {"save_checkpoint_dir": runs, "save_interval": 3, "keep_last": 0}
     return tiny.plan_of(config, settings, pp=pp, tp=tp, nproc_per_node=pp * dp * tp, **where, **changes)
 
 
@@ -46,13 +45,12 @@ def go_back_to(run: RunDir, iteration: int) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [*pairwise(LAYOUTS), (LAYOUTS[-1], LAYOUTS[0])], ids=str)
-def test_another_layout(made, before, after):
-    name = f"from{before}to{after}"
-    plan = plan_at(made, name, before)
+def test_another_layout(made, tmp_path, before, after):
+    plan = plan_at(made, tmp_path, before)
     straight = steps(tiny.train(plan))
     run = tiny.create(plan)
     go_back_to(run, 3)
-    other = plan_at(made, name, after)
+    other = plan_at(made, tmp_path, after)
     assert other.run_dir == plan.run_dir
     again = steps(tiny.train(other))[len(straight) :]
     assert [step[0] for step in again] == [4, 5, 6]
@@ -62,8 +60,8 @@ def test_another_layout(made, before, after):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("layout", [(1, 1, 1), (1, 2, 1), (2, 1, 1)], ids=str)
-def test_the_same_layout_bit_for_bit(made, layout, precision):
-    plan = plan_at(made, f"same{layout}{precision}", layout, precision=precision)
+def test_the_same_layout_bit_for_bit(made, tmp_path, layout, precision):
+    plan = plan_at(made, tmp_path, layout, precision=precision)
     straight = steps(tiny.train(plan))
     run = tiny.create(plan)
     expected = tensors(run, 6)
@@ -81,8 +79,8 @@ def tensors(run: RunDir, iteration: int) -> dict[str, torch.Tensor]:
     return {name: source.read(name) for name in source.names()}
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(made):
-    plan = plan_at(made, "damaged", (1, 1, 1))
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(made, tmp_path):
+    plan = plan_at(made, tmp_path, (1, 1, 1))
     straight = steps(tiny.train(plan))
     run = tiny.create(plan)
     shard = next(run.checkpoint_path(6).glob("*.distcp"))
@@ -96,8 +94,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(made):
     assert shard.name in warning
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(made, monkeypatch, capfd):
-    plan = plan_at(made, "full", (1, 2, 1), iters=9)
+def test_a_full_disk_keeps_the_last_checkpoint(made, tmp_path, monkeypatch, capfd):
+    plan = plan_at(made, tmp_path, (1, 2, 1), iters=9)
     run = tiny.create(plan)
     save = saving.dcp.async_save
 
