@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test lint bench bench-peers clean
+.PHONY: venv demo test lint sanitize bench bench-peers clean
 
 venv: $(VENV)/.ready
 
@@ -26,6 +26,11 @@ lint: venv
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal --ignore tests/distributed
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/distributed
+
+# The kernels in C under AddressSanitizer, which needs gcc.
+sanitize: venv
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) CC="gcc -fsanitize=address -g" ASAN_OPTIONS=detect_leaks=0,handle_segv=0 \
+	$(BIN)/pytest $(addprefix tests/engine/test_, $(addsuffix .py, attention elementwise fast_paths loss model))
 
 # Measures medsft, and the peers that `make bench-peers` installed. BENCH="train --repeats 1" runs a part.
 BENCH ?=
