@@ -22,7 +22,7 @@ from medsft.core.data.indexed import IndexedWriter
 from medsft.core.data.template import Role
 from medsft.core.planning.order import SampleOrder
 
-_TOKENISED_ROWS = 100_000
+_TOKENISED_ROWS = 50_000
 _MILLION = 1_000_000
 
 
@@ -39,7 +39,7 @@ def measure(work: Path) -> dict[str, Any]:
 
 def tokenising(base: Path, work: Path) -> dict[str, float]:
     """Rates per core with all cores at work, in turns with what the same texts take otherwise; megabytes are the JSONL's."""
-    rows = documents.write_varied(work / "varied.jsonl", _TOKENISED_ROWS)
+    rows = documents.write_varied(work / f"varied-{_TOKENISED_ROWS}.jsonl", _TOKENISED_ROWS)
     figures = _rates("Hugging Face tokenizer", rows, base, work, {"tokenizers alone": peer_tokenising.tokenizers(base)})
     model = sentence_piece()
     if model is None:
