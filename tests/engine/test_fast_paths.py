@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from medsft.core.architecture import ModelConfig
-from medsft.core.engine import linear as linear_module
 from medsft.core.engine import model as model_module
 from medsft.core.engine import native
 from medsft.core.engine.attention import Stream, attend
@@ -36,14 +35,14 @@ CONFIG = ModelConfig(
     max_position_embeddings=512,
     tie_embeddings=True,
 )
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(native.kernels() is None, reason="no C compiler")
 
 
 @pytest.fixture(autouse=True)
 def every_kernel(monkeypatch):
     """Products are taken on every processor, also where training leaves them to torch."""
     monkeypatch.setattr(native, "torchs_product_is_slow", lambda: True)
-    monkeypatch.setattr(linear_module, "bf16_is_slow", lambda: True)
+    monkeypatch.setattr(native, "bf16_is_slow", lambda: True)
 
 
 def normal(*shape, dtype=torch.bfloat16, scale=1.0):
@@ -57,7 +56,7 @@ def without_kernels(monkeypatch):
 def plainly(monkeypatch):
     """Train by the definitions: no kernels, operations that torch differentiates by itself."""
     without_kernels(monkeypatch)
-    monkeypatch.setattr(linear_module, "bf16_is_slow", lambda: False)
+    monkeypatch.setattr(native, "bf16_is_slow", lambda: False)
     monkeypatch.setattr(model_module, "rms_norm", lambda x, w, eps: w * F.rms_norm(x.float(), w.shape, eps=eps).to(x.dtype))
     monkeypatch.setattr(model_module, "swiglu", lambda gate, up: F.silu(gate) * up)
     monkeypatch.setattr(model_module, "rotate", plain_rotate)
@@ -157,7 +156,7 @@ def test_bf16_in_fp32_is_as_good_as_torchs(tokens, size, features, monkeypatch):
         return [out, *torch.autograd.grad((out * normal(*out.shape).to(dtype)).sum(), tensors)]
 
     ours = run(torch.bfloat16)
-    monkeypatch.setattr(linear_module, "bf16_is_slow", lambda: False)
+    monkeypatch.setattr(native, "bf16_is_slow", lambda: False)
     for widened, operations, exact in zip(ours, run(torch.bfloat16), run(torch.float64), strict=True):
         assert widened.dtype == torch.bfloat16
         assert relative_error(widened, exact) < max(1.05 * relative_error(operations, exact), 2e-3)

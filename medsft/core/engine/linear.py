@@ -8,7 +8,6 @@ of bf16 the sum is rounded once.
 from __future__ import annotations
 
 import threading
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from medsft.core.devices import cpu_multiplies_bf16
 from medsft.core.engine import native
 
 _LEAST_ROWS = 64
@@ -44,14 +42,8 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 def _widens(a: Tensor, b: Tensor) -> bool:
     """Return whether the processor multiplies these in fp32 sooner than in bf16, with what it takes to widen them."""
-    plain = all(type(t) in (Tensor, nn.Parameter) and t.dtype == torch.bfloat16 and t.device.type == "cpu" for t in (a, b))
-    return plain and a.ndim == 2 and len(a) >= _LEAST_ROWS and bf16_is_slow()
-
-
-@lru_cache(maxsize=1)
-def bf16_is_slow() -> bool:
-    """Return whether this processor multiplies fp32 sooner. Not measured but asked: a run that goes on must round as before."""
-    return not cpu_multiplies_bf16()
+    fits = a.dtype == torch.bfloat16 and a.ndim == 2 and len(a) >= _LEAST_ROWS
+    return fits and native.bf16_is_slow() and native.are_plain(a, b)
 
 
 def _widened(a: Tensor, b: Tensor, out: Tensor | None) -> Tensor:

@@ -31,9 +31,13 @@ _loading = threading.Lock()
 
 def takes(*tensors: Tensor) -> bool:
     """Return whether the functions below take these tensors here: all in bf16 or all in fp32, whole, and on a CPU."""
+    return tensors[0].dtype in _SUFFIXES and are_plain(*tensors) and kernels() is not None
+
+
+def are_plain(*tensors: Tensor) -> bool:
+    """Return whether these are tensors of one dtype on a CPU, and not of a class that only stands for some."""
     dtype = tensors[0].dtype
-    plain = all(type(t) in (Tensor, nn.Parameter) and t.dtype == dtype and t.device.type == "cpu" for t in tensors)
-    return plain and dtype in _SUFFIXES and library() is not None
+    return all(type(t) in (Tensor, nn.Parameter) and t.dtype == dtype and t.device.type == "cpu" for t in tensors)
 
 
 def multiplies(a: Tensor, b: Tensor) -> bool:
@@ -52,7 +56,13 @@ def torchs_product_is_slow() -> bool:
     return torch.backends.mkl.is_available() and "avx512f" in described and "GenuineIntel" not in described
 
 
-def library() -> ctypes.CDLL | None:
+@lru_cache(maxsize=1)
+def bf16_is_slow() -> bool:
+    """Return whether this processor multiplies fp32 sooner. Not measured but asked, for the same reason."""
+    return not cpu_multiplies_bf16()
+
+
+def kernels() -> ctypes.CDLL | None:
     """Compile and load the kernels, the first time; None where there is no compiler that can."""
     with _loading:
         return _load()
@@ -62,7 +72,7 @@ def compile_ahead() -> None:
     """Begin to compile beside what else there is to do until the kernels are wanted. With a GPU they are not."""
     if torch.cuda.is_available():
         return
-    threading.Thread(target=library, daemon=True).start()
+    threading.Thread(target=kernels, daemon=True).start()
 
 
 @lru_cache(maxsize=1)
@@ -72,7 +82,7 @@ def _load() -> ctypes.CDLL | None:
         ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
     except (OSError, AttributeError):
         return None
-    return compiled_library(_SOURCES, () if cpu_multiplies_bf16() else ("NO_PAIRS",))
+    return compiled_library(_SOURCES, ("NO_PAIRS",) if bf16_is_slow() else ())
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
@@ -168,7 +178,7 @@ def cross_entropy_(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _call(name: str, first: Tensor, *others: Tensor | int | ctypes.c_float) -> int:
     """Call the C function for the dtype of `first`; return what it does, which means something only where it is not void."""
-    loaded = library()
+    loaded = kernels()
     assert loaded is not None, "ask `takes` first"
     values = [
         ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int64(a) if isinstance(a, int) else a

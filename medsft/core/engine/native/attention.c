@@ -5,8 +5,9 @@
    key head of a document, so sums are taken in an order that does not depend on the number of threads.
 
    All products are of one form: sum over steps of a word of `a`, the same for all columns, times a vector of words of `b`. A
-   word is an fp32 number or, where the processor multiplies pairs of bf16 numbers, two of them that follow each other in the
-   direction of the sum (NO_PAIRS: it does, but slowly). Packing puts them so. attention_tiles.h holds the code for one kind of word and is included for each. */
+   word is an fp32 number or, where the processor multiplies pairs of bf16 numbers (NO_PAIRS: it does, but slowly), two of them
+   that follow each other in the direction of the sum. Packing puts them so. attention_tiles.h holds the code for one kind of
+   word and is included for each. */
 
 #include <math.h>
 #include <stdint.h>
