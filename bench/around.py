@@ -22,7 +22,7 @@ from medsft.core.data.indexed import IndexedWriter
 from medsft.core.data.template import Role
 from medsft.core.planning.order import SampleOrder
 
-_TOKENISED_ROWS = 50_000
+_TOKENISED_ROWS = 100_000
 _MILLION = 1_000_000
 
 

@@ -1,8 +1,7 @@
 """Write the tokenizer of a finished model, so that transformers gives exactly the ids and the text of training.
 
 A ``tokenizer.json`` keeps everything it has and gains the template's tokens. A ``tokenizer.model`` is copied, and a
-``tokenizer.json`` with the same ids is made from its pieces: SentencePiece joins the two neighbours whose join has the
-highest score, so the merges are all splits of all pieces, by falling score.
+``tokenizer.json`` with the same ids is made from its pieces.
 """
 
 from __future__ import annotations
@@ -10,20 +9,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from medsft.core.data.converted import fast_tokenizer
 from medsft.core.data.sentence_piece import SentencePieceTokenizer
 from medsft.core.data.sooner import PROBES
 from medsft.core.data.template import Role, Segment
 from medsft.core.data.tokenizer_config import read_tokenizer_config
 from medsft.core.data.tokenizers import HuggingFaceTokenizer, OpenedTokenizer
 from medsft.errors import DataError
-
-if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
-    from tokenizers import Tokenizer as FastTokenizer
-
-_PREFIX = "▁"
 
 
 def export_tokenizer(opened: OpenedTokenizer, folder: Path, *, model_max_length: int | None = None) -> None:
@@ -81,7 +75,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _converted(tokenizer: SentencePieceTokenizer) -> str:
     """A ``tokenizer.json`` with the ids of a SentencePiece model, checked on texts that are hard on tokenizers."""
-    fast = _fast_tokenizer(tokenizer)
+    fast = fast_tokenizer(tokenizer.pieces, sorted(tokenizer.special_ids, key=lambda token: tokenizer.special_ids[token]))
     for text in PROBES:
         framed = "".join(f"{token}{text}" for token in tokenizer.special_ids)
         if fast.encode(framed, add_special_tokens=False).ids != tokenizer.encode([Segment(framed, Role.ANSWER)])[0].tolist():
@@ -90,45 +84,3 @@ def _converted(tokenizer: SentencePieceTokenizer) -> str:
                 hint="use the tokenizer.json of the base model, if it has one",
             )
     return fast.to_str(pretty=True)
-
-
-def _fast_tokenizer(tokenizer: SentencePieceTokenizer) -> FastTokenizer:
-    from tokenizers import AddedToken, decoders, models, normalizers
-    from tokenizers import Tokenizer as FastTokenizer
-
-    model = tokenizer.pieces
-    size = model.vocab_size()
-    vocab = {model.id_to_piece(id_): id_ for id_ in range(size)}
-    fast = FastTokenizer(
-        models.BPE(
-            vocab=vocab,
-            merges=_merges(model),
-            unk_token=model.id_to_piece(model.unk_id()),
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    # Normalisers see each stretch between special tokens on its own, so each gets the dummy prefix, as in training.
-    fast.normalizer = normalizers.Sequence([normalizers.Prepend(_PREFIX), normalizers.Replace(" ", _PREFIX)])
-    fast.decoder = decoders.Sequence(
-        [decoders.Replace(_PREFIX, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    in_order = sorted(tokenizer.special_ids, key=lambda token: tokenizer.special_ids[token])
-    fast.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in in_order])
-    return fast
-
-
-def _merges(model: SentencePieceProcessor) -> list[tuple[str, str]]:
-    """Pairs of pieces in the order in which they are to be joined."""
-    ordinary = [
-        id_
-        for id_ in range(model.vocab_size())
-        if not (model.is_control(id_) or model.is_unknown(id_) or model.is_byte(id_) or model.is_unused(id_))
-    ]
-    known = {model.id_to_piece(id_) for id_ in ordinary}
-    return [
-        (piece[:cut], piece[cut:])
-        for piece in map(model.id_to_piece, sorted(ordinary, key=model.get_score, reverse=True))
-        for cut in range(1, len(piece))
-        if piece[:cut] in known and piece[cut:] in known
-    ]

@@ -1,6 +1,6 @@
 """Question/answer rows out of JSONL files: in order, in constant memory, with the place of every row that is wrong.
 
-    files -> lines (file:line) -> parse_row -> Example | BadRow
+    files -> blocks -> lines (file:line) -> parse_row -> Example | BadRow
 
 A message about a row names its place and what is wrong with it, never its text: a row may be about a patient.
 """
@@ -25,6 +25,7 @@ from medsft.errors import DataError
 MAX_LINE_BYTES = 32 * 2**20
 """A longer line is a bad row. It bounds the memory of a chunk; the longest honest document is far shorter."""
 SHOWN_BAD_ROWS = 20
+_BLOCK_BYTES = 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 
@@ -56,13 +57,36 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of an input file as it is on disk. ``raw`` is None when it is longer than `MAX_LINE_BYTES`."""
+    """One line of an input file. ``raw`` is None when it is longer than `MAX_LINE_BYTES`."""
 
     file: int
     """Index into the list of input files."""
     number: int
     """From 1."""
     raw: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive lines of an input file."""
+
+    file: int
+    number: int
+    """Of the first line"""
+    content: bytes
+    overlong: bool
+    """Behind them was a line longer than `MAX_LINE_BYTES`, which is not in `content`."""
+    bytes_read: int
+    """Of the file as it is on disk, so far"""
+
+    def lines(self) -> Iterator[Line]:
+        """Yield the lines, without their ends. Blank ones hold no row: left out."""
+        lines = self.content.split(b"\n")
+        for number, line in enumerate(lines, self.number):
+            if line and not line.isspace():
+                yield Line(self.file, number, line)
+        if self.overlong:
+            yield Line(self.file, self.number + len(lines) - 1, None)
 
 
 class BadRow(ValueError):
@@ -106,24 +130,30 @@ class BadRows:
         )
 
 
-def read_lines(path: Path, file: int = 0) -> Iterator[tuple[Line, int]]:
-    """Yield each line of a plain or gzipped file with the bytes of the file read so far. Blank lines hold no row: left out.
+def read_blocks(path: Path, file: int = 0) -> Iterator[Block]:
+    """Yield a plain or gzipped file about a MiB at a time, in whole lines.
 
     Raises DataError when the file cannot be read or its gzip data is damaged.
     """
     with open_lines(path) as (stream, raw_stream):
-        number = 0
-        while first := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            line: bytes | None = first
-            if len(first) > MAX_LINE_BYTES and not first.endswith(b"\n"):
-                line = None
-                while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                    pass
-            elif number == 1:
-                line = first.removeprefix(_BOM)
-            if line is None or not line.isspace():
-                yield Line(file, number, line), raw_stream.tell()
+        number = 1
+        while content := stream.read(_BLOCK_BYTES):
+            if number == 1:
+                content = content.removeprefix(_BOM)
+            begun = len(content) - content.rfind(b"\n") - 1
+            rest = stream.readline(MAX_LINE_BYTES + 1 - begun) if begun else b""
+            overlong = begun + len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n")
+            content = content[:-begun] if overlong else content + rest
+            while overlong and (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            yield Block(file, number, content, overlong, raw_stream.tell())
+            number += content.count(b"\n") + overlong
+
+
+def read_lines(path: Path, file: int = 0) -> Iterator[Line]:
+    """Yield each line of a file that is not blank. Raises DataError as `read_blocks` does."""
+    for block in read_blocks(path, file):
+        yield from block.lines()
 
 
 @contextmanager
@@ -200,7 +230,7 @@ def read_examples(files: Iterable[Path], keys: Keys, *, skip_bad: bool = False) 
     """Stream the examples of several files in order. Raises DataError at the first bad row, or leaves bad rows out."""
     paths = list(files)
     for index, path in enumerate(paths):
-        for line, _ in read_lines(path, index):
+        for line in read_lines(path, index):
             try:
                 yield parse_row(line.raw, keys)
             except BadRow as bad:
@@ -228,7 +258,7 @@ def propose_keys(path: Path) -> KeyProposal:
     """
     common: list[str] | None = None
     rows = 0
-    for line, _ in read_lines(path):
+    for line in read_lines(path):
         try:
             row = _object(line.raw or b"")
         except BadRow:

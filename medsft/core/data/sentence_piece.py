@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medsft.core.data.sooner import PROBED_PIECES, EncodeAll, SoonerEncoder, TokenIds, as_ids, by_kitoken
+from medsft.core.data.converted import fast_tokenizer
+from medsft.core.data.sooner import PROBED_PIECES, EncodeAll, SoonerEncoder, TokenIds, as_ids, open_faster
 from medsft.core.data.special import count_in_text, pattern_of, pieces
 from medsft.core.data.template import Segment
 from medsft.errors import DataError
@@ -56,8 +57,7 @@ class SentencePieceTokenizer:
         model = self.pieces
         ids = range(0, model.vocab_size(), -(-model.vocab_size() // PROBED_PIECES))
         vocabulary = "".join(model.id_to_piece(id_) for id_ in ids).replace("▁", " ")
-        content = model.serialized_model_proto()
-        return SoonerEncoder(self._encode_native, lambda: by_kitoken(content), name="kitoken", vocabulary=vocabulary)
+        return SoonerEncoder(self._encode_native, lambda: open_faster(fast_tokenizer(model).to_str()), vocabulary=vocabulary)
 
     def _encode_native(self, texts: Sequence[str]) -> list[TokenIds]:
         return [as_ids(self.pieces.encode(text, out_type=int)) for text in texts]

@@ -1,17 +1,20 @@
 """Two libraries that give the ids of `tokenizers` and of `sentencepiece` in a fraction of the time, and the proof that they do.
 
-    fastokens   a tokenizer.json      kitoken   a tokenizer.model
+    fastokens   vocabularies of bytes: Llama 3's, Qwen's
+    gigatoken   vocabularies of characters, which spell what they lack in bytes: SentencePiece's and what was made from them
 
-The slower two define what is right. A faster one is used for large inputs only, after it gave the same ids for texts that are
-hard on tokenizers and for pieces of the vocabulary itself, and then it is compared with the slower one now and then, so that a
-set with other ids cannot come to be.
+Both read a tokenizer.json. The slower two define what is right. A faster one is used for large inputs only, after it gave the
+same ids for texts that are hard on tokenizers and for pieces of the vocabulary itself, and then it is compared with the slower
+one now and then, so that a set with other ids cannot come to be.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -41,6 +44,17 @@ _WORTH_OPENING = 2**19
 """Characters: below, the slower library is done before the faster one is open."""
 _COMPARED = 200
 """One in so many texts is encoded by both."""
+_REMEMBERED = 2**25
+"""Characters, after which gigatoken is opened again: it keeps each word that it has met, and never forgets one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Faster:
+    """One of the faster libraries, opened."""
+
+    name: str
+    """For the message when it errs"""
+    encode: EncodeAll
 
 
 def as_ids(ids: Iterable[int]) -> TokenIds:
@@ -49,19 +63,15 @@ def as_ids(ids: Iterable[int]) -> TokenIds:
 
 
 class SoonerEncoder:
-    """Encodes texts as `reference` does; by what `open_faster` returns once there is much to encode.
+    """Encodes texts as `reference` does; by what `open_faster` returns once there is much to encode."""
 
-    `name` is the faster library's, for the message of a `DataError` when the two give different ids.
-    """
-
-    def __init__(self, reference: EncodeAll, open_faster: Callable[[], EncodeAll], *, name: str, vocabulary: str) -> None:
+    def __init__(self, reference: EncodeAll, open_faster: Callable[[], Faster], *, vocabulary: str) -> None:
         self._reference = reference
         self._open_faster = open_faster
-        self._name = name
         self._probes = [*PROBES, vocabulary]
         self._characters = 0
         self._texts = 0
-        self._faster: EncodeAll | None = None
+        self._faster: Faster | None = None
         self._decided = REFERENCE_ONLY in os.environ
 
     def __call__(self, texts: Sequence[str]) -> list[TokenIds]:
@@ -73,16 +83,16 @@ class SoonerEncoder:
         if self._faster is None:
             return self._reference(texts)
         try:
-            ids = self._faster(texts)
+            ids = self._faster.encode(texts)
         except ValueError:  # fastokens refuses a byte that its vocabulary cannot spell; tokenizers leaves it out
             return self._reference(texts)
-        self._compare(texts, ids)
+        self._compare(self._faster, texts, ids)
         return ids
 
-    def _proven(self) -> EncodeAll | None:
+    def _proven(self) -> Faster | None:
         try:
             faster = self._open_faster()
-            same = all(self._same(probe, faster([probe])[0]) for probe in self._probes)
+            same = all(self._same(probe, faster.encode([probe])[0]) for probe in self._probes)
         except Exception:  # not installed for this machine, or a kind of tokenizer that it does not know
             return None
         return faster if same else None
@@ -90,18 +100,25 @@ class SoonerEncoder:
     def _same(self, text: str, ids: TokenIds) -> bool:
         return np.array_equal(ids, self._reference([text])[0])
 
-    def _compare(self, texts: Sequence[str], ids: Sequence[TokenIds]) -> None:
+    def _compare(self, faster: Faster, texts: Sequence[str], ids: Sequence[TokenIds]) -> None:
         for index in range(-self._texts % _COMPARED, len(texts), _COMPARED):
             if not self._same(texts[index], ids[index]):
                 raise DataError(
-                    f"{self._name} gives other ids for this tokenizer than the library it stands in for",
+                    f"{faster.name} gives other ids for this tokenizer than the library it stands in for",
                     hint=f"set {REFERENCE_ONLY}=1 and try again: slower, without it",
                 )
         self._texts += len(texts)
 
 
+def open_faster(tokenizer_json: str) -> Faster:
+    """Open the library for a vocabulary of this kind. Raises an exception of its own where that does not know the tokenizer."""
+    if json.loads(tokenizer_json)["model"].get("byte_fallback"):
+        return Faster("gigatoken", _Gigatoken(tokenizer_json))
+    return Faster("fastokens", by_fastokens(tokenizer_json))
+
+
 def by_fastokens(tokenizer_json: str) -> EncodeAll:
-    """Encode with fastokens, which has the tokenizers' format. Raises ValueError for a kind that it does not know."""
+    """Encode with fastokens. Raises ValueError for a kind of tokenizer that it does not know."""
     from fastokens import Tokenizer
 
     tokenizer = Tokenizer.from_json_str(tokenizer_json)
@@ -114,9 +131,21 @@ def by_fastokens(tokenizer_json: str) -> EncodeAll:
     return encode
 
 
-def by_kitoken(model: bytes) -> EncodeAll:
-    """Encode with kitoken, which reads SentencePiece models. Raises ValueError for a kind that it does not know."""
-    from kitoken import Kitoken
+class _Gigatoken:
+    """Encodes with gigatoken. Raises RuntimeError for a kind of tokenizer that it does not know."""
 
-    tokenizer = Kitoken.from_sentencepiece(model)
-    return lambda texts: [as_ids(tokenizer.encode(text)) for text in texts]
+    def __init__(self, tokenizer_json: str) -> None:
+        self._json = tokenizer_json
+        self._open()
+
+    def _open(self) -> None:
+        from gigatoken import Tokenizer
+
+        self._encode, self._characters = Tokenizer.from_json(self._json).backend.encode, 0
+
+    def __call__(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Return the ids of each text."""
+        self._characters += sum(map(len, texts))
+        if self._characters > _REMEMBERED:
+            self._open()
+        return [self._encode(text).view(np.int32) for text in texts]

@@ -23,29 +23,22 @@ def pattern_of(special_strings: Sequence[str]) -> re.Pattern[str]:
 
 def pieces(segment: Segment, pattern: re.Pattern[str], *, control: bool) -> Iterator[tuple[str, bool]]:
     """Cut a segment into (text, is a control token). Plain text that stands together comes as one piece."""
-    plain = ""
-    for text, scanned in _ranges(segment, control):
-        end = 0
-        for match in pattern.finditer(text) if scanned else ():
-            if plain := plain + text[end : match.start()]:
-                yield plain, False
+    text, begin = segment.text, 0
+    end = 0  # of the last control token
+    for first, last in (*(() if control else segment.literal), (len(text), len(text))):
+        for match in pattern.finditer(text, begin, first):
+            if end < match.start():
+                yield text[end : match.start()], False
             yield match.group(), True
-            plain, end = "", match.end()
-        plain += text[end:]
-    if plain:
-        yield plain, False
-
-
-def _ranges(segment: Segment, control: bool) -> Iterator[tuple[str, bool]]:
-    """The text in order as (part, whether special strings in it are control tokens)."""
-    end = 0
-    for first, last in () if control else segment.literal:
-        yield segment.text[end:first], True
-        yield segment.text[first:last], False
-        end = last
-    yield segment.text[end:], True
+            end = match.end()
+        begin = last
+    if end < len(text):
+        yield text[end:], False
 
 
 def count_in_text(segment: Segment, pattern: re.Pattern[str]) -> int:
     """How many special strings people wrote in a segment."""
-    return sum(len(pattern.findall(segment.text, first, last)) for first, last in segment.literal)
+    count = 0
+    for first, last in segment.literal:  # a loop, for this is asked of every segment there is
+        count += len(pattern.findall(segment.text, first, last))
+    return count

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from medsft.core.data.chat_template import load_chat_template
-from medsft.core.data.sooner import PROBED_PIECES, EncodeAll, SoonerEncoder, TokenIds, as_ids, by_fastokens
+from medsft.core.data.sooner import PROBED_PIECES, EncodeAll, SoonerEncoder, TokenIds, as_ids, open_faster
 from medsft.core.data.special import count_in_text, pattern_of, pieces
 from medsft.core.data.template import Segment, Template, builtin_template
 from medsft.core.data.tokenizer_config import named_tokens, read_tokenizer_config
@@ -188,9 +188,7 @@ class HuggingFaceTokenizer:
     def _encode_all(self) -> EncodeAll:
         ids = sorted(self._native.get_vocab(with_added_tokens=False).values())[:: -(-self.vocab_size // PROBED_PIECES)]
         vocabulary = self._native.decode(ids, skip_special_tokens=False)
-        return SoonerEncoder(
-            self._encode_native, lambda: by_fastokens(self._native.to_str()), name="fastokens", vocabulary=vocabulary
-        )
+        return SoonerEncoder(self._encode_native, lambda: open_faster(self._native.to_str()), vocabulary=vocabulary)
 
     def _encode_native(self, texts: Sequence[str]) -> list[TokenIds]:
         return [as_ids(encoding.ids) for encoding in self._native.encode_batch_fast(list(texts), add_special_tokens=False)]

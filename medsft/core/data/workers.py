@@ -1,6 +1,6 @@
-"""Chunks of input lines through worker processes, in order and with bounded memory.
+"""Blocks of input lines through worker processes, in order and with bounded memory.
 
-    read_chunks --> Pool.map --> ChunkResult, ChunkResult, ...     (one result a chunk, in the order of the chunks)
+    read_chunks --> Process --> ChunkResult, ChunkResult, ...     (one result a chunk, in the order of the chunks)
 
 A worker is a fresh interpreter that speaks pickle over its own pipes. Unlike
 `multiprocessing` it neither imports the caller's main module again (a library user's script needs no ``__main__``
@@ -23,13 +23,11 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from medsft.core.data.encode import EncodedDocuments, encode_documents
-from medsft.core.data.records import BadRow, BadRows, Example, Keys, Line, parse_row, read_lines
+from medsft.core.data.records import BadRow, BadRows, Block, Example, Keys, parse_row, read_blocks
 from medsft.core.data.special import SpecialInText
 from medsft.core.data.tokenizers import OpenedTokenizer, open_tokenizer
 from medsft.errors import DataError, LaunchError
 
-_CHUNK_BYTES = 2**20
-_CHUNK_LINES = 2000
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "FASTOKENS_BPE_THREADS": "1"}
 """For the tokenizers of a worker: there is one for each core."""
 _SMALL_INPUT_BYTES = 4 * 2**20
@@ -59,9 +57,9 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive lines of one file."""
+    """What a worker is handed."""
 
-    lines: list[Line]
+    block: Block
     bytes_read: int
     """Of all files, up to the end of these lines."""
     encode: bool
@@ -82,16 +80,8 @@ def read_chunks(files: Sequence[Path], *, encode: bool) -> Iterator[Chunk]:
     """The lines of all files in order, about a MiB at a time. Raises DataError for a file that cannot be read."""
     before = 0
     for index, path in enumerate(files):
-        lines: list[Line] = []
-        held = position = 0
-        for line, position in read_lines(path, index):
-            lines.append(line)
-            held += len(line.raw or b"")
-            if held >= _CHUNK_BYTES or len(lines) >= _CHUNK_LINES:
-                yield Chunk(lines, before + position, encode)
-                lines, held = [], 0
-        if lines:
-            yield Chunk(lines, before + position, encode)
+        for block in read_blocks(path, index):
+            yield Chunk(block, before + block.bytes_read, encode)
         before += path.stat().st_size
 
 
@@ -99,7 +89,7 @@ def process_chunk(chunk: Chunk, job: Job, opened: OpenedTokenizer) -> ChunkResul
     """Read the rows of a chunk and, unless it is only a check, tokenise the good ones."""
     bad = BadRows()
     examples: list[Example] = []
-    for line in chunk.lines:
+    for line in chunk.block.lines():
         try:
             example = parse_row(line.raw, job.keys)
             if job.special_in_text == "error":

@@ -21,10 +21,10 @@ from medsft.core.data.tokenize import TokenizeRequest, tokenize
 SCRIPT = """
 import sys, time, json
 from pathlib import Path
-from medsft.core.data import make, workers
+from medsft.core.data import make, records, workers
 from medsft.core.data.tokenize import TokenizeRequest, tokenize
 folder, tokenizer, data, flags = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
-workers._SMALL_INPUT_BYTES, workers._CHUNK_LINES = 0, 50
+workers._SMALL_INPUT_BYTES, records._BLOCK_BYTES = 0, 2000
 def wait(progress):
     (folder / f"{flags['id']}.{progress.stage}").touch()
     while progress.stage == "tokenise" and not (folder / "go").exists():

@@ -13,8 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsft.core.data import sooner
-from medsft.core.data.sentence_piece import SentencePieceTokenizer
-from medsft.core.data.sooner import REFERENCE_ONLY, EncodeAll, SoonerEncoder, TokenIds, as_ids, by_fastokens, by_kitoken
+from medsft.core.data.converted import fast_tokenizer
+from medsft.core.data.sooner import (
+    REFERENCE_ONLY,
+    EncodeAll,
+    Faster,
+    SoonerEncoder,
+    TokenIds,
+    as_ids,
+    by_fastokens,
+    open_faster,
+)
 from medsft.errors import DataError
 
 TOKENS = ("<s>", "<|end|>", "end")
@@ -88,7 +97,7 @@ def pair_of(kind: str) -> tuple[EncodeAll, SoonerEncoder]:
     def reference(texts: Sequence[str]) -> list[TokenIds]:
         return [as_ids(encoding.ids) for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
-    encode = SoonerEncoder(reference, lambda: by_fastokens(tokenizer_json(kind)), name="fastokens", vocabulary=" ".join(CORPUS))
+    encode = SoonerEncoder(reference, lambda: open_faster(tokenizer_json(kind)), vocabulary=" ".join(CORPUS))
     encode([LONG])
     return reference, encode
 
@@ -102,40 +111,76 @@ def test_ids_are_those_of_tokenizers(kind: str, texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fastokens_serves_byte_level_tokenizers(kind: str) -> None:
+def test_each_kind_has_a_faster_library(kind: str) -> None:
     _, encode = pair_of(kind)
-    assert (encode._faster is not None) == (not kind.startswith("Llama 2"))
+    assert encode._faster is not None
+    assert encode._faster.name == ("gigatoken" if kind.startswith("Llama 2") else "fastokens")
 
 
 @settings(max_examples=300, deadline=None)
 @given(texts=hard_texts)
-def test_fastokens_serves_the_tokenizer_json_of_a_sentence_piece_model(sentence_piece_model: Path, texts: list[str]) -> None:
-    reference, faster = sentence_piece_pair(sentence_piece_model)[0], converted(sentence_piece_model)
-    assert lists(faster(texts)) == lists(reference(texts))
+def test_ids_are_those_of_sentencepiece(sentence_piece_model: Path, texts: list[str]) -> None:
+    reference, encode = sentence_piece_pair(sentence_piece_model)
+    assert encode._faster is not None
+    assert lists(encode(texts)) == lists(reference(texts))
 
 
 @cache
-def converted(file: Path) -> EncodeAll:
-    from medsft.core.data.export import _fast_tokenizer
-
-    tokenizer = SentencePieceTokenizer(file, ())
-    tokenizer.special_ids = {}
-    return by_fastokens(_fast_tokenizer(tokenizer).to_str())
-
-
-@settings(max_examples=300, deadline=None)
-@given(texts=hard_texts)
-def test_kitoken_gives_the_ids_of_sentencepiece(sentence_piece_model: Path, texts: list[str]) -> None:
-    reference, faster = sentence_piece_pair(sentence_piece_model)
-    assert lists(faster(texts)) == lists(reference(texts))
-
-
-@cache
-def sentence_piece_pair(file: Path) -> tuple[EncodeAll, EncodeAll]:
+def sentence_piece_pair(file: Path) -> tuple[EncodeAll, SoonerEncoder]:
+    """How sentencepiece encodes, and the encoder for large inputs after much was encoded."""
     from sentencepiece import SentencePieceProcessor
 
     model = SentencePieceProcessor(model_file=str(file))
-    return lambda texts: [as_ids(model.encode(text, out_type=int)) for text in texts], by_kitoken(file.read_bytes())
+
+    def reference(texts: Sequence[str]) -> list[TokenIds]:
+        return [as_ids(model.encode(text, out_type=int)) for text in texts]
+
+    encode = SoonerEncoder(reference, lambda: open_faster(fast_tokenizer(model).to_str()), vocabulary=" ".join(CORPUS))
+    encode([LONG])
+    return reference, encode
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"model_type": "unigram"},
+        {"normalization_rule_name": "nmt_nfkc"},
+        {"remove_extra_whitespaces": True},
+        {"add_dummy_prefix": False},
+        {"user_defined_symbols": ["mg/kg", "dose of"]},
+    ],
+    ids=str,
+)
+def test_another_kind_of_model_keeps_its_ids(kind: dict[str, Any], tmp_path: Path) -> None:
+    from sentencepiece import SentencePieceTrainer
+
+    llamas = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS * 50),
+        model_prefix=str(tmp_path / "other"),
+        vocab_size=360,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **llamas | kind,
+    )
+    reference, encode = sentence_piece_pair(tmp_path / "other.model")
+    texts = [*CORPUS, "10 mg/kg  the dose of x", "ﬁne １２", *PARTS]
+    assert lists(encode(texts)) == lists(reference(texts))
+
+
+def test_gigatoken_is_opened_again_before_it_remembers_too_much(
+    sentence_piece_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, encode = sentence_piece_pair(sentence_piece_model)
+    assert encode._faster is not None
+    library = encode._faster.encode
+    assert isinstance(library, sooner._Gigatoken)
+    before, ids = library._encode, lists(encode(CORPUS))
+    monkeypatch.setattr(sooner, "_REMEMBERED", library._characters + 1)
+    assert lists(encode(CORPUS)) == ids
+    assert library._encode is not before
+    assert library._characters == 0
 
 
 # --- when a faster library is used --------------------------------------------------------------------------------
@@ -146,12 +191,12 @@ def letters(texts: Sequence[str]) -> list[TokenIds]:
 
 
 def encoder(faster: EncodeAll, opened: list[str] | None = None) -> SoonerEncoder:
-    def open_faster() -> EncodeAll:
+    def open_it() -> Faster:
         if opened is not None:
             opened.append("opened")
-        return faster
+        return Faster("a library", faster)
 
-    return SoonerEncoder(letters, open_faster, name="a library", vocabulary="abc")
+    return SoonerEncoder(letters, open_it, vocabulary="abc")
 
 
 def wrong_for(*texts: str) -> Callable[[Sequence[str]], list[TokenIds]]:
@@ -174,10 +219,10 @@ def test_one_that_errs_on_hard_texts_or_on_the_vocabulary_is_not_used(hard: str)
 
 
 def test_one_that_does_not_know_the_tokenizer_is_not_used() -> None:
-    def refuse() -> EncodeAll:
+    def refuse() -> Faster:
         raise ValueError("unknown kind")
 
-    encode = SoonerEncoder(letters, refuse, name="a library", vocabulary="")
+    encode = SoonerEncoder(letters, refuse, vocabulary="")
     assert lists(encode([LONG])) == lists(letters([LONG]))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medsft.core.data import make, workers
+from medsft.core.data import make, records, workers
 from medsft.core.data.dataset import TokenizedData, open_tokenized
 from medsft.core.data.encode import encode_documents
 from medsft.core.data.make import Progress
@@ -70,9 +70,9 @@ def test_the_number_of_processes_does_not_change_a_byte(
 ) -> None:
     data = (write_rows(request_.data[0], rows * 40), request_.data[1])
     fingerprints = set()
-    for count, small, lines in ((1, 2**22, 2000), (1, 0, 7), (3, 0, 11)):
+    for count, small, block in ((1, 2**22, 2**20), (1, 0, 700), (3, 0, 1100)):
         monkeypatch.setattr(workers, "_SMALL_INPUT_BYTES", small)
-        monkeypatch.setattr(workers, "_CHUNK_LINES", lines)
+        monkeypatch.setattr(records, "_BLOCK_BYTES", block)
         fingerprints.add(tokenize(replace(request_, data=data, workers=count, retokenize=True)).fingerprint)
     assert len(fingerprints) == 1
 
@@ -90,7 +90,7 @@ def test_bad_rows_stop_before_anything_is_written(
     request_: TokenizeRequest, write_rows: WriteRows, rows: Rows, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
     monkeypatch.setattr(workers, "_SMALL_INPUT_BYTES", 0)
-    monkeypatch.setattr(workers, "_CHUNK_LINES", 5)
+    monkeypatch.setattr(records, "_BLOCK_BYTES", 300)
     bad = [{"prompt": "Mrs Smith", "gold": ""}, b'{"prompt": "Mrs Smith', {"prompt": "Mrs Smith"}]
     write_rows(request_.data[0], [*rows, *bad * 9])
     with pytest.raises(DataError) as caught:
