@@ -21,8 +21,10 @@ from bench.runs import Job, plan_of, unpack_base
 from bench.table import Row, print_table, say
 
 _WARM, _MEASURED = 1, 2
-_LAYOUTS: dict[str, dict[str, int]] = {
-    "1 process": {"nproc_per_node": 1},
+_ALONE = ("1 process", "1 process, fp32")
+_LAYOUTS: dict[str, dict[str, Any]] = {
+    _ALONE[0]: {"nproc_per_node": 1},
+    _ALONE[1]: {"nproc_per_node": 1, "precision": "fp32"},
     "dp 2": {"nproc_per_node": 2},
     "tp 3": {"nproc_per_node": 3, "tp": 3},
     "pp 2": {"nproc_per_node": 2, "pp": 2},
@@ -43,27 +45,28 @@ def measure(work: Path) -> dict[str, Any]:
     job = Job(base=unpack_base(work / "base"), rows=documents.write(work / "pubmedqa_like.jsonl", 400), steps=_WARM + _MEASURED)
     results: dict[str, Any] = {}
     rows: list[Row] = []
-    for name, levels in _LAYOUTS.items():
-        found = _profile(replace(job, micro_batch=min(job.micro_batch, job.global_batch // 2)), work, levels)
+    for name, options in _LAYOUTS.items():
+        found = _profile(replace(job, micro_batch=min(job.micro_batch, job.global_batch // 2)), work, options)
         results[name] = found
         say(f"  {name}: {found['seconds']:.1f} s a step")
         shares = {group: f"{100 * found['groups'].get(group, 0) / found['seconds']:.1f} %" for group in (*_GROUPS, "the rest")}
         rows.append({"layout": name, "a step, s": f"{found['seconds']:.2f}"} | shares)
     print_table("Share of a step's time, slowest rank; a collective counts from its begin to its end, waiting included", rows)
-    longest = sorted(results["1 process"]["operators"].items(), key=lambda item: -item[1])[:12]
-    total = results["1 process"]["seconds"]
-    print_table("Operators of one process", [{"operator": k, "share": f"{100 * v / total:.1f} %"} for k, v in longest])
+    for name in _ALONE:
+        longest = sorted(results[name]["operators"].items(), key=lambda item: -item[1])[:12]
+        total = results[name]["seconds"]
+        print_table(f"Operators of {name}", [{"operator": k, "share": f"{100 * v / total:.1f} %"} for k, v in longest])
     return results
 
 
-def _profile(job: Job, work: Path, levels: dict[str, int]) -> dict[str, Any]:
+def _profile(job: Job, work: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Train in new processes and return the seconds of a step, by group and by operator, of the rank that communicates least.
 
     The others wait for it, so its figures say what communication costs.
     """
     from medsft.core.run.launch import engine_environment, write_start
 
-    plan = plan_of(job, work, **levels)
+    plan = plan_of(job, work, **options)
     run = write_start(plan)
     try:
         with tempfile.TemporaryDirectory() as out:

@@ -10,7 +10,6 @@ one now and then, so that a set with other ids cannot come to be.
 
 from __future__ import annotations
 
-import json
 import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +19,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from medsft.errors import DataError
 
@@ -93,7 +93,9 @@ class SoonerEncoder:
         try:
             faster = self._open_faster()
             same = all(self._same(probe, faster.encode([probe])[0]) for probe in self._probes)
-        except Exception:  # not installed for this machine, or a kind of tokenizer that it does not know
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # not installed here, or a kind of tokenizer it does not know; a panic in Rust is no Exception
             return None
         return faster if same else None
 
@@ -112,7 +114,7 @@ class SoonerEncoder:
 
 def open_faster(tokenizer_json: str) -> Faster:
     """Open the library for a vocabulary of this kind. Raises an exception of its own where that does not know the tokenizer."""
-    if json.loads(tokenizer_json)["model"].get("byte_fallback"):
+    if orjson.loads(tokenizer_json)["model"].get("byte_fallback"):
         return Faster("gigatoken", _Gigatoken(tokenizer_json))
     return Faster("fastokens", by_fastokens(tokenizer_json))
 

@@ -218,9 +218,14 @@ def test_one_that_errs_on_hard_texts_or_on_the_vocabulary_is_not_used(hard: str)
     assert lists(encoder(wrong_for(hard, LONG))([LONG])) == lists(letters([LONG]))
 
 
-def test_one_that_does_not_know_the_tokenizer_is_not_used() -> None:
+class Panic(BaseException):
+    """As the libraries in Rust raise it"""
+
+
+@pytest.mark.parametrize("error", [ImportError, ValueError, Panic])
+def test_one_that_cannot_be_opened_is_not_used(error: type[BaseException]) -> None:
     def refuse() -> Faster:
-        raise ValueError("unknown kind")
+        raise error("unknown kind")
 
     encode = SoonerEncoder(letters, refuse, vocabulary="")
     assert lists(encode([LONG])) == lists(letters([LONG]))
