@@ -75,7 +75,7 @@ def series(name: str, sizes: Sequence[int], prepare: Callable[[int], Callable[[]
 def step(config: ModelConfig, lengths: list[int], *, layers: int = _LAYERS) -> Callable[[], None]:
     """Return forward and backward of a model with some of the layers, every fourth token having a loss."""
     decoder = Decoder(replace(config, num_layers=layers))
-    # Those of torch make such large logits that most of a softmax is denormal, which takes many times as long.
+    # torch's own initial weights make such large logits that most of a softmax is denormal, which takes many times as long.
     decoder.init_weights(0)
     decoder.bfloat16()
     stream, tokens = Stream.of(lengths), torch.randint(config.vocab_size, (sum(lengths),))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsft.core.data import sooner
-from medsft.core.data.converted import fast_tokenizer
+from medsft.core.data.sentence_piece import SentencePieceTokenizer
 from medsft.core.data.sooner import (
     REFERENCE_ONLY,
     EncodeAll,
@@ -127,15 +127,14 @@ def test_ids_are_those_of_sentencepiece(sentence_piece_model: Path, texts: list[
 
 @cache
 def sentence_piece_pair(file: Path) -> tuple[EncodeAll, SoonerEncoder]:
-    """How sentencepiece encodes, and the encoder for large inputs after much was encoded."""
-    from sentencepiece import SentencePieceProcessor
-
-    model = SentencePieceProcessor(model_file=str(file))
+    """How sentencepiece encodes, and the tokenizer's encoder for large inputs after much was encoded."""
+    tokenizer = SentencePieceTokenizer(file, ())
 
     def reference(texts: Sequence[str]) -> list[TokenIds]:
-        return [as_ids(model.encode(text, out_type=int)) for text in texts]
+        return [as_ids(tokenizer.pieces.encode(text, out_type=int)) for text in texts]
 
-    encode = SoonerEncoder(reference, lambda: open_faster(fast_tokenizer(model).to_str()), vocabulary=" ".join(CORPUS))
+    encode = tokenizer._encode_all
+    assert isinstance(encode, SoonerEncoder)
     encode([LONG])
     return reference, encode
 
