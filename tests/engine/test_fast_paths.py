@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -60,6 +61,7 @@ def plainly(monkeypatch):
     monkeypatch.setattr(model_module, "rms_norm", lambda x, w, eps: w * F.rms_norm(x.float(), w.shape, eps=eps).to(x.dtype))
     monkeypatch.setattr(model_module, "swiglu", lambda gate, up: F.silu(gate) * up)
     monkeypatch.setattr(model_module, "rotate", plain_rotate)
+    monkeypatch.setattr(model_module, "computed_again", lambda *_: nullcontext())
 
 
 def plain_rotate(heads, cos, sin):

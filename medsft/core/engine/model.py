@@ -11,6 +11,7 @@ activations are [T, hidden] and there is neither a batch dimension nor padding. 
 from __future__ import annotations
 
 import zlib
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from medsft.core.architecture import ModelConfig
 from medsft.core.engine.attention import Stream, attend
 from medsft.core.engine.elementwise import rms_norm, rotate, swiglu
 from medsft.core.engine.linear import Linear
+from medsft.core.engine.recompute import computed_again
 from medsft.core.engine.rope import Rotary, rotary
 
 _INIT_STD = 0.02
@@ -75,16 +77,21 @@ class MLP(nn.Module):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform each token of x [T, hidden] on its own."""
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+    def forward(self, x: Tensor, *, lean: bool = False) -> Tensor:
+        """Transform each token of x [T, hidden] on its own; `lean` keeps gate and up for the backward, not their product."""
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        product = swiglu(gate, up)
+        if not lean:
+            return self.down_proj(product)
+        with computed_again(product, partial(swiglu, gate.detach(), up.detach())):
+            return self.down_proj(product)
 
 
 class DecoderLayer(nn.Module):
     """Attention and MLP, each after a norm and added to what came in.
 
-    `recompute` says what is computed again in the backward pass instead of kept: `none`, `selective` (the MLP, which keeps most
-    and costs least), or `full` (everything but what came in).
+    `recompute` says what is computed again in the backward pass instead of kept: `none` (nothing that takes a matrix product),
+    `selective` (the MLP, which keeps most and costs least), or `full` (everything but what came in).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -108,7 +115,7 @@ class DecoderLayer(nn.Module):
         return x + self._feed_forward(x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.post_attention_layernorm(x))
+        return self.mlp(self.post_attention_layernorm(x), lean=self.recompute == "none")
 
 
 class Trunk(nn.Module):

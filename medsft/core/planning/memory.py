@@ -18,7 +18,7 @@ HEAD_CHUNK_BYTES = 256 << 20
 """Upper bound of the logits that exist at once, see `engine.loss`."""
 _GLOO_BYTES = 100 << 20
 """Buffers and threads of a CPU process that talks to others."""
-_KEPT_BY_MALLOC = 0.25
+_KEPT_BY_MALLOC = 0.75
 """Share of the memory that data-parallel ranks free and take again each iteration, and that a CPU process never gives back."""
 
 
@@ -104,20 +104,21 @@ def activation_bytes(model: ModelConfig, layout: Layout, work: Workload, num_lay
     """Return the bytes of the activations of one micro-batch in `num_layers` layers, as they peak in the backward pass.
 
     Per token and layer, in units of the computing format: the residual stream and the norms' outputs (hidden size each, twice),
-    queries and keys (twice, for the backward rotates them back), values and the attention's output, and gate, up, their product
-    and its gradient (feed-forward size each). The norms' backward works in fp32.
+    queries and keys (twice, for the backward rotates them back), values and the attention's output, and gate and up (each of the
+    feed-forward size, and as much again as one of them for what the allocator cannot use). In one layer at a time their product
+    and its gradient too. The norms' backward works in fp32.
     """
     unit = 2 if work.bf16 else 4
     h, d = model.hidden_size, model.head_dim
     heads, kv_heads = model.num_heads / layout.tp, model.num_kv_heads / layout.tp
-    feed_forward = 4 * model.intermediate_size / layout.tp
     sequence_share = h / layout.tp  # with sequence parallel the norms and the residual stream are divided too
     attention = 2 * (heads + kv_heads) * d + kv_heads * d + heads * d
-    full_layer = unit * (4 * sequence_share + attention + feed_forward) + 2 * 4 * sequence_share
+    without_mlp = unit * (4 * sequence_share + attention) + 2 * 4 * sequence_share
+    feed_forward = unit * model.intermediate_size / layout.tp
     if work.recompute == "full":
-        per_token = num_layers * unit * sequence_share + full_layer
+        per_token = num_layers * unit * sequence_share + without_mlp + 4 * feed_forward
     elif work.recompute == "selective":
-        per_token = num_layers * (full_layer - unit * feed_forward) + unit * feed_forward
+        per_token = num_layers * without_mlp + 4 * feed_forward
     else:
-        per_token = num_layers * full_layer
+        per_token = num_layers * (without_mlp + 3 * feed_forward) + feed_forward
     return math.ceil(work.stream_tokens * per_token)

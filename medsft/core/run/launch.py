@@ -170,6 +170,10 @@ def engine_environment(processes: int) -> dict[str, str]:
         # glibc gives large tensors back to the system and faults every page in again for the next: keep them instead.
         "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+        # oneDNN and torch's layer above it keep code for each size of product, and here each micro-batch has another size: of
+        # the 1,024 that they would keep, all but the last are of no use again. A micro-batch has some 20.
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+        "LRU_CACHE_CAPACITY": "64",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -230,6 +230,32 @@ def test_one_that_cannot_be_opened_is_not_used(error: type[BaseException]) -> No
     assert lists(encode([LONG])) == lists(letters([LONG]))
 
 
+def test_one_that_panics_later_is_not_asked_again() -> None:
+    asked: list[str] = []
+
+    def panicking(texts: Sequence[str]) -> list[TokenIds]:
+        asked.extend(texts)
+        if "bad" in texts:
+            raise Panic("a bug in the library")
+        return letters(texts)
+
+    encode = encoder(panicking)
+    encode([LONG])
+    assert lists(encode(["good", "bad"])) == lists(letters(["good", "bad"]))
+    assert lists(encode(["next"])) == lists(letters(["next"]))
+    assert "bad" in asked
+    assert "next" not in asked
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_is_no_panic(interrupt: type[BaseException]) -> None:
+    def interrupted(texts: Sequence[str]) -> list[TokenIds]:
+        raise interrupt
+
+    with pytest.raises(interrupt):
+        encoder(interrupted)([LONG])
+
+
 def test_one_that_errs_later_stops_the_set_with_the_remedy() -> None:
     encode = encoder(wrong_for("bad"))
     encode([LONG, *["good"] * (sooner._COMPARED - 1)])

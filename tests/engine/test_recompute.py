@@ -1,0 +1,79 @@
+"""What is computed again in the backward pass is not kept, and changes no number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from medsft.core.engine.model import MLP
+from medsft.core.engine.recompute import computed_again
+from medsft.core.engine.weights import local_part
+
+TOKENS = 64
+
+
+def normal(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.fixture
+def two_tensor_ranks():
+    """The first of two ranks in a group that sends nothing."""
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def mlp(tiny):
+    torch.manual_seed(0)
+    return MLP(tiny.config())
+
+
+def kept_and_gradients(module, hidden_size, *, lean):
+    """Return the bytes that a forward pass keeps beside what it returns, and the gradients after it."""
+    x = normal(TOKENS, hidden_size).requires_grad_()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        out = module(x, lean=lean)
+    kept = sum(event.self_cpu_memory_usage for event in recorded.key_averages())
+    parameters = list(module.parameters())
+    gradients = torch.autograd.grad(local_part(out).square().sum(), [x, *parameters])
+    return kept - local_part(out).nbytes, [local_part(gradient) for gradient in gradients]
+
+
+def check_that_the_product_is_not_kept(module, config, *, ranks):
+    kept, gradients = kept_and_gradients(module, config.hidden_size, lean=False)
+    lean_kept, lean_gradients = kept_and_gradients(module, config.hidden_size, lean=True)
+    assert kept - lean_kept == 4 * TOKENS * config.intermediate_size // ranks
+    assert all(map(torch.equal, gradients, lean_gradients))
+
+
+def test_the_product_of_gate_and_up_is_not_kept(mlp, tiny):
+    check_that_the_product_is_not_kept(mlp, tiny.config(), ranks=1)
+
+
+def test_nor_by_a_tensor_parallel_rank(mlp, tiny, two_tensor_ranks):
+    plan = {"gate_proj": ColwiseParallel(), "up_proj": ColwiseParallel(), "down_proj": RowwiseParallel()}
+    check_that_the_product_is_not_kept(parallelize_module(mlp, two_tensor_ranks, plan), tiny.config(), ranks=2)
+
+
+def test_it_is_computed_each_time_it_is_needed():
+    x, weight = normal(5, 4).requires_grad_(), normal(4, 3).requires_grad_()
+    doubled, times = 2 * x, []
+
+    def compute():
+        times.append(1)
+        return 2 * x.detach()
+
+    with computed_again(doubled, compute):
+        out = (doubled @ weight).sum() + (doubled * weight[0, 0]).sum()
+    assert not times
+    out.backward()
+    assert len(times) == 2
+    expected = torch.autograd.grad((2 * x @ weight).sum() + (2 * x * weight[0, 0]).sum(), [x, weight])
+    torch.testing.assert_close([x.grad, weight.grad], list(expected))
