@@ -104,9 +104,9 @@ def activation_bytes(model: ModelConfig, layout: Layout, work: Workload, num_lay
     """Return the bytes of the activations of one micro-batch in `num_layers` layers, as they peak in the backward pass.
 
     Per token and layer, in units of the computing format: the residual stream and the norms' outputs (hidden size each, twice),
-    queries and keys (twice, for the backward rotates them back), values and the attention's output, and gate and up (each of the
-    feed-forward size, and as much again as one of them for what the allocator cannot use). In one layer at a time their product
-    and its gradient too. The norms' backward works in fp32.
+    queries and keys (twice, for the backward rotates them back), values and the attention's output, gate and up (feed-forward
+    size each), and as much again as one of them for what the allocator cannot use. In one layer at a time their product and its
+    gradient too. The norms' backward works in fp32.
     """
     unit = 2 if work.bf16 else 4
     h, d = model.hidden_size, model.head_dim

@@ -174,6 +174,8 @@ def engine_environment(processes: int) -> dict[str, str]:
         # the 1,024 that they would keep, all but the last are of no use again. A micro-batch has some 20.
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
         "LRU_CACHE_CAPACITY": "64",
+        # On a GPU such sizes leave gaps between segments of memory that cannot grow.
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
