@@ -45,4 +45,4 @@ bench-peers: .venv-trl/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-trl bench/work build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-trl bench/scratch build dist .pytest_cache .mypy_cache .ruff_cache

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="turns of the training comparison (default 3)")
     parser.add_argument("--steps", type=int, default=6, help="steps of each training, the first not counted (default 6)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), action="append", help="default: both")
-    parser.add_argument("--work", type=Path, default=Path("bench/work"), help="folder for models and runs (3 GB)")
+    parser.add_argument("--work", type=Path, default=Path("bench/scratch"), help="folder for models and runs (3 GB)")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Callable[[], dict[str, Any]]] = {

@@ -86,10 +86,10 @@ class SoonerEncoder:
             ids = self._faster.encode(texts)
         except ValueError:  # fastokens refuses a byte that its vocabulary cannot spell; tokenizers leaves it out
             return self._reference(texts)
-        except BaseException as error:
-            if not _is_panic(error):
-                raise
-            self._faster = None  # what it keeps may be broken
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a panic in Rust is no Exception; what the library keeps may be broken
+            self._faster = None
             return self._reference(texts)
         self._compare(self._faster, texts, ids)
         return ids
@@ -98,10 +98,10 @@ class SoonerEncoder:
         try:
             faster = self._open_faster()
             same = all(self._same(probe, faster.encode([probe])[0]) for probe in self._probes)
-        except BaseException as error:  # not installed here, or a kind of tokenizer it does not know
-            if isinstance(error, Exception) or _is_panic(error):
-                return None
+        except (KeyboardInterrupt, SystemExit):
             raise
+        except BaseException:  # not installed here, or a kind of tokenizer it does not know; a panic in Rust is no Exception
+            return None
         return faster if same else None
 
     def _same(self, text: str, ids: TokenIds) -> bool:
@@ -115,11 +115,6 @@ class SoonerEncoder:
                     hint=f"set {REFERENCE_ONLY}=1 and try again: slower, without it",
                 )
         self._texts += len(texts)
-
-
-def _is_panic(error: BaseException) -> bool:
-    """Whether a library in Rust gave up: what PyO3 raises then is no Exception, so that nobody goes on by mistake."""
-    return not isinstance(error, (Exception, KeyboardInterrupt, SystemExit))
 
 
 def open_faster(tokenizer_json: str) -> Faster:

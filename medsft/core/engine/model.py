@@ -11,6 +11,7 @@ activations are [T, hidden] and there is neither a batch dimension nor padding. 
 from __future__ import annotations
 
 import zlib
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -81,9 +82,7 @@ class MLP(nn.Module):
         """Transform each token of x [T, hidden] on its own; `lean` keeps gate and up for the backward, not their product."""
         gate, up = self.gate_proj(x), self.up_proj(x)
         product = swiglu(gate, up)
-        if not lean:
-            return self.down_proj(product)
-        with computed_again(product, partial(swiglu, gate.detach(), up.detach())):
+        with computed_again(product, partial(swiglu, gate.detach(), up.detach())) if lean else nullcontext():
             return self.down_proj(product)
 
 
