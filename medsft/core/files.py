@@ -1,9 +1,18 @@
-"""Small files that other processes read while they are written, and where what can be made again is kept."""
+"""Files and folders that appear whole or not at all, and where what can be made again is kept."""
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: what a killed process left there stays
+    fcntl = None  # type: ignore[assignment]
 
 
 def write_atomically(path: Path, text: str, *, replace: bool = True) -> None:
@@ -20,6 +29,78 @@ def write_atomically(path: Path, text: str, *, replace: bool = True) -> None:
         os.link(temporary, path)
     finally:
         temporary.unlink()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to write into, which takes the name `path` when all went well and vanishes when not.
+
+        .NAME.PID.new/ --write--> sync every file and folder in it --> rename --> sync the parent
+
+    So what has the name is whole, after a power cut too. Missing parents are made. What killed processes left of earlier
+    attempts is removed first. Raises `FileExistsError` where `path` is there already (an empty folder gives way).
+    """
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    held: int | None = None
+    try:
+        _remove_left_overs(path)
+        aside.mkdir()
+        held = _hold(aside)
+        yield aside
+        sync_tree(aside)
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise FileExistsError(f"{path}: exists already")
+        aside.rename(path)
+        sync_entry(path.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file and folder below `folder`, and itself, durable."""
+    for here, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync_entry(Path(here, name))
+        sync_entry(Path(here))
+
+
+def sync_entry(path: Path) -> None:
+    """Make a file's content, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hold(folder: Path) -> int | None:
+    """Return a handle that shows that this process still writes the folder: the system takes it back when the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+    except (OSError, AttributeError):  # a file system without locks, or one where another process has it
+        os.close(descriptor)
+        return None
+
+
+def _remove_left_overs(path: Path) -> None:
+    """Remove the attempts at `path` whose processes are gone."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.new"):
+        with suppress(OSError):
+            held = _hold(left)
+            if held is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(held)
 
 
 def cache_folder(name: str) -> Path:

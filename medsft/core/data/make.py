@@ -8,7 +8,6 @@ which the next one removes.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -29,6 +28,7 @@ from medsft.core.data.records import BadRows, Example
 from medsft.core.data.template import Role
 from medsft.core.data.tokenizers import OpenedTokenizer
 from medsft.core.data.workers import Job, Process, processing, read_chunks
+from medsft.core.files import sync_entry, sync_tree
 from medsft.errors import DataError
 
 Stage = Literal["wait", "hash", "check", "tokenise"]
@@ -235,16 +235,9 @@ def _put_in_place(aside: Path, folder: Path) -> None:
     """Rename, after moving away a set that is to be replaced. Between the two there is no set, never half of one."""
     if folder.exists():
         folder.rename(aside.with_name(f"{folder.name}-replaced"))
+    sync_tree(aside)
     aside.rename(folder)
-    _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_entry(folder.parent)
 
 
 def remove_left_overs(folder: Path) -> None:

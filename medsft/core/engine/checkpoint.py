@@ -11,7 +11,6 @@ damaged checkpoint is named and the one before it is used.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from medsft.core.architecture import ModelConfig, to_hf_config
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.precision import Masters
+from medsft.core.files import sync_entry
 from medsft.core.run.integrity import MANIFEST, find_good, hash_file
 from medsft.core.run.rundir import RunDir
 from medsft.errors import MismatchError
@@ -63,12 +63,12 @@ def commit(
         manifest = {"iteration": state.iteration, "identity": identity, "state": _state_fields(state), "files": files}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         for path in (config, aside / MANIFEST, aside):
-            _fsync(path)
+            sync_entry(path)
         replaced = final.with_name(f".{final.name}.saving.replaced")
         if final.exists():
             final.rename(replaced)
         aside.rename(final)
-        _fsync(run.path)
+        sync_entry(run.path)
         run.set_latest_checkpoint(state.iteration)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
@@ -121,14 +121,6 @@ def random_state(mesh: Mesh) -> dict[str, Any]:
 def hash_own_files(folder: Path, mesh: Mesh) -> dict[str, dict[str, Any]]:
     """Return size and SHA-256 of the files that this rank wrote."""
     return {path.name: hash_file(path) for path in folder.glob(f"__{mesh.rank}_*.distcp")}
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def find_good_checkpoint(run: RunDir, mesh: Mesh) -> tuple[int | None, list[str]]:

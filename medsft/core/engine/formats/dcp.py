@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import pickle
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 
 from medsft.core.architecture import read_hf_config, to_hf_config
 from medsft.core.engine.formats.source import Slices, WeightSource, check_complete, sha256_of_files
+from medsft.core.files import new_folder
 from medsft.errors import MismatchError
 
 Part = Literal["model", "exp_avg", "exp_avg_sq"]
@@ -55,21 +54,20 @@ def write_dcp(folder: Path, source: WeightSource, *, dtype: torch.dtype) -> None
     """
     if folder.exists():
         raise MismatchError(f"{folder}: exists already.", hint="Choose another folder, or move this one away.")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    aside.mkdir(parents=True)
+    with new_folder(folder) as aside:
+        fill_dcp(aside, source, dtype=dtype)
+
+
+def fill_dcp(folder: Path, source: WeightSource, *, dtype: torch.dtype) -> None:
+    """Do what `write_dcp` does in a folder that is there; the caller makes it durable."""
     # Tensors of one element that pretend to be large: the planner replaces each when its turn to be written comes.
     shapes = source.config.parameter_shapes()
     outline = {name: torch.empty((), dtype=dtype).expand(shape) for name, shape in shapes}
-    try:
-        writer = FileSystemWriter(aside, single_file_per_rank=True, thread_count=1, sync_files=True)
-        with _alone():
-            dcp.save({"model": outline}, storage_writer=writer, planner=_FromSource(source, dtype), no_dist=True)
-        config = to_hf_config(source.config, dtype=str(dtype).removeprefix("torch."))
-        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    writer = FileSystemWriter(folder, single_file_per_rank=True, thread_count=1, sync_files=False)
+    with _alone():
+        dcp.save({"model": outline}, storage_writer=writer, planner=_FromSource(source, dtype), no_dist=True)
+    config = to_hf_config(source.config, dtype=str(dtype).removeprefix("torch."))
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _metadata(folder: Path) -> Metadata:

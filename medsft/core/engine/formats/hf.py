@@ -6,7 +6,6 @@ import json
 import math
 import os
 import pickle
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from io import FileIO
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from medsft.core.architecture import ModelConfig, read_hf_config, to_hf_config
 from medsft.core.engine.formats.source import Slices, WeightSource, check_complete, sha256_of_files
+from medsft.core.files import new_folder
 from medsft.errors import MismatchError
 
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -56,16 +56,24 @@ def write_hf(
     """
     if folder.exists():
         raise MismatchError(f"{folder}: exists already.", hint="Choose another folder, or move this one away.")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    aside.mkdir(parents=True)
-    try:
-        _write_shards(aside, config, tensors, dtype, max_shard_bytes, where=str(folder))
-        _write_json(aside / "config.json", to_hf_config(config, dtype=str(dtype).removeprefix("torch.")))
-        _write_json(aside / "generation_config.json", _generation_config(config, eos_token_ids))
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    with new_folder(folder) as aside:
+        fill_hf(aside, config, tensors, dtype=dtype, max_shard_bytes=max_shard_bytes, eos_token_ids=eos_token_ids, name=folder)
+
+
+def fill_hf(
+    folder: Path,
+    config: ModelConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    dtype: torch.dtype,
+    max_shard_bytes: int = 5 * 10**9,
+    eos_token_ids: Sequence[int] | None = None,
+    name: Path | None = None,
+) -> None:
+    """Do what `write_hf` does in a folder that is there, and will be called `name`; the caller makes it durable."""
+    _write_shards(folder, config, tensors, dtype, max_shard_bytes, where=str(name or folder))
+    _write_json(folder / "config.json", to_hf_config(config, dtype=str(dtype).removeprefix("torch.")))
+    _write_json(folder / "generation_config.json", _generation_config(config, eos_token_ids))
 
 
 class _SafetensorsSource:
@@ -189,8 +197,6 @@ def _write_shards(
             if found[name] == shapes.get(name):
                 _write_tensor(*offsets[name], tensor.detach().to("cpu", dtype))
         check_complete(config, found, where=where)
-        for descriptor in {descriptor for descriptor, _ in offsets.values()}:
-            os.fsync(descriptor)
     if len(shards) > 1:
         total_bytes = config.num_parameters() * dtype.itemsize
         _write_json(

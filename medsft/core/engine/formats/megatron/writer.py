@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from medsft.core.engine.formats.megatron.optimizer import OptimizerState, optimi
 from medsft.core.engine.formats.megatron.reserved import ReservedFile
 from medsft.core.engine.formats.source import WeightSource
 from medsft.core.engine.formats.vocabulary import BLOCK_ROWS, NewRows, ResizedSource
+from medsft.core.files import new_folder, write_atomically
 from medsft.core.megatron_folder import SIDECAR, TRACKER, layout_in_name, rank_folder
 from medsft.errors import MismatchError
 
@@ -65,7 +63,7 @@ def write_megatron(
     folder = root / ("release" if iteration is None else f"iter_{iteration:07d}")
     if folder.exists():
         raise MismatchError(f"{folder}: exists already.", hint="Choose another destination, or remove it first.")
-    with _aside(folder) as aside:
+    with new_folder(folder) as aside:
         files: Files = {}
         for chunk in chunks(source.config.num_layers, pp):
             for tp_rank in range(tp):
@@ -88,9 +86,8 @@ def write_megatron(
         for file in files.values():
             file.close()
         sidecar = {"config": to_hf_config(source.config.with_vocab(tokens), dtype=str(dtype).removeprefix("torch."))}
-        _write_durably(aside / SIDECAR, json.dumps(sidecar, indent=2))
-    _write_durably(root / f".{TRACKER}.tmp", "release" if iteration is None else str(iteration))
-    (root / f".{TRACKER}.tmp").replace(root / TRACKER)
+        (aside / SIDECAR).write_text(json.dumps(sidecar, indent=2), encoding="utf-8")
+    write_atomically(root / TRACKER, "release" if iteration is None else str(iteration))
     return folder
 
 
@@ -192,29 +189,3 @@ def _layer_parts(source: WeightSource, layer: int | None, key: str, tp: int) -> 
 
 def _slot(kind: str, layer: int | None, key: str) -> str:
     return f"{kind} {layer} {key}"
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into, which takes the name `folder` when all went well and vanishes when not."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    new_root = not folder.parent.exists()
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        aside.rename(folder)
-        descriptor = os.open(folder.parent, os.O_RDONLY)
-        os.fsync(descriptor)  # makes the new name durable before the tracker points to it
-        os.close(descriptor)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        if new_root:
-            shutil.rmtree(folder.parent, ignore_errors=True)
-        raise
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
