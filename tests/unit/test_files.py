@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +15,7 @@ from medsft.core.files import new_folder
 
 def test_a_folder_appears_whole_and_durable(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(files.os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    monkeypatch.setattr(files.os, "fsync", lambda handle: synced.append(str(Path(f"/proc/self/fd/{handle}").readlink())))
     target = tmp_path / "deep" / "model"
     with new_folder(target) as aside:
         (aside / "inner").mkdir()
@@ -30,18 +30,25 @@ def test_a_folder_appears_whole_and_durable(tmp_path, monkeypatch):
 
 
 def test_what_fails_leaves_nothing(tmp_path):
-    with pytest.raises(OSError, match="full"), new_folder(tmp_path / "a" / "b") as aside:
+    def fail(aside):
         (aside / "half").touch()
         raise OSError("full")
+
+    with pytest.raises(OSError, match="full"), new_folder(tmp_path / "a" / "b") as aside:
+        fail(aside)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_that_was_taken_meanwhile_is_kept(tmp_path):
     target = tmp_path / "model"
-    with pytest.raises(FileExistsError), new_folder(target) as aside:
+
+    def both_write(aside):
         (aside / "mine").touch()
         target.mkdir()
         (target / "theirs").touch()
+
+    with pytest.raises(FileExistsError), new_folder(target) as aside:
+        both_write(aside)
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "theirs"]
 
 
