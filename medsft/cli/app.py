@@ -35,12 +35,12 @@ def top(
     if version:
         from medsft import __version__
 
-        print(f"medsft {__version__}")
+        console.say(f"medsft {__version__}")
     elif context.invoked_subcommand is None:
         if console.interactive():
             runs.wizard()
         else:
-            print(context.get_help())
+            console.say(context.get_help())
 
 
 def _add_commands() -> None:

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from medsft.cli import console
 from medsft.errors import ConfigError, Problem
 
 
@@ -15,18 +16,18 @@ def confirm_iterations(planned: int) -> int:
     `n` ends the command with `typer.Exit`. Raises `ConfigError` at the end of the input.
     """
     while True:
-        print(f"Accept {planned} iterations? [Y/n/number] ", end="", file=sys.stderr, flush=True)
+        console.note(f"Accept {planned} iterations? [Y/n/number] ", end="")
         line = sys.stdin.readline()
         if not line:
-            print(file=sys.stderr)
+            console.note("")
             hint = "Answer on standard input (Y, n or a number), or leave --no_autoaccept_iters out."
             raise ConfigError([Problem("--no_autoaccept_iters", "the input ended before the iterations were accepted", hint)])
         answer = line.strip().lower()
         if answer in ("", "y", "yes"):
             return planned
         if answer in ("n", "no"):
-            print("Not accepted; nothing was started.", file=sys.stderr)
+            console.note("Not accepted; nothing was started.")
             raise typer.Exit(0)
         if answer.isdecimal() and int(answer) > 0:
             return int(answer)
-        print("Please answer Y, n, or a number of iterations.", file=sys.stderr)
+        console.note("Please answer Y, n, or a number of iterations.")

@@ -1,4 +1,7 @@
-"""Where output goes: results to standard output, everything else to standard error."""
+"""Where output goes: results to standard output, everything else to standard error.
+
+Names, paths, messages and records may come from elsewhere: what they hold never steers the terminal, and is never markup.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from medsft.core.printable import one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,25 +33,37 @@ def note_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def note(text: str) -> None:
+def say(text: str) -> None:
+    """Print a result, of one or several lines."""
+    print(printable(text), flush=True)
+
+
+def note(text: str, *, end: str = "\n") -> None:
     """Print a diagnostic line."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), end=end, file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document as the result."""
-    print(json.dumps(value, indent=1, default=str))
+    print_json_text(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def print_json_text(text: str) -> None:
+    """Print JSON that was made elsewhere, with its last newline. Only DEL is escaped here: JSON itself escapes the rest."""
+    print(text.replace("\x7f", "\\u007f"), end="", flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> None:
     """Print a table as the result; `numbers` are the positions of right-aligned columns."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if position in numbers else "left", overflow="fold")
+        justify: Literal["right", "left"] = "right" if position in numbers else "left"
+        table.add_column(Text(one_line(column)), justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     result_console().print(table)
 
 

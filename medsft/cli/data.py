@@ -41,7 +41,7 @@ def tokenize(
         if json:
             console.print_json(facts | {"skipped": skipped, "special_in_text": data.manifest.special_in_text})
             continue
-        print(f"{data.folder}: {count(data.num_documents)} documents, {count(data.num_tokens)} tokens")
+        console.say(f"{data.folder}: {count(data.num_documents)} documents, {count(data.num_tokens)} tokens")
         for reason, rows in data.manifest.bad_rows.items():
             console.note(f"warning: {count(rows)} rows skipped: {reason}")
         if data.manifest.special_in_text:
@@ -89,7 +89,7 @@ def inspect(
             continue
         for sample in shown:
             _print_sample(sample, config)
-        console.print_table((f"{name}", ""), _report_rows(report))
+        console.print_table((name, ""), _report_rows(report))
     if json:
         console.print_json(records)
 
@@ -110,6 +110,8 @@ def _print_sample(sample: Sample, config: RunConfig) -> None:
     """Print a document part by part. Weight and role are words first, so that nothing depends on colours."""
     from rich.text import Text
 
+    from medsft.core.printable import printable
+
     out = console.result_console()
     over = sample.length - 1 - config.seq
     cut = f", {over} more than --seq {config.seq}" if over > 0 else ""
@@ -118,7 +120,7 @@ def _print_sample(sample: Sample, config: RunConfig) -> None:
         role, weight = part.role.name, _weight(part.role.name, config)
         style = _STYLES[role] if weight else f"dim {_STYLES[role]}"
         out.print(Text(f"  {role.lower()}, {part.tokens} tokens, weight {weight:g}", style="italic"))
-        out.print(Text(part.text, style=style))
+        out.print(Text(printable(part.text), style=style))
     out.print()
 
 

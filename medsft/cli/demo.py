@@ -86,8 +86,8 @@ def _show(rows: Sequence[Row], before: Score, after: Score, model: Path) -> None
         ],
         numbers=(1, 2),
     )
-    print()
+    console.say("")
     table = zip(rows[:_SAMPLES], before.answers, after.answers, strict=False)
     columns = ("question", "right answer", "before", "after")
     console.print_table(columns, [(row["prompt"], row["gold"], old.strip(), new.strip()) for row, old, new in table])
-    print(f"\nThe model: {model}")
+    console.say(f"\nThe model: {model}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medsft.cli import console
 from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Json, RunsFolder
+from medsft.core.printable import printable
 
 if TYPE_CHECKING:
     from medsft.core.devices import Devices
@@ -37,7 +38,7 @@ def doctor(save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER, json: Json = F
     out = console.result_console()
     out.print()
     for line in advice:
-        out.print(f"- {line}", markup=False)
+        out.print(f"- {printable(line)}", markup=False)
 
 
 def _machine(devices: Devices) -> dict[str, Any]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from typer.core import TyperGroup
 
+from medsft.cli import console
 from medsft.cli.argv import normalise
+from medsft.core.printable import printable
 from medsft.errors import ConfigError, ExitCode, MedsftError
 
 
@@ -54,19 +57,40 @@ class Guard(Group):
             _report_bug(error, debug)
             sys.exit(ExitCode.TRAINING)
 
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        """Read the top group's own options."""
+        with _printable_usage_errors():
+            return super().make_context(info_name, args, *rest, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the options of the command, and run it."""
+        with _printable_usage_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable_usage_errors() -> Iterator[None]:
+    """Typer shows what is wrong with a command line by itself, with the words that were typed, or that a `*` found."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "message"):
+            error.message = printable(str(error.message))
+        raise
+
 
 def _explain(error: MedsftError, debug: bool) -> None:
     if debug:
-        traceback.print_exc()
+        console.note(traceback.format_exc(), end="")
     several = isinstance(error, ConfigError) and len(error.problems) > 1
-    print(f"medsft: several things are wrong:\n{error}" if several else f"medsft: {error}", file=sys.stderr)
+    console.note(f"medsft: several things are wrong:\n{error}" if several else f"medsft: {error}")
 
 
 def _report_bug(error: Exception, debug: bool) -> None:
     """Name the kind of error and the line it came from; its text could quote a record, so only --debug shows it."""
     if debug:
-        traceback.print_exc()
+        console.note(traceback.format_exc(), end="")
         return
     place = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
-    print(f"medsft: this is a bug in medsft: {where}. Run the command again with --debug for the details.", file=sys.stderr)
+    console.note(f"medsft: this is a bug in medsft: {where}. Run the command again with --debug for the details.")

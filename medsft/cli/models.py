@@ -39,7 +39,7 @@ def export(
     found = find_run(run, save_checkpoint_dir)
     with busy("exporting"):
         result = run_engine("export", [str(found.path), *engine_flags({"to": to, "iteration": iteration})])
-    print(result, end="")
+    console.say(result.rstrip("\n"))
 
 
 def convert(
@@ -99,7 +99,7 @@ def convert(
     with busy("converting"):
         result = run_engine("convert", [str(source), str(destination), *engine_flags(options)])
     if json:
-        print(result, end="")
+        console.print_json_text(result)
     else:
         _print_conversion(result)
 
@@ -124,7 +124,7 @@ def _print_conversion(result: str) -> None:
 
     record = json.loads(result)
     size = f"{short_count(record['parameters'])} parameters, {byte_size(record['bytes'])}, {record['dtype']}"
-    print(f"{record['destination']}: {record['format']}, {size}, {record['vocab_size']} tokens")
+    console.say(f"{record['destination']}: {record['format']}, {size}, {record['vocab_size']} tokens")
     if record["created_rows"]:
         console.note(f"Rows were made for {len(record['created_rows'])} new tokens.")
     if record["largest_logit_difference"] is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from medsft.cli import console
+from medsft.core.printable import one_line, printable
 from medsft.core.run.events import Event
 from medsft.core.run.pipeline import follow_to_end
 from medsft.core.run.rundir import RunDir
@@ -38,12 +39,12 @@ def print_event_line(event: Event) -> None:
 
     line = event_line(event)
     if line is not None:
-        print(line, flush=True)
+        console.say(line)
 
 
 def print_event_json(event: Event) -> None:
     """Print an event as the log has it."""
-    print(event.to_line(), end="", flush=True)
+    console.print_json_text(event.to_line())
 
 
 def run_in_foreground(run: RunDir, *, after: int, plain: bool, json: bool = False, node: int = 0) -> None:
@@ -123,7 +124,7 @@ def _progress_bar() -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("{task.fields[facts]}"),
@@ -142,18 +143,16 @@ class _Display:
 
     def show(self, event: Event) -> None:
         """Take in one event."""
-        from rich.markup import escape
-
         from medsft.core.run.lines import event_line
 
         self._fold.feed([event])
         view = self._fold.view()
         self._bar.update(
-            self._task, description=view.phase, completed=view.iteration, total=view.total or None, facts=_facts(view)
+            self._task, description=one_line(view.phase), completed=view.iteration, total=view.total or None, facts=_facts(view)
         )
         line = event_line(event)
         if event.kind not in ("step", "phase") and line is not None:
-            self._bar.console.print(escape(line))
+            self._bar.console.print(printable(line), markup=False)
 
 
 def _facts(view: RunView) -> str:

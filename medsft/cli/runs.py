@@ -129,19 +129,19 @@ def serve(
     save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER,
     port: Annotated[int, typer.Option("--port", help="Port on localhost.", min=1, max=65535)] = 8000,
 ) -> None:
-    """Show the runs and their monitors in a browser, on this machine only.
+    """Show the runs and their monitors in a browser, on this machine only, to whoever has the address that is printed.
 
-    From elsewhere, use an SSH tunnel: ssh -L 8000:localhost:8000 HOST
+    From elsewhere, open the same address through an SSH tunnel: ssh -L 8000:127.0.0.1:8000 HOST
     """
-    import shlex
     import sys
 
     from medsft.errors import LaunchError
 
     view = ["runs"] if run is None else ["watch", str(find_run(run, save_checkpoint_dir).path)]
     try:
-        from textual_serve.server import Server
+        from medsft.tui.browser.server import BrowserServer
     except ImportError:
         raise LaunchError("the monitor in a browser needs textual-serve.", hint="pip install 'medsft[serve]'") from None
     words = [sys.executable, "-m", "medsft", *view, "--save_checkpoint_dir", str(save_checkpoint_dir.resolve())]
-    Server(shlex.join(words), host="localhost", port=port, title="medsft").serve()
+    console.note("The address below is a key, made anew each time: whoever has it can stop and delete runs. Ctrl-C ends this.")
+    BrowserServer(words, port=port, announce=console.say, tell=console.note).serve()

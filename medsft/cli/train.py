@@ -75,7 +75,7 @@ def _print_cluster(config: RunConfig, settings: Path | None, slurm: bool) -> Non
     problems = check(replace(config, addr=config.addr or ADDR_PLACEHOLDER))
     if problems:
         raise ConfigError(problems)
-    print(slurm_script(config, settings) if slurm else "\n".join(node_commands(config, settings)))
+    console.say(slurm_script(config, settings).rstrip("\n") if slurm else "\n".join(node_commands(config, settings)))
 
 
 def _confirm(plan: RunPlan) -> RunConfig:
@@ -104,7 +104,7 @@ def _start(config: RunConfig, make_plan: Callable[[], RunPlan], *, detach: bool,
     console.note(f"{run.path}: {plan.num_iterations} iterations, {plan.layout}, {plan.precision}")
     if detach:
         console.note(f"Watch it: medsft watch {run.path}")
-        print(run.path)
+        console.say(str(run.path))
     else:
         run_in_foreground(run, after=launch.after, plain=plain, json=json, node=config.rank)
 
@@ -136,7 +136,7 @@ def plan(
     if output is not None:
         write_atomically(output, planned.to_json())
     if json:
-        print(planned.to_json(), end="")
+        console.print_json_text(planned.to_json())
     else:
         print_plan(planned)
 

@@ -285,14 +285,7 @@ def check(config: RunConfig) -> list[Problem]:
         problems.extend(_check_range(f.name, f.metadata, getattr(config, f.name)))
     if not config.run_name:
         problems.append(Problem("--run_name", "a name is needed", "It names the run and its tokenised set."))
-    for name in ("run_name", "id", "checkpoint"):
-        text = getattr(config, name)
-        if text and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", text):
-            problems.append(
-                Problem(flag(name), f"`{text}` cannot be part of a folder name", "Use letters, digits, `.`, `_`, `+`, `-`.")
-            )
-        if text and re.search(r"-tp\d+-pp\d+", text):
-            problems.append(Problem(flag(name), "must not contain `-tpN-ppN`: that part names the levels of a run"))
+    problems.extend(check_names(config))
     if config.min_lr > config.lr:
         problems.append(Problem("--min_lr", f"{config.min_lr:g} is above --lr {config.lr:g}"))
     if config.nodes > 1 and config.addr is None:
@@ -300,6 +293,21 @@ def check(config: RunConfig) -> list[Problem]:
     if config.rank >= config.nodes:
         problems.append(Problem("--rank", f"{config.rank} is not below --nodes {config.nodes}", "Ranks count from 0."))
     return problems
+
+
+def check_names(config: RunConfig) -> list[Problem]:
+    """Return what is wrong with the names that become a part of folder names."""
+    names = {name: getattr(config, name) for name in ("run_name", "id", "checkpoint")}
+    return [problem for name, text in names.items() if text for problem in check_folder_name(flag(name), text)]
+
+
+def check_folder_name(where: str, text: str) -> list[Problem]:
+    """Return what keeps a name from being a part of a run's folder name, under `where`: `../x` would lead out of its parent."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", text):
+        return [Problem(where, f"`{text}` cannot be part of a folder name", "Use letters, digits, `.`, `_`, `+`, `-`.")]
+    if re.search(r"-tp\d+-pp\d+", text):
+        return [Problem(where, "must not contain `-tpN-ppN`: that part names the levels of a run")]
+    return []
 
 
 def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> list[Problem]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsft.core.basemodel import BaseModel, inspect_base
-from medsft.core.config import RunConfig, check, format_number
+from medsft.core.config import RunConfig, check, check_folder_name, format_number
 from medsft.core.files import write_atomically
 from medsft.errors import ConfigError, MismatchError, Problem
 
@@ -169,9 +169,14 @@ def _checkpoints(raw: Mapping[str, Any], path: Path, problems: list[Problem]) ->
         for key, value in _rejoin_sizes(table).items():
             where = f"{path}: [checkpoints.{name}] {key}"
             try:
-                yield _entry(name, parse_size(key), value, path)
+                entry = _entry(name, parse_size(key), value, path)
             except ValueError as error:
                 problems.append(Problem(where, str(error)))
+                continue
+            wrong = check_folder_name(f"{where}, family", entry.family) if entry.family is not None else []
+            problems.extend(wrong)
+            if not wrong:
+                yield entry
 
 
 def _rejoin_sizes(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,9 +282,9 @@ def add_checkpoint(
 ) -> None:
     """Write or replace an entry. Comments and the order of the file stay. Paths below its folder become relative to it.
 
-    Raises `ConfigError` for a name that cannot be part of a folder's name, and when the file is not valid TOML.
+    Raises `ConfigError` for a name or family that cannot be part of a folder's name, and when the file is not valid TOML.
     """
-    _check_name(name)
+    _check_names({"NAME": name, "--family": family})
     value: Any = _as_written(path, file)
     if family is not None or tokenizer is not None:
         import tomlkit
@@ -319,7 +324,7 @@ def remove_checkpoint(file: Path, name: str, size: float) -> None:
 
 def add_dataset(file: Path, name: str, n_docs: int) -> None:
     """Write or replace the number of documents of a data set. Raises `ConfigError` as `add_checkpoint` does."""
-    _check_name(name)
+    _check_names({"NAME": name})
     if n_docs < 1:
         raise ConfigError([Problem("N_DOCS", f"{n_docs} is too small", "Must be 1 or more.")])
     _edit(file, lambda document: _set(document, "datasets", name, "n_docs", n_docs))
@@ -337,10 +342,11 @@ def remove_dataset(file: Path, name: str) -> None:
     _edit(file, change)
 
 
-def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
-        text = f"`{name}` cannot be part of a folder name"
-        raise ConfigError([Problem("NAME", text, "Use letters, digits, `.`, `_`, `+`, `-`.")])
+def _check_names(names: Mapping[str, str | None]) -> None:
+    """Raise `ConfigError` for each that cannot be part of a folder's name, by what a person calls it."""
+    problems = [p for where, text in names.items() if text is not None for p in check_folder_name(where, text)]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _is_size(key: str, size: float) -> bool:

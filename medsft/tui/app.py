@@ -14,6 +14,7 @@ from textual.binding import Binding
 from textual.dom import DOMNode
 from textual.screen import Screen
 
+from medsft.core.printable import printable
 from medsft.core.run.rundir import RunDir
 from medsft.tui.dialogs import TextDialog, key_help
 from medsft.tui.palette import Palette
@@ -106,6 +107,14 @@ class MedsftApp(App[int]):
     def action_theme(self) -> None:
         """Switch between dark and light."""
         self.theme = LIGHT.name if self.current_theme.dark else DARK.name
+
+    def notify(self, message: str, *, markup: bool = False, **options: Any) -> None:
+        """Show a message for a while: as it is, never as markup, because paths and errors are in it."""
+        super().notify(printable(message), markup=False, **options)
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """Copy a text without what would steer the terminal that it is pasted into."""
+        super().copy_to_clipboard(printable(text))
 
     def action_leave(self) -> None:
         """Close the view."""

@@ -9,6 +9,7 @@ from textual.binding import Binding
 from textual.screen import Screen
 from textual.widgets import Footer
 
+from medsft.core.printable import one_line
 from medsft.core.run.view import RunView
 from medsft.tui.chart import Series
 from medsft.tui.dialogs import COMMON
@@ -57,7 +58,7 @@ class CompareScreen(Screen[None]):
     def _show(self) -> None:
         chart = self.query_one(LineChart)
         chart.border_title = "Validation loss" if self._validation else "Training loss"
-        names = short_names(list(self._views))
+        names = [one_line(name) for name in short_names(list(self._views))]
         chart.series = tuple(
             Series(name, view.eval_steps, view.eval_series.get("loss", ()), sign)
             if self._validation

@@ -9,6 +9,8 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
+from medsft.tui.widgets.text import shown
+
 COMMON = (
     Binding("question_mark", "app.keys", "Help", key_display="?", tooltip="Show this page"),
     Binding("q", "app.leave", "Leave", tooltip="Close this view; training goes on"),
@@ -33,9 +35,9 @@ class Confirm(ModalScreen[bool]):
     def compose(self) -> ComposeResult:
         """Lay out the question and both answers."""
         with Vertical(id="dialog"):
-            yield Static(Content(self._question), id="question")
+            yield Static(shown(self._question), id="question")
             if self._detail:
-                yield Static(Content(self._detail), id="detail")
+                yield Static(shown(self._detail), id="detail")
             with Horizontal(id="answers"):
                 yield Button(f"{self._no} (n)", id="no")
                 yield Button(f"{self._yes} (y)", id="yes", variant="error" if self._danger else "primary")
@@ -63,7 +65,7 @@ class TextDialog(ModalScreen[None]):
         with VerticalScroll(id="page") as page:
             page.border_title = self._title
             page.border_subtitle = "arrows scroll · esc closes"
-            yield Static(Content(self._content) if isinstance(self._content, str) else self._content)
+            yield Static(shown(self._content))
 
 
 def key_help(screen_help: str, bindings: list[tuple[str, str, str]]) -> Content:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from medsft.core.printable import one_line
 from medsft.core.run.events import EventReader
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView, ViewFold
@@ -97,15 +98,14 @@ class LogTail:
         whole, newline, _ = data.rpartition(b"\n")
         self._offsets[path] = start + len(whole) + len(newline)
         name = _source(path)
-        self._lines.extend(f"{name}: {_printable(line)}" for line in whole.split(b"\n") if line.strip())
+        self._lines.extend(f"{name}: {_last_state(line)}" for line in whole.split(b"\n") if line.strip())
 
 
 def _source(path: Path) -> str:
     """Name who wrote a log: the launcher keeps those of rank 3 in a folder `3`."""
-    return f"rank {path.parent.name}" if path.parent.name.isdigit() else path.stem.replace("_", " ")
+    return f"rank {path.parent.name}" if path.parent.name.isdigit() else one_line(path.stem.replace("_", " "))
 
 
-def _printable(line: bytes) -> str:
-    """Return the text after the last carriage return (a progress bar redraws its line), without control characters."""
-    text = line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", errors="replace")
-    return "".join(character if character.isprintable() else " " for character in text)
+def _last_state(line: bytes) -> str:
+    """Return the text after the last carriage return (a progress bar redraws its line), fit for a terminal."""
+    return one_line(line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", errors="replace"))

@@ -18,6 +18,7 @@ from textual.widgets import Footer, Input, ProgressBar, Static
 from textual.worker import get_current_worker
 
 from medsft.core.config import from_mapping
+from medsft.core.printable import one_line
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView
 from medsft.errors import MedsftError
@@ -29,6 +30,7 @@ from medsft.tui.widgets.linechart import LineChart
 from medsft.tui.widgets.loglines import LogLines
 from medsft.tui.widgets.sizehint import SizeHint
 from medsft.tui.widgets.text import put
+from medsft.tui.widgets.textfield import Line
 
 CHARTS = {"loss": "1 Loss", "lr": "2 Learning rate", "grad_norm": "3 Gradient norm", "tokens_per_second": "4 Tokens/s"}
 PANELS = {"checkpoints": "c Checkpoints", "warnings": "w Warnings", "log": "l Log"}
@@ -98,7 +100,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
             yield Static(id="checkpoints", classes="panel")
             yield Static(id="warnings", classes="panel")
             with Vertical(id="log", classes="panel"):
-                yield Input(placeholder="show only lines with ...", id="filter", compact=True)
+                yield Line(placeholder="show only lines with ...", id="filter", compact=True)
                 yield LogLines(id="lines")
         yield Footer(compact=True, show_command_palette=False)
 
@@ -137,7 +139,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         """Show a snapshot: the numbers each time, the charts only when there are new events."""
         if new is None:
             return
-        put(self.query_one("#state", Static), facts.headline(self.run_dir.path.name, new))
+        put(self.query_one("#state", Static), facts.headline(one_line(self.run_dir.path.name), new))
         self._show_numbers(new)
         notice = self.query_one("#notice", Static)
         text = facts.notice(new, self.resume_command)

@@ -17,6 +17,7 @@ from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Static
 from textual.worker import get_current_worker
 
+from medsft.core.printable import one_line
 from medsft.core.run.rundir import RunDir, find_runs
 from medsft.core.run.view import RunView
 from medsft.core.units import age, byte_size, count
@@ -189,7 +190,7 @@ Training goes on whether or not this list is open.
             "size": byte_size(row.bytes),
         }
         style = self.app.theme_variables.get(colour.removeprefix("$"), "")
-        return {key: Text(text, style if key == "state" else "") for key, text in cells.items()}
+        return {key: Text(one_line(text), style if key == "state" else "") for key, text in cells.items()}
 
     @property
     def chosen(self) -> RunRow | None:
@@ -294,7 +295,7 @@ Training goes on whether or not this list is open.
 def _about(row: RunRow) -> str:
     view = row.view
     done = f"  {count(view.iteration)} of {count(view.total)} iterations" if view.total else ""
-    return f"{row.run.path.name}{done}"
+    return f"{one_line(row.run.path.name)}{done}"
 
 
 def _end_of(name: str, width: int) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
+from medsft.core.printable import printable
 from medsft.core.units import count
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def show_samples(shown: Iterable[Sample], config: RunConfig) -> Content:
             weight = 1.0 if role == "ANSWER" else config.loss_mask
             learnt = "learnt" if weight == 1 else f"learnt with weight {weight:g}" if weight else "read, not learnt"
             parts.append(Content.styled(f"▌{role.lower()}, {count(part.tokens)} tokens, {learnt}", f"{_COLOURS[role]} italic"))
-            parts += ["\n", Content.styled(part.text.rstrip("\n"), _COLOURS[role] if weight else f"dim {_COLOURS[role]}"), "\n"]
+            text, style = printable(part.text.rstrip("\n")), _COLOURS[role] if weight else f"dim {_COLOURS[role]}"
+            parts += ["\n", Content.styled(text, style), "\n"]
         parts.append("\n")
     return Content.assemble(*parts)

@@ -270,11 +270,10 @@ def test_runs_is_a_screen_where_one_can_be_shown(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("named", "view"), [((), "runs"), (("one-a",), "watch")])
 def test_serve_offers_the_runs_or_a_monitor(monkeypatch: pytest.MonkeyPatch, named: tuple[str, ...], view: str) -> None:
-    server = pytest.importorskip("textual_serve.server")
+    server = pytest.importorskip("medsft.tui.browser.server")
     run = make_run(Path("runs/one-a"), STARTED)
     commands: list[str] = []
-    monkeypatch.setattr(server.Server, "__init__", lambda self, command, **_: commands.append(command))
-    monkeypatch.setattr(server.Server, "serve", lambda self: None)
+    monkeypatch.setattr(server.BrowserServer, "serve", lambda self: commands.append(self.command))
     assert invoke("serve", *named).exit_code == 0
     words = shlex.split(commands[0])
     assert words[1:4] == ["-m", "medsft", view]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from medsft.core.architecture import ModelConfig
-from medsft.core.config import NOT_PART_OF_A_RUN, RunConfig, from_mapping, to_mapping
+from medsft.core.config import NOT_PART_OF_A_RUN, RunConfig, check_names, from_mapping, to_mapping
 from medsft.core.planning.layout import Layout, padded_model
 from medsft.core.planning.memory import MemoryEstimate
 from medsft.errors import MismatchError
@@ -150,7 +150,7 @@ class RunPlan:
         try:
             estimates = dict(raw["estimates"])
             return cls(
-                config=from_mapping(raw["config"], where=where),
+                config=_config(raw["config"], where),
                 base=_build(BasePlan, raw["base"], model=ModelConfig(**raw["base"]["model"])),
                 train=DataPlan(**raw["train"]),
                 val=DataPlan(**raw["val"]) if raw["val"] else None,
@@ -179,6 +179,15 @@ _SCALARS = (
     *("run_dir", "export_dir", "num_iterations", "epochs", "precision"),
     *("nproc_per_node", "micro_batch", "num_micro_batches"),
 )
+
+
+def _config(raw: Mapping[str, Any], where: str) -> RunConfig:
+    """Build the config. Its names are checked: a plan that came from elsewhere must not lead out of the folders it is for."""
+    config = from_mapping(raw, where=where)
+    problems = check_names(config)
+    if problems:
+        raise MismatchError(f"{where}: {problems[0]}")
+    return config
 
 
 def _plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from medsft.core.files import write_atomically
+from medsft.core.printable import one_line
 from medsft.core.run.events import EventReader
 from medsft.core.run.view import RunView, ViewFold
 from medsft.errors import MismatchError
@@ -123,7 +124,7 @@ class RunDir:
     def write_status(self, line: str, *, fresh: bool = False) -> None:
         """Append a line to `.status.txt`, or start the file anew."""
         with (self.path / ".status.txt").open("w" if fresh else "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(one_line(line) + "\n")
 
     def request(self, what: str) -> None:
         """Ask the run for something at its next step: `stop` or `save`."""

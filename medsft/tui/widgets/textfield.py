@@ -1,11 +1,24 @@
-"""A line to type in that leaves up and down to the form."""
+"""Lines to type in."""
 
+from __future__ import annotations
+
+from rich.text import Text
 from textual.binding import Binding
 from textual.widgets import Input
 
+from medsft.core.printable import one_line
 
-class TextField(Input):
-    """Textual's, but up and down are the screen's `move`: its own would scroll the page under the cursor."""
+
+class Line(Input):
+    """Textual's, but what steers a terminal is shown by signs: a text may be pasted, or proposed from names and rows."""
+
+    @property
+    def _value(self) -> Text:
+        return Text(one_line(self.value), no_wrap=True, overflow="ignore", end="")
+
+
+class TextField(Line):
+    """Leaves up and down to the form: its own would scroll the page under the cursor."""
 
     BINDINGS = [
         Binding("up", "screen.move(-1)", "Field above", show=False),

@@ -17,7 +17,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Label, Static
 
 from medsft.errors import Problem
-from medsft.tui.widgets.text import put
+from medsft.tui.widgets.text import put, shown
 from medsft.tui.widgets.textfield import TextField
 from medsft.tui.wizard.form import choices_of, default_text, help_of, label_of
 from medsft.tui.wizard.outlook import beside
@@ -60,7 +60,7 @@ class Choice(Widget, can_focus=True):
             chosen = option == self.value
             name = f"{'●' if chosen else '○'} {option}{' (default)' if option == self.default else ''}"
             parts += [Content.styled(name, "bold" if chosen else "$text-muted"), "  "]
-        return Content.assemble(*parts)
+        return shown(Content.assemble(*parts))
 
     def action_move(self, by: int) -> None:
         """Choose a neighbour."""
@@ -102,7 +102,7 @@ class FieldRow(Vertical):
                 default = default_text(self.field)
                 hint = f"{default} (default)" if default else ""
                 yield TextField(self._text, placeholder=hint, compact=True, suggester=self._suggester, select_on_focus=False)
-        yield Static(help_of(self.field), classes="help")
+        yield Static(shown(help_of(self.field)), classes="help")
         yield Static(classes="problem")
 
     def on_mount(self) -> None:

@@ -18,7 +18,7 @@ from textual.widgets.option_list import Option
 
 from medsft.core.config import command_line
 from medsft.tui.samples import show_samples
-from medsft.tui.widgets.text import put
+from medsft.tui.widgets.text import put, shown
 from medsft.tui.widgets.textfield import TextField
 from medsft.tui.wizard import outlook as words
 from medsft.tui.wizard.fields import AUTO, Choice, FieldRow
@@ -105,7 +105,7 @@ class BasePage(Page):
 
     title = "Base model"
     lead = "Choose the model to start from: enter on a line. Or search a folder below."
-    _shown: object = None
+    _listed: object = None
     _count = 0
 
     def content(self) -> ComposeResult:
@@ -134,24 +134,24 @@ class BasePage(Page):
     def show(self, state: State) -> None:
         """Show the entries with the chosen one marked."""
         super().show(state)
-        shown = [(entry, _is_chosen(entry, state)) for entry in state.entries]
-        if (shown, state.looking) != self._shown:
-            self._shown = (shown, state.looking)
-            self._list(shown, state.looking)
+        listed = [(entry, _is_chosen(entry, state)) for entry in state.entries]
+        if (listed, state.looking) != self._listed:
+            self._listed = (listed, state.looking)
+            self._list(listed, state.looking)
         wrong = [*problems_of("checkpoint", state.problems), *problems_of("size", state.problems)]
         place = self.query_one("#base-problems", Static)
         place.display = bool(wrong)
         put(place, words.beside(wrong))
 
-    def _list(self, shown: list[tuple[BaseEntry, bool]], looking: bool) -> None:
-        self._count = len(shown)
+    def _list(self, listed: list[tuple[BaseEntry, bool]], looking: bool) -> None:
+        self._count = len(listed)
         entries = self.query_one("#entries", OptionList)
         at = entries.highlighted
         entries.clear_options()
-        entries.add_options(Option(words.entry_text(entry, chosen)) for entry, chosen in shown)
-        if shown:
-            first = next((number for number, (_, chosen) in enumerate(shown) if chosen), 0)
-            entries.highlighted = first if at is None else min(at, len(shown) - 1)
+        entries.add_options(Option(shown(words.entry_text(entry, chosen))) for entry, chosen in listed)
+        if listed:
+            first = next((number for number, (_, chosen) in enumerate(listed) if chosen), 0)
+            entries.highlighted = first if at is None else min(at, len(listed) - 1)
         else:
             nothing = "Looking ..." if looking else "No models in medsft.toml yet: search a folder below."
             entries.add_option(Option(nothing, disabled=True))

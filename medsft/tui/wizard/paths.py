@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from rich.text import Text, TextType
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
@@ -14,6 +15,7 @@ from textual.screen import ModalScreen
 from textual.suggester import Suggester
 from textual.widgets import DirectoryTree, Static
 
+from medsft.core.printable import one_line
 from medsft.errors import ConfigError
 from medsft.tui.widgets.text import put
 from medsft.tui.wizard.form import split_paths
@@ -45,7 +47,8 @@ def complete(text: str, endings: tuple[str, ...] = ()) -> str | None:
     for entry in entries:
         is_folder = entry.is_dir()
         wanted = entry.name.startswith(start) and (start or not entry.name.startswith("."))
-        if wanted and " " not in entry.name and (is_folder or entry.name.endswith(endings or ("",))):
+        plain = " " not in entry.name and one_line(entry.name) == entry.name
+        if wanted and plain and (is_folder or entry.name.endswith(endings or ("",))):
             return text[: len(text) - len(start)] + entry.name + ("/" if is_folder else "")
     return None
 
@@ -56,6 +59,10 @@ class DataTree(DirectoryTree):
     def __init__(self, path: Path, endings: tuple[str, ...]) -> None:
         super().__init__(path)
         self._endings = endings
+
+    def process_label(self, label: TextType) -> Text:
+        """Return a name as the tree shows it."""
+        return Text(one_line(str(label)))
 
     def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
         """Leave out hidden entries and other files."""

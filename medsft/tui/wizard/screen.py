@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
-from textual.content import Content
 from textual.reactive import reactive
 from textual.screen import Screen
 from textual.timer import Timer
@@ -152,9 +151,7 @@ leave: the same texts are there when you come back. Empty fields keep their defa
         if self._current().filled:
             self._current().show(state)
         put(self.query_one("#outlook-text", Static), words.panel(state.outlook, state.problems, 30))
-        self.query_one("#strip", Static).update(
-            Content(state.busy) if state.busy else words.strip(state.outlook, state.problems)
-        )
+        put(self.query_one("#strip", Static), state.busy or words.strip(state.outlook, state.problems))
         self.query_one(Steps).show(self.page, state.problems)
         self.refresh_bindings()
 
