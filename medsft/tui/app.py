@@ -130,4 +130,8 @@ def run_app(
 ) -> int:
     """Run the app until the person leaves, and return the exit code."""
     app = MedsftApp(start, run=run, runs_folder=runs_folder, settings_file=settings_file)
+    if "TEXTUAL_DRIVER" in os.environ:  # in the browser that `medsft serve` talks to
+        from medsft.tui.browser.driver import BrowserDriver
+
+        app.driver_class = BrowserDriver
     return app.run() or 0

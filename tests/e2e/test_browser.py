@@ -149,6 +149,7 @@ async def test_the_runs_are_drawn_and_take_keys_and_nothing_leaves_the_machine(t
             await page.until(lambda: b"Delete this run?" in page.received, "the key did not come")
             await page.press("y")
             await page.until(lambda: not run.path.exists(), "the run is still there")
+            assert page.errors == []
             await page.press("q")
             end = time.monotonic() + SECONDS
             while not await page.value("document.body.classList.contains('-closed')"):
@@ -159,7 +160,6 @@ async def test_the_runs_are_drawn_and_take_keys_and_nothing_leaves_the_machine(t
             for url in page.requests:
                 parts = urlsplit(url)
                 assert parts.scheme in ("data", "blob") or parts.netloc == f"127.0.0.1:{server.port}", url
-            assert page.errors == []
     finally:
         server.process.terminate()
         server.process.communicate(timeout=SECONDS)

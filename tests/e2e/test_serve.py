@@ -51,6 +51,11 @@ async def socket_status(client: Any, url: str, **headers: str) -> int:
         return int(error.status)
 
 
+async def read_to_end(page: Any) -> None:
+    async for _ in page:
+        pass
+
+
 PARTS = ("", "ws", "static/js/textual.js", "static/page.js", "nothing")
 
 
@@ -174,9 +179,11 @@ async def test_no_process_outlives_the_server(tmp_path: Path, client: Any, numbe
         await page.receive(SECONDS)
         screens = server.screens()
         assert screens
+        reading = asyncio.create_task(read_to_end(page))  # as a browser does
         before = time.monotonic()
         server.process.send_signal(number)
         out, err = await asyncio.to_thread(server.process.communicate, timeout=SECONDS)
+        await reading
     assert time.monotonic() - before < 30  # aiohttp alone waits a minute for open pages
     assert server.process.returncode == (0 if number != signal.SIGKILL else -9)
     assert (out, "Traceback" in err) == ("", False)

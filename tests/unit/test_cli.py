@@ -276,7 +276,8 @@ def test_serve_offers_the_runs_or_a_monitor(monkeypatch: pytest.MonkeyPatch, nam
     monkeypatch.setattr(server.BrowserServer, "serve", lambda self: commands.append(self.command))
     assert invoke("serve", *named).exit_code == 0
     words = shlex.split(commands[0])
-    assert words[1:4] == ["-m", "medsft", view]
+    assert words[0] == "exec"  # no shell stays between the server and the app
+    assert words[2:5] == ["-m", "medsft", view]
     assert (str(run.path.resolve()) in words) == bool(named)
 
 

@@ -15,6 +15,7 @@ import logging
 import re
 import secrets
 import shlex
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -53,7 +54,7 @@ class BrowserServer(Server):
         self, words: Sequence[str], *, port: int, announce: Callable[[str], None], tell: Callable[[str], None]
     ) -> None:
         """`words` is the command, `announce` gets the address when it can be opened, `tell` what goes wrong."""
-        super().__init__(shlex.join(words), host=HOST, port=port, title="medsft")
+        super().__init__(f"exec {shlex.join(words)}", host=HOST, port=port, title="medsft")
         self._announce, self._tell = announce, tell
         self._token = secrets.token_urlsafe(_TOKEN_BYTES)
         self._files = {"": _PAGE / "page.html", **_files_below(Path(self.statics_path)), **_files_below(_PAGE)}
@@ -66,10 +67,24 @@ class BrowserServer(Server):
 
     def serve(self, debug: bool = False) -> None:
         """Serve until Ctrl-C or SIGTERM. Raises `LaunchError` when the port cannot be had."""
+        self.initialize_logging()
         try:
-            super().serve(debug)
+            asyncio.run(self._serve())
         except OSError as error:
             raise LaunchError(f"--port {self.port}: {error.strerror or error}", hint="Take another one: --port N") from None
+
+    async def _serve(self) -> None:
+        runner = web.AppRunner(await self._make_app(), access_log=None, shutdown_timeout=_END_SECONDS)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self.host, self.port).start()
+            ended = asyncio.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, ended.set)
+            self._announce(self.address)  # not before the port is ours: another account might have it
+            await ended.wait()
+        finally:
+            await runner.cleanup()
 
     def initialize_logging(self) -> None:
         """Pass on what the libraries say. Their tracebacks would show the values of variables, and those may be of a record."""
@@ -78,7 +93,6 @@ class BrowserServer(Server):
     async def _make_app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])
         app.on_response_prepare.append(_add_headers)
-        app.on_startup.append(self.on_startup)
         app.on_shutdown.append(self.on_shutdown)
         app.add_routes(
             [
@@ -121,10 +135,6 @@ class BrowserServer(Server):
             return await super().handle_websocket(request)
         finally:
             self._sessions.discard(session)
-
-    async def on_startup(self, app: web.Application) -> None:
-        """Say where the page is, now that it is."""
-        self._announce(self.address)
 
     async def on_shutdown(self, app: web.Application) -> None:
         """Close the screens: aiohttp would wait a minute for them."""
