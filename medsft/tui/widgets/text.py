@@ -13,7 +13,7 @@ def shown(content: Content | str) -> Content:
     if isinstance(content, str):
         return Content(printable(content))
     plain = printable(content.plain)  # of the same length, so the styles stay where they are
-    return content if plain == content.plain else Content(plain, content.spans)
+    return content if plain == content.plain else Content(plain, list(content.spans))
 
 
 def put(widget: Static, content: Content | str) -> None:
