@@ -44,6 +44,8 @@ def tokenize(
         console.say(f"{data.folder}: {count(data.num_documents)} documents, {count(data.num_tokens)} tokens")
         for reason, rows in data.manifest.bad_rows.items():
             console.note(f"warning: {count(rows)} rows skipped: {reason}")
+        for line in data.manifest.notes:
+            console.note(f"warning: {line}")
         if data.manifest.special_in_text:
             console.note(f"{count(data.manifest.special_in_text)} special strings inside rows (--special_in_text).")
 
@@ -90,6 +92,8 @@ def inspect(
         for sample in shown:
             _print_sample(sample, config)
         console.print_table((name, ""), _report_rows(report))
+        for line in data.manifest.notes:
+            console.note(f"warning: {line}")
     if json:
         console.print_json(records)
 

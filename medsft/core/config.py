@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -77,6 +78,13 @@ class RunConfig:
         "How a row becomes text: meditron, chatml, or the tokenizer's own chat template",
         "data",
         choices=("meditron", "chatml", "model"),
+    )
+    template_date: str | None = _option(
+        None,
+        "Date for a chat template that writes today's into every document, so that another day gives the same set",
+        "data",
+        unit="YYYY-MM-DD",
+        advanced=True,
     )
     seq: int = _option(2048, "Longest document", "data", unit="tokens", minimum=8)
     truncate: str = _option(
@@ -286,6 +294,8 @@ def check(config: RunConfig) -> list[Problem]:
     if not config.run_name:
         problems.append(Problem("--run_name", "a name is needed", "It names the run and its tokenised set."))
     problems.extend(check_names(config))
+    if config.template_date is not None and not _is_date(config.template_date):
+        problems.append(Problem("--template_date", f"`{config.template_date}` is no date", "Write it as 2026-11-28."))
     if config.min_lr > config.lr:
         problems.append(Problem("--min_lr", f"{config.min_lr:g} is above --lr {config.lr:g}"))
     if config.nodes > 1 and config.addr is None:
@@ -308,6 +318,13 @@ def check_folder_name(where: str, text: str) -> list[Problem]:
     if re.search(r"-tp\d+-pp\d+", text):
         return [Problem(where, "must not contain `-tpN-ppN`: that part names the levels of a run")]
     return []
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> list[Problem]:

@@ -9,7 +9,8 @@
     uint64    m, length of the document index
     int32[n]  numbers in each document
     int64[n]  byte offset of each document in ``.bin``
-    int64[m]  document index; for instruction data the single value 0, which readers must not rely on
+    int64[m]  document index: 0 .. n, the sequence with which each document begins and where the last one ends, m = n + 1.
+              NVIDIA's megatron-core asks for it. Megatron-LLM writes the single value 0, so readers must not rely on it
 
 ``.bin`` is the bare concatenation of the documents.
 """
@@ -70,11 +71,14 @@ class Written:
 class IndexedWriter:
     """Appends documents to ``prefix.bin``; `close` writes ``prefix.idx`` and syncs both to the disk.
 
+    Without `document_index` the index is Megatron-LLM's, byte for byte.
+
     Holds 4 bytes a document in memory. Leaving the ``with`` block by an exception writes no index.
     """
 
-    def __init__(self, prefix: Path, dtype: npt.DTypeLike) -> None:
+    def __init__(self, prefix: Path, dtype: npt.DTypeLike, *, document_index: bool = True) -> None:
         self._prefix = prefix
+        self._document_index = document_index
         self._dtype = np.dtype(dtype)
         self._code = _CODES[self._dtype]
         self._sizes = array("i")
@@ -107,10 +111,11 @@ class IndexedWriter:
         ends = np.cumsum(sizes, dtype=np.int64) * self._dtype.itemsize
         starts = (ends - sizes.astype(np.int64) * self._dtype.itemsize).astype("<i8")
         with idx_path(self._prefix).open("wb") as index:
-            index.write(_HEADER.pack(MAGIC, _VERSION, self._code, len(sizes), 1))
+            begins = np.arange(len(sizes) + 1 if self._document_index else 1, dtype="<i8")
+            index.write(_HEADER.pack(MAGIC, _VERSION, self._code, len(sizes), len(begins)))
             index.write(sizes.tobytes())
             index.write(starts.tobytes())
-            index.write(np.zeros(1, "<i8").tobytes())
+            index.write(begins.tobytes())
             index.flush()
             os.fsync(index.fileno())
         return Written(len(sizes), self._numbers, self._sha256.hexdigest())

@@ -96,6 +96,7 @@ def make_set(
     job: Job,
     *,
     workers: int | None,
+    document_index: bool,
     report: ProgressCallback,
 ) -> None:
     """Make the set `folder`, in the place of one that is there. Raises DataError and then leaves what was there.
@@ -107,7 +108,7 @@ def make_set(
     with processing(job, opened, input_bytes=total, workers=workers) as process:
         bad = _check(files, process, recipe, Clock("check", total, report))
         with _writing_to_disk(folder), _folder_aside(folder) as aside:
-            written = _write(aside, files, process, opened, Clock("tokenise", total, report))
+            written = _write(aside, files, process, opened, Clock("tokenise", total, report), document_index)
             if stamps != [_stamp(path) for path in files] or total != sum(file.bytes for file in recipe.inputs):
                 raise DataError("a data file changed while it was read", hint="try again when it is finished")
             write_manifest(aside, written.manifest(recipe, opened, bad))
@@ -162,6 +163,7 @@ class _WrittenSet:
             answer_tail=answer_tail(opened),
             special_in_text=self.special_in_text,
             bad_rows=dict(bad.reasons),
+            notes=opened.template.notes,
             text_bytes=self.text_bytes,
             text_sha256=self.text_sha256,
             role_bytes=self.role_bytes,
@@ -169,10 +171,15 @@ class _WrittenSet:
         )
 
 
-def _write(aside: Path, files: Sequence[Path], process: Process, opened: OpenedTokenizer, clock: Clock) -> _WrittenSet:
+def _write(
+    aside: Path, files: Sequence[Path], process: Process, opened: OpenedTokenizer, clock: Clock, document_index: bool
+) -> _WrittenSet:
     spans, counts, special, documents = [], np.zeros(len(Role), np.int64), 0, 0
     dtype = token_dtype(opened.tokenizer.vocab_size)
-    with IndexedWriter(text_prefix(aside), dtype) as text, IndexedWriter(role_prefix(aside), np.uint16) as role:
+    with (
+        IndexedWriter(text_prefix(aside), dtype, document_index=document_index) as text,
+        IndexedWriter(role_prefix(aside), np.uint16, document_index=document_index) as role,
+    ):
         for result in process(read_chunks(files, encode=True)):
             encoded = result.documents
             assert encoded is not None

@@ -45,6 +45,8 @@ class Recipe:
     keys: Keys
     bad_rows: Literal["error", "skip"] = "error"
     special_in_text: SpecialInText = "escape"
+    template_date: str = ""
+    """The day that the chat template writes into documents; empty when it writes none, or in a set that is older than this"""
     data_layer: int = DATA_LAYER_VERSION
 
 
@@ -65,6 +67,8 @@ class Manifest:
     """Special strings that people wrote"""
     bad_rows: Mapping[str, int] = field(default_factory=dict)
     """Rows left out, by reason"""
+    notes: tuple[str, ...] = ()
+    """What a person should know about the documents of this template"""
     text_bytes: int
     text_sha256: str
     role_bytes: int
@@ -97,6 +101,7 @@ def read_manifest(folder: Path) -> Manifest | None:
             raise DataError(f"{path} was written by another version of medsft", hint="make the set again with --retokenize")
         recipe = raw.pop("recipe")
         raw["tokens_by_role"] = tuple(raw["tokens_by_role"])
+        raw["notes"] = tuple(raw.get("notes", ()))
         return Manifest(recipe=None if recipe is None else _recipe(recipe), **raw)
     except FileNotFoundError:
         return None
@@ -137,7 +142,7 @@ def differences(made: Manifest, wanted: Recipe) -> list[str]:
     if old is None:
         return ["the set was made by another program, so it cannot be compared with the data"]
     lines = _input_differences(old.inputs, wanted.inputs) + tokenizer_differences(made, wanted.tokenizer)
-    lines += template_differences(made, wanted.template, wanted.template_sha256)
+    lines += template_differences(made, wanted.template, wanted.template_sha256) or _date_difference(old, wanted)
     for name in ("question", "answer", "system"):
         was, now = getattr(old.keys, name), getattr(wanted.keys, name)
         if was != now:
@@ -167,6 +172,16 @@ def template_differences(made: Manifest, template: str, template_sha256: str) ->
     if old.template == template:
         return [f"the chat template of --template {template} has changed"]
     return [f"--template was {old.template}, now {template}"]
+
+
+def _date_difference(old: Recipe, wanted: Recipe) -> list[str]:
+    if old.template_date == wanted.template_date:
+        return []
+    kept = f"; --template_date {old.template_date} keeps that day" if old.template_date else ""
+    return [
+        "the chat template writes the date into every document: it was "
+        f"{old.template_date or 'not recorded'}, now {wanted.template_date or 'none'}{kept}"
+    ]
 
 
 def _input_differences(old: Sequence[InputFile], new: Sequence[InputFile]) -> list[str]:

@@ -45,6 +45,8 @@ class SentencePieceTokenizer:
         self.special_ids = ids
         self.added_tokens = tuple((name, id_) for name, id_ in ids.items() if id_ >= size)
         self.vocab_size = size + len(self.added_tokens)
+        self.whole_strings = tuple(ids)
+        self.unk_id = self.pieces.unk_id()
         pad, bos, eos = _own_names(self.pieces)
         self.bos_id, self.eos_id, self.pad_id = ids[bos], ids[eos], ids[pad]
         self.fingerprint = hashlib.sha256(content + repr(list(extra_ids)).encode()).hexdigest()

@@ -48,6 +48,12 @@ class Template:
     """Ends the answer."""
     jinja: str
     """The chat template of an exported tokenizer; renders the same text."""
+    marked_jinja: str
+    """The same, with the assistant's part between the tags by which transformers finds the tokens that have the role ANSWER."""
+    notes: tuple[str, ...] = ()
+    """What a person should know about its documents."""
+    date: str = ""
+    """The day that it writes into documents, YYYY-MM-DD; empty when it writes none."""
     joint: bool = False
     """The segments are tokenised as one text and then cut, as a chat template without control tokens needs."""
     render: Callable[[Example], tuple[Segment, ...]] = field(repr=False)
@@ -90,14 +96,19 @@ def builtin_template(name: str) -> Template:
         special_tokens=(START, END),
         stop_token=END,
         jinja=_jinja(words),
+        marked_jinja=_jinja(words, generation=True),
         render=render,
         render_prompt=render_prompt,
     )
 
 
-def _jinja(words: Mapping[Role, str]) -> str:
-    """The chat template in the language of `tokenizer_config.json`, on one line so that no blank can slip in."""
+def _jinja(words: Mapping[Role, str], *, generation: bool = False) -> str:
+    """The chat template in the language of `tokenizer_config.json`, on one line so that no blank can slip in.
+
+    With `generation` answers are marked. The text without is part of what a set was made of (`Recipe.template_sha256`).
+    """
     names = {"system": words[Role.SYSTEM], "user": words[Role.QUESTION], "assistant": words[Role.ANSWER]}
+    message = f"{{{{ '{START}' + words[message['role']] + '\\n' + message['content'] + '{END}\\n' }}}}"
     table = "{" + ", ".join(f"'{role}': '{word}'" for role, word in names.items()) + "}"
     return (
         f"{{% set words = {table} %}}"
@@ -105,7 +116,13 @@ def _jinja(words: Mapping[Role, str]) -> str:
         "{% if message['role'] not in words %}"
         "{{ raise_exception('this model knows the roles system, user and assistant') }}"
         "{% endif %}"
-        f"{{{{ '{START}' + words[message['role']] + '\\n' + message['content'] + '{END}\\n' }}}}"
+        f"{_answers_marked(message) if generation else message}"
         "{% endfor %}"
         f"{{% if add_generation_prompt %}}{{{{ '{START}{words[Role.ANSWER]}\\n' }}}}{{% endif %}}"
+    )
+
+
+def _answers_marked(message: str) -> str:
+    return (
+        f"{{% if message['role'] == 'assistant' %}}{{% generation %}}{message}{{% endgeneration %}}{{% else %}}{message}{{% endif %}}"
     )

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +66,10 @@ class TokenizeRequest:
     """Of a tokenizer.model; nothing to other tokenizers."""
     prefer_model_file: bool = False
     """Take a folder's tokenizer.model although it has a tokenizer.json."""
+    template_date: date | None = None
+    """The date for a chat template that writes one; None: today."""
+    document_index: bool = True
+    """Say in the ``.idx`` files where documents end, as NVIDIA's Megatron reads it; the original leaves that out."""
     retokenize: bool = False
     """Replace a set that was made otherwise."""
     trust_cache: bool = False
@@ -87,6 +92,7 @@ class TokenizeRequest:
             prefer_model_file=self.prefer_model_file,
             keys=self.keys,
             special_in_text=self.special_in_text,
+            today=self.template_date or date.today(),
         )
 
 
@@ -97,7 +103,8 @@ def tokenize(request: TokenizeRequest, *, progress: ProgressCallback | None = No
     `trust_cache`); no data and no set. An interrupted call leaves nothing that looks like a set.
     """
     report = progress or (lambda _: None)
-    opened = request.job.open_tokenizer()
+    job = request.job
+    opened = job.open_tokenizer()
     if not request.data:
         return _use(request, opened)
     recipe = _recipe(request, opened, _hash(request, report))
@@ -110,7 +117,16 @@ def tokenize(request: TokenizeRequest, *, progress: ProgressCallback | None = No
         if made_meanwhile or (not request.retokenize and _holds_files(request.folder)):
             return _reuse(request, opened, recipe)
         refuse_foreign_files(request.folder)
-        make_set(request.folder, request.data, recipe, opened, request.job, workers=request.workers, report=report)
+        make_set(
+            request.folder,
+            request.data,
+            recipe,
+            opened,
+            job,
+            workers=request.workers,
+            document_index=request.document_index,
+            report=report,
+        )
         return open_tokenized(request.folder)
 
 
@@ -173,6 +189,7 @@ def _recipe(request: TokenizeRequest, opened: OpenedTokenizer, inputs: tuple[Inp
         keys=request.keys,
         bad_rows=request.bad_rows,
         special_in_text=request.special_in_text,
+        template_date=opened.template.date,
     )
 
 

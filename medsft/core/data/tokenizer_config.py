@@ -9,19 +9,38 @@ from typing import Any
 from medsft.errors import DataError
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+_MAX_BYTES = 64 * 2**20
+"""Of a file beside a tokenizer; the largest of public models, which list all their added tokens, have some 2 MiB."""
+_COPY = "copy the tokenizer again"
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """What the files say together; the newer ``tokenizer_config.json`` wins. Raises DataError when one is no JSON."""
+    """What the files say together; the newer ``tokenizer_config.json`` wins. Raises DataError when one is no JSON object."""
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         path = folder / name
-        if path.is_file():
+        if path.exists():
             try:
-                config |= json.loads(path.read_text("utf-8"))
-            except ValueError:
-                raise DataError(f"{path} is not valid JSON", hint="copy the tokenizer again") from None
+                content = json.loads(read_text(path))
+            except (ValueError, RecursionError):
+                raise DataError(f"{path} is not valid JSON", hint=_COPY) from None
+            if not isinstance(content, dict):
+                raise DataError(f"{path} holds no JSON object", hint=_COPY)
+            config |= content
     return config
+
+
+def read_text(path: Path) -> str:
+    """The text of a small file. Raises DataError when it cannot be read, is too large, or is no UTF-8."""
+    try:
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise DataError(f"{path} has {size:,} bytes, too many for such a file", hint=_COPY)
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}", hint=_COPY) from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8", hint=_COPY) from None
 
 
 def named_tokens(config: dict[str, Any]) -> dict[str, str]:
@@ -34,9 +53,10 @@ def named_tokens(config: dict[str, Any]) -> dict[str, str]:
 def chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     """The jinja text: of the file ``chat_template.jinja``, else of the configuration; of several, the default one."""
     alone = folder / "chat_template.jinja"
-    if alone.is_file():
-        return alone.read_text("utf-8")
+    if alone.exists():
+        return read_text(alone)
     template = config.get("chat_template")
     if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = next((entry.get("template") for entry in entries if entry.get("name") == "default"), None)
     return template if isinstance(template, str) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +30,8 @@ MEDITRON_EXTRA_IDS = (
     "[table]", "[/table]", "[formula]", "[/formula]", "<|im_start|>", "<|im_end|>",
 )  # fmt: skip
 """Tokens that the original appends to a SentencePiece model, in this order, after its five built-in ones."""
+_TOLERATED_GAP = 4096
+"""Ids without a token; models have some, for tables of a round size."""
 
 
 class Tokenizer(Protocol):
@@ -55,6 +58,10 @@ class Tokenizer(Protocol):
         """Tokens that are not in the file itself, with their ids: new rows of the embedding."""
 
     @property
+    def whole_strings(self) -> tuple[str, ...]:
+        """Strings that are one token wherever they stand in text: the control tokens, and added tokens that control nothing."""
+
+    @property
     def bos_id(self) -> int | None:
         """Beginning of text."""
 
@@ -65,6 +72,10 @@ class Tokenizer(Protocol):
     @property
     def pad_id(self) -> int | None:
         """Padding. Training has none; an exported tokenizer names it."""
+
+    @property
+    def unk_id(self) -> int | None:
+        """What text becomes that the vocabulary cannot spell."""
 
     @property
     def fingerprint(self) -> str:
@@ -99,22 +110,30 @@ def open_tokenizer(
     template: str = "meditron",
     extra_ids: Sequence[str] = MEDITRON_EXTRA_IDS,
     prefer_model_file: bool = False,
+    today: date | None = None,
 ) -> OpenedTokenizer:
     """Open a tokenizer folder, a ``tokenizer.json``, a ``tokenizer.model`` or a GGUF file, and add the template's tokens.
 
     A folder's ``tokenizer.json`` goes before its ``tokenizer.model`` unless `prefer_model_file`. `extra_ids` belong to
-    a ``tokenizer.model`` only; any other tokenizer gets just the tokens of the template that it lacks. Raises DataError.
+    a ``tokenizer.model`` only; any other tokenizer gets just the tokens of the template that it lacks. `today` is the date for a
+    chat template that writes one. Raises DataError.
     """
     file = find_tokenizer_file(path, prefer_model_file=prefer_model_file)
     if file.suffix == ".gguf":
         from medsft.core.data.gguf_cache import converted_tokenizer
 
         file = converted_tokenizer(file)
-    named = None if template == "model" else builtin_template(template)
-    tokenizer = _open_file(file, named.special_tokens if named else (), extra_ids)
-    if named is None:
-        named = load_chat_template(file.parent, tuple(tokenizer.special_ids))
-    return OpenedTokenizer(tokenizer, named)
+    if template != "model":
+        named = builtin_template(template)
+        return OpenedTokenizer(_open_file(file, named.special_tokens, extra_ids), named)
+    tokenizer = _open_file(file, (), extra_ids)
+    own = load_chat_template(
+        file.parent, tuple(tokenizer.special_ids), added_strings=tokenizer.whole_strings, today=today
+    )
+    if own.stop_token not in tokenizer.special_ids:
+        # It ends answers, so it controls the model, whatever its file says: a row must not be able to write it.
+        tokenizer = _open_file(file, (own.stop_token,), extra_ids)
+    return OpenedTokenizer(tokenizer, own)
 
 
 def _open_file(file: Path, template_tokens: Sequence[str], extra_ids: Sequence[str]) -> Tokenizer:
@@ -159,6 +178,7 @@ class HuggingFaceTokenizer:
         content = file.read_bytes()
         self._native, self._plain = _loaded(content, file), _loaded(content, file)
         in_file = self._native.get_vocab(with_added_tokens=True)
+        _check_ids(in_file, file)
         matched = {token.content for token in self._native.get_added_tokens_decoder().values()}
         # A token that the model has as an ordinary piece only must also be matched as a whole in text.
         missing = [token for token in template_tokens if token not in matched]
@@ -171,9 +191,11 @@ class HuggingFaceTokenizer:
         template_ids = {token: self._id(token) for token in template_tokens}
         # Longest first: a special string may begin with another, and tokenizers takes the longest.
         self.special_ids = dict(sorted((own | template_ids).items(), key=lambda entry: -len(entry[0])))
+        self.whole_strings = tuple(token.content for token in self._native.get_added_tokens_decoder().values())
         self._pattern = pattern_of(tuple(self.special_ids))
         named = named_tokens(read_tokenizer_config(file.parent))
         self.bos_id, self.eos_id, self.pad_id = (self._known(named.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
+        self.unk_id = self._known(named.get("unk_token") or getattr(self._native.model, "unk_token", None))
         self.fingerprint = _fingerprint(content, template_tokens)
 
     def _id(self, token: str) -> int:
@@ -236,11 +258,23 @@ def _loaded(content: bytes, file: Path) -> FastTokenizer:
 
     try:
         tokenizer = FastTokenizer.from_buffer(content)
-    except Exception as error:  # the library raises bare Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception; a panic in Rust is not even that
         raise DataError(f"{file} is not a valid tokenizer: {error}", hint="copy the tokenizer again") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _check_ids(vocabulary: Mapping[str, int], file: Path) -> None:
+    """A table has a row for every id up to the highest: one far away would make it as large as somebody liked."""
+    token, highest = max(vocabulary.items(), key=lambda entry: entry[1], default=("", 0))
+    if highest > 2 * len(vocabulary) + _TOLERATED_GAP:
+        raise DataError(
+            f"{file} gives a token the id {highest:,}, but has only {len(vocabulary):,} tokens: `{token[:40]}`",
+            hint="copy the tokenizer again, or give that token the next free id",
+        )
 
 
 def _add(tokenizer: FastTokenizer, tokens: Sequence[str]) -> None:

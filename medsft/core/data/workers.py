@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -44,6 +45,8 @@ class Job:
     prefer_model_file: bool
     keys: Keys
     special_in_text: SpecialInText
+    today: date
+    """The date for a chat template that writes one: that of the set, also when a worker starts after midnight."""
 
     def open_tokenizer(self) -> OpenedTokenizer:
         """The tokenizer and template of this job."""
@@ -52,6 +55,7 @@ class Job:
             template=self.template,
             extra_ids=self.extra_ids,
             prefer_model_file=self.prefer_model_file,
+            today=self.today,
         )
 
 

@@ -173,7 +173,7 @@ class RunPlan:
         )
 
 
-_BY_CONTENT = frozenset({"data", "val", "checkpoint", "size", "epochs", "iters", "max_iters"})
+_BY_CONTENT = frozenset({"data", "val", "template_date", "checkpoint", "size", "epochs", "iters", "max_iters"})
 """Fields whose effect the identity holds otherwise: by the hash of the content, or by the number of iterations."""
 _SCALARS = (
     *("run_dir", "export_dir", "num_iterations", "epochs", "precision"),

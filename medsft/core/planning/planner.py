@@ -233,7 +233,7 @@ def _suppositions(found: _Found) -> list[str]:
 def _concerns(found: _Found, plan: RunPlan) -> list[str]:
     """Return what a person should know before the run starts, though it can."""
     config, train, estimates = plan.config, plan.train, plan.estimates
-    lines = []
+    lines = [*found.train.notes]
     expected, counted = found.settings.expected_documents(config.run_name), train.documents + found.train.withheld
     if expected is not None and expected != counted:
         lines.append(f"medsft.toml says {expected:,} documents for {config.run_name}, the set has {counted:,}.")

@@ -40,6 +40,8 @@ class PlannedSet:
     """Documents beside these that the original's split takes from training."""
     exact: bool
     """Whether they were counted in a tokenised set, not estimated."""
+    notes: tuple[str, ...] = ()
+    """What a person should know about its documents."""
 
 
 def training_folder(config: RunConfig) -> Path:
@@ -99,7 +101,7 @@ def _planned(chosen: Selection, config: RunConfig) -> PlannedSet:
         supervised_tokens=int(np.maximum(ends - starts, 0).sum()),
         longest=int(lengths.max()),
     )
-    return PlannedSet(plan, lengths, chosen.order, chosen.withheld, exact=True)
+    return PlannedSet(plan, lengths, chosen.order, chosen.withheld, exact=True, notes=data.manifest.notes)
 
 
 def _guess(config: RunConfig, *, has_validation: bool) -> PlannedSet:

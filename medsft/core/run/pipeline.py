@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 from medsft.core.basemodel import inspect_base
@@ -63,6 +64,8 @@ def request_for(
         bad_rows=config.bad_rows,  # type: ignore[arg-type]
         special_in_text="control" if config.follows_original else config.special_in_text,  # type: ignore[arg-type]
         prefer_model_file=config.follows_original,
+        template_date=date.fromisoformat(config.template_date) if config.template_date else None,
+        document_index=not config.follows_original,
         retokenize=config.retokenize,
         trust_cache=config.trust_cache,
     )
