@@ -21,6 +21,9 @@ FAMILIES = {
     "qwen2": "Qwen 2 and 2.5",
     "qwen3": "Qwen 3 (dense)",
 }
+_READ_AS = "5.0.0"
+"""The release of transformers from which on a tokenizer.json is taken as it is. Where `config.json` names none, or an older
+one, 4.57 says of large vocabularies that they split words wrongly, and advises a flag that changes the ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,9 @@ class ModelConfig:
     """A query sees this many tokens, itself included (Hugging Face's meaning), or all of them."""
     bos_token_id: int | None = None
     eos_token_id: int | None = None
+    other_end_token_ids: tuple[int, ...] = ()
+    """Further ids at which a generation ends."""
+    pad_token_id: int | None = None
 
     def with_vocab(self, vocab_size: int) -> ModelConfig:
         """Return the same model with another number of embedding rows."""
@@ -106,7 +112,7 @@ def from_hf_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
     if family in ("llama", "qwen3") and raw.get("attention_bias"):
         raise MismatchError(f"{where}: attention_bias on a {family} model (with a bias on o_proj) is not supported.")
     heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
-    eos = raw.get("eos_token_id")
+    ends = _ids(raw.get("eos_token_id"))
     return ModelConfig(
         family=family,
         vocab_size=int(raw["vocab_size"]),
@@ -125,7 +131,9 @@ def from_hf_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
         qk_norm=family == "qwen3",
         sliding_window=_sliding_window(raw, family, where),
         bos_token_id=raw.get("bos_token_id"),
-        eos_token_id=eos[0] if isinstance(eos, list) else eos,
+        eos_token_id=ends[0] if ends else None,
+        other_end_token_ids=tuple(ends[1:]),
+        pad_token_id=raw.get("pad_token_id"),
     )
 
 
@@ -139,9 +147,22 @@ def read_hf_config(folder: Path) -> ModelConfig:
     except ValueError as error:
         raise MismatchError(f"{path}: not valid JSON: {error}") from None
     try:
-        return from_hf_config(raw, where=str(path))
+        return _with_generation_ends(from_hf_config(raw, where=str(path)), folder)
     except KeyError as error:
         raise MismatchError(f"{path}: the field {error} is missing.") from None
+
+
+def _with_generation_ends(config: ModelConfig, folder: Path) -> ModelConfig:
+    """Add the ids that `generation_config.json` names: it may have more than `config.json` (Llama 3's chat models)."""
+    try:
+        raw = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        named = _ids(raw.get("eos_token_id"))
+    except (OSError, ValueError, AttributeError):  # it is no part of the model: without it, nothing is missing
+        return config
+    if config.eos_token_id is None and named:
+        config = replace(config, eos_token_id=named[0])
+    others = dict.fromkeys((*config.other_end_token_ids, *named))
+    return replace(config, other_end_token_ids=tuple(id_ for id_ in others if id_ != config.eos_token_id))
 
 
 def to_hf_config(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
@@ -164,10 +185,12 @@ def to_hf_config(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         "max_position_embeddings": config.max_position_embeddings,
         "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
+        "eos_token_id": end_token_ids(config),
+        "pad_token_id": config.pad_token_id,
         "use_cache": True,
         "dtype": dtype,
         "torch_dtype": dtype,  # the name of `dtype` before transformers 4.56
+        "transformers_version": _READ_AS,
     }
     if config.family in ("mistral", "qwen2", "qwen3"):
         raw["sliding_window"] = config.sliding_window
@@ -175,6 +198,18 @@ def to_hf_config(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         raw["use_sliding_window"] = config.sliding_window is not None
         raw["max_window_layers"] = 0 if config.sliding_window else config.num_layers
     return raw
+
+
+def end_token_ids(config: ModelConfig) -> int | list[int] | None:
+    """Return where a generation ends as Hugging Face's files have it: one id, or a list."""
+    ids = list(dict.fromkeys((config.eos_token_id, *config.other_end_token_ids)))
+    return ids if len(ids) > 1 else config.eos_token_id  # type: ignore[return-value]
+
+
+def _ids(value: Any) -> list[int]:
+    """Return the ids of a field that has one, a list, or nothing."""
+    values = value if isinstance(value, list) else [value]
+    return [id_ for id_ in values if isinstance(id_, int) and not isinstance(id_, bool)]
 
 
 def _rope_theta(raw: Mapping[str, Any]) -> float:

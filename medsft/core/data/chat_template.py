@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time
 from functools import partial
@@ -106,10 +107,8 @@ def _notes(fill: Fill, clock: _Clock, source: str, end: str) -> list[str]:
     notes = []
     if end:
         notes.append(f"The chat template writes no end token after an answer: {end} is added there, and learnt.")
-    try:  # a date may stand in the system message only
+    with suppress(DataError):  # a date may stand in the system message only; some templates know none
         _split(fill, replace(_PROBE, system="system"))
-    except DataError:  # some templates know no system message
-        pass
     if clock.written:
         dates = ", ".join(f"`{text}`" for text in clock.written.values())
         notes.append(

@@ -1,7 +1,12 @@
-"""Write the tokenizer of a finished model, so that transformers gives exactly the ids and the text of training.
+"""Write the tokenizer of a finished model, so that other programs give exactly the ids and the text of training.
 
 A ``tokenizer.json`` keeps everything it has and gains the template's tokens. A ``tokenizer.model`` is copied, and a
 ``tokenizer.json`` with the same ids is made from its pieces.
+
+Who reads what: transformers takes ``tokenizer.json`` and ``chat_template.jinja``, whose tags tell it the assistant's tokens.
+llama.cpp's converter takes ``tokenizer.model`` with the table of added tokens in ``tokenizer_config.json`` (older ones
+``added_tokens.json``), and the chat template of ``tokenizer_config.json``: that one has no such tags, because not every jinja
+that a GGUF file meets knows them.
 """
 
 from __future__ import annotations
@@ -12,12 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from medsft.core.data.converted import fast_tokenizer
+from medsft.core.data.end_tokens import pad_id
 from medsft.core.data.sentence_piece import SentencePieceTokenizer
 from medsft.core.data.sooner import PROBES
 from medsft.core.data.template import Role, Segment
 from medsft.core.data.tokenizer_config import read_tokenizer_config
 from medsft.core.data.tokenizers import HuggingFaceTokenizer, OpenedTokenizer
 from medsft.errors import DataError
+
+_ADDS_TOKENS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
+"""Post-processors of ``tokenizer.json`` that put tokens around a text."""
 
 
 def export_tokenizer(opened: OpenedTokenizer, folder: Path, *, model_max_length: int | None = None) -> None:
@@ -29,31 +38,35 @@ def export_tokenizer(opened: OpenedTokenizer, folder: Path, *, model_max_length:
     tokenizer = opened.tokenizer
     config: dict[str, Any] = {}
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        content = tokenizer.to_json()
+        content = json.loads(tokenizer.to_json())
         config = _source_config(tokenizer.source.parent)
     elif isinstance(tokenizer, SentencePieceTokenizer):
-        content = _converted(tokenizer)
+        content = json.loads(_converted(tokenizer))
         shutil.copyfile(tokenizer.source, folder / "tokenizer.model")
+        _write_json(folder / "added_tokens.json", dict(tokenizer.added_tokens))
     else:
         raise TypeError(f"no export for {tokenizer.kind}")
-    if "added_tokens_decoder" in config:
-        config["added_tokens_decoder"] |= {str(id_): _added_token(token) for token, id_ in tokenizer.added_tokens}
-    names: dict[int | None, str] = {id_: token for token, id_ in tokenizer.special_ids.items()}
+    _end_where_documents_end(content, opened)
+    content["post_processor"] = _without_tokens(content.get("post_processor"))
+    names: dict[int | None, str] = {token["id"]: token["content"] for token in content["added_tokens"]}
     named = {
         "bos_token": names.get(tokenizer.bos_id),
         "eos_token": opened.template.stop_token or names.get(tokenizer.eos_id),
-        "pad_token": names.get(tokenizer.pad_id),
+        "pad_token": tokenizer.token(pad_id(opened)),
     }
     special = {name: token for name, token in named.items() if token is not None}
     # This class takes tokenizer.json as it is; others rebuild parts of it from their own idea of the model.
     config |= special | {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": opened.template.jinja}
-    config |= {"clean_up_tokenization_spaces": False}
+    config["added_tokens_decoder"] = {str(token["id"]): _entry(token) for token in content["added_tokens"]}
+    # Training puts nothing around a document but what its template writes.
+    config |= {"add_bos_token": False, "add_eos_token": False, "clean_up_tokenization_spaces": False}
+    config.setdefault("model_input_names", ["input_ids", "attention_mask"])
     if model_max_length is not None:
         config["model_max_length"] = model_max_length
-    (folder / "tokenizer.json").write_text(content, "utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8")
     _write_json(folder / "tokenizer_config.json", config)
     _write_json(folder / "special_tokens_map.json", special)
-    (folder / "chat_template.jinja").write_text(opened.template.jinja, "utf-8")
+    (folder / "chat_template.jinja").write_text(opened.template.marked_jinja, "utf-8")
 
 
 def _source_config(folder: Path) -> dict[str, Any]:
@@ -64,9 +77,29 @@ def _source_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _added_token(token: str) -> dict[str, Any]:
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    return {"content": token} | flags
+def _entry(token: dict[str, Any]) -> dict[str, Any]:
+    """A token of ``tokenizer.json`` as ``tokenizer_config.json`` lists it."""
+    return {name: value for name, value in token.items() if name != "id"}
+
+
+def _end_where_documents_end(content: dict[str, Any], opened: OpenedTokenizer) -> None:
+    """What ends an answer is a control token, so that it is left out of decoded text, even where the base has it as a word."""
+    for token in content["added_tokens"]:
+        if token["content"] == opened.template.stop_token:
+            token["special"] = True
+
+
+def _without_tokens(processor: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The post-processor without what puts tokens before or behind a text, and with the place of every blank.
+
+    The assistant's tokens are found by their places in the text: one whose blanks were cut off its place would lie outside.
+    """
+    if processor is None or processor.get("type") in _ADDS_TOKENS:
+        return None
+    if processor.get("type") == "Sequence":
+        kept = [part for part in map(_without_tokens, processor.get("processors", [])) if part is not None]
+        return kept[0] if len(kept) == 1 else processor | {"processors": kept} if kept else None
+    return processor | {"trim_offsets": False} if processor.get("type") == "ByteLevel" else processor
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -178,10 +178,8 @@ def _date_difference(old: Recipe, wanted: Recipe) -> list[str]:
     if old.template_date == wanted.template_date:
         return []
     kept = f"; --template_date {old.template_date} keeps that day" if old.template_date else ""
-    return [
-        "the chat template writes the date into every document: it was "
-        f"{old.template_date or 'not recorded'}, now {wanted.template_date or 'none'}{kept}"
-    ]
+    was, now = old.template_date or "not recorded", wanted.template_date or "none"
+    return [f"the chat template writes the date into every document: it was {was}, now {now}{kept}"]
 
 
 def _input_differences(old: Sequence[InputFile], new: Sequence[InputFile]) -> list[str]:

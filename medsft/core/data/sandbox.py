@@ -79,9 +79,7 @@ def compile_template(source: str, named: Mapping[str, str], strftime: Callable[[
         ends = time.monotonic() + _SECONDS, time.thread_time() + _SECONDS
         token = _budget.set(_Budget(_STEPS, _CHARACTERS, *ends))
         try:
-            return _guarded(
-                lambda: compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **named)
-            )
+            return _guarded(lambda: compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **named))
         finally:
             _budget.reset(token)
 

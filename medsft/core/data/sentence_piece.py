@@ -54,6 +54,10 @@ class SentencePieceTokenizer:
         self._pattern = pattern_of(tuple(ids))
         self._control = {name: as_ids([id_]) for name, id_ in ids.items()}
 
+    def token(self, id_: int | None) -> str | None:
+        """See `Tokenizer.token`."""
+        return None if id_ is None else self._names.get(id_) or self.pieces.id_to_piece(id_)
+
     @cached_property
     def _encode_all(self) -> EncodeAll:
         model = self.pieces

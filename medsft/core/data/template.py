@@ -123,6 +123,5 @@ def _jinja(words: Mapping[Role, str], *, generation: bool = False) -> str:
 
 
 def _answers_marked(message: str) -> str:
-    return (
-        f"{{% if message['role'] == 'assistant' %}}{{% generation %}}{message}{{% endgeneration %}}{{% else %}}{message}{{% endif %}}"
-    )
+    marked = f"{{% generation %}}{message}{{% endgeneration %}}"
+    return f"{{% if message['role'] == 'assistant' %}}{marked}{{% else %}}{message}{{% endif %}}"

@@ -81,6 +81,9 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str:
         """SHA-256 of the file and of what was added to it: equal fingerprints give equal ids."""
 
+    def token(self, id_: int | None) -> str | None:
+        """The token of an id, as its file spells it."""
+
     def encode(self, segments: Sequence[Segment], *, control: bool = False) -> list[TokenIds]:
         """The ids of each segment on its own. With `control`, special strings that people wrote control the model."""
 
@@ -115,8 +118,8 @@ def open_tokenizer(
     """Open a tokenizer folder, a ``tokenizer.json``, a ``tokenizer.model`` or a GGUF file, and add the template's tokens.
 
     A folder's ``tokenizer.json`` goes before its ``tokenizer.model`` unless `prefer_model_file`. `extra_ids` belong to
-    a ``tokenizer.model`` only; any other tokenizer gets just the tokens of the template that it lacks. `today` is the date for a
-    chat template that writes one. Raises DataError.
+    a ``tokenizer.model`` only; any other tokenizer gets just the tokens of the template that it lacks. `today` is the date for
+    a chat template that writes one. Raises DataError.
     """
     file = find_tokenizer_file(path, prefer_model_file=prefer_model_file)
     if file.suffix == ".gguf":
@@ -127,9 +130,7 @@ def open_tokenizer(
         named = builtin_template(template)
         return OpenedTokenizer(_open_file(file, named.special_tokens, extra_ids), named)
     tokenizer = _open_file(file, (), extra_ids)
-    own = load_chat_template(
-        file.parent, tuple(tokenizer.special_ids), added_strings=tokenizer.whole_strings, today=today
-    )
+    own = load_chat_template(file.parent, tuple(tokenizer.special_ids), added_strings=tokenizer.whole_strings, today=today)
     if own.stop_token not in tokenizer.special_ids:
         # It ends answers, so it controls the model, whatever its file says: a row must not be able to write it.
         tokenizer = _open_file(file, (own.stop_token,), extra_ids)
@@ -197,6 +198,10 @@ class HuggingFaceTokenizer:
         self.bos_id, self.eos_id, self.pad_id = (self._known(named.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
         self.unk_id = self._known(named.get("unk_token") or getattr(self._native.model, "unk_token", None))
         self.fingerprint = _fingerprint(content, template_tokens)
+
+    def token(self, id_: int | None) -> str | None:
+        """See `Tokenizer.token`."""
+        return None if id_ is None else self._native.id_to_token(id_)
 
     def _id(self, token: str) -> int:
         id_ = self._native.token_to_id(token)

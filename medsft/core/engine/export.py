@@ -12,10 +12,13 @@ import json
 import platform
 import shutil
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from medsft.core.architecture import ModelConfig
+from medsft.core.data.end_tokens import end_tokens, pad_id
 from medsft.core.data.export import export_tokenizer
 from medsft.core.data.tokenizers import OpenedTokenizer, open_tokenizer
 from medsft.core.engine.formats.dcp import open_dcp
@@ -61,10 +64,10 @@ def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path) -> None:
     source = ResizedSource(open_dcp(checkpoint), plan.base.model.vocab_size)
     write_hf(
         folder,
-        source.config,
+        named_config(source.config, opened),
         ((name, source.read(name)) for name in source.names()),
         dtype=DTYPES[plan.precision],
-        eos_token_ids=end_tokens(opened),
+        eos_token_ids=end_tokens(opened, other_ends(plan.base.model)),
     )
     export_tokenizer(opened, folder, model_max_length=plan.base.model.max_position_embeddings)
     view = run.view()
@@ -73,10 +76,21 @@ def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path) -> None:
     (folder / "README.md").write_text(model_card(plan, view), encoding="utf-8")
 
 
-def end_tokens(opened: OpenedTokenizer) -> list[int]:
-    """Return the ids at which generation stops: the template's end of an answer, then the tokenizer's end of text."""
-    ids = (opened.stop_id, opened.tokenizer.eos_id)
-    return list(dict.fromkeys(i for i in ids if i is not None))
+def named_config(config: ModelConfig, opened: OpenedTokenizer) -> ModelConfig:
+    """Return the config with the ids that the exported tokenizer names: beginning, end of an answer, padding."""
+    return replace(
+        config,
+        bos_token_id=opened.tokenizer.bos_id,
+        eos_token_id=opened.stop_id,
+        other_end_token_ids=(),  # generation_config.json has them; programs that read this file expect one
+        pad_token_id=pad_id(opened),
+    )
+
+
+def other_ends(base: ModelConfig) -> list[int]:
+    """Return the ids at which the base model ends a text."""
+    ids = (base.eos_token_id, *base.other_end_token_ids)
+    return [id_ for id_ in ids if id_ is not None]
 
 
 def provenance(plan: RunPlan, view: RunView, checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from medsft.core.data.encode import encode_documents
+from medsft.core.data.end_tokens import end_tokens
 from medsft.core.data.records import Example, Keys, read_examples
 from medsft.core.data.template import Role, Segment
 from medsft.core.data.tokenizers import OpenedTokenizer, open_tokenizer
-from medsft.core.engine.export import end_tokens
 from medsft.core.engine.process import run_process
 
 _PROMPTS_AT_ONCE = 48

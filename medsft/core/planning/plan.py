@@ -151,7 +151,7 @@ class RunPlan:
             estimates = dict(raw["estimates"])
             return cls(
                 config=_config(raw["config"], where),
-                base=_build(BasePlan, raw["base"], model=ModelConfig(**raw["base"]["model"])),
+                base=_build(BasePlan, raw["base"], model=_build(ModelConfig, raw["base"]["model"])),
                 train=DataPlan(**raw["train"]),
                 val=DataPlan(**raw["val"]) if raw["val"] else None,
                 layout=Layout(**raw["layout"]),

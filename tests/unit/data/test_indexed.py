@@ -15,35 +15,35 @@ from medsft.errors import DataError
 Documents = list[list[int]]
 
 
-def _write(prefix: Path, documents: Documents, dtype: str = "<u2") -> None:
-    with IndexedWriter(prefix, dtype) as writer:
+def _write(prefix: Path, documents: Documents, dtype: str = "<u2", *, document_index: bool = True) -> None:
+    with IndexedWriter(prefix, dtype, document_index=document_index) as writer:
         for document in documents:
             writer.add(np.array(document, np.int64), np.array([len(document)]))
         writer.close()
 
 
-def _expected_files(documents: Documents, code: int, letter: str) -> tuple[bytes, bytes]:
-    """The two files, spelled out number by number from the description of the format."""
+def _expected_files(documents: Documents, code: int, letter: str, closed: range) -> tuple[bytes, bytes]:
+    """The two files, spelled out number by number from the description of the format; `closed` is the document index."""
     sizes = [len(document) for document in documents]
-    index = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(documents), 1)
+    index = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(documents), len(closed))
     index += b"".join(struct.pack("<i", size) for size in sizes)
     offset = 0
     for size in sizes:
         index += struct.pack("<q", offset)
         offset += size * struct.calcsize(letter)
-    index += struct.pack("<q", 0)
+    index += struct.pack(f"<{len(closed)}q", *closed)
     return b"".join(struct.pack(f"<{letter}", number) for document in documents for number in document), index
 
 
 @pytest.mark.parametrize(("dtype", "code", "letter"), [("<u2", 8, "H"), ("<i4", 4, "i")])
-@given(documents=st.lists(st.lists(st.integers(0, 65535), max_size=9), max_size=9))
+@given(documents=st.lists(st.lists(st.integers(0, 65535), max_size=9), max_size=9), document_index=st.booleans())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 def test_files_are_byte_for_byte_the_format_and_read_back(
-    tmp_path: Path, dtype: str, code: int, letter: str, documents: Documents
+    tmp_path: Path, dtype: str, code: int, letter: str, documents: Documents, document_index: bool
 ) -> None:
     prefix = tmp_path / "a.set-text"
-    _write(prefix, documents, dtype)
-    content, index = _expected_files(documents, code, letter)
+    _write(prefix, documents, dtype, document_index=document_index)
+    content, index = _expected_files(documents, code, letter, range(len(documents) + 1 if document_index else 1))
     assert bin_path(prefix).read_bytes() == content
     assert idx_path(prefix).read_bytes() == index
     reader = IndexedReader(prefix)
@@ -53,12 +53,15 @@ def test_files_are_byte_for_byte_the_format_and_read_back(
     assert reader.starts_follow_sizes()
 
 
-def test_reads_sets_with_a_full_document_index(tmp_path: Path) -> None:
-    content, index = _expected_files([[1, 2], [3]], 8, "H")
-    index = index[:26] + struct.pack("<Q", 3) + index[34:-8] + struct.pack("<3q", 0, 1, 2)
-    bin_path(tmp_path / "x").write_bytes(content)
-    idx_path(tmp_path / "x").write_bytes(index)
-    assert IndexedReader(tmp_path / "x")[1].tolist() == [3]
+def test_megatron_core_finds_the_end_of_every_document(tmp_path: Path) -> None:
+    """Its reader asserts that the last entry of the document index is the number of sequences."""
+    _write(tmp_path / "x", [[1, 2], [3], []])
+    index = idx_path(tmp_path / "x").read_bytes()
+    sequences, entries = struct.unpack_from("<QQ", index, 18)
+    closed = np.frombuffer(index, "<i8", count=entries, offset=34 + 12 * sequences)
+    assert closed.tolist() == [0, 1, 2, 3]
+    assert closed[-1] == sequences
+    assert len(index) == 34 + 12 * sequences + 8 * entries
 
 
 def test_a_document_is_a_view_of_the_file(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_the_prompt_is_the_beginning_of_the_training_text(name: str) -> None:
 def test_an_unknown_role_is_refused_by_the_exported_template(tmp_path: Path) -> None:
     jinja = builtin_template("meditron").jinja.replace("'system': 'system', ", "")
     with pytest.raises(DataError, match="refuses such a document: this model knows the roles"):
-        load_chat_template(_chat_folder(tmp_path, jinja), ()).render(WITH_SYSTEM)
+        load_chat_template(_chat_folder(tmp_path, jinja), ("<|im_end|>",)).render(WITH_SYSTEM)
 
 
 LLAMA_3 = (

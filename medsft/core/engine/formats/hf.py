@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from medsft.core.architecture import ModelConfig, read_hf_config, to_hf_config
+from medsft.core.architecture import ModelConfig, end_token_ids, read_hf_config, to_hf_config
 from medsft.core.engine.formats.source import Slices, WeightSource, check_complete, sha256_of_files
 from medsft.core.files import new_folder
 from medsft.errors import MismatchError
@@ -245,8 +245,8 @@ def _write_tensor(file: int, offset: int, tensor: Tensor) -> None:
 
 
 def _generation_config(config: ModelConfig, eos_token_ids: Sequence[int] | None) -> dict[str, Any]:
-    eos: int | list[int] | None = list(eos_token_ids) if eos_token_ids else config.eos_token_id
-    return {"bos_token_id": config.bos_token_id, "eos_token_id": eos}
+    eos: int | list[int] | None = list(eos_token_ids) if eos_token_ids else end_token_ids(config)
+    return {"bos_token_id": config.bos_token_id, "eos_token_id": eos, "pad_token_id": config.pad_token_id}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
