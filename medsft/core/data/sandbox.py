@@ -30,7 +30,7 @@ Fill = Callable[[Messages, bool], str]
 MAX_SOURCE = 2**20
 """Characters of a template; the longest of public models have some 30,000."""
 _STEPS = 1_000_000
-_SECONDS = 5.0
+_SECONDS = 3.0
 """Of the processor, for one document; a row of 32 MiB takes less than one."""
 _CHARACTERS = 2**28
 """Made in all, for one document: a row may have 2**25, and templates copy."""
