@@ -63,7 +63,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, number
         justify: Literal["right", "left"] = "right" if position in numbers else "left"
         table.add_column(Text(one_line(column)), justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(one_line(cell)) for cell in row))  # an end of line in a name would begin a row
     result_console().print(table)
 
 

@@ -89,5 +89,7 @@ def _show(rows: Sequence[Row], before: Score, after: Score, model: Path) -> None
     console.say("")
     table = zip(rows[:_SAMPLES], before.answers, after.answers, strict=False)
     columns = ("question", "right answer", "before", "after")
-    console.print_table(columns, [(row["prompt"], row["gold"], old.strip(), new.strip()) for row, old, new in table])
+    console.print_table(
+        columns, [tuple(" ".join(text.split()) for text in (row["prompt"], row["gold"], old, new)) for row, old, new in table]
+    )
     console.say(f"\nThe model: {model}")

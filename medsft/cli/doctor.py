@@ -30,6 +30,8 @@ def doctor(save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER, json: Json = F
     if json:
         console.print_json({"facts": facts, "advice": advice})
         return
+    from rich.text import Text
+
     from medsft.core.units import byte_size
 
     sizes = ("memory", "disk_free", "shared_memory_free")
@@ -38,7 +40,7 @@ def doctor(save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER, json: Json = F
     out = console.result_console()
     out.print()
     for line in advice:
-        out.print(f"- {printable(line)}", markup=False)
+        out.print(Text(f"- {printable(line)}"))
 
 
 def _machine(devices: Devices) -> dict[str, Any]:

@@ -143,6 +143,8 @@ class _Display:
 
     def show(self, event: Event) -> None:
         """Take in one event."""
+        from rich.text import Text
+
         from medsft.core.run.lines import event_line
 
         self._fold.feed([event])
@@ -152,7 +154,7 @@ class _Display:
         )
         line = event_line(event)
         if event.kind not in ("step", "phase") and line is not None:
-            self._bar.console.print(printable(line), markup=False)
+            self._bar.console.print(Text(printable(line)))
 
 
 def _facts(view: RunView) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -9,13 +10,18 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from medsft.cli import console
 from medsft.cli.app import app
-from medsft.cli.progress import print_event_line
+from medsft.cli.data import _print_sample
+from medsft.cli.progress import _Display, _progress_bar, print_event_line
+from medsft.core.config import RunConfig, to_mapping
+from medsft.core.data.report import Sample, SamplePart
+from medsft.core.data.template import Role
 from medsft.core.planning.plan import RunPlan
 from medsft.core.printable import one_line, printable
 from medsft.core.run.events import Event
 from medsft.core.run.rundir import RunDir
-from medsft.errors import ExitCode
+from medsft.errors import ExitCode, MismatchError
 
 STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 """Written down apart from the code: C0 and C1 without tab and newline, DEL, marks of direction, what takes no room."""
@@ -131,9 +137,37 @@ def test_a_family_is_checked_like_the_names(family: str) -> None:
 
 @pytest.mark.parametrize("name", ["run_name", "id", "checkpoint"])
 def test_names_in_a_plan_do_not_lead_out_of_its_folders(name: str) -> None:
-    from medsft.core.config import RunConfig, to_mapping
-    from medsft.errors import MismatchError
-
     config = to_mapping(RunConfig(run_name="r")) | {name: "../../x"}
     with pytest.raises(MismatchError, match="cannot be part of a folder name"):
         RunPlan.from_json({"format": 1, "config": config, "estimates": {}})
+
+
+def test_an_end_of_line_in_a_name_makes_no_row(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_table(("run", "state"), [("a\nb  finished", "failed")])
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == ["run            state", "a␊b  finished  failed"]
+
+
+def test_records_are_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = (SamplePart(Role.QUESTION, f"first [/x] :smile:\nthen {HOSTILE}", 3), SamplePart(Role.ANSWER, "[red]yes", 1))
+    _print_sample(Sample(0, 4, parts), RunConfig())
+    shown = capsys.readouterr().out
+    assert "first [/x] :smile:\nthen ␛]0;owned␇␛[2J" in shown
+    assert "[red]yes" in shown
+    assert not STEERS.search(shown)
+
+
+def test_the_progress_bar_shows_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    out = io.StringIO()
+    terminal = Console(file=out, force_terminal=True, color_system=None, width=200)
+    monkeypatch.setattr(console, "note_console", lambda: terminal)
+    with _progress_bar() as bar:
+        display = _Display(bar)
+        display.show(Event(0, 1.0, "run_started", {"total": 3}))
+        display.show(Event(1, 1.0, "phase", {"name": f"[/x]{HOSTILE}"}))
+        display.show(Event(2, 1.0, "warning", {"message": f"[/x] :smile: {HOSTILE}"}))
+    assert "WARNING [/x] :smile: ␛]0;owned" in out.getvalue()
+    assert "[/x]␛]0;owned␇␛[2J" in out.getvalue()
+    assert "\x1b]0" not in out.getvalue()
+    assert not set("\x07\x9b\x7f\u202e") & set(out.getvalue())
