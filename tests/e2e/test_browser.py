@@ -82,8 +82,10 @@ class Page:
     async def value(self, script: str) -> Any:
         return (await self.call("Runtime.evaluate", expression=script, returnByValue=True))["result"].get("value")
 
-    async def press(self, key: str) -> None:
-        await self.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
+    async def press(self, key: str, code: int = 0) -> None:
+        """Press a key that writes its name, or one that has a code instead."""
+        typed = {"windowsVirtualKeyCode": code} if code else {"text": key}
+        await self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **typed)
         await self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
     async def lit(self) -> float:
@@ -134,7 +136,7 @@ async def browser(folder: Path) -> AsyncIterator[Page]:
 
 @pytest.mark.timeout(280)
 async def test_the_runs_are_drawn_and_take_keys_and_nothing_leaves_the_machine(tmp_path: Path) -> None:
-    run = make_run(tmp_path, "triage-one")
+    older, newer = make_run(tmp_path, "triage-one"), make_run(tmp_path, "triage-two")
     server = Served(tmp_path)
     try:
         async with browser(tmp_path) as page:
@@ -145,10 +147,12 @@ async def test_the_runs_are_drawn_and_take_keys_and_nothing_leaves_the_machine(t
                 assert time.monotonic() < end, "nothing was drawn"
             assert await page.value("document.title") == "medsft"
             assert await page.value("document.fonts.check('16px \"Roboto Mono\"')") is True
+            await page.press("ArrowDown", 40)  # the table has the focus, and not only the screen
             await page.press("d")
             await page.until(lambda: b"Delete this run?" in page.received, "the key did not come")
             await page.press("y")
-            await page.until(lambda: not run.path.exists(), "the run is still there")
+            await page.until(lambda: not older.path.exists(), "the run is still there")
+            assert newer.path.exists()
             assert page.errors == []
             await page.press("q")
             end = time.monotonic() + SECONDS
