@@ -144,7 +144,9 @@ async def test_only_this_machine_can_connect(served: Served) -> None:
     assert listening == ["127.0.0.1"]
 
 
-@pytest.mark.parametrize("query", ["width=0&height=1", "width=99999", "width=1;id", "height=-1", "width=1e3", "width="])
+@pytest.mark.parametrize(
+    "query", ["width=0&height=1", "width=99999", "width=1;id", "height=-1", "width=1e3", "width=", "width=" + 5000 * "9"]
+)
 async def test_a_screen_of_no_size_is_refused(served: Served, client: Any, query: str) -> None:
     own = f"http://127.0.0.1:{served.port}"
     assert await socket_status(client, f"{served.address}ws?{query}", Origin=own) == 400
@@ -158,7 +160,8 @@ async def test_each_page_has_a_process_which_ends_with_it(served: Served, client
     socket_url = f"{served.address}ws?width=100&height=30".replace("http", "ws", 1)
     seen = b""
     async with client.ws_connect(socket_url, headers={"Host": host, "Origin": f"http://{host}"}) as page:
-        await page.send_json(["resize", {"width": 100, "height": 30}])
+        for width, height in ((10**7, 10**7), ("x", []), (100, 30)):  # the first two are no sizes of a screen
+            await page.send_json(["resize", {"width": width, "height": height}])
         while b"triage-one" not in seen:
             message = await page.receive(SECONDS)
             assert message.type in (aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT)

@@ -24,13 +24,13 @@ from aiohttp import web
 from textual_serve.server import Server
 
 from medsft.errors import LaunchError
+from medsft.tui.browser import is_screen
 
 HOST = "127.0.0.1"
 _TOKEN_BYTES = 32
 _THIS_MACHINE = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?")
 """Any port: a tunnel may begin at another one than it ends at."""
-_CELLS = re.compile(r"[1-9]\d{0,3}")
-"""Columns or rows of a screen that somebody can look at."""
+_NUMBER = re.compile(r"[0-9]{1,5}")
 _END_SECONDS = 5.0
 """For the screens to close when the server ends."""
 _PAGE = Path(__file__).parent / "page"
@@ -127,7 +127,8 @@ class BrowserServer(Server):
     async def handle_websocket(self, request: web.Request) -> web.WebSocketResponse:
         """Connect a page to a process of its own, until one of them ends."""
         sizes = [request.query[name] for name in ("width", "height") if name in request.query]
-        if len(request.headers.getall("Origin", ())) != 1 or not all(_CELLS.fullmatch(size) for size in sizes):
+        numbers = [int(size) if _NUMBER.fullmatch(size) else 0 for size in sizes]
+        if len(request.headers.getall("Origin", ())) != 1 or not is_screen(*numbers):
             raise web.HTTPBadRequest
         session = cast("asyncio.Task[object]", asyncio.current_task())  # aiohttp runs each handler in a task
         self._sessions.add(session)
