@@ -26,7 +26,7 @@ def plan_rows(plan: RunPlan) -> list[tuple[str, str]]:
         ("new tokens", ", ".join(plan.base.new_tokens) or "none"),
         ("training set", _data(plan.train)),
         ("validation set", _data(plan.val) if plan.val else "none"),
-        ("iterations", f"{count(plan.num_iterations)} of {plan.config.global_batch} documents ({plan.epochs:.2f} epochs)"),
+        ("iterations", f"{count(plan.num_iterations)} of {plan.global_batch} documents ({plan.epochs:.2f} epochs)"),
         ("supervised tokens", short_count(supervised) if supervised else ""),
         ("layout", f"{plan.layout}: {plan.nproc_per_node} process{'es' if plan.nproc_per_node > 1 else ''}{nodes}"),
         ("micro-batches", f"{plan.num_micro_batches} of about {plan.micro_batch} documents, on each rank and iteration"),

@@ -156,7 +156,14 @@ class RunConfig:
         choices=("none", "selective", "full"),
         advanced=True,
     )
-    eval_interval: int = _option(100, "Iterations between validations", "training", unit="iterations", minimum=1)
+    eval_interval: int | None = _option(
+        None,
+        "Iterations between validations, beside those before the first, after each epoch and after the last; "
+        "at most 100 when not given, fewer in a short run",
+        "training",
+        unit="iterations",
+        minimum=1,
+    )
     seed: int = _option(1234, "Seed of the sample order", "training", minimum=0, advanced=True)
     compat: str = _option(
         "none",

@@ -77,6 +77,8 @@ def _progress_words(snapshot: Snapshot) -> str:
         return "starting"
     if view.iteration >= view.total:
         return "finishing"
+    if view.phase == "evaluating" and not view.steps:
+        return "validating the base model"
     if view.eta_seconds is None:
         return "first step under way"
     besides = "" if view.phase == "training" else f" · {view.phase}"
@@ -108,7 +110,7 @@ def numbers(snapshot: Snapshot, plan: PlanFacts, width: int) -> Content:
         ("answer tokens", supervised),
         ("memory per rank", memory),
     ]
-    return _flow(pairs, width) if view.steps else Content("")
+    return _flow(pairs if view.steps else pairs[1:2], width)
 
 
 def _value(value: float | None, form: str) -> str:

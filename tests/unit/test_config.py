@@ -40,7 +40,7 @@ def test_every_field_is_described_and_the_defaults_pass() -> None:
         *(("system_key", None), ("seq", 2048), ("rank", 0), ("nodes", 1), ("addr", None), ("loss_mask", 0.0), ("id", None)),
         *(("save_interval", 800), ("intermediate_iter", None), ("tp", None), ("pp", None), ("global_batch", 64), ("lr", 2e-5)),
         *(("min_lr", 2e-6), ("warmup_fraction", 0.1), ("weight_decay", 0.1), ("adam_beta2", 0.95), ("adam_eps", 1e-5)),
-        *(("clip_grad", 1.0), ("seed", 1234), ("eval_interval", 100), ("template", "meditron"), ("truncate", "error")),
+        *(("clip_grad", 1.0), ("seed", 1234), ("eval_interval", None), ("template", "meditron"), ("truncate", "error")),
     ],
 )
 def test_defaults_are_those_of_the_recipe(name: str, default: object) -> None:

@@ -100,6 +100,7 @@ def provenance(plan: RunPlan, view: RunView, checkpoint: dict[str, Any]) -> dict
         "checkpoint": checkpoint,
         "metrics": {
             "loss": view.last("loss"),
+            "validation_loss_of_base_model": view.base_eval("loss"),
             "validation_loss": view.last_eval("loss"),
             "validation_perplexity": view.last_eval("perplexity"),
             "validation_accuracy": view.last_eval("accuracy"),

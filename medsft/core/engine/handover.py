@@ -33,14 +33,14 @@ def run_state(base: BaseModel) -> RunState:
     plan = RunPlan.from_json(run.read_plan(), where=str(run.plan_path))
     iteration = int(json.loads((base.weights / MANIFEST).read_text(encoding="utf-8"))["state"]["iteration"])
     config = plan.config
-    samples, all_samples = iteration * config.global_batch, plan.num_iterations * config.global_batch
+    samples, all_samples = iteration * plan.global_batch, plan.num_iterations * plan.global_batch
     return RunState(
         vocab_size=plan.base.model.vocab_size,
         arguments={
             "train_iters": plan.num_iterations,
             "curr_iteration": iteration - 1,
             "consumed_train_samples": samples,
-            "global_batch_size": config.global_batch,
+            "global_batch_size": plan.global_batch,
             "micro_batch_size": plan.micro_batch,
             "seed": config.seed,
             "lr": config.lr,

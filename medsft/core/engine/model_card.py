@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.view import RunView
+
+
+def _figures(value: Callable[[str], float | None]) -> str:
+    figures = [value(name) for name in ("loss", "perplexity", "accuracy")]
+    return "loss {:.4f}, perplexity {:.3f}, token accuracy {:.1%}".format(*figures)
 
 
 def model_card(plan: RunPlan, view: RunView) -> str:
@@ -16,7 +22,7 @@ def model_card(plan: RunPlan, view: RunView) -> str:
         ("Training set", f"{plan.train.documents:,} documents, {plan.train.tokens:,} tokens, `{plan.train.fingerprint[:32]}`"),
         (
             "Iterations",
-            f"{view.iteration:,} of {plan.num_iterations:,} ({plan.epochs:g} epochs, {config.global_batch} documents each)",
+            f"{view.iteration:,} of {plan.num_iterations:,} ({plan.epochs:g} epochs, {plan.global_batch} documents each)",
         ),
         ("Learning rate", f"{config.lr:g} to {config.min_lr:g}, cosine, {config.warmup_fraction:.0%} warm-up"),
         ("Longest document", f"{config.seq:,} tokens"),
@@ -24,8 +30,9 @@ def model_card(plan: RunPlan, view: RunView) -> str:
         ("Precision", f"{plan.precision}, master weights and optimiser in fp32"),
     ]
     if view.last_eval("loss") is not None:
-        figures = (view.last_eval("loss"), view.last_eval("perplexity"), view.last_eval("accuracy"))
-        rows.append(("Validation", "loss {:.4f}, perplexity {:.3f}, token accuracy {:.1%}".format(*figures)))
+        rows.append(("Validation", _figures(view.last_eval)))
+    if view.base_eval("loss") is not None:
+        rows.append(("Validation of the base model", _figures(view.base_eval)))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""---
 library_name: transformers

@@ -75,6 +75,8 @@ class Trainer:
         signal.signal(signal.SIGTERM, self._on_signal)
         total = self.plan.num_iterations
         self._phase("training")
+        if self.validates_after(self.state.iteration) and self.state.iteration == 0 and not self._has_validated():
+            self._evaluate()
         for batch in self._batches(total):
             started = time.monotonic()
             iteration = self.state.iteration + 1
@@ -85,7 +87,7 @@ class Trainer:
             if result.written:
                 self._finish_save()
             last = iteration == total
-            if self.val_batches and (last or iteration % self.plan.config.eval_interval == 0):
+            if self.validates_after(iteration):
                 self._evaluate()
             if last or result.stop or result.save or iteration % self.plan.config.save_interval == 0:
                 self._begin_save()
@@ -93,6 +95,15 @@ class Trainer:
                 break
         self._finish_save()
         return self.state.iteration == total
+
+    def validates_after(self, iteration: int) -> bool:
+        """Whether there is a validation after this iteration, of which 0 is before the first."""
+        return self.val_batches is not None and self.plan.validates_after(iteration)
+
+    def _has_validated(self) -> bool:
+        """Whether an earlier start, which saved nothing yet, has validated the base model; every rank must call it."""
+        found = bool(self.run.view().eval_steps) if self.mesh.reports else None
+        return bool(self.mesh.gather(found)[0])
 
     def _on_signal(self, *_: object) -> None:
         self.stop_signal = True
@@ -192,7 +203,7 @@ class Trainer:
             step_seconds=round(seconds, 4),
             eta_seconds=round(left * sum(self._rates) / len(self._rates), 1),
             memory_bytes=memory,
-            epoch=round(self.state.iteration * self.plan.config.global_batch / self.plan.train.documents, 4),
+            epoch=round(self.state.iteration * self.plan.global_batch / self.plan.train.documents, 4),
             **extra,
         )
 

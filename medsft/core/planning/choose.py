@@ -35,6 +35,8 @@ class Situation:
     """What is chosen by."""
 
     config: RunConfig
+    global_batch: int
+    """Documents in one iteration."""
     model: ModelConfig
     """Sizes without padding, which depends on the level in the original's recipe."""
     tp: int | None
@@ -68,10 +70,10 @@ def sample_batches(order: SampleOrder, lengths: np.ndarray) -> tuple[np.ndarray,
     return tuple(lengths[order.batch(iteration)] for iteration in range(count))
 
 
-def batches_in_turn(config: RunConfig, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
+def batches_in_turn(global_batch: int, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return the lengths of the documents in the first batches of a validation, each int64 [at most global_batch]."""
-    starts = islice(range(0, len(lengths), config.global_batch), _SAMPLED_BATCHES)
-    return tuple(lengths[start : start + config.global_batch] for start in starts)
+    starts = islice(range(0, len(lengths), global_batch), _SAMPLED_BATCHES)
+    return tuple(lengths[start : start + global_batch] for start in starts)
 
 
 def choose(situation: Situation) -> Choice:
@@ -142,7 +144,7 @@ def _largest_micro_batch(situation: Situation, layout: Layout, nproc: int) -> Ch
     config = situation.config
     if config.micro_batch:
         return _with_micro_batch(situation, layout, nproc, config.micro_batch)
-    share = config.global_batch // layout.dp
+    share = situation.global_batch // layout.dp
     most = min(_LARGEST_MICRO_BATCH, share // (4 * layout.pp) if layout.pp > 1 else share)
     chosen = _with_micro_batch(situation, layout, nproc, 1)
     size = 2
@@ -160,7 +162,7 @@ def _fits(situation: Situation, choice: Choice) -> bool:
 
 def _with_micro_batch(situation: Situation, layout: Layout, nproc: int, micro_batch: int) -> Choice:
     tokens = _largest_stream(situation, layout.dp, micro_batch)
-    count = micro_batches_per_rank(situation.config.global_batch, dp=layout.dp, micro_batch=micro_batch)
+    count = micro_batches_per_rank(situation.global_batch, dp=layout.dp, micro_batch=micro_batch)
     workload = Workload(
         stream_tokens=tokens,
         num_micro_batches=count,

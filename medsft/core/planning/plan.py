@@ -19,6 +19,7 @@ from medsft.core.architecture import ModelConfig
 from medsft.core.config import NOT_PART_OF_A_RUN, RunConfig, check_names, from_mapping, to_mapping
 from medsft.core.planning.layout import Layout, padded_model
 from medsft.core.planning.memory import MemoryEstimate
+from medsft.core.planning.schedule import epoch_ends, plan_eval_interval
 from medsft.errors import MismatchError
 
 FORMAT = 1
@@ -85,6 +86,10 @@ class RunPlan:
     num_iterations: int
     epochs: float
     """Passes over the documents that `num_iterations` makes."""
+    global_batch: int
+    """Documents in one iteration."""
+    eval_interval: int
+    """Iterations between validations; see `validates_after`."""
     precision: str
     layout: Layout
     nproc_per_node: int
@@ -104,6 +109,25 @@ class RunPlan:
         """Return how many rows of the output projection the loss runs over: the original lets the padding take part."""
         return (self.trained_model if self.config.follows_original else self.base.model).vocab_size
 
+    def validates_after(self, iteration: int) -> bool:
+        """Whether the run validates after this iteration, counted from 1; 0 is before the first, the base model's loss."""
+        if iteration == self.num_iterations or (iteration > 0 and iteration % self.eval_interval == 0):
+            return True
+        return not self.config.follows_original and (iteration == 0 or iteration in self._epoch_ends)
+
+    @property
+    def num_validations(self) -> int:
+        """Return after how many iterations `validates_after` holds."""
+        count = -(-self.num_iterations // self.eval_interval)
+        if self.config.follows_original:
+            return count
+        between = self._epoch_ends - {self.num_iterations}
+        return 1 + count + sum(iteration % self.eval_interval != 0 for iteration in between)
+
+    @property
+    def _epoch_ends(self) -> frozenset[int]:
+        return epoch_ends(self.train.documents, self.global_batch, self.num_iterations)
+
     @property
     def identity(self) -> str:
         """Return the hash of what a resume must find unchanged."""
@@ -112,6 +136,7 @@ class RunPlan:
     def identity_fields(self) -> dict[str, Any]:
         """Return what must not change between a run and its resumption, under names a person understands."""
         config = {k: v for k, v in to_mapping(self.config).items() if k not in NOT_PART_OF_A_RUN and k not in _BY_CONTENT}
+        config |= {"global_batch": self.global_batch, "eval_interval": self.eval_interval}
         return {
             "format": FORMAT,
             **{f"--{name}": value for name, value in config.items()},
@@ -149,8 +174,12 @@ class RunPlan:
             )
         try:
             estimates = dict(raw["estimates"])
+            config = _config(raw["config"], where)
             return cls(
-                config=_config(raw["config"], where),
+                config=config,
+                global_batch=raw.get("global_batch", config.global_batch),
+                # Version 0.1.0 took both as they were typed, and wrote its default of the interval down.
+                eval_interval=raw.get("eval_interval") or plan_eval_interval(config, raw["num_iterations"]),
                 base=_build(BasePlan, raw["base"], model=_build(ModelConfig, raw["base"]["model"])),
                 train=DataPlan(**raw["train"]),
                 val=DataPlan(**raw["val"]) if raw["val"] else None,
@@ -161,6 +190,21 @@ class RunPlan:
             )
         except (KeyError, TypeError) as error:
             raise MismatchError(f"{where}: damaged or incomplete: {error}") from None
+
+    @classmethod
+    def read(cls, path: Path) -> RunPlan:
+        """Return the plan in a file. Raises `MismatchError` when there is none, or it is damaged or of another version."""
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise MismatchError(f"{path.parent}: not a run; there is no plan.json.") from None
+        except OSError as error:
+            raise MismatchError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except ValueError as error:
+            raise MismatchError(f"{path}: damaged: {error}") from None
+        if not isinstance(raw, dict):
+            raise MismatchError(f"{path}: damaged: no plan in it.")
+        return cls.from_json(raw, where=str(path))
 
     def with_launch(self, layout: Layout, *, nproc_per_node: int, micro_batch: int, num_micro_batches: int) -> RunPlan:
         """Return the same run on another layout."""

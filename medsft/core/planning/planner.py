@@ -12,19 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medsft.core.basemodel import BaseModel
-from medsft.core.config import RunConfig, check
+from medsft.core.config import RunConfig, check, format_number
 from medsft.core.devices import Devices, assumed_devices, find_devices
 from medsft.core.planning.base import find_base, plan_base
 from medsft.core.planning.choose import Choice, Situation, batches_in_turn, choose, sample_batches
 from medsft.core.planning.folders import export_folder_name, family_name, free_bytes, run_folder
 from medsft.core.planning.layout import bubble_share, padded_model
 from medsft.core.planning.plan import BasePlan, Estimates, RunPlan, absolute
-from medsft.core.planning.schedule import plan_iterations
+from medsft.core.planning.schedule import plan_eval_interval, plan_global_batch, plan_iterations
 from medsft.core.planning.sets import PlannedSet, training_set, training_set_or_guess, validation_set
 from medsft.core.registry import CheckpointEntry, Settings, check_with_settings
 from medsft.errors import ConfigError, MedsftError, Problem
 
 _TOLERATED_BUBBLE = 0.2
+_TOLERATED_EPOCHS = 1.25
+"""Times --epochs that a plan may train before it says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +50,15 @@ class _Found:
     train: PlannedSet
     val: PlannedSet | None
     devices: Devices
+    going_on: RunPlan | None = None
+    """The plan of the run that is gone on with; None: look for one in the run's folder."""
 
 
-def make_plan(config: RunConfig, settings: Settings, *, ahead: bool = False) -> RunPlan:
+def make_plan(config: RunConfig, settings: Settings, *, ahead: bool = False, going_on: RunPlan | None = None) -> RunPlan:
     """Decide the run. The sets must have been tokenised, and the base model's weights be there.
+
+    A run that exists, `going_on` or the one in the run's folder, keeps what was derived from the same values: its iterations,
+    the documents of one, and where it validates. Another version may derive them otherwise.
 
     With `ahead` neither is needed: documents are estimated from the JSONL, sizes come from `config.json` alone, node 0 needs no
     address, and the plan's warnings say what was supposed. Such a plan is to look at, not to start.
@@ -72,18 +79,18 @@ def make_plan(config: RunConfig, settings: Settings, *, ahead: bool = False) -> 
             train=training_set_or_guess(config) if ahead else training_set(config),
             val=validation_set(config),
             devices=_devices(config, base),
+            going_on=going_on,
         )
     )
 
 
 def replan(plan: RunPlan, *, run_dir: Path, changes: Mapping[str, object]) -> RunPlan:
-    """Return an existing run's plan with other levels or processes, its folder and its number of iterations kept.
+    """Return an existing run's plan with other levels or processes, its folder and how much it trains kept.
 
     Raises what `make_plan` raises.
     """
-    kept: dict[str, object] = {"iters": plan.num_iterations}
-    if plan.config.follows_original:  # its loss depends on it, so it is not chosen anew
-        kept["micro_batch"] = plan.micro_batch
+    # The original's loss depends on the micro-batch, so that it is not chosen anew.
+    kept: dict[str, object] = {"micro_batch": plan.micro_batch} if plan.config.follows_original else {}
     config = replace(plan.config, **{**kept, **changes})  # type: ignore[arg-type]
     entry = CheckpointEntry(
         name=config.checkpoint,
@@ -94,8 +101,8 @@ def replan(plan: RunPlan, *, run_dir: Path, changes: Mapping[str, object]) -> Ru
         source=run_dir,
     )
     settings = Settings(checkpoints={(entry.name, entry.size): entry}, datasets={})
-    changed = make_plan(config, settings)
-    return replace(changed, config=replace(config, iters=plan.config.iters), run_dir=str(run_dir), export_dir=plan.export_dir)
+    changed = make_plan(config, settings, going_on=plan)
+    return replace(changed, run_dir=str(run_dir), export_dir=plan.export_dir)
 
 
 def preview(config: RunConfig, settings: Settings) -> Preview:
@@ -146,12 +153,14 @@ def _decide(found: _Found) -> RunPlan:
     config, train = found.config, found.train
     base = plan_base(config, found.entry, found.base)
     precision = _precision(config, found.devices)
-    choice = choose(_situation(found, base, precision))
-    documents = train.plan.documents + train.withheld  # the original counts all of its set
-    iterations = config.iters or plan_iterations(documents, config.epochs, config.global_batch)
-    iterations = min(iterations, config.max_iters or iterations)
+    amount = _amount(found, None)
+    choice = choose(_situation(found, base, precision, amount))
     family = found.entry.family or family_name(base.model)
     run_dir = run_folder(config, family, choice.layout)
+    derived, existing = amount, found.going_on or _plan_in(run_dir)
+    if existing is not None and amount != (kept := _amount(found, existing)):
+        amount, choice = kept, choose(_situation(found, base, precision, kept))
+    iterations = amount.iterations
     plan = RunPlan(
         config=config,
         run_dir=str(run_dir),
@@ -160,7 +169,9 @@ def _decide(found: _Found) -> RunPlan:
         train=train.plan,
         val=found.val.plan if found.val else None,
         num_iterations=iterations,
-        epochs=round(iterations * config.global_batch / train.plan.documents, 4),
+        epochs=round(iterations * amount.global_batch / train.plan.documents, 4),
+        global_batch=amount.global_batch,
+        eval_interval=amount.eval_interval,
         precision=precision,
         layout=choice.layout,
         nproc_per_node=choice.nproc_per_node,
@@ -169,7 +180,43 @@ def _decide(found: _Found) -> RunPlan:
         estimates=_estimates(found, base, choice, precision=precision, num_iterations=iterations),
         warnings=(),
     )
-    return replace(plan, warnings=(*found.base.warnings, *_suppositions(found), *_concerns(found, plan)))
+    concerns = [*_concerns(found, plan), *(_amount_concerns(plan) if amount == derived else _kept(existing, plan))]
+    return replace(plan, warnings=(*found.base.warnings, *_suppositions(found), *concerns))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Amount:
+    """How much is trained."""
+
+    global_batch: int
+    iterations: int
+    eval_interval: int
+
+
+def _amount(found: _Found, existing: RunPlan | None) -> _Amount:
+    """Return what follows from the config; of a run that exists what followed from the same values when it was planned."""
+    config, trained = found.config, found.train.plan.documents
+    batch = plan_global_batch(config, trained)
+    iterations = plan_iterations(config, trained + found.train.withheld, batch)  # the original counts all of its set
+    interval = plan_eval_interval(config, iterations)
+    if existing is None:
+        return _Amount(global_batch=batch, iterations=iterations, eval_interval=interval)
+
+    def same(*names: str) -> bool:
+        return all(getattr(existing.config, name) == getattr(config, name) for name in names)
+
+    if same("global_batch", "compat"):
+        batch = existing.global_batch
+        iterations = existing.num_iterations if same("epochs", "iters", "max_iters") else iterations
+    if config.eval_interval is None:
+        interval = existing.eval_interval
+    return _Amount(global_batch=batch, iterations=iterations, eval_interval=interval)
+
+
+def _plan_in(run_dir: Path) -> RunPlan | None:
+    """Return the plan of the run in this folder, None when there is none. Raises `MismatchError` when it is damaged."""
+    path = run_dir / "plan.json"
+    return RunPlan.read(path) if path.is_file() else None
 
 
 def _precision(config: RunConfig, devices: Devices) -> str:
@@ -178,15 +225,17 @@ def _precision(config: RunConfig, devices: Devices) -> str:
     return config.precision
 
 
-def _situation(found: _Found, base: BasePlan, precision: str) -> Situation:
+def _situation(found: _Found, base: BasePlan, precision: str, amount: _Amount) -> Situation:
     config, lengths = found.config, found.train.lengths
     pp = config.pp or found.base.pp
-    batches, longest = sample_batches(found.train.order, lengths), int(lengths.max())
+    order = replace(found.train.order, global_batch=amount.global_batch)
+    batches, longest = sample_batches(order, lengths), int(lengths.max())
     if found.val is not None and pp != 1:  # the streams of a pipeline have one size, in training and in validation
-        batches += batches_in_turn(config, found.val.lengths)
+        batches += batches_in_turn(amount.global_batch, found.val.lengths)
         longest = max(longest, int(found.val.lengths.max()))
     return Situation(
         config=config,
+        global_batch=amount.global_batch,
         model=base.model,
         tp=config.tp or found.base.tp,
         pp=pp,
@@ -214,6 +263,34 @@ def _estimates(found: _Found, base: BasePlan, choice: Choice, *, precision: str,
         checkpoint_bytes=checkpoint,
         disk_needed=kept * checkpoint + exported,
     )
+
+
+def _amount_concerns(plan: RunPlan) -> list[str]:
+    """Return where the plan trains something else than --epochs and --global_batch say."""
+    config, lines = plan.config, []
+    if plan.global_batch < config.global_batch:
+        lines.append(
+            f"--global_batch {config.global_batch} is more than there are documents: each iteration takes all "
+            f"{plan.global_batch:,} once."
+        )
+    asked = config.iters is None and config.max_iters is None and not config.follows_original
+    if asked and plan.epochs > _TOLERATED_EPOCHS * config.epochs:
+        lines.append(
+            f"Whole iterations of {plan.global_batch} documents make {plan.epochs:.3g} epochs of "
+            f"{format_number(config.epochs)}; a smaller --global_batch comes nearer."
+        )
+    if plan.layout.dp > plan.global_batch:
+        idle = plan.layout.dp - plan.global_batch
+        lines.append(f"{idle} of {plan.layout.dp} data-parallel ranks get no document. Use a smaller --nproc_per_node.")
+    return lines
+
+
+def _kept(existing: RunPlan | None, plan: RunPlan) -> list[str]:
+    """Return that an existing run keeps what would be derived otherwise now; a change that was asked for is said elsewhere."""
+    if existing is None or existing.num_iterations != plan.num_iterations:
+        return []
+    amount = f"{plan.num_iterations} iterations of {plan.global_batch} documents"
+    return [f"{plan.run_dir} keeps the {amount} that it was planned with; the rule for new runs is another."]
 
 
 def _suppositions(found: _Found) -> list[str]:

@@ -1,15 +1,58 @@
-"""Number of iterations, and the learning rate of each. Pure functions."""
+"""How much is trained, and when: documents of an iteration, iterations, validations, learning rates. Pure functions."""
 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 from medsft.core.config import RunConfig
 
 
-def plan_iterations(documents: int, epochs: float, global_batch: int) -> int:
-    """Return epochs * documents / global_batch, rounded up, then up to a multiple of 10, as the original plans it."""
-    return 10 * math.ceil(math.ceil(epochs * documents / global_batch) / 10)
+_ORIGINAL_EVAL_INTERVAL = 100
+_FEWEST_EVALS = 5
+_MOST_EPOCH_ENDS = 20
+"""A set that is seen more often than this is small: its epochs are too short to validate after each."""
+
+
+def plan_global_batch(config: RunConfig, documents: int) -> int:
+    """Return the documents of one iteration: --global_batch, or all documents where there are fewer.
+
+    Otherwise an iteration would hold the same documents several times, and `--epochs 1` would be many epochs. The original
+    fills its iterations up in this way, and so does `--compat megatron-llm`.
+    """
+    return config.global_batch if config.follows_original else min(config.global_batch, documents)
+
+
+def plan_iterations(config: RunConfig, documents: int, global_batch: int) -> int:
+    """Return the iterations of a run over this many documents: --iters, or what --epochs asks for, at most --max_iters.
+
+    Those of the epochs are epochs * documents / global_batch, rounded up: the last iteration is filled up from the next
+    permutation. The original rounds up once more, to a multiple of 10; `--compat megatron-llm` does the same.
+    """
+    if config.iters is not None:
+        wanted = config.iters
+    elif config.follows_original:
+        wanted = 10 * math.ceil(math.ceil(config.epochs * documents / global_batch) / 10)
+    else:  # as typed, in decimals: the binary number next to 1.1 is a little larger, and would cost an iteration more
+        wanted = max(1, math.ceil(Fraction(repr(float(config.epochs))) * documents / global_batch))
+    return wanted if config.max_iters is None else min(wanted, config.max_iters)
+
+
+def plan_eval_interval(config: RunConfig, num_iterations: int) -> int:
+    """Return --eval_interval; when it is not given at most the original's, less where that gives a short run few values."""
+    if config.eval_interval is not None:
+        return config.eval_interval
+    if config.follows_original:
+        return _ORIGINAL_EVAL_INTERVAL
+    return max(1, min(_ORIGINAL_EVAL_INTERVAL, num_iterations // _FEWEST_EVALS))
+
+
+def epoch_ends(documents: int, global_batch: int, num_iterations: int) -> frozenset[int]:
+    """Return the iterations, counted from 1, after which another whole pass over the documents is done; none of very many."""
+    passes = num_iterations * global_batch // documents
+    if passes > _MOST_EPOCH_ENDS:
+        return frozenset()
+    return frozenset(-(-number * documents // global_batch) for number in range(1, passes + 1))
 
 
 def learning_rate(config: RunConfig, iteration: int, num_iterations: int) -> float:

@@ -8,7 +8,7 @@ As the original does (`--compat megatron-llm`), a run without a validation set g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from medsft.core.data.dataset import TokenizedData, open_tokenized
 from medsft.core.data.report import DocumentSelection, apply_truncation
 from medsft.core.planning.order import SampleOrder, hidden_split
 from medsft.core.planning.plan import DataPlan, RunPlan
+from medsft.core.planning.schedule import plan_global_batch
 from medsft.errors import MismatchError
 
 
@@ -85,7 +86,7 @@ def order_of(config: RunConfig, num_documents: int, *, drawn_before: int = 0) ->
     """Return the order in which this many documents are trained on."""
     return SampleOrder(
         num_documents,
-        config.global_batch,
+        plan_global_batch(config, num_documents),
         config.seed,
         numpy_legacy=config.follows_original,
         drawn_before=drawn_before,
@@ -98,7 +99,13 @@ def open_selection(plan: RunPlan) -> tuple[Selection, Selection | None]:
     Raises `MismatchError` when a set is not the one that was planned with, `DataError` when it cannot be read.
     """
     has_own_set = plan.val is not None and plan.val.folder != plan.train.folder
-    return select(plan.config, _open(plan.train), _open(plan.val) if plan.val is not None and has_own_set else None)
+    train, val = select(plan.config, _open(plan.train), _open(plan.val) if plan.val is not None and has_own_set else None)
+    return _as_planned(train, plan), _as_planned(val, plan) if val is not None else None
+
+
+def _as_planned(chosen: Selection, plan: RunPlan) -> Selection:
+    """Take the documents of an iteration from the plan: an earlier version may have planned more than the set has."""
+    return replace(chosen, order=replace(chosen.order, global_batch=plan.global_batch))
 
 
 def _open(planned: DataPlan) -> TokenizedData:

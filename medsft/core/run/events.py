@@ -34,7 +34,7 @@ class Event(NamedTuple):  # a tuple, because a long log has 100,000
     - ``phase``: name (``loading``, ``training``, ``evaluating``, ``saving``, ``exporting``)
     - ``step``: iteration (from 1), total, loss, lr, grad_norm, tokens, supervised_tokens, tokens_per_second, step_seconds,
       eta_seconds, memory_bytes, epoch; loss_user where --loss_mask is not 0
-    - ``eval``: iteration, loss, perplexity, accuracy, tokens, seconds
+    - ``eval``: iteration (0: before the first), loss, perplexity, accuracy, tokens, seconds
     - ``checkpoint``: iteration, folder, bytes, seconds, stalled_seconds (how long training stood still for it)
     - ``warning``: message
     - ``failed``: reason, remedy, exit_code

@@ -44,7 +44,9 @@ def _text(kind: str, data: Mapping[str, Any]) -> str | None:
         parts = [
             f"{label} {value:.4f}" for label in ("loss", "perplexity", "accuracy") if (value := data.get(label)) is not None
         ]
-        return f"validation after {count(data.get('iteration', 0))}: {', '.join(parts)}"
+        number = data.get("iteration", 0)
+        when = f"after {count(number)}" if number else "before the first iteration"
+        return f"validation {when}: {', '.join(parts)}"
     if kind == "checkpoint":
         size, took = byte_size(data.get("bytes") or 0), duration(data.get("seconds"))
         return f"checkpoint {count(data.get('iteration', 0))} saved, {size} in {took}"

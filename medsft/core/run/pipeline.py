@@ -98,7 +98,7 @@ def prepare(
     plan = make_plan(config, settings)
     existing = existing_plan(plan)
     if confirm is not None:
-        accepted = replace(config, iters=existing.num_iterations) if existing else confirm(plan)
+        accepted = replace(config, iters=existing.config.iters) if existing else confirm(plan)
         plan = make_plan(accepted, settings)
     check_against_existing(plan)
     return plan

@@ -161,13 +161,14 @@ def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Pa
     train, val = open_selection(plan)
     copy_documents(train.data, _chosen_documents(plan, train), data / config.run_name)
     if val is not None:
-        copy_documents(val.data, val.indices[: config.global_batch], data / f"{config.run_name}-val")
+        copy_documents(val.data, val.indices[: plan.global_batch], data / f"{config.run_name}-val")
     small = replace(
         config,
         data=(),
         val=(),
         tokenized_data_dir=data,
         save_checkpoint_dir=folder / "runs",
+        global_batch=plan.global_batch,
         iters=max(plan.num_iterations, _NEVER_REACHED),
         max_iters=None,
         save_interval=_SAVED_AT,
@@ -182,15 +183,14 @@ def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Pa
 
 
 def _chosen_documents(plan: RunPlan, train: Selection) -> np.ndarray:
-    """Return documents of the set, int64 [_LAST * global_batch], such that iterations 1 and 2 of a run on them meet the
+    """Return documents of the set, int64 [_LAST * plan.global_batch], such that iterations 1 and 2 of a run on them meet the
     batch of the run with most tokens, and the others batches nearest to the mean."""
-    config = plan.config
     batches = [train.order.batch(iteration) for iteration in range(min(plan.num_iterations, _CANDIDATES))]
     tokens = np.array([train.lengths[batch].sum() for batch in batches])
     typical = np.argsort(np.abs(tokens - tokens.mean()), kind="stable")
     wanted = [int(tokens.argmax())] * _HEAVY + [int(typical[i % len(typical)]) for i in range(_LAST - _HEAVY)]
-    documents = np.empty(_LAST * config.global_batch, np.int64)
-    small = order_of(config, len(documents))
+    documents = np.empty(_LAST * plan.global_batch, np.int64)
+    small = replace(order_of(plan.config, len(documents)), global_batch=plan.global_batch)
     for iteration, number in enumerate(wanted):
         documents[small.batch(iteration)] = train.indices[batches[number]]
     return documents
@@ -304,14 +304,16 @@ def _measure(plan: RunPlan, small: RunPlan, log: _Log, resumes: Sequence[Resumed
     eval_seconds = 0.0
     if evaluated is not None and plan.val is not None and small.val is not None:
         eval_seconds = float(evaluated.data["seconds"]) * plan.val.tokens / small.val.tokens
-    start_seconds = steps[1].time - steps[1].data["step_seconds"] - log.began
+    first = next((event for event in log.events if event.kind == "eval" and event.data["iteration"] == 0), None)
+    before = float(first.data["seconds"]) if first else 0.0
+    start_seconds = steps[1].time - steps[1].data["step_seconds"] - before - log.began
     meanwhile = [step for number, step in steps.items() if number > _SAVED_AT]
     undelayed = sum(step.data["tokens"] for step in meanwhile) / rate
     evaluating = float(evaluated.data["seconds"]) if evaluated else 0.0
     save_cost = max(0.0, meanwhile[-1].time - steps[_SAVED_AT].time - evaluating - undelayed)
     config, count = plan.config, plan.num_iterations
     saves = -(-count // config.save_interval)
-    evals = -(-count // config.eval_interval) if plan.val is not None else 0
+    evals = plan.num_validations if plan.val is not None else 0
     training = plan.train.tokens * plan.epochs / rate
     # The last checkpoint is waited for; then the export starts a process, reads it and writes the model.
     ending = save_seconds + start_seconds + save_seconds

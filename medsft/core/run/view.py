@@ -76,6 +76,10 @@ class RunView:
         values = self.eval_series.get(name)
         return values[-1] if values else None
 
+    def base_eval(self, name: str) -> float | None:
+        """Return the value of the validation before the first iteration, which is the base model's, or None."""
+        return self.eval_series[name][0] if self.eval_steps and self.eval_steps[0] == 0 else None
+
 
 class ViewFold:
     """Folds events into a view bit by bit: feeding `a + b` equals feeding `a`, then `b`.

@@ -112,10 +112,10 @@ def iterations_text(outlook: Outlook | None) -> Content:
         return Content("The number of iterations follows when base model and dataset are chosen.")
     plan, config = outlook.plan, outlook.config
     documents = count(plan.train.documents) + ("" if outlook.exact else " (estimated)")
-    epochs, batch = format_number(config.epochs), config.global_batch
+    epochs, batch = format_number(config.epochs), plan.global_batch
     if config.iters is None:
         asked = f"{documents} documents x {epochs} epochs / {batch} documents = {count(plan.num_iterations)} iterations"
-        rule = "rounded up to a multiple of 10"
+        rule = "rounded up to a multiple of 10" if config.follows_original else "rounded up"
     else:
         asked = f"{count(config.iters)} iterations, as you entered"
         rule = f"that is {plan.epochs:.3g} epochs over {documents} documents"

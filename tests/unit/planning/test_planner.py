@@ -88,7 +88,8 @@ def tokenised(project) -> tuple[RunConfig, Settings]:
 
 def test_a_plan(tokenised):
     plan = make_plan(*tokenised)
-    assert (plan.train.documents, plan.num_iterations, plan.epochs) == (40, 20, 4.0)
+    assert (plan.train.documents, plan.num_iterations, plan.epochs) == (40, 15, 3.0)
+    assert (plan.global_batch, plan.eval_interval) == (8, 3)
     assert plan.val is not None
     assert plan.val.documents == 11
     assert (str(plan.layout), plan.nproc_per_node, plan.precision) == ("pp 1 x dp 1 x tp 1", 1, "fp32")
@@ -158,7 +159,8 @@ def test_folders_do_not_make_it_another_run(tokenised, tmp_path):
         ({"loss_mask": 0.5}, "--loss_mask"),
         ({"global_batch": 4}, "--global_batch"),
         ({"weight_decay": 0.0}, "--weight_decay"),
-        ({"iters": 7}, "iterations: was 20, now 7"),
+        ({"iters": 7}, "iterations: was 15, now 7"),
+        ({"eval_interval": 9}, "--eval_interval: was 3, now 9"),
         ({"epochs": 9.0}, "iterations"),
         ({"precision": "bf16"}, "precision: was fp32, now bf16"),
     ],
@@ -283,6 +285,7 @@ def situation(documents: int, **changes: Any) -> Situation:
         "pp": None,
         "devices": Devices("cuda", 8, 80 * 10**9, "GPU", bf16=True),
         "precision": "bf16",
+        "global_batch": config.global_batch,
         "batches": sample_batches(SampleOrder(documents, config.global_batch, 1), lengths),
         "longest": int(lengths.max()),
     }

@@ -8,7 +8,13 @@ from dataclasses import replace
 import pytest
 
 from medsft.core.config import RunConfig
-from medsft.core.planning.schedule import learning_rate, plan_iterations
+from medsft.core.planning.schedule import (
+    epoch_ends,
+    learning_rate,
+    plan_eval_interval,
+    plan_global_batch,
+    plan_iterations,
+)
 
 CONFIG = RunConfig(run_name="x", lr=2e-5, min_lr=2e-6, warmup_fraction=0.1)
 COMPAT = replace(CONFIG, compat="megatron-llm")
@@ -29,12 +35,58 @@ COMPAT = replace(CONFIG, compat="megatron-llm")
     ids=["medmcqa", "cotmedmcqa", "medqa", "cotmedqa", "pubmedqa", "mixed", "mixedmed", "cotmixedmed"],
 )
 def test_iterations_of_the_original(documents, iterations):
-    assert plan_iterations(documents, 3, 64) == iterations
+    assert plan_iterations(COMPAT, documents, 64) == iterations
 
 
-@pytest.mark.parametrize(("documents", "epochs", "batch", "iterations"), [(1, 1, 64, 10), (640, 1, 64, 10), (641, 1, 64, 20)])
-def test_iterations_are_rounded_up(documents, epochs, batch, iterations):
-    assert plan_iterations(documents, epochs, batch) == iterations
+@pytest.mark.parametrize(("documents", "iterations"), [(1, 10), (640, 10), (641, 20)])
+def test_the_original_rounds_up_to_a_multiple_of_ten(documents, iterations):
+    assert plan_iterations(replace(COMPAT, epochs=1), documents, 64) == iterations
+
+
+@pytest.mark.parametrize(
+    ("documents", "epochs", "typed", "batch", "iterations"),
+    [
+        (3, 1, 64, 3, 1),
+        (3, 3, 64, 3, 3),
+        (1, 0.1, 64, 1, 1),
+        (40, 3, 64, 40, 3),
+        (40, 3, 8, 8, 15),
+        (320, 0.5, 64, 64, 3),
+        (640, 1, 64, 64, 10),
+        (640, 1.1, 64, 64, 11),  # in binary, 1.1 * 640 / 64 is above 11
+        (700, 0.1, 7, 7, 10),
+        (641, 1, 64, 64, 11),
+        (193450, 3, 64, 64, 9068),
+    ],
+)
+def test_iterations_are_those_of_the_epochs(documents, epochs, typed, batch, iterations):
+    config = replace(CONFIG, epochs=epochs, global_batch=typed)
+    assert plan_global_batch(config, documents) == batch
+    assert plan_iterations(config, documents, batch) == iterations
+
+
+def test_iterations_that_were_asked_for():
+    assert plan_iterations(replace(CONFIG, iters=7), 640, 64) == 7
+    assert plan_iterations(replace(CONFIG, epochs=1, max_iters=4), 640, 64) == 4
+    assert plan_iterations(replace(CONFIG, epochs=1, max_iters=40), 640, 64) == 10
+    assert plan_iterations(replace(CONFIG, iters=7, max_iters=4), 640, 64) == 4
+
+
+@pytest.mark.parametrize("iterations", [*range(1, 300), 499, 500, 501, 10_000])
+def test_a_short_run_has_five_validations(iterations):
+    interval = plan_eval_interval(CONFIG, iterations)
+    assert interval == 100 or iterations < 500
+    assert iterations // interval >= min(5, iterations)
+    assert plan_eval_interval(replace(CONFIG, eval_interval=9), iterations) == 9
+    assert plan_eval_interval(COMPAT, iterations) == 100
+
+
+def test_ends_of_epochs():
+    assert epoch_ends(40, 8, 15) == {5, 10, 15}
+    assert epoch_ends(41, 8, 16) == {6, 11, 16}
+    assert epoch_ends(40, 8, 4) == set()
+    assert epoch_ends(40, 64, 2) == {1, 2}
+    assert epoch_ends(3, 3, 1000) == set()
 
 
 def test_warm_up_ends_at_the_highest_rate():

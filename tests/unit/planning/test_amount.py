@@ -1,0 +1,174 @@
+"""How much a plan trains: as many epochs as were asked for, and of a run that exists what it was planned with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+
+from medsft.core.config import RunConfig, from_mapping
+from medsft.core.devices import Devices
+from medsft.core.planning import planner
+from medsft.core.planning.plan import RunPlan, difference
+from medsft.core.planning.planner import make_plan, replan
+from medsft.core.planning.selection import open_selection
+from medsft.core.registry import Settings, load_settings
+from medsft.core.run.pipeline import check_against_existing, prepare, tokenize_sets
+from medsft.core.run.rundir import RunDir
+from medsft.errors import MismatchError
+
+OLD_PLAN = Path(__file__).parents[2] / "golden" / "plan-0.1.0.json"
+"""Written by version 0.1.0 for the project below: 10 iterations of 64 documents, 16 epochs where 3 were asked for."""
+LAPTOP = Devices("cpu", 8, 32 * 10**9, "a laptop", bf16=False)
+RAW = {
+    "model_type": "llama",
+    "vocab_size": 84,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig, Settings]:
+    """The project of the old plan: a base model whose weights are not looked into, and 40 tokenised documents."""
+    monkeypatch.setattr(planner, "find_devices", lambda: LAPTOP)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(RAW))
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"weights")
+    tiny.write_tokenizer(tmp_path / "base")
+    tiny.write_rows(tmp_path / "train.jsonl", 40)
+    tiny.write_rows(tmp_path / "val.jsonl", 11, seed=1)
+    (tmp_path / "medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n[datasets.words]\nn_docs = 40\n')
+    values = {
+        "checkpoint": "tiny",
+        "size": 0.001,
+        "run_name": "words",
+        "data": [tmp_path / "train.jsonl"],
+        "val": [tmp_path / "val.jsonl"],
+        "tokenized_data_dir": tmp_path / "tokenized",
+        "save_checkpoint_dir": tmp_path / "runs",
+    }
+    config, settings = from_mapping(values), load_settings(tmp_path / "medsft.toml")
+    tokenize_sets(config, settings)
+    return config, settings
+
+
+@pytest.fixture
+def old_run(project: tuple[RunConfig, Settings], tmp_path: Path) -> RunDir:
+    """The folder of that run, as version 0.1.0 left it when it was stopped."""
+    run = RunDir(tmp_path / "runs" / "llama-0.001b-tp1-pp1-tiny-words")
+    run.create(OLD_PLAN.read_text().replace("FOLDER", str(tmp_path)))
+    return run
+
+
+def validations(plan: RunPlan) -> list[int]:
+    found = [iteration for iteration in range(plan.num_iterations + 1) if plan.validates_after(iteration)]
+    assert len(found) == plan.num_validations
+    return found
+
+
+@pytest.mark.parametrize("epochs", [0.5, 1.0, 3.0])
+def test_fewer_rows_than_a_batch_are_seen_as_often_as_asked(project, epochs):
+    config, settings = project
+    plan = make_plan(replace(config, epochs=epochs), settings)
+    assert (plan.num_iterations, plan.global_batch, plan.epochs) == (max(1, epochs), 40, max(1, epochs))
+    assert "each iteration takes all 40 once" in "\n".join(plan.warnings)
+    for iteration in range(plan.num_iterations):
+        assert sorted(open_selection(plan)[0].order.batch(iteration)) == list(range(40))
+
+
+def test_many_more_epochs_than_asked_are_named(project):
+    config, settings = project
+    plan = make_plan(replace(config, epochs=1, global_batch=32), settings)
+    assert (plan.num_iterations, plan.epochs) == (2, 1.6)
+    assert "make 1.6 epochs of 1; a smaller --global_batch" in "\n".join(plan.warnings)
+    assert make_plan(replace(config, epochs=1, global_batch=20), settings).warnings == ()
+
+
+def test_the_original_fills_its_iterations_up_and_rounds_to_ten(project):
+    config, settings = project
+    plan = make_plan(replace(config, compat="megatron-llm"), settings)
+    assert (plan.num_iterations, plan.global_batch, plan.epochs, plan.eval_interval) == (10, 64, 16.0, 100)
+    assert validations(plan) == [10]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"global_batch": 8}, [0, 3, 5, 6, 9, 10, 12, 15]),
+        ({"global_batch": 8, "eval_interval": 4}, [0, 4, 5, 8, 10, 12, 15]),
+        ({"global_batch": 8, "eval_interval": 1000}, [0, 5, 10, 15]),
+        ({"global_batch": 1, "iters": 30}, [0, 6, 12, 18, 24, 30]),
+        ({"iters": 1000, "eval_interval": 400}, [0, 400, 800, 1000]),
+        ({"compat": "megatron-llm", "global_batch": 8, "iters": 250}, [100, 200, 250]),
+    ],
+    ids=str,
+)
+def test_where_a_run_validates(project, changes, expected):
+    config, settings = project
+    assert validations(make_plan(replace(config, **changes), settings)) == expected
+
+
+def test_more_ranks_than_documents(project):
+    config, settings = project
+    plan = make_plan(replace(config, nproc_per_node=50, tp=1, pp=1), settings)
+    assert (plan.layout.dp, plan.micro_batch, plan.num_micro_batches) == (50, 1, 1)
+    assert "10 of 50 data-parallel ranks get no document" in "\n".join(plan.warnings)
+
+
+def test_a_plan_of_version_0_1_0_reads_as_it_was(old_run):
+    raw = old_run.read_plan()
+    plan = RunPlan.from_json(raw)
+    assert plan.identity == raw["identity"], "checkpoints carry it"
+    assert (plan.num_iterations, plan.global_batch, plan.eval_interval) == (10, 64, 100)
+    order = open_selection(plan)[0].order
+    assert (order.global_batch, len(order.batch(0))) == (64, 64)
+
+
+def test_the_same_command_goes_on_with_an_old_run(project, old_run):
+    config, settings = project
+    old = RunPlan.from_json(old_run.read_plan())
+    plan = prepare(config, settings)
+    assert plan.run_dir == str(old_run.path)
+    assert difference(old, plan) == []
+    assert (plan.num_iterations, plan.global_batch, plan.eval_interval) == (10, 64, 100)
+    assert "keeps the 10 iterations of 64 documents" in "\n".join(plan.warnings)
+    asked = prepare(config, settings, confirm=lambda _: pytest.fail("its number of iterations is no question any more"))
+    assert asked.identity == old.identity
+    assert replan(old, run_dir=old_run.path, changes={"nproc_per_node": 2}).identity == old.identity
+    again = RunPlan.from_json(json.loads(plan.to_json()))
+    assert again.identity == old.identity
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"lr": 1e-3}, ["--lr: was 2e-05, now 0.001"]),
+        ({"iters": 4}, ["iterations: was 10, now 4"]),
+        ({"eval_interval": 7}, ["--eval_interval: was 100, now 7"]),
+        ({"eval_interval": 100, "max_iters": None}, []),
+    ],
+    ids=str,
+)
+def test_only_what_was_changed_is_another_plan(project, old_run, changes, lines):
+    config, settings = project
+    plan = make_plan(replace(config, **changes), settings)
+    assert difference(RunPlan.from_json(old_run.read_plan()), plan) == lines
+    if lines:
+        with pytest.raises(MismatchError, match="another plan"):
+            check_against_existing(plan)
+
+
+def test_a_run_that_was_confirmed_with_another_number_keeps_it(project):
+    config, settings = project
+    plan = prepare(config, settings, confirm=lambda planned: replace(planned.config, iters=2))
+    RunDir(Path(plan.run_dir)).create(plan.to_json())
+    again = prepare(config, settings, confirm=lambda _: pytest.fail("asked again"))
+    assert (again.num_iterations, again.identity) == (2, plan.identity)
