@@ -17,8 +17,8 @@ DTYPES = ("keep", "bf16", "fp32")
 _TO, _FROM = "To a Megatron-LLM folder", "From a Megatron-LLM folder"
 
 
-def _number(name: str, help_text: str, panel: str | None = None) -> Any:
-    return typer.Option(name, metavar="N", help=help_text, rich_help_panel=panel)
+def _number(name: str, help_text: str, panel: str | None = None, *, least: int | None = None) -> Any:
+    return typer.Option(name, metavar="N", help=help_text, rich_help_panel=panel, min=least)
 
 
 def export(
@@ -26,7 +26,7 @@ def export(
     *,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="New folder for the model.")],
     iteration: Annotated[
-        int | None, typer.Option("--iteration", metavar="N", help="Checkpoint to export; the latest when not given.")
+        int | None, _number("--iteration", "Checkpoint to export; the latest when not given.", least=1)
     ] = None,
     save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER,
 ) -> None:
@@ -52,12 +52,16 @@ def convert(
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="CHOICE", help="Number format of the weights: keep, bf16 or fp32.")
     ] = "keep",
-    iteration: Annotated[int | None, _number("--iteration", "Saved iteration to read; the latest when not given.")] = None,
+    iteration: Annotated[
+        int | None, _number("--iteration", "Saved iteration to read; the latest when not given.", least=0)
+    ] = None,
     true_vocab_size: Annotated[
-        int | None, _number("--true_vocab_size", "Rows that belong to tokens: more are cut off, missing ones are made.")
+        int | None,
+        _number("--true_vocab_size", "Rows that belong to tokens: more are cut off, missing ones are made.", least=1),
     ] = None,
     vocab_divisible_by: Annotated[
-        int | None, _number("--vocab_divisible_by", "Pad the vocabulary to a multiple of N (times --tp); megatron: 128.")
+        int | None,
+        _number("--vocab_divisible_by", "Pad the vocabulary to a multiple of N (times --tp); megatron: 128.", least=1),
     ] = None,
     new_token_init: Annotated[
         str, typer.Option("--new_token_init", metavar="CHOICE", help="Rows of new tokens: mean or copy_last.")
@@ -66,10 +70,11 @@ def convert(
         bool | None,
         typer.Option("--verify/--no_verify", help="Compare logits before and after; done by default when the model fits."),
     ] = None,
-    tp: Annotated[int, _number("--tp", "Tensor-parallel level.", _TO)] = 1,
-    pp: Annotated[int, _number("--pp", "Pipeline level.", _TO)] = 1,
+    tp: Annotated[int, _number("--tp", "Tensor-parallel level.", _TO, least=1)] = 1,
+    pp: Annotated[int, _number("--pp", "Pipeline level.", _TO, least=1)] = 1,
     as_iteration: Annotated[
-        int | None, _number("--as_iteration", "Iteration to write it as, 0 for `release`; the source's when not given.", _TO)
+        int | None,
+        _number("--as_iteration", "Iteration to write it as, 0 for `release`; the source's when not given.", _TO, least=0),
     ] = None,
     optimizer: Annotated[
         bool, typer.Option("--optimizer", help="From a run: optimiser and schedule too, to go on there.", rich_help_panel=_TO)
@@ -96,6 +101,7 @@ def convert(
     _check_choices(
         {"--to": (to, FORMATS), "--dtype": (dtype, DTYPES), "--new_token_init": (new_token_init, ("mean", "copy_last"))}
     )
+    _check_above_zero({"--norm_eps": norm_eps, "--rope_theta": rope_theta, "--rope_scaling_factor": rope_scaling_factor})
     with busy("converting"):
         result = run_engine("convert", [str(source), str(destination), *engine_flags(options)])
     if json:
@@ -112,6 +118,19 @@ def _check_choices(options: Mapping[str, tuple[str, Sequence[str]]]) -> None:
         Problem(flag, f"`{value}` is not one of {', '.join(choices)}")
         for flag, (value, choices) in options.items()
         if value not in choices
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_above_zero(options: Mapping[str, float | None]) -> None:
+    """Raise `ConfigError` for each number that is not above 0 and finite."""
+    from medsft.errors import ConfigError, Problem
+
+    problems = [
+        Problem(flag, f"{number:g} is no such number", "Must be above 0, and finite.")
+        for flag, number in options.items()
+        if number is not None and not 0 < number < float("inf")
     ]
     if problems:
         raise ConfigError(problems)

@@ -6,6 +6,7 @@ A `RunConfig` is frozen and plain. `check` reports every problem at once, each u
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -54,7 +55,7 @@ class RunConfig:
     """One fine-tuning run as a person describes it. Flag `--NAME` sets field `NAME`."""
 
     checkpoint: str = _option("baseline", "Name of the base model: an entry of [checkpoints] in medsft.toml", "base")
-    size: float = _option(7.0, "Size of the base model", "base", unit="1e9 parameters", minimum=0)
+    size: float = _option(7.0, "Size of the base model", "base", unit="1e9 parameters", minimum=0, maximum=1e6)
     intermediate_iter: int | None = _option(
         None, "Start from this saved iteration of the base model, not from its latest", "base", minimum=1
     )
@@ -112,16 +113,17 @@ class RunConfig:
         False, "Use a tokenised set that has no manifest, such as one of Megatron-LLM", "data", advanced=True
     )
 
-    epochs: float = _option(3.0, "Passes over the documents", "training", minimum=0)
+    epochs: float = _option(3.0, "Passes over the documents", "training", minimum=0, maximum=1e6)
     iters: int | None = _option(None, "Train exactly this many iterations instead of --epochs", "training", minimum=1)
     max_iters: int | None = _option(None, "Train at most this many iterations", "training", minimum=1, advanced=True)
-    global_batch: int = _option(64, "Documents in one iteration", "training", unit="documents", minimum=1)
+    global_batch: int = _option(64, "Documents in one iteration", "training", unit="documents", minimum=1, maximum=10**6)
     micro_batch: int | None = _option(
         None,
         "Documents in one forward pass of a rank, on average; chosen by memory when not given",
         "training",
         unit="documents",
         minimum=1,
+        maximum=10**6,
     )
     loss_mask: float = _option(
         0.0, "Weight in the loss of system and question tokens; answers weigh 1", "training", minimum=0, maximum=1
@@ -164,7 +166,7 @@ class RunConfig:
         unit="iterations",
         minimum=1,
     )
-    seed: int = _option(1234, "Seed of the sample order", "training", minimum=0, advanced=True)
+    seed: int = _option(1234, "Seed of the sample order", "training", minimum=0, maximum=2**63 - 1, advanced=True)
     compat: str = _option(
         "none",
         "Follow the original's recipe in every detail, to repeat an old experiment",
@@ -174,15 +176,19 @@ class RunConfig:
     )
 
     tp: int | None = _option(
-        None, "Tensor-parallel level; from the checkpoint's folder or the memory when not given", "parallel", minimum=1
+        None,
+        "Tensor-parallel level; from the checkpoint's folder or the memory when not given",
+        "parallel",
+        minimum=1,
+        maximum=1024,
     )
     pp: int | None = _option(
-        None, "Pipeline level; from the checkpoint's folder or the memory when not given", "parallel", minimum=1
+        None, "Pipeline level; from the checkpoint's folder or the memory when not given", "parallel", minimum=1, maximum=1024
     )
     nproc_per_node: int | None = _option(
-        None, "Processes on each node; the number of GPUs, or what tp and pp need on a CPU", "parallel", minimum=1
+        None, "Processes on each node; the number of GPUs, or what tp and pp need on a CPU", "parallel", minimum=1, maximum=1024
     )
-    nodes: int = _option(1, "Number of nodes", "parallel", minimum=1)
+    nodes: int = _option(1, "Number of nodes", "parallel", minimum=1, maximum=10_000)
     rank: int = _option(0, "Rank of this node", "parallel", minimum=0)
     addr: str | None = _option(None, "Address of node 0, when there are several", "parallel")
     port: int = _option(6020, "Port on node 0", "parallel", minimum=1, maximum=65535)
@@ -283,7 +289,7 @@ def _convert(name: str, value: Any) -> Any:
 def _number(kind: type, value: Any, expected: str) -> Any:
     try:
         return kind(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"must be {expected}, not {value!r}") from None
 
 
@@ -303,8 +309,10 @@ def check(config: RunConfig) -> list[Problem]:
     problems.extend(check_names(config))
     if config.template_date is not None and not _is_date(config.template_date):
         problems.append(Problem("--template_date", f"`{config.template_date}` is no date", "Write it as 2026-11-28."))
-    if config.min_lr > config.lr:
+    if math.isfinite(config.lr) and config.lr < config.min_lr < math.inf:
         problems.append(Problem("--min_lr", f"{config.min_lr:g} is above --lr {config.lr:g}"))
+    if config.follows_original and config.seed >= 2**32:
+        problems.append(Problem("--seed", f"{config.seed} is too large with --compat", "Must be below 4294967296."))
     if config.nodes > 1 and config.addr is None:
         problems.append(Problem("--addr", "needed with --nodes above 1", "Give the address of node 0."))
     if config.rank >= config.nodes:
@@ -334,17 +342,26 @@ def _is_date(text: str) -> bool:
         return False
 
 
+_LARGEST_WHOLE_NUMBER = 10**9
+"""Of options that have no limit of their own: more is a slip of the keyboard, and the arithmetic of a plan overflows."""
+
+
 def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> list[Problem]:
     if value is None:
         return []
     choices, low, high = metadata["choices"], metadata["minimum"], metadata["maximum"]
+    if isinstance(value, float) and not math.isfinite(value):  # a comparison with nan holds for no limit
+        return [Problem(flag(name), f"{value} is not a finite number")]
+    if isinstance(value, int) and high is None:
+        high = _LARGEST_WHOLE_NUMBER
     if choices and value not in choices:
         return [Problem(flag(name), f"`{value}` is not one of {', '.join(choices)}", did_you_mean(str(value), choices))]
     positive = name in ("size", "epochs", "lr")
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
     if low is not None and (value < low or (positive and value <= 0)):
-        return [Problem(flag(name), f"{value:g} is too small", f"Must be {'above 0' if positive else f'{low:g} or more'}.")]
+        return [Problem(flag(name), f"{shown} is too small", f"Must be {'above 0' if positive else f'{low:g} or more'}.")]
     if high is not None and value > high:
-        return [Problem(flag(name), f"{value:g} is too large", f"Must be {high:g} or less.")]
+        return [Problem(flag(name), f"{shown} is too large", f"Must be {format_number(high)} or less.")]
     return []
 
 

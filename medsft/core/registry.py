@@ -13,6 +13,7 @@ Without an explicit file, the entries of the working folder's `medsft.toml` win 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import tomllib
@@ -62,6 +63,8 @@ class Settings:
     def find_checkpoint(self, name: str, size: float) -> CheckpointEntry:
         """Return the entry; its path exists. Raises `ConfigError` with the nearest entry, or the path that is not there."""
         entry = self.checkpoints.get((name, size))
+        if entry is None and not math.isfinite(size):
+            raise ConfigError([Problem("--size", f"{size} is not a finite number")])
         if entry is None:
             raise ConfigError([self._unknown(name, size)])
         if not entry.path.exists():
@@ -127,7 +130,7 @@ def check_with_settings(config: RunConfig, settings: Settings) -> list[Problem]:
     try:
         settings.find_checkpoint(config.checkpoint, config.size)
     except ConfigError as error:
-        problems += error.problems
+        problems += [problem for problem in error.problems if problem not in problems]
     return problems
 
 

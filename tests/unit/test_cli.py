@@ -105,6 +105,16 @@ def test_all_problems_of_flags_at_once() -> None:
         ("watch",),
         ("watch", "no-run"),
         ("plan", "--epochs", "many"),
+        *(
+            ("plan", "--run_name", "x", f"--{name}", value)
+            for name in ("lr", "epochs", "size")
+            for value in ("nan", "inf", "-inf")
+        ),
+        ("convert", ".", "out", "--to", "hf", "--norm_eps", "nan"),
+        ("convert", ".", "out", "--to", "hf", "--rope_theta", "inf"),
+        ("convert", ".", "out", "--to", "megatron", "--tp", "0"),
+        ("checkpoints", "add", "name", "nan", "."),
+        ("checkpoints", "add", "name", "inf", "."),
         ("plan", "--config", "none.toml"),
         ("plan", "--settings", "none.toml"),
         ("checkpoints", "add", "name", "large", "."),

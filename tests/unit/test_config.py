@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import fields, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from medsft.core.config_file import load_toml, save_toml
 from medsft.errors import ConfigError
 
 GOOD = RunConfig(run_name="pubmedqa")
+FLOATS = [name for name, (kind, _, _) in field_types().items() if kind is float]
 
 
 def test_every_field_is_described_and_the_defaults_pass() -> None:
@@ -61,6 +63,13 @@ def test_defaults_are_those_of_the_recipe(name: str, default: object) -> None:
         ({"nodes": 2}, "--addr", "needed"),
         ({"rank": 1}, "--rank", "not below"),
         ({"port": 70000}, "--port", "too large"),
+        *(({name: value}, f"--{name}", "not a finite number") for name in FLOATS for value in (math.nan, math.inf, -math.inf)),
+        ({"size": 1e7}, "--size", "too large"),
+        ({"seq": 10**400}, "--seq", "too large"),
+        ({"iters": 10**10}, "--iters", "Must be 1000000000 or less"),
+        ({"nproc_per_node": 10**9}, "--nproc_per_node", "Must be 1024 or less"),
+        ({"seed": 2**64}, "--seed", "too large"),
+        ({"seed": 2**32, "compat": "megatron-llm"}, "--seed", "too large with --compat"),
     ],
 )
 def test_each_problem_names_its_flag(values: dict[str, object], flag: str, words: str) -> None:

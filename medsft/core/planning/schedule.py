@@ -7,7 +7,6 @@ from fractions import Fraction
 
 from medsft.core.config import RunConfig
 
-
 _ORIGINAL_EVAL_INTERVAL = 100
 _FEWEST_EVALS = 5
 _MOST_EPOCH_ENDS = 20

@@ -33,6 +33,7 @@ from medsft.errors import ConfigError, ExitCode, LaunchError, MedsftError, Misma
 
 JOIN_VARIABLE = "MEDSFT_JOIN_SECONDS"
 """Environment variable: how long a node waits for the others to be started, 600 seconds when it is not set."""
+_LONGEST_JOIN_SECONDS = 30 * 86400.0
 _GRACE_SECONDS = 5.0
 """How long node 0 still listens when nodes differ, so that those that are just being started get the reason too."""
 SHARED_SECONDS = 45.0
@@ -180,12 +181,16 @@ def _start_here(run: RunDir) -> str:
 
 
 def join_seconds() -> float:
-    """Return how long to wait for nodes to be started. Raises `ConfigError` when the variable is not a number."""
+    """Return how long to wait for nodes to be started. Raises `ConfigError` when the variable is no such time."""
     text = os.environ.get(JOIN_VARIABLE, "600")
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        raise ConfigError([Problem(JOIN_VARIABLE, f"must be a number of seconds, not {text!r}")]) from None
+        seconds = -1.0
+    if not 0 <= seconds <= _LONGEST_JOIN_SECONDS:  # so that nan and infinity are refused, too
+        hint = f"From 0 to {_LONGEST_JOIN_SECONDS:.0f}."
+        raise ConfigError([Problem(JOIN_VARIABLE, f"must be a number of seconds, not {text!r}", hint)])
+    return seconds
 
 
 def _card(config: RunConfig) -> dict[str, Any]:

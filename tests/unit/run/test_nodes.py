@@ -104,9 +104,10 @@ def test_what_cannot_work_is_said_before_anybody_is_waited_for(port, monkeypatch
         start_together(config(port, 0, addr=None), refuse)
     with pytest.raises(ConfigError, match="--port"):
         start_together(config(65535, 0), refuse)
-    monkeypatch.setenv(nodes.JOIN_VARIABLE, "soon")
-    with pytest.raises(ConfigError, match="MEDSFT_JOIN_SECONDS"):
-        start_together(config(port, 1), refuse)
+    for wrong in ("soon", "nan", "inf", "-1"):
+        monkeypatch.setenv(nodes.JOIN_VARIABLE, wrong)
+        with pytest.raises(ConfigError, match="MEDSFT_JOIN_SECONDS"):
+            start_together(config(port, 1), refuse)
     with socket.create_server(("", port + 1)), pytest.raises(LaunchError, match=f"Port {port + 1} cannot be opened"):
         start_together(config(port, 0), refuse)
 
