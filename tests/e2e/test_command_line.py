@@ -45,11 +45,11 @@ def test_from_jsonl_to_a_model(folder: Path) -> None:
     planned = medsft(folder, "plan", *FLAGS, "--epochs", "1", "--json", "--output", "plan.json")
     plan = json.loads(planned.stdout)
     assert plan == json.loads((folder / "plan.json").read_text())
-    assert (plan["train"]["documents"], plan["num_iterations"]) == (40, 10)
+    assert (plan["train"]["documents"], plan["num_iterations"]) == (40, 5)
 
     asked = medsft(folder, "sft", *FLAGS, "--epochs", "1", "--no-autoaccept-iters", "--plain", text="6\n")
     assert asked.returncode == 0, asked.stderr
-    assert "Accept 10 iterations? [Y/n/number]" in asked.stderr
+    assert "Accept 5 iterations? [Y/n/number]" in asked.stderr
     assert "6/6  loss" in asked.stdout
     [run] = find_runs(folder / "runs")
     view = run.view()

@@ -142,7 +142,7 @@ def test_the_script_trains_without_a_network_and_leaves_what_is_listed(project: 
     )
     assert done.returncode == 0, done.stderr
     *steps, model = done.stdout.splitlines()
-    assert [int(line.split()[0]) for line in steps] == list(range(1, 11))
+    assert [int(line.split()[0]) for line in steps] == [1, 2, 3]
     [run] = find_runs(project / "runs")
     assert re.fullmatch(r"llama-8b-tp1-pp1-llama-triage-script", run.path.name)
     folders = (project / "tokenized" / "triage", run.path, Path(model))
