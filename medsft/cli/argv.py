@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 MULTI_VALUED = frozenset({"--data", "--val"})
 
@@ -30,3 +30,21 @@ def _normalised(arguments: list[str]) -> Iterator[str]:
             yield from (flag, argument)
         else:
             yield argument
+
+
+def unknown_flags(arguments: Sequence[str], takes_value: Mapping[str, bool]) -> list[str]:
+    """Return the long flags among normalised arguments that are not in `takes_value`, each once.
+
+    That tells of each known flag whether the argument after it is its value, which may look like a flag.
+    """
+    unknown: dict[str, None] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            break
+        name, equals, _ = argument.partition("=")
+        if takes_value.get(name, False) and not equals:
+            next(rest, None)
+        elif name.startswith("--") and name not in takes_value and name != "--help":
+            unknown[name] = None
+    return list(unknown)

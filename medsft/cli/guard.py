@@ -12,9 +12,10 @@ from typing import Any
 from typer.core import TyperGroup
 
 from medsft.cli import console
-from medsft.cli.argv import normalise
+from medsft.cli.argv import normalise, unknown_flags
+from medsft.core.other_tools import suggestion
 from medsft.core.printable import printable
-from medsft.errors import ConfigError, ExitCode, MedsftError
+from medsft.errors import ConfigError, ExitCode, MedsftError, Problem
 
 
 class Group(TyperGroup):
@@ -47,6 +48,7 @@ class Guard(Group):
         arguments = normalise(sys.argv[1:] if args is None else args)
         debug = "--debug" in arguments
         try:
+            _refuse_unknown_flags(self, [argument for argument in arguments if argument != "--debug"])
             return super().main([argument for argument in arguments if argument != "--debug"], **extra)
         except MedsftError as error:
             _explain(error, debug)
@@ -77,6 +79,26 @@ def _printable_usage_errors() -> Iterator[None]:
         if hasattr(error, "format_message") and hasattr(error, "message"):
             error.message = printable(str(error.message))
         raise
+
+
+def _refuse_unknown_flags(group: Any, arguments: Sequence[str]) -> None:
+    """Raise `ConfigError` with every flag that the command of these arguments does not have, and what was meant by it."""
+    command, words = group, list(arguments)
+    while words and not words[0].startswith("-") and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    takes_value = {
+        option: not getattr(parameter, "is_flag", False)
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+        if option.startswith("-")
+    }
+    known = [option.removeprefix("--") for option in takes_value if option.startswith("--")]
+    problems = [
+        Problem(flag, f"`{command.name}` has no such flag", suggestion(flag.removeprefix("--"), known, mark="--"))
+        for flag in unknown_flags(words, takes_value)
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _explain(error: MedsftError, debug: bool) -> None:

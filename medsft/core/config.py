@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from medsft.core.other_tools import suggestion
 from medsft.errors import ConfigError, Problem
 
 GROUPS = {
@@ -250,7 +251,7 @@ def from_mapping(values: Mapping[str, Any], *, where: str = "", base: RunConfig 
     for name, value in values.items():
         place = f"{where}: {name}" if where else flag(name)
         if name not in known:
-            problems.append(Problem(place, "there is no such option", did_you_mean(name, known)))
+            problems.append(Problem(place, "there is no such option", suggestion(name, known)))
             continue
         try:
             converted[name] = _convert(name, value)

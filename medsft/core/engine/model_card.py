@@ -10,7 +10,8 @@ from medsft.core.run.view import RunView
 
 
 def _figures(value: Callable[[str], float | None]) -> str:
-    figures = [value(name) for name in ("loss", "perplexity", "accuracy")]
+    found = (value(name) for name in ("loss", "perplexity", "accuracy"))
+    figures = [float("nan") if number is None else number for number in found]
     return "loss {:.4f}, perplexity {:.3f}, token accuracy {:.1%}".format(*figures)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -112,19 +112,24 @@ def existing_plan(plan: RunPlan) -> RunPlan | None:
 
 def check_against_existing(plan: RunPlan) -> None:
     """Raise `AlreadyFinishedError` or `MismatchError` unless `plan` may start or go on in its folder."""
-    if Path(plan.export_dir).exists():
-        raise AlreadyFinishedError(
-            f"This run is finished; its model is in {plan.export_dir}",
-            hint="To train it once more beside the first, give it a name of its own: --id NAME",
-        )
     existing = existing_plan(plan)
+    if Path(plan.export_dir).exists():
+        message = f"This run is finished; its model is in {plan.export_dir}"
+        hint = "To train it once more beside the first, give it a name of its own: --id NAME"
+        if existing is not None and (changes := difference(existing, plan)):
+            message += "\nIt was trained with something else than is asked for now:\n" + _listed(changes)
+            hint = "To train with what is asked for now, give that run a name of its own: --id NAME"
+        raise AlreadyFinishedError(message, hint=hint)
     if existing is None or existing.identity == plan.identity:
         return
-    changes = "\n".join(f"    {line}" for line in difference(existing, plan))
     raise MismatchError(
-        f"{plan.run_dir} holds a run with another plan:\n{changes}",
+        f"{plan.run_dir} holds a run with another plan:\n{_listed(difference(existing, plan))}",
         hint="Go on with what it was planned with, or start another run beside it: --id NAME",
     )
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def run(config: RunConfig, settings: Settings, *, progress: ProgressCallback | None = None) -> RunView:

@@ -18,7 +18,7 @@ from medsft.core.planning.selection import open_selection
 from medsft.core.registry import Settings, load_settings
 from medsft.core.run.pipeline import check_against_existing, prepare, tokenize_sets
 from medsft.core.run.rundir import RunDir
-from medsft.errors import MismatchError
+from medsft.errors import AlreadyFinishedError, MismatchError
 
 OLD_PLAN = Path(__file__).parents[2] / "golden" / "plan-0.1.0.json"
 """Written by version 0.1.0 for the project below: 10 iterations of 64 documents, 16 epochs where 3 were asked for."""
@@ -172,3 +172,21 @@ def test_a_run_that_was_confirmed_with_another_number_keeps_it(project):
     RunDir(Path(plan.run_dir)).create(plan.to_json())
     again = prepare(config, settings, confirm=lambda _: pytest.fail("asked again"))
     assert (again.num_iterations, again.identity) == (2, plan.identity)
+
+
+def test_a_finished_run_says_what_was_trained_otherwise(project):
+    config, settings = project
+    plan = prepare(config, settings)
+    RunDir(Path(plan.run_dir)).create(plan.to_json())
+    Path(plan.export_dir).mkdir()
+    with pytest.raises(AlreadyFinishedError) as same:
+        prepare(config, settings)
+    assert "something else" not in same.value.message
+    with pytest.raises(AlreadyFinishedError) as other:
+        prepare(replace(config, lr=1e-3, iters=7), settings)
+    assert other.value.message.splitlines()[1:] == [
+        "It was trained with something else than is asked for now:",
+        "    --lr: was 2e-05, now 0.001",
+        "    iterations: was 3, now 7",
+    ]
+    assert "--id NAME" in other.value.hint

@@ -1,0 +1,106 @@
+"""Names of other tools' options lead to ours, slips of the keyboard too, and each name that is given exists."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from medsft.cli.app import app
+from medsft.cli.argv import unknown_flags
+from medsft.core import other_tools
+from medsft.core.config import field_types
+from medsft.core.other_tools import suggestion
+from medsft.errors import ExitCode
+
+ELSEWHERE = {
+    "learning_rate": "lr",
+    "batch_size": "global_batch",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "micro_batch",
+    "max_seq_length": "seq",
+    "max_length": "seq",
+    "output_dir": "save_checkpoint_dir",
+    "model_name_or_path": "checkpoint",
+    "dataset": "data",
+    "train_file": "data",
+    "eval_steps": "eval_interval",
+    "save_total_limit": "keep_last",
+    "gradient_checkpointing": "recompute",
+    "tensor_model_parallel_size": "tp",
+    "nnodes": "nodes",
+    "warmup_ratio": "warmup_fraction",
+}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), ELSEWHERE.items())
+def test_flags_of_other_tools(theirs: str, ours: str) -> None:
+    assert suggestion(theirs, field_types(), mark="--") == f"Did you mean `--{ours}`?"
+    assert suggestion(theirs.replace("_", "-").upper(), field_types()) == f"Did you mean `{ours}`?"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("epoch", "epochs"), ("sez", "seq"), ("globalbatch", "global_batch"), ("losmask", "loss_mask")]
+)
+def test_slips_of_the_keyboard(typed: str, meant: str) -> None:
+    assert suggestion(typed, field_types()) == f"Did you mean `{meant}`?"
+
+
+def test_where_a_name_does_not_help_a_sentence_does() -> None:
+    assert "medsft resume" in suggestion("resume_from_checkpoint", field_types())
+    assert suggestion("xyzzy_plugh", field_types()) == ""
+
+
+def test_every_name_and_flag_in_the_tables_is_ours() -> None:
+    command = get_command(app)
+    flags = {o.removeprefix("--") for c in command.commands.values() for p in c.params for o in p.opts}  # type: ignore[attr-defined]
+    assert set(other_tools._OURS) <= flags
+    assert not {name for names in other_tools._OURS.values() for name in names.split()} & set(field_types())
+    for sentence in other_tools._SENTENCES.values():
+        assert set(re.findall(r"--(\w+)", sentence)) - {"adam_"} <= set(field_types()), sentence
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    result = CliRunner(env={"TERM": "dumb"}).invoke(app, list(arguments))
+    return result.exit_code, result.stderr
+
+
+def test_all_unknown_flags_are_named_at_once() -> None:
+    code, text = invoke(
+        "sft", "--learning-rate", "1e-4", "--seq", "8", "--output_dir=x", "--nonsense_of_mine", "--question_key", "--odd"
+    )
+    assert code == ExitCode.USAGE
+    assert "--learning_rate: `sft` has no such flag\n    Did you mean `--lr`?" in text
+    assert "--output_dir: `sft` has no such flag\n    Did you mean `--save_checkpoint_dir`?" in text
+    assert "--nonsense_of_mine" in text
+    assert "--odd" not in text, "it is the value of a flag"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("export", "r", "--output_dir", "x"), "--to"),
+        (("checkpoints", "add", "--famly", "x"), "--family"),
+        (("--verion",), "--version"),
+    ],
+)
+def test_each_command_offers_its_own(words: tuple[str, ...], meant: str) -> None:
+    code, text = invoke(*words)
+    assert code == ExitCode.USAGE
+    assert f"Did you mean `{meant}`?" in text
+
+
+def test_what_follows_two_dashes_is_no_flag() -> None:
+    known = {"--a": True, "--b": False}
+    assert unknown_flags(["--a", "--x", "--b", "--c", "--", "--d"], known) == ["--c"]
+    assert unknown_flags(["--a=1", "--c=2", "--c"], known) == ["--c"]
+
+
+def test_toml_keys_of_other_tools(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "run.toml"
+    file.write_text("[training]\nlearning_rate = 1e-4\n")
+    code, text = invoke("plan", "--config", str(file))
+    assert code == ExitCode.USAGE
+    assert "learning_rate: there is no such option\n    Did you mean `lr`?" in text
