@@ -161,8 +161,7 @@ class RunConfig:
     )
     eval_interval: int | None = _option(
         None,
-        "Iterations between validations, beside those before the first, after each epoch and after the last; "
-        "at most 100 when not given, fewer in a short run",
+        "Iterations between validations; chosen by the length of the run when not given",
         "training",
         unit="iterations",
         minimum=1,
