@@ -149,7 +149,8 @@ def test_the_model_of_a_run_in_transformers(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from medsft.core.data.records import Keys, read_examples
+    from medsft.core.data.columns import Keys
+    from medsft.core.data.records import read_examples
     from medsft.core.data.tokenizers import open_tokenizer
     from medsft.core.engine.generate import answer_loss
 

@@ -39,14 +39,28 @@ def spans_path(folder: Path) -> Path:
     return folder / f"{folder.name}-answers.npy"
 
 
+def hashes_path(folder: Path) -> Path:
+    """A number for the texts of each row, [documents], so that sets with rows in common are found."""
+    return folder / f"{folder.name}-rows.npy"
+
+
 def save_spans(folder: Path, spans: npt.NDArray[np.int32]) -> None:
     """Write and sync the answers' places of a set, aside first."""
-    aside = folder / f".{spans_path(folder).name}.{os.getpid()}"
+    _save(spans_path(folder), spans)
+
+
+def save_hashes(folder: Path, hashes: npt.NDArray[np.uint64]) -> None:
+    """Write and sync the numbers of the rows of a set, aside first."""
+    _save(hashes_path(folder), hashes)
+
+
+def _save(path: Path, array: npt.NDArray[Any]) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
     with aside.open("wb") as stream:
-        np.save(stream, spans, allow_pickle=False)
+        np.save(stream, array, allow_pickle=False)
         stream.flush()
         os.fsync(stream.fileno())
-    aside.replace(spans_path(folder))
+    aside.replace(path)
 
 
 def set_exists(folder: Path) -> bool:
@@ -106,16 +120,26 @@ class TokenizedData:
     @cached_property
     def answer_spans(self) -> npt.NDArray[np.int32]:
         """First position of the answer in each document and the one behind its last, [documents, 2]; (0, 0) if none."""
-        path = spans_path(self.folder)
-        if path.is_file():
-            try:
-                spans: npt.NDArray[np.int32] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except ValueError:
-                spans = np.empty((0, 2), np.int32)
-            if spans.shape == (self.num_documents, 2):
-                return spans
-            raise DataError(f"{path} is damaged", hint=_REMEDY)
-        return scan_roles(self.role).spans
+        spans = _load(spans_path(self.folder), (self.num_documents, 2))
+        return scan_roles(self.role).spans if spans is None else spans
+
+    @cached_property
+    def row_hashes(self) -> npt.NDArray[np.uint64] | None:
+        """A number for the texts of each row, [documents]; None for a set without: one of before, or of another program."""
+        return _load(hashes_path(self.folder), (self.num_documents,))
+
+
+def _load(path: Path, shape: tuple[int, ...]) -> npt.NDArray[Any] | None:
+    """Map an array that lies beside a set, None when it is not there. Raises DataError when it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        array = np.empty(0)
+    if array.shape != shape:
+        raise DataError(f"{path} is damaged", hint=_REMEDY)
+    return array
 
 
 def open_tokenized(folder: Path, *, trusted_only: bool = True) -> TokenizedData:

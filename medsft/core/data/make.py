@@ -20,8 +20,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from medsft.core.data.dataset import role_facts, role_prefix, save_spans, spans_path, text_prefix
+from medsft.core.data.dataset import hashes_path, role_facts, role_prefix, save_hashes, save_spans, spans_path, text_prefix
 from medsft.core.data.encode import encode_documents
+from medsft.core.data.findings import Tally
 from medsft.core.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
 from medsft.core.data.manifest import MANIFEST_NAME, Manifest, Recipe, write_manifest
 from medsft.core.data.records import BadRows, Example
@@ -106,12 +107,13 @@ def make_set(
     total = input_bytes(files)
     stamps = [_stamp(path) for path in files]
     with processing(job, opened, input_bytes=total, workers=workers) as process:
-        bad = _check(files, process, recipe, Clock("check", total, report))
+        bad, tally = _check(files, process, recipe, Clock("check", total, report))
         with _writing_to_disk(folder), _folder_aside(folder) as aside:
             written = _write(aside, files, process, opened, Clock("tokenise", total, report), document_index)
             if stamps != [_stamp(path) for path in files] or total != sum(file.bytes for file in recipe.inputs):
                 raise DataError("a data file changed while it was read", hint="try again when it is finished")
-            write_manifest(aside, written.manifest(recipe, opened, bad))
+            save_hashes(aside, tally.hashes())
+            write_manifest(aside, written.manifest(recipe, opened, bad, tally))
             _put_in_place(aside, folder)
 
 
@@ -125,18 +127,28 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _check(files: Sequence[Path], process: Process, recipe: Recipe, clock: Clock) -> BadRows:
+def _check(files: Sequence[Path], process: Process, recipe: Recipe, clock: Clock) -> tuple[BadRows, Tally]:
     """Read every row once before the slow part, so that the last row of a large file is not refused after an hour."""
-    bad, rows = BadRows(), 0
+    bad, tally = BadRows(), Tally(recipe.keys)
     for result in process(read_chunks(files, encode=False)):
         bad.merge(result.bad)
-        rows += result.rows
-        clock.tell(result.bytes_read, rows)
-    if bad.total and recipe.bad_rows == "error":
-        raise bad.error(files)
-    if not rows:
-        raise DataError("the data holds no row that can be used", hint="check --data and the keys")
-    return bad
+        tally.merge(result.tally)
+        clock.tell(result.bytes_read, tally.rows)
+    refuse_rows(bad, tally, files, recipe.bad_rows)
+    return bad, tally
+
+
+def refuse_rows(
+    bad: BadRows, tally: Tally, files: Sequence[Path], bad_rows: str, *, then: str = "so nothing was written"
+) -> None:
+    """Raise DataError when there are bad rows under `--bad_rows error`, no others, or none with the key of a system message."""
+    if bad.total and (bad_rows == "error" or not tally.rows):
+        raise bad.error(files, then=then)
+    if not tally.rows:
+        raise DataError(
+            "the data holds no row that can be used: " + ", ".join(map(str, files)), hint="the files are empty; check --data"
+        )
+    tally.refuse_unknown_system_key()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +164,7 @@ class _WrittenSet:
     role_bytes: int
     role_sha256: str
 
-    def manifest(self, recipe: Recipe, opened: OpenedTokenizer, bad: BadRows) -> Manifest:
+    def manifest(self, recipe: Recipe, opened: OpenedTokenizer, bad: BadRows, tally: Tally) -> Manifest:
         system, question, answer = self.tokens_by_role.tolist()
         return Manifest(
             recipe=recipe,
@@ -164,6 +176,7 @@ class _WrittenSet:
             special_in_text=self.special_in_text,
             bad_rows=dict(bad.reasons),
             notes=opened.template.notes,
+            findings=tally.findings(),
             text_bytes=self.text_bytes,
             text_sha256=self.text_sha256,
             role_bytes=self.role_bytes,
@@ -257,7 +270,7 @@ def refuse_foreign_files(folder: Path) -> None:
     """A folder is replaced as a whole, so raise DataError if it holds anything but a set."""
     if not folder.is_dir():
         return
-    own = {MANIFEST_NAME, spans_path(folder).name}
+    own = {MANIFEST_NAME, spans_path(folder).name, hashes_path(folder).name}
     own |= {path(prefix(folder)).name for path in (bin_path, idx_path) for prefix in (text_prefix, role_prefix)}
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if foreign:

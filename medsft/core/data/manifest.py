@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medsft.core.data.records import Keys
+from medsft.core.data.columns import Keys
+from medsft.core.data.findings import Findings
 from medsft.core.data.special import SpecialInText
 from medsft.errors import DataError
 
@@ -69,6 +70,8 @@ class Manifest:
     """Rows left out, by reason"""
     notes: tuple[str, ...] = ()
     """What a person should know about the documents of this template"""
+    findings: Findings | None = None
+    """Of the rows; None for a set that was made before they were counted, or by another program"""
     text_bytes: int
     text_sha256: str
     role_bytes: int
@@ -99,10 +102,10 @@ def read_manifest(folder: Path) -> Manifest | None:
         raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
         if raw["format"] != _FORMAT:
             raise DataError(f"{path} was written by another version of medsft", hint="make the set again with --retokenize")
-        recipe = raw.pop("recipe")
+        recipe, findings = raw.pop("recipe"), raw.pop("findings", None)
         raw["tokens_by_role"] = tuple(raw["tokens_by_role"])
         raw["notes"] = tuple(raw.get("notes", ()))
-        return Manifest(recipe=None if recipe is None else _recipe(recipe), **raw)
+        return Manifest(recipe=None if recipe is None else _recipe(recipe), findings=findings and Findings(**findings), **raw)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):

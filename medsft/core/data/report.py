@@ -62,6 +62,10 @@ class DocumentSelection:
     """Kept documents that lose tokens"""
     unsupervised: int
     """Kept documents without an answer token to learn, which weigh nothing when only answers do"""
+    answers_cut: int
+    """Kept documents that lose a part of their answer, not all of it"""
+    learnable: npt.NDArray[np.bool_]
+    """Whether an answer token is left to learn, [kept]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,7 @@ def apply_truncation(
     `error` raises DataError if a document exceeds `seq` or, when only answers weigh (`loss_mask` 0), has none to learn.
     `drop` leaves those out. `keep` cuts on the right, as the original does. A document of fewer than 2 tokens has
     nothing to learn under any weight and is left out by `drop` and `keep`. `flag` names the set in the message.
+    Whatever the policy and the weight, a selection without a single answer token to learn is refused.
     """
     fit, lengths = _fit(data, seq), data.lengths
     useless = (lengths < 2) | fit.unsupervised if loss_mask == 0 else lengths < 2
@@ -127,15 +132,28 @@ def apply_truncation(
     else:
         keep = ~(fit.exceeds | useless)
     if not keep.any():
-        raise DataError(f"{flag}: no document is left to train on at --seq {seq}", hint="raise --seq")
+        raise DataError(f"{flag}: no document is left to use at --seq {seq}", hint="raise --seq")
     indices = np.flatnonzero(keep)
+    learnable = ~fit.unsupervised[indices]
+    refuse_unsupervised(learnable, seq, flag)
     return DocumentSelection(
         indices=indices,
         lengths=np.minimum(lengths[indices], seq + 1),
         dropped=int(len(lengths) - len(indices)),
         truncated=int((fit.exceeds & keep).sum()),
         unsupervised=int((fit.unsupervised & keep).sum()),
+        answers_cut=int((fit.cut & keep & ~fit.unsupervised).sum()),
+        learnable=learnable,
     )
+
+
+def refuse_unsupervised(learnable: npt.NDArray[np.bool_], seq: int, flag: str) -> None:
+    """Raise DataError unless some document has an answer token to learn: without, the loss would be that of nothing."""
+    if not learnable.any():
+        raise DataError(
+            f"{flag}: not one of the {len(learnable):,} documents has an answer token to learn at --seq {seq}",
+            hint="raise --seq so that answers are not cut away; `medsft inspect` shows how documents fit",
+        )
 
 
 def _too_long(data: TokenizedData, seq: int, fit: _Fit, useless: int, flag: str) -> DataError:

@@ -43,6 +43,7 @@ def copy_documents(data: TokenizedData, documents: Sequence[int] | npt.NDArray[n
         tokens_by_role=(system, question, answer),
         special_in_text=0,
         bad_rows={},
+        findings=None,
         text_bytes=bin_path(text_prefix(folder)).stat().st_size,
         text_sha256=text.sha256,
         role_bytes=bin_path(role_prefix(folder)).stat().st_size,

@@ -18,7 +18,9 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
+from medsft.core.data.columns import Keys
 from medsft.core.data.dataset import TokenizedData, open_tokenized, set_exists
+from medsft.core.data.lines import refuse_unreadable
 from medsft.core.data.make import (
     Clock,
     Progress,
@@ -38,7 +40,6 @@ from medsft.core.data.manifest import (
     template_differences,
     tokenizer_differences,
 )
-from medsft.core.data.records import Keys
 from medsft.core.data.special import SpecialInText
 from medsft.core.data.tokenizers import MEDITRON_EXTRA_IDS, OpenedTokenizer
 from medsft.core.data.trust import trust
@@ -107,6 +108,7 @@ def tokenize(request: TokenizeRequest, *, progress: ProgressCallback | None = No
     opened = job.open_tokenizer()
     if not request.data:
         return _use(request, opened)
+    refuse_unreadable(request.data)
     recipe = _recipe(request, opened, _hash(request, report))
     if not request.retokenize and _holds_files(request.folder):
         return _reuse(request, opened, recipe)

@@ -23,8 +23,11 @@ from datetime import date
 from pathlib import Path
 from queue import SimpleQueue
 
+from medsft.core.data.columns import Keys
 from medsft.core.data.encode import EncodedDocuments, encode_documents
-from medsft.core.data.records import BadRow, BadRows, Block, Example, Keys, parse_row, read_blocks
+from medsft.core.data.findings import Tally
+from medsft.core.data.lines import Block, read_blocks
+from medsft.core.data.records import BadRow, BadRows, Example, example_of, read_object
 from medsft.core.data.special import SpecialInText
 from medsft.core.data.tokenizers import OpenedTokenizer, open_tokenizer
 from medsft.errors import DataError, LaunchError
@@ -78,6 +81,8 @@ class ChunkResult:
     bad: BadRows
     bytes_read: int
     documents: EncodedDocuments | None
+    tally: Tally
+    """Of the rows that can be used, unless they were encoded"""
 
 
 def read_chunks(files: Sequence[Path], *, encode: bool) -> Iterator[Chunk]:
@@ -91,21 +96,24 @@ def read_chunks(files: Sequence[Path], *, encode: bool) -> Iterator[Chunk]:
 
 def process_chunk(chunk: Chunk, job: Job, opened: OpenedTokenizer) -> ChunkResult:
     """Read the rows of a chunk and, unless it is only a check, tokenise the good ones."""
-    bad = BadRows()
+    bad, tally = BadRows(), Tally(job.keys)
     examples: list[Example] = []
     for line in chunk.block.lines():
         try:
-            example = parse_row(line.raw, job.keys)
+            row = read_object(line.raw)
+            example = example_of(row, job.keys)
             if job.special_in_text == "error":
                 _refuse_special(example, opened)
         except BadRow as error:
-            bad.add(line, str(error))
+            bad.add(line, error)
         else:
             examples.append(example)
+            if not chunk.encode:  # once is enough
+                tally.add(row, example)
     documents = None
     if chunk.encode:
         documents = encode_documents(examples, opened, control=job.special_in_text == "control")
-    return ChunkResult(rows=len(examples), bad=bad, bytes_read=chunk.bytes_read, documents=documents)
+    return ChunkResult(rows=len(examples), bad=bad, bytes_read=chunk.bytes_read, documents=documents, tally=tally)
 
 
 def _refuse_special(example: Example, opened: OpenedTokenizer) -> None:

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medsft.core.data.columns import Keys
 from medsft.core.data.encode import encode_documents
 from medsft.core.data.end_tokens import end_tokens
-from medsft.core.data.records import Example, Keys, read_examples
+from medsft.core.data.records import Example, read_examples
 from medsft.core.data.template import Role, Segment
 from medsft.core.data.tokenizers import OpenedTokenizer, open_tokenizer
 from medsft.core.engine.process import run_process

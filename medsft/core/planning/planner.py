@@ -19,8 +19,9 @@ from medsft.core.planning.choose import Choice, Situation, batches_in_turn, choo
 from medsft.core.planning.folders import export_folder_name, family_name, free_bytes, run_folder
 from medsft.core.planning.layout import bubble_share, padded_model
 from medsft.core.planning.plan import BasePlan, Estimates, RunPlan, absolute
+from medsft.core.planning.row_concerns import row_concerns
 from medsft.core.planning.schedule import plan_eval_interval, plan_global_batch, plan_iterations
-from medsft.core.planning.sets import PlannedSet, training_set, training_set_or_guess, validation_set
+from medsft.core.planning.sets import PlannedSet, training_set, training_set_or_guess, validation_set, validation_set_or_guess
 from medsft.core.registry import CheckpointEntry, Settings, check_with_settings
 from medsft.errors import ConfigError, MedsftError, Problem
 
@@ -77,7 +78,7 @@ def make_plan(config: RunConfig, settings: Settings, *, ahead: bool = False, goi
             entry=entry,
             base=base,
             train=training_set_or_guess(config) if ahead else training_set(config),
-            val=validation_set(config),
+            val=validation_set_or_guess(config) if ahead else validation_set(config),
             devices=_devices(config, base),
             going_on=going_on,
         )
@@ -123,7 +124,7 @@ def preview(config: RunConfig, settings: Settings) -> Preview:
     except MedsftError as error:
         problems.extend(_as_problems(error, "--data"))
     try:
-        val = validation_set(config) if config.run_name else None
+        val = validation_set_or_guess(config)
     except MedsftError as error:
         problems.extend(_as_problems(error, "--val"))
     plan = None
@@ -304,13 +305,15 @@ def _suppositions(found: _Found) -> list[str]:
             lines.append(f"The devices are not those of this machine: {found.devices.name} is supposed.")
     if not found.train.exact:
         lines.append("Nothing is tokenised yet: documents and tokens are estimated from the JSONL.")
+    elif found.val is not None and not found.val.exact:
+        lines.append("The validation set is not tokenised yet: its documents and tokens are estimated from the JSONL.")
     return lines
 
 
 def _concerns(found: _Found, plan: RunPlan) -> list[str]:
     """Return what a person should know before the run starts, though it can."""
     config, train, estimates = plan.config, plan.train, plan.estimates
-    lines = [*found.train.notes]
+    lines = [*found.train.notes, *row_concerns(found.train, found.val, plan.num_iterations, loss_mask=config.loss_mask)]
     expected, counted = found.settings.expected_documents(config.run_name), train.documents + found.train.withheld
     if expected is not None and expected != counted:
         lines.append(f"medsft.toml says {expected:,} documents for {config.run_name}, the set has {counted:,}.")

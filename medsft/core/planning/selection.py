@@ -15,7 +15,7 @@ import numpy as np
 
 from medsft.core.config import RunConfig
 from medsft.core.data.dataset import TokenizedData, open_tokenized
-from medsft.core.data.report import DocumentSelection, apply_truncation
+from medsft.core.data.report import DocumentSelection, apply_truncation, refuse_unsupervised
 from medsft.core.planning.order import SampleOrder, hidden_split
 from medsft.core.planning.plan import DataPlan, RunPlan
 from medsft.core.planning.schedule import plan_global_batch
@@ -33,6 +33,8 @@ class Selection:
     """int64 [n]: tokens of each that are used, at most seq + 1."""
     left_out: int
     """Documents of the set that `--truncate` leaves out."""
+    learnable: np.ndarray
+    """bool [n]: whether an answer token is left to learn."""
     withheld: int
     """Documents that the original's split takes from training."""
     order: SampleOrder
@@ -53,15 +55,15 @@ def select_training(config: RunConfig, data: TokenizedData, *, has_validation: b
     used = _fitting(config, data, "--data")
     split = withheld_parts(config, len(used.indices), has_validation=has_validation)
     if split is None:
-        return _selection(config, data, used, np.arange(len(used.indices)))
+        return _selection(config, data, used, np.arange(len(used.indices)), "--data")
     train, val, test = split
-    return _selection(config, data, used, train, withheld=len(val) + len(test), drawn_before=len(used.indices))
+    return _selection(config, data, used, train, "--data", withheld=len(val) + len(test), drawn_before=len(used.indices))
 
 
 def select_validation(config: RunConfig, data: TokenizedData) -> Selection:
     """Return the documents of a validation set."""
     used = _fitting(config, data, "--val")
-    return _selection(config, data, used, np.arange(len(used.indices)))
+    return _selection(config, data, used, np.arange(len(used.indices)), "--val")
 
 
 def withheld_validation(config: RunConfig, train: TokenizedData) -> Selection | None:
@@ -70,7 +72,7 @@ def withheld_validation(config: RunConfig, train: TokenizedData) -> Selection | 
     split = withheld_parts(config, len(used.indices), has_validation=False)
     if split is None or not len(split[1]):
         return None
-    return _selection(config, train, used, split[1])
+    return _selection(config, train, used, split[1], "the part of --data to validate on")
 
 
 def withheld_parts(
@@ -124,14 +126,17 @@ def _selection(
     data: TokenizedData,
     used: DocumentSelection,
     places: np.ndarray,
+    flag: str,
     *,
     withheld: int = 0,
     drawn_before: int = 0,
 ) -> Selection:
+    refuse_unsupervised(used.learnable[places], config.seq, flag)
     return Selection(
         data=data,
         indices=used.indices[places],
         lengths=used.lengths[places],
+        learnable=used.learnable[places],
         left_out=used.dropped,
         withheld=withheld,
         order=order_of(config, len(places), drawn_before=drawn_before),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from medsft.core.config import RunConfig
+from medsft.core.data.columns import Keys
 from medsft.core.data.dataset import open_tokenized, set_exists
-from medsft.core.data.records import open_lines
+from medsft.core.data.findings import Survey, given_twice, set_sentences, survey
+from medsft.core.data.lines import open_lines, refuse_flood
+from medsft.core.data.make import refuse_rows
 from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.plan import DataPlan, absolute
 from medsft.core.planning.selection import (
@@ -21,7 +24,8 @@ from medsft.core.planning.selection import (
     withheld_parts,
     withheld_validation,
 )
-from medsft.errors import ConfigError, DataError, Problem
+from medsft.core.units import count
+from medsft.errors import ConfigError, Problem
 
 _BYTES_PER_TOKEN = 4.0
 """Of English text, for estimates before anything is tokenised."""
@@ -40,6 +44,12 @@ class PlannedSet:
     """Documents beside these that the original's split takes from training."""
     exact: bool
     """Whether they were counted in a tokenised set, not estimated."""
+    learnable: np.ndarray
+    """bool [documents]: whether an answer token is left to learn; supposed of all in an estimate."""
+    hashes: np.ndarray | None
+    """uint64: a number for the texts of each row; of the first rows in an estimate, None where there is no telling."""
+    remarks: tuple[str, ...]
+    """What a person should know of the rows, though they can be used."""
     notes: tuple[str, ...] = ()
     """What a person should know about its documents."""
 
@@ -61,23 +71,24 @@ def training_set(config: RunConfig) -> PlannedSet:
 
 def _training_set(config: RunConfig, *, has_validation: bool) -> PlannedSet:
     data = open_tokenized(training_folder(config))
-    return _planned(select_training(config, data, has_validation=has_validation), config)
+    return _planned(select_training(config, data, has_validation=has_validation), config, "--data")
 
 
 def validation_set(config: RunConfig) -> PlannedSet | None:
     """Return what the run validates on, or None when there is nothing. Raises `DataError` as `training_set` does."""
     if set_exists(validation_folder(config)):
-        return _planned(select_validation(config, open_tokenized(validation_folder(config))), config)
+        return _planned(select_validation(config, open_tokenized(validation_folder(config))), config, "--val")
     if config.val or not set_exists(training_folder(config)):  # not tokenised yet
         return None
     withheld = withheld_validation(config, open_tokenized(training_folder(config)))
-    return _planned(withheld, config) if withheld else None
+    return replace(_planned(withheld, config, "--data"), remarks=()) if withheld else None
 
 
 def training_set_or_guess(config: RunConfig) -> PlannedSet:
     """Return the training set, guessed from the JSONL while it is not tokenised.
 
-    Raises `DataError` as `training_set` does and for files that cannot be read, `ConfigError` when there is nothing to look at.
+    Raises `DataError` as `training_set` does and for rows and files that tokenising would refuse, as far as the first rows
+    show; `ConfigError` when there is nothing to look at.
     """
     has_validation = bool(config.val or (config.run_name and set_exists(validation_folder(config))))
     if config.run_name and set_exists(training_folder(config)):
@@ -85,10 +96,20 @@ def training_set_or_guess(config: RunConfig) -> PlannedSet:
     if not config.data:
         hint = f"There is no tokenised set in {training_folder(config)}."
         raise ConfigError([Problem("--data", "JSONL files are needed", hint)])
-    return _guess(config, has_validation=has_validation)
+    return _guess(config, config.data, training_folder(config), "--data", has_validation=has_validation)
 
 
-def _planned(chosen: Selection, config: RunConfig) -> PlannedSet:
+def validation_set_or_guess(config: RunConfig) -> PlannedSet | None:
+    """Return the validation set, guessed from the JSONL while it is not tokenised; None where there is none.
+
+    Raises `DataError` as `training_set_or_guess` does.
+    """
+    if not config.val or (config.run_name and set_exists(validation_folder(config))):
+        return validation_set(config) if config.run_name else None
+    return _guess(config, config.val, validation_folder(config), "--val", has_validation=True)
+
+
+def _planned(chosen: Selection, config: RunConfig, flag: str) -> PlannedSet:
     data, lengths = chosen.data, chosen.lengths - 1
     spans = data.answer_spans[chosen.indices].astype(np.int64)
     ends, starts = np.minimum(spans[:, 1], config.seq + 1), np.maximum(spans[:, 0], 1)
@@ -101,19 +122,47 @@ def _planned(chosen: Selection, config: RunConfig) -> PlannedSet:
         supervised_tokens=int(np.maximum(ends - starts, 0).sum()),
         longest=int(lengths.max()),
     )
-    return PlannedSet(plan, lengths, chosen.order, chosen.withheld, exact=True, notes=data.manifest.notes)
+    return PlannedSet(
+        plan,
+        lengths,
+        chosen.order,
+        chosen.withheld,
+        exact=True,
+        learnable=chosen.learnable,
+        hashes=None if data.row_hashes is None else data.row_hashes[chosen.indices],
+        notes=data.manifest.notes,
+        remarks=(*set_sentences(data, flag), *_cut(chosen, spans, config, flag)),
+    )
 
 
-def _guess(config: RunConfig, *, has_validation: bool) -> PlannedSet:
-    """Count lines, and take bytes for tokens at a usual rate. Good enough to plan a form by, never to start from."""
-    sizes = np.concatenate([line_sizes(path) for path in config.data])
-    if not len(sizes):
-        raise DataError("--data: the files hold no rows", hint="Give JSONL files with one object a line.")
+def _cut(chosen: Selection, spans: np.ndarray, config: RunConfig, flag: str) -> list[str]:
+    """Say how many answers `--truncate keep` cuts, and how many it takes away whole."""
+    limit = config.seq + 1
+    cut = int((chosen.data.lengths[chosen.indices] > limit).sum())
+    if not cut:
+        return []
+    beyond = (spans[:, 1] > limit) & (spans[:, 1] > spans[:, 0])
+    whole = int((beyond & ~chosen.learnable).sum())
+    part = int(beyond.sum()) - whole
+    return [
+        f"{flag}: {count(cut)} documents are cut at --seq {config.seq}: {count(part)} answers lose a part, {count(whole)} all."
+    ]
+
+
+def _guess(config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *, has_validation: bool) -> PlannedSet:
+    """Count lines, and take bytes for tokens at a usual rate. Good enough to plan a form by, never to start from.
+
+    The first rows of each file are read as tokenising reads them, so that a plan refuses what tokenising would refuse.
+    """
+    keys = Keys(question=config.question_key, answer=config.answer_key, system=config.system_key)
+    seen = survey(files, keys)
+    refuse_rows(seen.bad, seen.tally, files, config.bad_rows, then="as the first rows of the files show")
+    sizes = np.concatenate([line_sizes(path) for path in files])
     lengths = np.clip((sizes / _BYTES_PER_TOKEN).astype(np.int64), 2, config.seq)
     if split := withheld_parts(config, len(lengths), has_validation=has_validation):
         lengths = lengths[split[0]]
     plan = DataPlan(
-        folder=absolute(training_folder(config)),
+        folder=absolute(folder),
         fingerprint="",
         documents=len(lengths),
         left_out=0,
@@ -121,7 +170,24 @@ def _guess(config: RunConfig, *, has_validation: bool) -> PlannedSet:
         supervised_tokens=0,
         longest=int(lengths.max()),
     )
-    return PlannedSet(plan, lengths, order_of(config, len(lengths)), len(sizes) - len(lengths), exact=False)
+    return PlannedSet(
+        plan,
+        lengths,
+        order_of(config, len(lengths)),
+        len(sizes) - len(lengths),
+        exact=False,
+        learnable=np.ones(len(lengths), bool),
+        hashes=seen.tally.hashes(),
+        remarks=tuple(_first_rows(seen, files, flag)),
+    )
+
+
+def _first_rows(seen: Survey, files: Sequence[Path], flag: str) -> list[str]:
+    rows = seen.tally.rows + seen.bad.total
+    lines = seen.tally.findings().sentences(flag, first_rows=not seen.complete)
+    if seen.bad.total:
+        lines.append(f"{flag}: {count(seen.bad.total)} of the first {count(rows)} rows cannot be used and will be skipped.")
+    return lines + given_twice([str(path) for path in files], [path.resolve() for path in files], flag)
 
 
 def line_sizes(path: Path) -> np.ndarray:
@@ -139,13 +205,14 @@ def line_sizes(path: Path) -> np.ndarray:
         sizes = np.diff(ends, prepend=-1) - 1
         sizes[0] += carried
         carried = len(chunk) - int(ends[-1]) - 1
-        pieces.append(sizes)
-    pieces.append(np.array([carried], np.int64))  # a last line without its end
-    sizes = np.concatenate(pieces)
-    return sizes[sizes > 1]  # "\r" alone is an empty line, too
+        pieces.append(sizes[sizes > 1])  # "\r" alone is an empty line, too; a file of nothing else takes no memory
+    if carried > 1:
+        pieces.append(np.array([carried], np.int64))  # a last line without its end
+    return np.concatenate(pieces)
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    with open_lines(path) as (stream, _):
+    with open_lines(path) as (stream, raw_stream):
         while chunk := stream.read(_CHUNK_BYTES):
+            refuse_flood(path, stream, raw_stream)
             yield chunk

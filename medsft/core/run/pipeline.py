@@ -9,10 +9,10 @@ from pathlib import Path
 
 from medsft.core.basemodel import inspect_base
 from medsft.core.config import RunConfig, check
+from medsft.core.data.columns import Keys
 from medsft.core.data.dataset import set_exists
 from medsft.core.data.make import ProgressCallback
 from medsft.core.data.manifest import read_manifest
-from medsft.core.data.records import Keys
 from medsft.core.data.tokenize import TokenizeRequest, tokenize
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan

@@ -13,8 +13,8 @@ from medsft.errors import Problem
 from medsft.tui.wizard.paths import near
 
 if TYPE_CHECKING:
+    from medsft.core.data.columns import KeyProposal
     from medsft.core.data.make import Progress
-    from medsft.core.data.records import KeyProposal
     from medsft.core.data.report import LengthReport
     from medsft.core.planning.plan import Estimates, RunPlan
     from medsft.tui.wizard.work import BaseEntry, Outlook

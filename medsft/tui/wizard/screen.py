@@ -38,7 +38,7 @@ from medsft.tui.wizard.state import renewed
 from medsft.tui.wizard.steps import Steps
 
 if TYPE_CHECKING:
-    from medsft.core.data.records import KeyProposal
+    from medsft.core.data.columns import KeyProposal
 
 _SCROLLED_LINES = 3
 _BETWEEN_PAGES_SECONDS = 0.05

@@ -19,8 +19,8 @@ from medsft.errors import ConfigError, MedsftError, Problem
 
 if TYPE_CHECKING:
     from medsft.core.basemodel import BaseModel
+    from medsft.core.data.columns import KeyProposal
     from medsft.core.data.make import Progress
-    from medsft.core.data.records import KeyProposal
     from medsft.core.data.report import LengthReport, Sample
     from medsft.core.planning.plan import RunPlan
     from medsft.core.registry import CheckpointEntry, Found, Settings

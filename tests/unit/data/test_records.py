@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from medsft.core.data import records
-from medsft.core.data.records import BadRow, BadRows, Example, Keys, Line, parse_row, propose_keys, read_examples, read_lines
+from medsft.core.data import lines
+from medsft.core.data.columns import Keys
+from medsft.core.data.lines import Line, read_lines
+from medsft.core.data.records import BadRow, BadRows, Example, parse_row, propose_keys, read_examples
 from medsft.errors import DataError
 
 KEYS = Keys(question="q", answer="a", system="s")
@@ -20,8 +22,8 @@ def _raw(**row: object) -> bytes:
 
 
 def test_reads_the_three_texts_as_they_are() -> None:
-    raw = json.dumps({"q": " two  spaces\n", "a": "é🙂", "s": "", "other": 1}).encode()
-    assert parse_row(raw, KEYS) == Example(question=" two  spaces\n", answer="é🙂", system="")
+    raw = json.dumps({"q": " two  spaces\n", "a": "é🙂", "s": " ", "other": 1}).encode()
+    assert parse_row(raw, KEYS) == Example(question=" two  spaces\n", answer="é🙂", system=" ")
     assert parse_row(raw, Keys(question="q", answer="a")).system is None
 
 
@@ -33,18 +35,25 @@ def test_what_only_the_slower_parser_takes_is_read_too() -> None:
     ("raw", "reason"),
     [
         (f'{{"q": "{SECRET}'.encode(), "not JSON"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
         (f'["{SECRET}"]'.encode(), "not a JSON object"),
         (json.dumps({"q": SECRET, "s": ""}).encode(), "no key 'a'"),
-        (_raw(a=None), "'a' is not a string"),
-        (_raw(q=[SECRET]), "'q' is not a string"),
+        (_raw(a=None), "'a' is null, not a string"),
+        (_raw(q=[SECRET]), "'q' is a list, not a string"),
         (_raw(a=" \n"), "empty answer under 'a'"),
         (_raw(q=""), "empty question under 'q'"),
         (_raw().replace(b"Smith", b"Sm\xefth"), "broken UTF-8"),
-        (_raw(a="half a pair \ud83d"), "broken UTF-8"),
+        (_raw(a="half a pair \ud83d"), "half of a surrogate pair (an escape from \\ud800 to \\udfff) under 'a'"),
         (f'{{"q": "{SECRET}", "a": "1", "s": "", "a": "2"}}'.encode(), "the same key twice in one object"),
         (f'{{"q": "{SECRET}", "a" : "1", "s": "", "a": "2"}}'.encode(), "the same key twice in one object"),
         (f'{{"q": "{SECRET}", "a"\t: "1", "a":"2", "s": "\\":"}}'.encode(), "the same key twice in one object"),
+        (_raw(a={"text": SECRET}), "'a' is an object, not a string"),
+        (_raw(a=True), "'a' is true or false, not a string"),
+        (f"{{'q': '{SECRET}', 'a': 'x'}}".encode(), "not JSON: single quotes, as Python writes its dicts"),
+        (_raw() + b",", "not JSON: a comma follows the object, as in a JSON array"),
+        (_raw() + b" " + _raw(), "more than one JSON value in the line"),
+        (_raw() + b"\r" + _raw(), "more than one JSON value in the line (the line ends are CR alone, as on old Macs)"),
+        (b'{"x": {"y": 1, "y": 2}, "q": "1", "a": "2", "s": {"t": "1", "t": "2"}}', "'s' is an object, not a string"),
         (None, "line longer than 32 MiB"),
     ],
 )
@@ -77,7 +86,7 @@ def test_damaged_gzip_and_missing_files_are_data_errors(tmp_path: Path) -> None:
 
 
 def test_a_huge_line_is_passed_over_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 2**20)
     path = tmp_path / "a.jsonl"
     with path.open("wb") as stream:
         for _ in range(100):
@@ -95,7 +104,7 @@ def test_the_error_names_the_first_twenty_and_counts_all(tmp_path: Path) -> None
     bad = BadRows()
     for number in range(1, 31):
         part = BadRows()
-        part.add(Line(number % 2, number, b""), "not JSON")
+        part.add(Line(number % 2, number, b""), BadRow("not JSON"))
         bad.merge(part)
     message = str(bad.error([tmp_path / "a.jsonl", tmp_path / "b.jsonl"]))
     assert message.startswith("30 rows cannot be used")

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medsft.core.data import make, records, workers
+from medsft.core.data import lines, make, workers
+from medsft.core.data.columns import Keys
 from medsft.core.data.dataset import TokenizedData, open_tokenized
 from medsft.core.data.encode import encode_documents
 from medsft.core.data.make import Progress
-from medsft.core.data.records import Example, Keys
+from medsft.core.data.records import Example
 from medsft.core.data.tokenize import TokenizeRequest, tokenize, wait_for_tokenized
 from medsft.core.data.tokenizers import open_tokenizer
 from medsft.errors import DataError, LaunchError
@@ -40,7 +41,8 @@ def _entries(folder: Path) -> list[str]:
 def test_makes_the_files_of_the_original_with_every_document_in_order(request_: TokenizeRequest, rows: Rows) -> None:
     data = tokenize(request_)
     assert _entries(request_.folder) == [
-        "manifest.json", "my.set-answers.npy", "my.set-role.bin", "my.set-role.idx", "my.set-text.bin", "my.set-text.idx",
+        "manifest.json", "my.set-answers.npy", "my.set-role.bin", "my.set-role.idx", "my.set-rows.npy", "my.set-text.bin",
+        "my.set-text.idx",
     ]  # fmt: skip
     assert _entries(request_.out_dir) == ["my.set"]
     opened = open_tokenizer(request_.tokenizer)
@@ -72,7 +74,7 @@ def test_the_number_of_processes_does_not_change_a_byte(
     fingerprints = set()
     for count, small, block in ((1, 2**22, 2**20), (1, 0, 700), (3, 0, 1100)):
         monkeypatch.setattr(workers, "_SMALL_INPUT_BYTES", small)
-        monkeypatch.setattr(records, "_BLOCK_BYTES", block)
+        monkeypatch.setattr(lines, "_BLOCK_BYTES", block)
         fingerprints.add(tokenize(replace(request_, data=data, workers=count, retokenize=True)).fingerprint)
     assert len(fingerprints) == 1
 
@@ -90,7 +92,7 @@ def test_bad_rows_stop_before_anything_is_written(
     request_: TokenizeRequest, write_rows: WriteRows, rows: Rows, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
     monkeypatch.setattr(workers, "_SMALL_INPUT_BYTES", 0)
-    monkeypatch.setattr(records, "_BLOCK_BYTES", 300)
+    monkeypatch.setattr(lines, "_BLOCK_BYTES", 300)
     bad = [{"prompt": "Mrs Smith", "gold": ""}, b'{"prompt": "Mrs Smith', {"prompt": "Mrs Smith"}]
     write_rows(request_.data[0], [*rows, *bad * 9])
     with pytest.raises(DataError) as caught:

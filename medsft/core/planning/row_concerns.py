@@ -1,0 +1,33 @@
+"""What a plan says about the rows it would train on: all that can be used, and that a person may not have meant."""
+
+from __future__ import annotations
+
+from medsft.core.data.findings import overlap, overlap_sentence
+from medsft.core.planning.sets import PlannedSet
+from medsft.core.units import count
+
+_LOOKED_AT = 20_000
+"""Iterations of a run whose documents are looked at one batch after the other."""
+
+
+def row_concerns(train: PlannedSet, val: PlannedSet | None, num_iterations: int, *, loss_mask: float) -> list[str]:
+    """Return a sentence for each thing that is worth knowing before the rows are trained on."""
+    lines = list(train.remarks)
+    if val is not None:
+        lines += [
+            *val.remarks,
+            *overlap_sentence(overlap(train.hashes, val.hashes), len(val.hashes if val.hashes is not None else ())),
+        ]
+    return lines + (_empty_batches(train, num_iterations) if loss_mask == 0 else [])
+
+
+def _empty_batches(train: PlannedSet, num_iterations: int) -> list[str]:
+    """Say how many iterations would take documents of which not one has an answer left: nothing is learnt in them."""
+    if train.learnable.all():
+        return []
+    looked_at = min(num_iterations, _LOOKED_AT)
+    empty = sum(not train.learnable[train.order.batch(iteration)].any() for iteration in range(looked_at))
+    if not empty:
+        return []
+    what = f"In {count(empty)} of the first {count(looked_at)} iterations no document has an answer token to learn"
+    return [f"{what}: their loss is 0. Use --truncate drop, or a larger --seq or --global_batch."]

@@ -1,0 +1,289 @@
+"""Shapes of files that people have (tests/cases/rows), each with what becomes of it: read as it is, or named with a remedy."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medsft.core.data.columns import Keys
+from medsft.core.data.dataset import TokenizedData
+from medsft.core.data.findings import set_sentences, survey
+from medsft.core.data.lines import read_lines
+from medsft.core.data.make import refuse_rows
+from medsft.core.data.records import propose_keys, read_examples
+from medsft.core.data.template import Role
+from medsft.core.data.tokenize import TokenizeRequest, tokenize
+from medsft.errors import DataError
+
+CASES = Path(__file__).parents[2] / "cases" / "rows"
+
+
+def case(start: str) -> Path:
+    (path,) = CASES.glob(f"{start}_*")
+    return path
+
+
+def read(path: Path, **keys: str) -> list[tuple[str, str]]:
+    return [(example.question, example.answer) for example in read_examples([path], Keys(**keys))]
+
+
+def refusal(path: Path, **keys: str) -> str:
+    """The message for a file. Tokenising, and a look at the first rows, say the same."""
+    with pytest.raises(DataError) as caught:
+        read(path, **keys)
+    with pytest.raises(DataError) as looked:
+        seen = survey([path], Keys(**keys))
+        refuse_rows(seen.bad, seen.tally, [path], "error")
+    assert looked.value.exit_code == caught.value.exit_code == 3
+    return str(looked.value)
+
+
+@pytest.fixture
+def made(tmp_path: Path, hf_folder: Path):
+    def make(*starts: str, name: str = "set", **keys: str) -> TokenizedData:
+        data = tuple(map(case, starts))
+        return tokenize(TokenizeRequest(out_dir=tmp_path, name=name, data=data, tokenizer=hf_folder, keys=Keys(**keys)))
+
+    return make
+
+
+CONVERTED = [
+    ("d01", "a JSON array", {"question": "instruction", "answer": "output"}),
+    ("d02", "a JSON array", {}),
+    ("d30", "a JSON array", {}),
+    ("d08", "one JSON object whose values are the rows", {"question": "QUESTION", "answer": "LONG_ANSWER"}),
+    ("d10", "CSV with semicolons", {}),
+    ("d11", "UTF-16 text", {}),
+]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(("start", "what", "keys"), CONVERTED)
+def test_another_kind_of_file_is_named_and_the_command_of_the_message_turns_it_into_rows(
+    tmp_path: Path, start: str, what: str, keys: dict[str, str], zipped: bool
+) -> None:
+    path = tmp_path / f"my {case(start).name}"
+    path.write_bytes(case(start).read_bytes())
+    if zipped:
+        packed = path.with_name(f"{path.name}.gz")
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+        path = packed
+    message = refusal(path)
+    assert message.startswith(f"{path} is {what}, not JSONL")
+    _, *commands = message.split("\n    ")[1:]
+    python = f"'{sys.executable}'"
+    subprocess.run("\n".join(commands).replace("python3", python), shell=True, check=True, executable="/bin/sh")
+    rows = read(next(tmp_path.glob("*-rows.jsonl")), **keys)
+    assert len(rows) >= 2
+    assert all(question and answer for question, answer in rows)
+
+
+def test_csv_keeps_lines_inside_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(case("d10").read_bytes())
+    command = refusal(path).split("\n    ")[-1].replace("python3", sys.executable)
+    subprocess.run(command, shell=True, check=True)
+    assert read(tmp_path / "a-rows.jsonl") == [("Which vitamin?", "Vitamin C"), ("Two\r\nlines?", "Yes")]
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        (case("d20").read_bytes(), "Parquet"),
+        (b"ARROW1\0\0", "an Arrow or Feather table"),
+        (b"\x28\xb5\x2f\xfd\x04", "packed with zstd"),
+        (b"PK\x03\x04\x14", "a zip archive or an Excel workbook"),
+        (gzip.compress(gzip.compress(b"{}")), "packed with gzip twice"),
+        ("﻿{}".encode("utf-32"), "UTF-32 text"),
+        ('{"prompt": "x", "gold": "y"}\n'.encode("utf-16-be"), "UTF-16 text"),
+        (b'[{"id": 1, "data": {"text": "x"}, "annotations": []}]', "an export of Label Studio"),
+        (b'{\n "prompt": "x",\n "gold": "y"\n}\n{\n "prompt": "z"}', "JSON spread over several lines"),
+        (b'{"data": [\n{"prompt": "x"}]}', "one JSON object with an array in it"),
+        (b"<!DOCTYPE html><html>", "HTML or XML"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+        (b"a question\twhat\nanother\tanswer\n", "CSV with tabs"),
+        (b"Dear colleague,\n\nyou asked\nwhy\n", "plain text"),
+        (b"\0" * 5000 + b"\n", "binary data"),
+    ],
+)
+def test_files_are_recognised_by_what_is_in_them(tmp_path: Path, head: bytes, what: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(head)
+    message = refusal(path)
+    assert message.startswith(f"{path} is {what}")
+    assert "question\t" not in message
+    assert "colleague" not in message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"prompt": "x", "gold": "y", "score": NaN}\n',
+        b'nonsense, with commas\n{"prompt": "x", "gold": "y"}\n',
+        b'{"data": {"q": "x", "a": "y"}, "more": {"z": "w"}}\n',
+        b'{"prompt": "cut\n{"prompt": "x", "gold": "y"}\n',
+        b'["x"]\n["y"]\n',
+        b"",
+        b" \n\r\n",
+    ],
+)
+def test_what_may_be_rows_is_read_row_by_row(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    assert len(list(read_lines(path))) == len([line for line in content.splitlines() if line.strip()])
+
+
+def test_d03_the_text_column_that_is_not_read_is_named_and_instruction_comes_first(made) -> None:
+    proposed = propose_keys(case("d03"))
+    assert (proposed.question, proposed.answer) == ("instruction", "output")
+    data = made("d03", question="instruction", answer="output")
+    assert data.manifest.findings.unused_text == {"input": 2}
+    assert set_sentences(data, "--data") == [
+        "--data: text under keys that are not used, in so many of 3 rows: `input` (2).",
+    ]
+
+
+@pytest.mark.parametrize(("start", "key"), [("d04", "messages"), ("d05", "conversations")])
+def test_d04_d05_conversations_are_named_with_a_remedy(start: str, key: str) -> None:
+    message = refusal(case(start))
+    assert f"{case(start)}:1: no key 'prompt'" in message
+    assert f"`{key}`" in message
+    assert "one question and one answer" in message
+
+
+def test_d06_options_that_are_left_out_are_named(made) -> None:
+    findings = made("d06", question="question", answer="answer").manifest.findings
+    assert findings.unused_text == {"options": 3, "meta_info": 3, "answer_idx": 3}
+
+
+def test_d07_the_keys_that_are_there_and_what_is_no_text() -> None:
+    message = refusal(case("d07"))
+    assert "no key 'prompt'" in message
+    assert "`id`, `question`, `opa`, `opb`, `opc`, `opd`, `cop`" in message
+    assert "--question_key question" in message
+    assert "scurvy" not in message
+    assert "'cop' is a number, not a string" in refusal(case("d07"), question="question", answer="cop")
+
+
+def test_d09_the_reasoning_that_is_not_read_is_named(made) -> None:
+    findings = made("d09", question="Question", answer="Response").manifest.findings
+    assert findings.unused_text == {"Complex_CoT": 3}
+
+
+def test_d12_latin_1_is_refused_with_its_place() -> None:
+    message = refusal(case("d12"))
+    assert f"{case('d12')}:1: broken UTF-8" in message
+    assert "save the file as UTF-8" in message
+
+
+def test_d13_d14_byte_order_marks_are_no_text() -> None:
+    assert [number for number in range(6) if f"({number})" in read(case("d13"))[number][0]] == list(range(6))
+    assert [question[-3:] for question, _ in read(case("d14"))] == ["(0)", "(1)", "(2)"] * 2
+
+
+def test_d15_half_of_a_surrogate_pair_is_named_as_such() -> None:
+    message = refusal(case("d15"))
+    assert f"{case('d15')}:1: half of a surrogate pair" in message
+    assert "UTF-8" not in message
+
+
+def test_d16_d17_texts_stay_as_they_are() -> None:
+    assert read(case("d16")) == [("a\0b c\u2028d\u0085e", "x\0 y\u2029z")]
+    first, second = read(case("d17"))
+    assert "👩\u200d⚕️" in first[0]
+    assert second == ("  leading and trailing  ", " \n yes \n")
+
+
+def test_d18_absent_null_and_empty_system_messages_are_none(made) -> None:
+    data = made("d18", system="system")
+    assert [Role.SYSTEM in data.roles(number) for number in range(4)] == [True, False, False, False]
+    assert len({data.tokens(number).tobytes() for number in (1, 2, 3)}) == 1
+    assert data.manifest.findings.without_system == 3
+    assert "3 of 4 rows have no system message" in "\n".join(set_sentences(data, "--data"))
+    with pytest.raises(DataError, match=r"no row has the key 'sytem'. The keys of the first row: `prompt`, `gold`"):
+        made("d18", name="slip", system="sytem")
+
+
+def test_d19_d28_nested_keys_are_read_and_named(made) -> None:
+    message = refusal(case("d19"))
+    assert "`data.text`" in message
+    assert "Label Studio" in message
+    assert "'annotations' is a list, not a string" in refusal(case("d19"), question="data.text", answer="annotations")
+    assert "`data.question`, `data.answer`" in refusal(case("d28"))
+    proposed = propose_keys(case("d28"))
+    assert (proposed.question, proposed.answer) == ("data.question", "data.answer")
+    data = made("d28", question="data.question", answer="data.answer")
+    assert data.num_documents == 2
+    assert data.manifest.findings.unused_text == {}
+    half = made("d28", name="half", question="data.question", answer="data.question")
+    assert half.manifest.findings.unused_text == {"data.answer": 2}
+
+
+def test_a_key_with_a_dot_in_its_own_name_comes_first(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a.q": "outer", "a": {"q": "inner", "r": {"s": "deep"}}}\n')
+    assert read(path, question="a.q", answer="a.r.s") == [("outer", "deep")]
+    assert "no key 'a.r.t'" in refusal(path, question="a.q", answer="a.r.t")
+    path.write_text('{"a": {"q": "1", "q": "2"}, "b": "x"}\n')
+    assert "the same key twice" in refusal(path, question="a.q", answer="b")
+
+
+def test_d21_repeated_rows_are_counted(made) -> None:
+    data = made("d21")
+    assert data.manifest.findings.repeated == data.num_documents - 1
+    assert set_sentences(data, "--data") == [
+        f"--data: {data.num_documents - 1} of {data.num_documents} rows repeat an earlier one."
+    ]
+
+
+def test_d22_a_few_rows_are_a_set(made) -> None:
+    assert made("d22").num_documents == 3
+
+
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        ("d23", "no row that can be used"),
+        ("d24", "no row that can be used"),
+        ("d25", ":1: 'gold' is a number, not a string"),
+        ("d26", ":1: more than one JSON value in the line (the line ends are CR alone, as on old Macs)"),
+        ("d29", ":1: 'gold' is a list, not a string"),
+    ],
+)
+def test_d23_to_d29_what_cannot_be_used_is_refused_with_its_place(made, start: str, reason: str) -> None:
+    with pytest.raises(DataError, match=re.escape(reason)):
+        made(start)
+    seen = survey([case(start)], Keys())
+    with pytest.raises(DataError, match=re.escape(reason)):
+        refuse_rows(seen.bad, seen.tally, [case(start)], "error")
+
+
+def test_the_same_file_twice_is_said(made, tmp_path: Path) -> None:
+    data = made("d22", "d22")
+    assert data.manifest.findings.repeated == 3
+    assert f"--data: {case('d22')} is given twice." in set_sentences(data, "--data")
+
+
+def test_only_bad_rows_are_an_error_that_names_them_under_skip_too(tmp_path: Path, hf_folder: Path) -> None:
+    request = TokenizeRequest(out_dir=tmp_path, name="x", data=(case("d06"),), tokenizer=hf_folder, bad_rows="skip")
+    with pytest.raises(DataError, match=r"3 rows cannot be used"):
+        tokenize(request)
+
+
+def test_a_set_of_before_has_no_findings_and_is_used(made, tmp_path: Path) -> None:
+    import json
+
+    data = made("d22")
+    record = json.loads((data.folder / "manifest.json").read_text())
+    del record["findings"]
+    (data.folder / "manifest.json").write_text(json.dumps(record))
+    (data.folder / "set-rows.npy").unlink()
+    old = made("d22")
+    assert (old.manifest.findings, old.row_hashes, set_sentences(old, "--data")) == (None, None, [])
+    assert old.fingerprint == data.fingerprint
