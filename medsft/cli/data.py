@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,19 +36,20 @@ def tokenize(
     """Make the tokenised set of a run, and that of its validation files. A set that was made of the same is kept."""
     from medsft.core.units import count
 
-    for name, data in _sets(config, tokenizer, settings, plain).items():
+    sets = _sets(config, tokenizer, settings, plain)
+    for name, data in sets.items():
         facts = {"name": name, "folder": data.folder, "documents": data.num_documents, "tokens": data.num_tokens}
         skipped = sum(data.manifest.bad_rows.values())
         if json:
-            console.print_json(facts | {"skipped": skipped, "special_in_text": data.manifest.special_in_text})
+            facts |= {"skipped": skipped, "special_in_text": data.manifest.special_in_text}
+            console.print_json(facts | _findings_record(name, sets))
             continue
         console.say(f"{data.folder}: {count(data.num_documents)} documents, {count(data.num_tokens)} tokens")
         for reason, rows in data.manifest.bad_rows.items():
             console.note(f"warning: {count(rows)} rows skipped: {reason}")
-        for line in data.manifest.notes:
-            console.note(f"warning: {line}")
         if data.manifest.special_in_text:
             console.note(f"{count(data.manifest.special_in_text)} special strings inside rows (--special_in_text).")
+        _print_findings(name, sets)
 
 
 def _sets(config: RunConfig, tokenizer: Path | None, settings: Path | None, plain: bool) -> dict[str, TokenizedData]:
@@ -61,6 +63,28 @@ def _sets(config: RunConfig, tokenizer: Path | None, settings: Path | None, plai
         tokenize_sets(config, load_settings(settings), tokenizer=tokenizer, progress=progress)
     folders = [config.tokenized_data_dir / config.run_name, config.tokenized_data_dir / f"{config.run_name}-val"]
     return {folder.name: open_tokenized(folder) for folder in folders if set_exists(folder)}
+
+
+def _sentences(name: str, sets: Mapping[str, TokenizedData]) -> list[str]:
+    """Return what a person should know of the rows of one of the sets, though they can be used."""
+    from medsft.core.data.findings import overlap, overlap_sentence, set_sentences
+
+    train, data = next(iter(sets.values())), sets[name]
+    if data is train:
+        return [*data.manifest.notes, *set_sentences(data, "--data")]
+    repeats = overlap_sentence(overlap(train.row_hashes, data.row_hashes), data.num_documents)
+    return [*data.manifest.notes, *set_sentences(data, "--val"), *repeats]
+
+
+def _findings_record(name: str, sets: Mapping[str, TokenizedData]) -> dict[str, Any]:
+    findings = sets[name].manifest.findings
+    counted = {} if findings is None else {"repeated": findings.repeated, "unused_text": dict(findings.unused_text)}
+    return counted | {"warnings": _sentences(name, sets)}
+
+
+def _print_findings(name: str, sets: Mapping[str, TokenizedData]) -> None:
+    for sentence in _sentences(name, sets):
+        console.note(f"warning: {sentence}")
 
 
 @takes_config
@@ -87,13 +111,13 @@ def inspect(
         report = length_report(data, config.seq)
         shown = decode(data, opened.tokenizer, range(start, min(start + samples, data.num_documents)))
         if json:
-            records.append({"name": name, **_report_record(report), "samples": [_sample_record(s, config) for s in shown]})
+            record = {"name": name, **_report_record(report), **_findings_record(name, sets)}
+            records.append(record | {"samples": [_sample_record(s, config) for s in shown]})
             continue
         for sample in shown:
             _print_sample(sample, config)
         console.print_table((name, ""), _report_rows(report))
-        for line in data.manifest.notes:
-            console.note(f"warning: {line}")
+        _print_findings(name, sets)
     if json:
         console.print_json(records)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from medsft.core.printable import one_line
+
 _QUESTION_NAMES = ("prompt", "question", "instruction", "query", "input")
 """In this order: Alpaca's rows have `instruction` and, often empty, `input`."""
 _ANSWER_NAMES = ("gold", "answer", "output", "response", "completion", "target")
@@ -137,7 +139,7 @@ def shown(keys: Sequence[str]) -> str:
 
 def _shown(key: str) -> str:
     cut = key if len(key) <= _SHOWN_CHARACTERS else f"{key[:_SHOWN_CHARACTERS]}..."
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in cut)
+    return one_line(cut)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,150 @@
+"""What a plan says of rows: refused as tokenising would refuse them, and what a person may not have meant."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+
+from medsft.core.config import RunConfig, from_mapping
+from medsft.core.data import findings
+from medsft.core.devices import Devices
+from medsft.core.planning import planner
+from medsft.core.planning.planner import make_plan, preview
+from medsft.core.planning.sets import training_set
+from medsft.core.registry import Settings, load_settings
+from medsft.core.run.pipeline import tokenize_sets
+from medsft.errors import DataError
+
+MODEL = {"model_type": "llama", "vocab_size": 84, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
+LAPTOP = Devices("cpu", 8, 32 * 10**9, "a laptop", bf16=False)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig, Settings]:
+    """A base model that has no weights, and JSONL."""
+    monkeypatch.setattr(planner, "find_devices", lambda: LAPTOP)
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps(MODEL | {"num_attention_heads": 4, "num_key_value_heads": 2}))
+    (base / "model.safetensors").write_bytes(b"weights")
+    tiny.write_tokenizer(base)
+    (tmp_path / "medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n')
+    values = {
+        "checkpoint": "tiny",
+        "size": 0.001,
+        "run_name": "words",
+        "data": [tiny.write_rows(tmp_path / "train.jsonl", 40)],
+        "val": [tiny.write_rows(tmp_path / "val.jsonl", 11, seed=1)],
+        "tokenized_data_dir": tmp_path / "tokenized",
+        "save_checkpoint_dir": tmp_path / "runs",
+        "global_batch": 8,
+    }
+    return from_mapping(values), load_settings(tmp_path / "medsft.toml")
+
+
+def test_what_tokenising_would_refuse_is_refused_ahead(project, tmp_path):
+    config, settings = project
+    for name, content in (
+        ("keys", b'{"question": "x", "gold": "y"}\n'),
+        ("array", b'[{"prompt": "x"}]'),
+        ("csv", b"a;b\nc;d\n"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        messages = []
+        for flag in ("data", "val"):
+            asked = replace(config, **{flag: (path,)})
+            with pytest.raises(DataError, match=re.escape(str(path))) as caught:
+                make_plan(asked, settings, ahead=True)
+            assert caught.value.exit_code == 3
+            messages.append(str(caught.value))
+            assert any(problem.where == f"--{flag}" for problem in preview(asked, settings).problems)
+        assert messages[0] == messages[1]
+    good = tmp_path / "mixed"
+    good.write_bytes(b'{"prompt": "x", "gold": "y"}\n{"prompt": "x"}\n')
+    plan = make_plan(replace(config, data=(good,), bad_rows="skip"), settings, ahead=True)
+    assert "--data: 1 of the first 2 rows cannot be used and will be skipped." in plan.warnings
+
+
+def test_only_the_first_rows_are_looked_at_ahead(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "SURVEYED_ROWS", 5)
+    config, settings = project
+    path = tmp_path / "late.jsonl"
+    path.write_bytes((tmp_path / "train.jsonl").read_bytes() + b'{"prompt": "x", "gold": "y", "cot": "z"}\nbad\n')
+    plan = make_plan(replace(config, data=(path,)), settings, ahead=True)
+    assert plan.train.documents == 42
+    assert "cot" not in "\n".join(plan.warnings)
+
+
+def test_a_validation_set_is_estimated_ahead(project):
+    config, settings = project
+    plan = make_plan(config, settings, ahead=True)
+    assert plan.val is not None
+    assert plan.val.documents == 11
+    tokenize_sets(replace(config, val=()), settings)
+    plan = make_plan(config, settings, ahead=True)
+    assert (plan.val.documents, plan.val.fingerprint) == (11, "")
+    assert "The validation set is not tokenised yet" in "\n".join(plan.warnings)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_rows_that_a_person_may_not_have_meant_are_warned_about(project, tmp_path, ahead):
+    config, settings = project
+    rows = [{"prompt": f"w{n} w{n + 1}", "gold": f"w{n}", "cot": "w1 w2"} for n in range(8)]
+    train, val = tmp_path / "rows.jsonl", tmp_path / "known.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    val.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    config = replace(config, data=(train, train), val=(val,))
+    if not ahead:
+        tokenize_sets(config, settings)
+    warnings = make_plan(config, settings, ahead=ahead).warnings
+    for expected in (
+        "--data: text under keys that are not used, in so many of 18 rows: `cot` (18).",
+        "--data: 10 of 18 rows repeat an earlier one.",
+        f"--data: {train} is given twice.",
+        "--val: 3 of 3 rows are in --data too: the validation loss will look too good.",
+    ):
+        assert expected in warnings
+
+
+def _rows(path: Path, *, questions: list[int]) -> Path:
+    rows = [{"prompt": " ".join(["w1"] * question), "gold": " ".join(["w2"] * 8)} for question in questions]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("flag", ["data", "val"])
+@pytest.mark.parametrize("truncate", ["keep", "drop", "error"])
+@pytest.mark.parametrize("loss_mask", [0.0, 0.5])
+def test_a_run_with_nothing_to_learn_is_refused(project, tmp_path, truncate, loss_mask, flag):
+    config, settings = project
+    path = _rows(tmp_path / "long.jsonl", questions=[40] * 9)
+    config = replace(config, seq=16, truncate=truncate, loss_mask=loss_mask, **{flag: (path,)})
+    other = "val" if flag == "data" else "data"
+    config = replace(config, **{other: (_rows(tmp_path / "short.jsonl", questions=[2] * 9),)})
+    tokenize_sets(config, settings)
+    with pytest.raises(DataError, match=rf"--{flag}: (not|no document)") as caught:
+        make_plan(config, settings)
+    if truncate == "keep":
+        assert "not one of the 9 documents has an answer token to learn" in str(caught.value)
+
+
+def test_what_keep_cuts_is_counted_and_batches_without_an_answer_are_named(project, tmp_path):
+    config, settings = project
+    path = _rows(tmp_path / "long.jsonl", questions=[2, 3, 10, *[40] * 13])
+    config = replace(config, data=(path,), val=(), seq=20, truncate="keep", global_batch=2, iters=8)
+    tokenize_sets(config, settings)
+    plan = make_plan(config, settings)
+    cut = [warning for warning in plan.warnings if "cut at --seq" in warning]
+    assert cut == ["--data: 14 documents are cut at --seq 20: 1 answers lose a part, 13 all."]
+    chosen = training_set(config)
+    empty = sum(not chosen.learnable[chosen.order.batch(k)].any() for k in range(plan.num_iterations))
+    assert empty >= 5
+    assert any(warning.startswith(f"In {empty} of the first {plan.num_iterations} iterations") for warning in plan.warnings)
+    learning = make_plan(replace(config, loss_mask=0.1), settings)
+    assert not any("iterations no document" in warning for warning in learning.warnings)
