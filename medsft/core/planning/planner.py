@@ -313,7 +313,7 @@ def _suppositions(found: _Found) -> list[str]:
 def _concerns(found: _Found, plan: RunPlan) -> list[str]:
     """Return what a person should know before the run starts, though it can."""
     config, train, estimates = plan.config, plan.train, plan.estimates
-    lines = [*found.train.notes, *row_concerns(found.train, found.val, plan.num_iterations, loss_mask=config.loss_mask)]
+    lines = [*found.train.notes, *row_concerns(found.train, found.val, plan)]
     expected, counted = found.settings.expected_documents(config.run_name), train.documents + found.train.withheld
     if expected is not None and expected != counted:
         lines.append(f"medsft.toml says {expected:,} documents for {config.run_name}, the set has {counted:,}.")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from medsft.core.data.findings import overlap, overlap_sentence
+from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.sets import PlannedSet
 from medsft.core.units import count
 
@@ -10,23 +13,22 @@ _LOOKED_AT = 20_000
 """Iterations of a run whose documents are looked at one batch after the other."""
 
 
-def row_concerns(train: PlannedSet, val: PlannedSet | None, num_iterations: int, *, loss_mask: float) -> list[str]:
+def row_concerns(train: PlannedSet, val: PlannedSet | None, plan: RunPlan) -> list[str]:
     """Return a sentence for each thing that is worth knowing before the rows are trained on."""
     lines = list(train.remarks)
     if val is not None:
-        lines += [
-            *val.remarks,
-            *overlap_sentence(overlap(train.hashes, val.hashes), len(val.hashes if val.hashes is not None else ())),
-        ]
-    return lines + (_empty_batches(train, num_iterations) if loss_mask == 0 else [])
+        lines += val.remarks
+        if val.hashes is not None:
+            lines += overlap_sentence(overlap(train.hashes, val.hashes), len(val.hashes))
+    return lines + (_empty_iterations(train, plan) if plan.config.loss_mask == 0 else [])
 
 
-def _empty_batches(train: PlannedSet, num_iterations: int) -> list[str]:
+def _empty_iterations(train: PlannedSet, plan: RunPlan) -> list[str]:
     """Say how many iterations would take documents of which not one has an answer left: nothing is learnt in them."""
     if train.learnable.all():
         return []
-    looked_at = min(num_iterations, _LOOKED_AT)
-    empty = sum(not train.learnable[train.order.batch(iteration)].any() for iteration in range(looked_at))
+    order, looked_at = replace(train.order, global_batch=plan.global_batch), min(plan.num_iterations, _LOOKED_AT)
+    empty = sum(not train.learnable[order.batch(iteration)].any() for iteration in range(looked_at))
     if not empty:
         return []
     what = f"In {count(empty)} of the first {count(looked_at)} iterations no document has an answer token to learn"
