@@ -69,6 +69,11 @@ def project(folder: Path, family: str = "llama", *, rows: int = 40, **changes: A
     write_rows(folder / "train.jsonl", rows)
     write_rows(folder / "val.jsonl", 11, seed=1)
     (folder / "medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n')
+    return config_in(folder)
+
+
+def config_in(folder: Path) -> tuple[RunConfig, Settings]:
+    """The config of a short run in a project that is there."""
     config = {
         "checkpoint": "tiny",
         "size": 0.001,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from json import loads
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,11 @@ def export(
     found = find_run(run, save_checkpoint_dir)
     with busy("exporting"):
         result = run_engine("export", [str(found.path), *engine_flags({"to": to, "iteration": iteration})])
-    console.say(result.rstrip("\n"))
+    taken = loads(result)
+    for line in taken["passed_over"]:
+        console.note(f"warning: {line}")
+    console.note(f"The model of iteration {taken['iteration']:,} of {taken['total']:,}:")
+    console.say(taken["folder"])
 
 
 def convert(

@@ -83,6 +83,9 @@ def _end_with_node(run: RunDir, node: int) -> None:
 
 def end_with_outcome(run: RunDir) -> None:
     """Say how a run ended, on standard error, and raise `typer.Exit` unless it finished or stopped as asked."""
+    if not run.exists():
+        console.note(f"medsft: {run.path} was moved or removed while it trained: training has ended.")
+        raise typer.Exit(ExitCode.TRAINING)
     view = run.view()
     state = run.state(view)
     if state == "finished":

@@ -46,11 +46,15 @@ def runs(
 
 
 def _rows(folder: Path, *, sizes: bool) -> list[dict[str, Any]]:
-    from medsft.core.run.rundir import find_runs
+    from medsft.core.run.rundir import find_runs, incomplete
 
     rows: list[dict[str, Any]] = []
     for run in find_runs(folder):
         view = run.view()
+        for iteration in run.checkpoints():
+            path = run.checkpoint_path(iteration)
+            if problem := incomplete(path):
+                console.note(f"warning: {run.path.name}: checkpoint {path.name} is damaged: {problem}")
         row = {
             "name": run.path.name,
             "state": run.state(view),
@@ -58,7 +62,7 @@ def _rows(folder: Path, *, sizes: bool) -> list[dict[str, Any]]:
             "total": view.total,
             "loss": view.last("loss"),
             "validation_loss": view.last_eval("loss"),
-            "checkpoints": run.checkpoints(),
+            "checkpoints": run.whole_checkpoints(),
             "updated": view.updated or run.plan_path.stat().st_mtime,
             "path": run.path,
         }

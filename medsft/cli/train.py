@@ -88,7 +88,7 @@ def _confirm(plan: RunPlan) -> RunConfig:
 
 def _start(config: RunConfig, make_plan: Callable[[], RunPlan], *, detach: bool, plain: bool, json: bool) -> None:
     from medsft.cli.progress import run_in_foreground
-    from medsft.core.planning.plan import RunPlan
+    from medsft.core.run.launch import planned as planned_of
     from medsft.core.run.launch import read_launch
     from medsft.core.run.nodes import start_together
 
@@ -99,8 +99,7 @@ def _start(config: RunConfig, make_plan: Callable[[], RunPlan], *, detach: bool,
         return plan
 
     run = start_together(config, planned, tell=console.note)
-    launch = read_launch(run)
-    plan = launch.apply(RunPlan.from_json(run.read_plan(), where=str(run.plan_path)))
+    launch, plan = read_launch(run), planned_of(run)
     console.note(f"{run.path}: {plan.num_iterations} iterations, {plan.layout}, {plan.precision}")
     if detach:
         console.note(f"Watch it: medsft watch {run.path}")

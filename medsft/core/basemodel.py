@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from medsft.core import gguf_header, megatron_folder
 from medsft.core.architecture import ModelConfig, read_hf_config
+from medsft.core.files import sizes_differ, unsealed
 from medsft.errors import MismatchError
 
 Kind = Literal["hf", "megatron", "gguf", "medsft-run", "dcp"]
@@ -164,8 +165,11 @@ def _run(path: Path, iteration: int | None) -> BaseModel:
     numbered = {number: folder for number, folder in _numbered(path, _ITERATION).items() if (folder / ".metadata").is_file()}
     if not numbered:
         raise MismatchError(f"{path}: a run without a checkpoint; it cannot be a base model yet.")
-    number = max(numbered) if iteration is None else iteration
+    incomplete = {number: problem for number, folder in numbered.items() if (problem := _incomplete(folder))}
+    number = max(numbered.keys() - incomplete.keys(), default=max(numbered)) if iteration is None else iteration
     folder = _pick(path, numbered, number, "iter_{:07d}")
+    if number in incomplete:
+        raise MismatchError(f"{folder} is damaged: {incomplete[number]}.", hint="Copy it again, or take another iteration.")
     tp, pp = megatron_folder.layout_in_name(path) or (None, None)
     return BaseModel(
         kind="medsft-run",
@@ -178,7 +182,22 @@ def _run(path: Path, iteration: int | None) -> BaseModel:
         iterations=tuple(numbered),
         tokenizer=_tokenizer_beside(folder, path),
         size_bytes=_total(folder.glob("*.distcp")),
+        warnings=tuple(
+            f"{numbered[later].name} of {path.name} is damaged ({problem}): iteration {number} is taken instead."
+            for later, problem in incomplete.items()
+            if later > number
+        ),
     )
+
+
+def _incomplete(checkpoint: Path) -> str | None:
+    """Return what is wrong with the sizes of a checkpoint's files, as far as it has a manifest, or None."""
+    try:
+        return sizes_differ(checkpoint, unsealed((checkpoint / "manifest.json").read_bytes())["files"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "its manifest.json cannot be read"
 
 
 def _dcp(path: Path, iteration: int | None) -> BaseModel:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
 except ImportError:  # not on Windows: what a killed process left there stays
     fcntl = None  # type: ignore[assignment]
+
+_SEAL = "seal"
+"""Key of a record's hash of itself."""
 
 
 def write_atomically(path: Path, text: str, *, replace: bool = True) -> None:
@@ -80,6 +86,40 @@ def sync_entry(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sealed(record: Mapping[str, Any]) -> str:
+    """Return a record as JSON text with a hash of itself in it, which `unsealed` checks."""
+    return json.dumps({**record, _SEAL: _seal(record)}, indent=1) + "\n"
+
+
+def unsealed(text: str | bytes) -> dict[str, Any]:
+    """Return the record of a JSON text. Raises `ValueError` when it is none, or not as `sealed` wrote it.
+
+    Records of before there were seals have none, and are taken as they are.
+    """
+    record = json.loads(text)
+    if not isinstance(record, dict):
+        raise ValueError("not an object")
+    seal = record.pop(_SEAL, None)
+    if seal is not None and seal != _seal(record):
+        raise ValueError("it is not as it was written")
+    return record
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def sizes_differ(folder: Path, files: Mapping[str, Any]) -> str | None:
+    """Return what differs first between a folder and the sizes that its manifest records of `files`, or None."""
+    for name, record in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != record["bytes"]:
+            return f"{name} has {path.stat().st_size:,} bytes, not {record['bytes']:,}"
+    return None
 
 
 def _hold(folder: Path) -> int | None:

@@ -28,10 +28,9 @@ def export(run: RunDir) -> str:
     The folder carries the iteration: the plain name is that of the finished model, and tells a later start that there is
     nothing left to train.
     """
-    from medsft.core.planning.plan import RunPlan
-    from medsft.core.run.launch import start_export
+    from medsft.core.run.launch import plan_of, start_export
 
-    plan = RunPlan.from_json(run.read_plan(), where=str(run.plan_path))
+    plan = plan_of(run)
     iteration = run.latest_checkpoint()
     if iteration is None:
         raise MedsftError("There is no checkpoint to export.")
@@ -39,7 +38,7 @@ def export(run: RunDir) -> str:
     to = folder if iteration == plan.num_iterations else folder.with_name(f"{folder.name}-iter{iteration:07d}")
     if to.exists():
         return f"The model of iteration {iteration:,} is there already: {to}"
-    start_export(run, to)
+    start_export(run, to, iteration)
     return f"Exporting iteration {iteration:,} to {to}. The log (logs/export.log) tells when it is done."
 
 

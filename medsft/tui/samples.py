@@ -22,12 +22,12 @@ _COLOURS = {"SYSTEM": "$secondary", "QUESTION": "$primary", "ANSWER": "$success"
 def current_batch(run: RunDir, iteration: int, most: int = 8) -> list[Sample]:
     """Decode the first documents of the batch of an iteration counted from 1. Raises `MedsftError`."""
     from medsft.core.data.report import samples
-    from medsft.core.planning.plan import RunPlan
     from medsft.core.planning.selection import open_selection
     from medsft.core.registry import Settings
+    from medsft.core.run.launch import plan_of
     from medsft.core.run.pipeline import request_for
 
-    plan = RunPlan.from_json(run.read_plan(), where=str(run.plan_path))
+    plan = plan_of(run)
     chosen, _ = open_selection(plan)
     documents = chosen.indices[chosen.order.batch(max(0, iteration - 1))[:most]].tolist()
     opened = request_for(plan.config, Settings(), tokenizer=Path(plan.base.tokenizer)).job.open_tokenizer()

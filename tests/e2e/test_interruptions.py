@@ -2,58 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
+import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import tiny
+from live import (
+    VICTIMS,
+    assert_nothing_survives,
+    kill,
+    processes_of,
+    supervisor_of,
+    wait_for,
+    wait_for_another_step,
+    wait_for_end,
+    workers_of,
+)
 
+from medsft.core.run import processes
 from medsft.core.run.launch import start
-from medsft.core.run.pipeline import follow_to_end, prepare
+from medsft.core.run.pipeline import follow_to_end, prepare, resume
 from medsft.core.run.rundir import RunDir
-from medsft.errors import AlreadyFinishedError, LaunchError
+from medsft.errors import AlreadyFinishedError, LaunchError, MismatchError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(280)]
 KILLS = int(os.environ.get("MEDSFT_KILLS", "5"))
 """How often a run is killed at random moments."""
 ITERATIONS = 30 * (KILLS + 1)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
-
-
-def wait_for_end(run: RunDir, seconds: float = 90) -> str:
-    wait_for(lambda: not run.alive(), seconds)
-    return run.state(run.view())
-
-
-def workers_of(run: RunDir) -> list[psutil.Process]:
-    """The ranks of a run: processes that were started with its folder, in the order of their rank."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if "medsft.core.engine.worker" in words and str(run.path) in words and "torch.distributed.run" not in words:
-            found.append(process)
-    return sorted(found, key=lambda process: process.environ()["RANK"])
-
-
-def supervisor_of(run: RunDir) -> int:
-    return int(json.loads(run.process_path.read_text())["pid"])
-
-
-def wait_for_another_step(run: RunDir) -> None:
-    done = run.view().iteration
-    wait_for(lambda: run.view().iteration > done)
 
 
 def assert_same_run(one: RunDir, two: RunDir, iterations: int) -> None:
@@ -95,9 +75,16 @@ def test_killed_twice_stopped_once_and_finished_once(tmp_path):
     assert run.latest_checkpoint() == run.view().iteration < 60
     run = start(plan())
     wait_for_another_step(run)
+    ranks = workers_of(run)
     os.kill(supervisor_of(run), signal.SIGKILL)
-    wait_for(lambda: not run.alive())
-    # The next start waits for the ranks of the one whose supervisor is gone: they save and end by themselves.
+    # Ranks whose supervisor is gone save and end by themselves; until then the run is neither ended nor to be removed.
+    seen_alive = run.alive()
+    assert seen_alive or not any(rank.is_running() for rank in ranks)
+    if seen_alive:
+        with pytest.raises(MismatchError, match="is running"):
+            run.delete()
+    assert wait_for_end(run) == "stopped"
+    assert_nothing_survives(run)
     run = start(plan())
     events = list(follow_to_end(run))
     assert events[-1].kind == "finished"
@@ -111,12 +98,13 @@ def test_killed_twice_stopped_once_and_finished_once(tmp_path):
 
 @pytest.mark.timeout(180 + 40 * KILLS)
 def test_killed_at_random_moments(tmp_path):
+    """Whoever is killed, nothing goes on unseen, and the run ends as if nothing had been."""
     seed = time.time_ns()
     print(f"moments drawn with seed {seed}")
     draw = random.Random(seed)
     undisturbed = start(project(tmp_path / "a", iters=ITERATIONS, save_interval=4, eval_interval=60)())
     plan = project(tmp_path / "b", iters=ITERATIONS, save_interval=4, eval_interval=60)
-    for _ in range(KILLS):
+    for number in range(KILLS):
         run = start(plan())
         if draw.random() < 0.3:
             wait_for(lambda run=run: len(workers_of(run)) == 2)
@@ -126,11 +114,86 @@ def test_killed_at_random_moments(tmp_path):
             wait_for_another_step(run)
             wait_for(lambda run=run: any(run.path.glob(".iter_*.saving")))
         time.sleep(draw.uniform(0, 0.3))
-        workers_of(run)[draw.randrange(2)].send_signal(signal.SIGKILL)
-        assert wait_for_end(run) == "failed"
+        victim = VICTIMS[number % len(VICTIMS)]
+        kill(run, victim)
+        state = wait_for_end(run)
+        # Without its supervisor a run has saved and stopped, or, before it trained, it is lost.
+        assert state in (("stopped", "lost", "planned") if "supervisor" in victim else ("failed",)), victim
+        assert_nothing_survives(run)
     run = start(plan())
     assert wait_for_end(run, 90 + 20 * KILLS) == wait_for_end(undisturbed) == "finished"
     assert_same_run(undisturbed, run, ITERATIONS)
+
+
+def test_a_stop_while_ranks_are_still_starting(tmp_path):
+    """As Slurm does it: SIGTERM to every process. What has not learnt anything has nothing to save, and is no failure."""
+    plan = project(tmp_path)
+    run = start(plan())
+    wait_for(lambda: len(workers_of(run)) == 2)
+    for process in processes_of(run):
+        process.send_signal(signal.SIGTERM)
+    assert wait_for_end(run) == "stopped"
+    assert_nothing_survives(run)
+    run = start(plan())
+    os.kill(supervisor_of(run), signal.SIGTERM)  # before it could even say what SIGTERM means
+    assert wait_for_end(run) == "stopped"
+    assert_nothing_survives(run)
+
+
+def test_another_host_goes_on_at_once_after_a_stop(tmp_path, monkeypatch):
+    plan = project(tmp_path, nproc_per_node=1)
+    run = start(plan())
+    wait_for_another_step(run)
+    run.request("stop")
+    assert wait_for_end(run) == "stopped"
+    monkeypatch.setattr(processes.socket, "gethostname", lambda: "another")
+    assert not run.alive()
+    assert run.state(run.view()) == "stopped"
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_run_whose_folder_goes_away_ends(tmp_path, removed):
+    plan = project(tmp_path / "a", iters=500)
+    run = start(plan())
+    wait_for_another_step(run)
+    before = processes_of(run)
+    now = RunDir(tmp_path / "elsewhere")
+    run.path.rename(now.path)
+    if removed:
+        shutil.rmtree(now.path, ignore_errors=True)
+    psutil.wait_procs(before, timeout=20)
+    assert not processes_of(run)
+    assert not run.path.exists()
+    if not removed:
+        assert now.state(now.view()) == "failed"
+        assert now.view().reason == f"{run.path} was moved to {now.path} while it trained: training has ended."
+        with pytest.raises(MismatchError, match="not a run"):
+            run.read_plan()
+
+
+def test_a_project_that_was_moved_goes_on(tmp_path, monkeypatch):
+    """With `resume` from anywhere, and with `sft` from where the project is now: nothing is looked for at the old place."""
+    before = tmp_path / "a" / "project"
+    run = start(project(before)())
+    wait_for_another_step(run)
+    run.request("stop")
+    assert wait_for_end(run) == "stopped"
+    now = tmp_path / "b" / "deeper" / "moved"
+    now.parent.mkdir(parents=True)
+    before.rename(now)
+    before.parent.rmdir()
+    run = RunDir(now / run.path.relative_to(before))
+    monkeypatch.chdir(tmp_path)
+    start(resume(run))
+    wait_for_another_step(run)
+    run.request("stop")
+    assert wait_for_end(run) == "stopped", run.view().reason
+    config, settings = tiny.config_in(now)
+    again = {"iters": 60, "save_interval": 8, "eval_interval": 30, "nproc_per_node": 2, "tp": 1, "pp": 1}
+    assert start(prepare(tiny.from_mapping(again, base=config), settings)).path == run.path
+    assert wait_for_end(run) == "finished", run.view().reason
+    assert Path(run.view().export).parent == now / "runs"
+    assert not before.exists()
 
 
 def test_ranks_are_restarted_from_the_last_checkpoint(tmp_path):

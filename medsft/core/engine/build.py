@@ -6,6 +6,7 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
+from medsft.core.basemodel import inspect_base
 from medsft.core.engine.batches import Batcher, Documents
 from medsft.core.engine.checkpoint import find_good_checkpoint, load_checkpoint
 from medsft.core.engine.formats.source import DTYPES, WeightSource, open_source
@@ -23,7 +24,9 @@ from medsft.core.engine.weights import load_weights
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.selection import Selection, open_selection
 from medsft.core.run.events import EventWriter
+from medsft.core.run.integrity import damage
 from medsft.core.run.rundir import RunDir
+from medsft.errors import MismatchError
 
 
 def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | None) -> Trainer:
@@ -39,6 +42,7 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
         for line in damaged:
             events.write("warning", message=line)
     if iteration is None:
+        check_base(plan, mesh)
         load_weights(masters.by_name, base_source(plan))
         state = TrainState()
     else:
@@ -67,6 +71,17 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
         events=events,
         tied_copy=model.tie_embeddings and mesh.is_last_stage and not mesh.is_first_stage,
     )
+
+
+def check_base(plan: RunPlan, mesh: Mesh) -> None:
+    """Raise `MismatchError` on every rank when the base model is a checkpoint of a run and not as it was written."""
+    problem = None
+    if plan.base.kind == "medsft-run" and mesh.reports:
+        weights = inspect_base(Path(plan.base.path), plan.base.iteration).weights
+        found = damage(weights)
+        problem = found and f"{weights}, the base model, is damaged: {found}"
+    if told := mesh.gather(problem)[0]:
+        raise MismatchError(str(told), hint="Copy it again, or start another run: --intermediate_iter N.")
 
 
 def base_source(plan: RunPlan) -> WeightSource:

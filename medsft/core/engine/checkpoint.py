@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from medsft.core.architecture import ModelConfig, to_hf_config
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.precision import Masters
-from medsft.core.files import sync_entry
+from medsft.core.files import sealed, sync_entry
 from medsft.core.run.integrity import MANIFEST, find_good, hash_file
-from medsft.core.run.rundir import RunDir
+from medsft.core.run.rundir import RunDir, read_manifest
 from medsft.errors import MismatchError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -61,7 +62,7 @@ def commit(
         for path in (aside / ".metadata", config):
             files[path.name] = hash_file(path)
         manifest = {"iteration": state.iteration, "identity": identity, "state": _state_fields(state), "files": files}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        (aside / MANIFEST).write_text(sealed(manifest))
         for path in (config, aside / MANIFEST, aside):
             sync_entry(path)
         replaced = final.with_name(f".{final.name}.saving.replaced")
@@ -137,7 +138,7 @@ def load_checkpoint(path: Path, mesh: Mesh, masters: Masters, optimizer: torch.o
 
     Raises `MismatchError` when it belongs to another plan.
     """
-    manifest = json.loads((path / MANIFEST).read_text())
+    manifest = read_manifest(path)
     if manifest["identity"] != identity:
         raise MismatchError(f"{path} belongs to plan {manifest['identity']}, this run has {identity}.")
     ensure_moments(masters, optimizer, fill=False)
@@ -180,9 +181,15 @@ def _restore_random(path: Path, mesh: Mesh) -> None:
 
 
 def remove_old_checkpoints(run: RunDir, *, keep_last: int) -> None:
-    """Remove all but the latest `keep_last` checkpoints (0 keeps all), and what a killed save left. Reporting rank only."""
+    """Remove all before the latest `keep_last` whole checkpoints (0 keeps all), and what a killed save or removal left.
+
+    A checkpoint loses its name first, so that none is left with some of its files. Reporting rank only.
+    """
+    kept = run.whole_checkpoints()[-keep_last:] if keep_last > 0 else []
+    for iteration in run.checkpoints() if kept else []:
+        if iteration < kept[0]:
+            path = run.checkpoint_path(iteration)
+            with suppress(OSError):
+                path.rename(path.with_name(f".{path.name}.saving.removed"))
     for rest in run.path.glob(".iter_*.saving*"):
         shutil.rmtree(rest, ignore_errors=True)
-    if keep_last > 0:
-        for iteration in run.checkpoints()[:-keep_last]:
-            shutil.rmtree(run.checkpoint_path(iteration), ignore_errors=True)

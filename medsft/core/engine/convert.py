@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from torch import Tensor
 from medsft.core.architecture import ModelConfig
 from medsft.core.basemodel import BaseModel, inspect_base
 from medsft.core.data.gguf_cache import converted_tokenizer
-from medsft.core.engine.formats.dcp import write_dcp
-from medsft.core.engine.formats.hf import write_hf
+from medsft.core.engine.formats.dcp import fill_dcp
+from medsft.core.engine.formats.hf import fill_hf
 from medsft.core.engine.formats.megatron import open_megatron, write_megatron
 from medsft.core.engine.formats.megatron.layout import padded_rows
 from medsft.core.engine.formats.source import DTYPES, Slices, WeightSource, open_source
@@ -32,6 +32,9 @@ from medsft.core.engine.formats.verify import logit_difference
 from medsft.core.engine.formats.vocabulary import NewRows, ResizedSource
 from medsft.core.engine.handover import RunState, run_state
 from medsft.core.engine.process import run_process
+from medsft.core.files import new_folder, sync_entry
+from medsft.core.run.integrity import damage, find_good
+from medsft.core.run.rundir import RunDir
 from medsft.errors import DataError, MismatchError
 
 TARGETS = ("hf", "megatron", "dcp")
@@ -102,7 +105,8 @@ def convert(job: Conversion) -> Converted:
     Raises `MismatchError` when the source cannot be read, does not fit the destination, or the destination exists (nothing is
     written then); and when logits differ although every weight was kept exactly (the destination is left to be looked at).
     """
-    base = inspect_base(job.source, job.iteration)
+    base, passed_over = _good_base(job)
+    job = replace(job, iteration=base.iteration) if base.kind == "medsft-run" else job
     state = run_state(base) if base.kind == "medsft-run" else None
     _check(job, base)
     # Opening a GGUF file parses its vocabulary, which takes seconds; and quantised files are small.
@@ -111,7 +115,7 @@ def convert(job: Conversion) -> Converted:
     dtype = exact if job.dtype == "keep" else DTYPES[job.dtype]
     tokens = job.true_vocab_size or (state.vocab_size if state else source.config.vocab_size)
     created = ResizedSource(source, tokens).created
-    warnings = [*base.warnings, *_vocabulary_warning(job, base)]
+    warnings = [*passed_over, *base.warnings, *_vocabulary_warning(job, base)]
     _write(job, base, source, tokens, dtype, state, _tokenizer_files(base, warnings))
     difference = None
     if job.verify or (job.verify is None and _fits(source.config)):
@@ -132,6 +136,25 @@ def convert(job: Conversion) -> Converted:
         largest_logit_difference=difference,
         warnings=tuple(warnings),
     )
+
+
+def _good_base(job: Conversion) -> tuple[BaseModel, list[str]]:
+    """Return the source, of a run its latest good checkpoint, and a line for each later one that is damaged.
+
+    Raises `MismatchError` when the checkpoint that was asked for is damaged, or all are.
+    """
+    base = inspect_base(job.source, job.iteration)
+    if base.kind != "medsft-run":
+        return base, []
+    if job.iteration is not None:
+        problem = damage(base.weights)
+        if problem:
+            raise MismatchError(f"{base.weights} is damaged: {problem}", hint="Convert another: --iteration N.")
+        return base, []
+    number, passed_over = find_good(RunDir(job.source))
+    if number is None:
+        raise MismatchError("\n".join([f"{job.source}: no checkpoint to convert.", *passed_over]))
+    return inspect_base(job.source, number), passed_over
 
 
 def _check(job: Conversion, base: BaseModel) -> None:
@@ -168,13 +191,20 @@ def _write(
     else:
         rows = padded_rows(tokens, job.vocab_divisible_by, tp=1) if job.vocab_divisible_by else tokens
         resized = ResizedSource(source, tokens, rows=rows, new_rows=job.new_token_init)
-        if job.to == "hf":
-            write_hf(job.destination, resized.config, ((name, resized.read(name)) for name in resized.names()), dtype=dtype)
-        else:
-            write_dcp(job.destination, resized, dtype=dtype)
-    for file in tokenizer:
-        if not (job.destination / file.name).exists():  # one more iteration in the folder of the source
-            shutil.copyfile(file, job.destination / file.name)
+        with new_folder(job.destination) as aside:
+            if job.to == "hf":
+                tensors = ((name, resized.read(name)) for name in resized.names())
+                fill_hf(aside, resized.config, tensors, dtype=dtype, name=job.destination)
+            else:
+                fill_dcp(aside, resized, dtype=dtype)
+            _copy_tokenizer(tokenizer, aside)
+
+
+def _copy_tokenizer(files: Sequence[Path], folder: Path) -> None:
+    for file in files:
+        if not (folder / file.name).exists():  # one more iteration in the folder of the source
+            shutil.copyfile(file, folder / file.name)
+            sync_entry(folder / file.name)
 
 
 def _write_megatron(
@@ -201,6 +231,7 @@ def _write_megatron(
         training_args=state.arguments if state else base.saved_arguments,
         optimizer=state.optimizer if state and job.optimizer else None,
     )
+    _copy_tokenizer(tokenizer, job.destination)
 
 
 def _tokenizer_files(base: BaseModel, warnings: list[str]) -> list[Path]:

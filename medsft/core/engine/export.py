@@ -10,9 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,47 +21,58 @@ from medsft.core.data.end_tokens import end_tokens, pad_id
 from medsft.core.data.export import export_tokenizer
 from medsft.core.data.tokenizers import OpenedTokenizer, open_tokenizer
 from medsft.core.engine.formats.dcp import open_dcp
-from medsft.core.engine.formats.hf import write_hf
+from medsft.core.engine.formats.hf import fill_hf
 from medsft.core.engine.formats.source import DTYPES
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.engine.model_card import model_card
 from medsft.core.engine.process import run_process
+from medsft.core.files import new_folder, sealed
 from medsft.core.planning.plan import RunPlan
-from medsft.core.run.integrity import MANIFEST, damage
-from medsft.core.run.rundir import RunDir
+from medsft.core.run.integrity import EXPORT_MANIFEST, damage, find_good, hash_file
+from medsft.core.run.launch import plan_of
+from medsft.core.run.rundir import RunDir, read_manifest
 from medsft.core.run.view import RunView
 from medsft.errors import MismatchError
 
 
-def export_run(run: RunDir, to: Path, *, iteration: int | None = None) -> Path:
-    """Write the model of a checkpoint (the latest by default) to the folder `to` and return it.
+def export_run(run: RunDir, to: Path, *, iteration: int | None = None) -> Taken:
+    """Write the model of a checkpoint (the latest good one by default) to the folder `to` and return what was taken.
 
     Raises `MismatchError` when `to` exists, or when there is no such checkpoint or it is damaged.
     """
-    plan = RunPlan.from_json(run.read_plan(), where=str(run.plan_path))
-    number = iteration or run.latest_checkpoint()
-    if number is None or not run.checkpoint_path(number).is_dir():
-        raise MismatchError(f"{run.path}: no checkpoint to export.", hint=f"It has: {run.checkpoints() or 'none'}.")
+    plan = plan_of(run)
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise MismatchError(f"{to}: exists already.", hint="Choose another folder, or move this one away.")
+    number, passed_over = (iteration, []) if iteration is not None else find_good(run)
+    if number is None or number not in run.checkpoints():
+        raise MismatchError(
+            "\n".join([f"{run.path}: no checkpoint to export.", *passed_over]), hint=f"It has: {run.checkpoints() or 'none'}."
+        )
     checkpoint = run.checkpoint_path(number)
     problem = damage(checkpoint)
     if problem:
         raise MismatchError(f"{checkpoint} is damaged: {problem}", hint=f"Export another: --iteration, of {run.checkpoints()}.")
-    if to.exists():
-        raise MismatchError(f"{to}: exists already.", hint="Choose another folder, or move this one away.")
-    aside = to.with_name(f".{to.name}.exporting")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    with new_folder(to) as aside:
         _write(plan, run, checkpoint, aside)
-        aside.rename(to)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return to
+    return Taken(folder=str(to), iteration=number, total=plan.num_iterations, passed_over=tuple(passed_over))
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Which checkpoint was exported."""
+
+    folder: str
+    iteration: int
+    total: int
+    """Iterations of the plan."""
+    passed_over: tuple[str, ...]
+    """A line for each later checkpoint that is damaged."""
 
 
 def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path) -> None:
     opened = open_tokenizer(Path(plan.base.tokenizer), template=plan.config.template)
     source = ResizedSource(open_dcp(checkpoint), plan.base.model.vocab_size)
-    write_hf(
+    fill_hf(
         folder,
         named_config(source.config, opened),
         ((name, source.read(name)) for name in source.names()),
@@ -70,10 +80,12 @@ def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path) -> None:
         eos_token_ids=end_tokens(opened, other_ends(plan.base.model)),
     )
     export_tokenizer(opened, folder, model_max_length=plan.base.model.max_position_embeddings)
-    view = run.view()
-    manifest = provenance(plan, view, json.loads((checkpoint / MANIFEST).read_text()))
-    (folder / "medsft.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    made_from = read_manifest(checkpoint)
+    view = run.view().at(made_from["iteration"])
     (folder / "README.md").write_text(model_card(plan, view), encoding="utf-8")
+    files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
+    record = {**provenance(plan, view, made_from), "files": files}
+    (folder / EXPORT_MANIFEST).write_text(sealed(record), encoding="utf-8")
 
 
 def named_config(config: ModelConfig, opened: OpenedTokenizer) -> ModelConfig:
@@ -104,8 +116,8 @@ def provenance(plan: RunPlan, view: RunView, checkpoint: dict[str, Any]) -> dict
             "validation_loss": view.last_eval("loss"),
             "validation_perplexity": view.last_eval("perplexity"),
             "validation_accuracy": view.last_eval("accuracy"),
-            "tokens": view.tokens,
-            "supervised_tokens": view.supervised_tokens,
+            "tokens": checkpoint["state"]["tokens"],
+            "supervised_tokens": checkpoint["state"]["supervised_tokens"],
         },
         "versions": {
             "python": platform.python_version(),
@@ -115,13 +127,14 @@ def provenance(plan: RunPlan, view: RunView, checkpoint: dict[str, Any]) -> dict
 
 
 def main(arguments: list[str]) -> None:
-    """Entry point of the process; prints the folder it wrote."""
+    """Entry point of the process; prints what it took, and where it wrote it, as JSON."""
     parser = argparse.ArgumentParser(prog="export")
     parser.add_argument("run", type=Path)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--iteration", type=int)
     options = parser.parse_args(arguments)
-    print(export_run(RunDir(options.run), options.to, iteration=options.iteration))  # noqa: T201 - its result
+    taken = export_run(RunDir(options.run), options.to, iteration=options.iteration)
+    print(json.dumps(asdict(taken)))  # noqa: T201 - its result
 
 
 if __name__ == "__main__":

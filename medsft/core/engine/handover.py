@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 from medsft.core.basemodel import BaseModel
 from medsft.core.engine.formats.dcp import open_dcp
 from medsft.core.engine.formats.megatron.optimizer import OptimizerState
-from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.schedule import learning_rate
-from medsft.core.run.integrity import MANIFEST
-from medsft.core.run.rundir import RunDir
+from medsft.core.run.launch import plan_of
+from medsft.core.run.rundir import RunDir, read_manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +28,8 @@ class RunState:
 def run_state(base: BaseModel) -> RunState:
     """Read plan and checkpoint of a run. Raises `MismatchError` when the plan is of another version."""
     run = RunDir(base.path)
-    plan = RunPlan.from_json(run.read_plan(), where=str(run.plan_path))
-    iteration = int(json.loads((base.weights / MANIFEST).read_text(encoding="utf-8"))["state"]["iteration"])
+    plan = plan_of(run)
+    iteration = int(read_manifest(base.weights)["state"]["iteration"])
     config = plan.config
     samples, all_samples = iteration * plan.global_batch, plan.num_iterations * plan.global_batch
     return RunState(

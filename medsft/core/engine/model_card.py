@@ -18,20 +18,19 @@ def _figures(value: Callable[[str], float | None]) -> str:
 def model_card(plan: RunPlan, view: RunView) -> str:
     """Return the Markdown text, with the front matter that model hubs read."""
     config = plan.config
+    done = f"{view.iteration:,} of {plan.num_iterations:,}"
     rows = [
         ("Base model", f"{config.checkpoint} ({config.size:g}B), `{plan.base.fingerprint}`"),
         ("Training set", f"{plan.train.documents:,} documents, {plan.train.tokens:,} tokens, `{plan.train.fingerprint[:32]}`"),
-        (
-            "Iterations",
-            f"{view.iteration:,} of {plan.num_iterations:,} ({plan.epochs:g} epochs, {plan.global_batch} documents each)",
-        ),
+        ("Iterations", f"{done} ({_epochs(plan, view):g} epochs, {plan.global_batch} documents each)"),
         ("Learning rate", f"{config.lr:g} to {config.min_lr:g}, cosine, {config.warmup_fraction:.0%} warm-up"),
         ("Longest document", f"{config.seq:,} tokens"),
         ("Weight of question and system tokens in the loss", f"{config.loss_mask:g}"),
         ("Precision", f"{plan.precision}, master weights and optimiser in fp32"),
     ]
     if view.last_eval("loss") is not None:
-        rows.append(("Validation", _figures(view.last_eval)))
+        when = "" if view.eval_steps[-1] == view.iteration else f" after iteration {view.eval_steps[-1]:,}"
+        rows.append((f"Validation{when}", _figures(view.last_eval)))
     if view.base_eval("loss") is not None:
         rows.append(("Validation of the base model", _figures(view.base_eval)))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
@@ -68,3 +67,8 @@ The chat template gives exactly the text that was trained on, and generation sto
 A language model can state what is not so. Nothing here has been evaluated for clinical use: do not base a decision about a
 patient on its output. `medsft.json` holds the hashes of data and base model, the whole plan and the final figures.
 """
+
+
+def _epochs(plan: RunPlan, view: RunView) -> float:
+    """Return how many passes over the documents the iterations of `view` are."""
+    return round(plan.epochs * view.iteration / plan.num_iterations, 4)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
 
+from medsft.core.run.processes import PARENT_VARIABLE, end_with_parent
 from medsft.errors import ExitCode, MedsftError
 
 
 def run_process(main: Callable[[list[str]], None]) -> int:
     """Call `main` with the process's arguments and return the exit code; an error's message is the last thing on stderr."""
+    if parent := os.environ.get(PARENT_VARIABLE):
+        end_with_parent(int(parent), patience=5.0)
     try:
         main(sys.argv[1:])
     except MedsftError as error:

@@ -90,7 +90,7 @@ class Saver:
         aside = self._run.path / f".{self._run.checkpoint_path(state.iteration).name}.saving"
         if self._mesh.reports:
             shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+            aside.mkdir()  # without its parents: a run whose folder is gone must not leave a new one
         self._mesh.barrier()
         try:
             written = self._write(aside)

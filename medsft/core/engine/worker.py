@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,10 +20,10 @@ from filelock import FileLock, Timeout
 
 from medsft.core.engine import native
 from medsft.core.engine.mesh import HOSTS_STORE, open_mesh
-from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import EventWriter
 from medsft.core.run.integrity import hash_ahead
-from medsft.core.run.launch import read_launch
+from medsft.core.run.launch import STOP_SECONDS, planned
+from medsft.core.run.processes import end_with_parent, started_by
 from medsft.core.run.rundir import RunDir, write_atomically
 from medsft.errors import ExitCode, LaunchError, MedsftError
 
@@ -34,6 +34,7 @@ def main(run_dir: str) -> int:
     """Train one rank and return the exit code of its process."""
     run = RunDir(Path(run_dir))
     _take_rank()
+    _live_with_launcher(run)
     native.compile_ahead()
     _error_path(run).unlink(missing_ok=True)  # of this rank before torchrun restarted it
     try:
@@ -43,7 +44,28 @@ def main(run_dir: str) -> int:
         traceback.print_exc()
         return int(error.exit_code) if isinstance(error, MedsftError) else int(ExitCode.TRAINING)
     dist.destroy_process_group()
+    with suppress(OSError):
+        run.part_path(f"rank_{_rank()}").unlink(missing_ok=True)
     return int(ExitCode.DONE)
+
+
+def _live_with_launcher(run: RunDir) -> None:
+    """Show that this rank lives, and end it when its launcher is gone: it saves first when it trains already.
+
+    Until `Trainer.train` takes it, SIGTERM ends the process: nothing was learnt that could be saved.
+    """
+    parent = os.getppid()
+    if "TORCHELASTIC_RUN_ID" in os.environ and not started_by("torch.distributed.run"):
+        sys.exit("The launcher of this rank is gone: ending.")
+    rank = _rank()
+    run.claim_part(f"rank_{rank}", os.getpid(), node=int(os.environ.get("MEDSFT_NODE", "0")))
+
+    def beat() -> None:
+        if rank == 0:
+            with suppress(OSError):
+                run.beat()
+
+    end_with_parent(parent, patience=STOP_SECONDS, meanwhile=beat)
 
 
 def _take_rank() -> None:
@@ -63,7 +85,7 @@ def _work(run: RunDir) -> None:
         hash_ahead(run)
     from medsft.core.engine.build import build_trainer  # here: compiling and hashing go on while it is imported
 
-    plan = read_launch(run).apply(RunPlan.from_json(run.read_plan(), where=str(run.plan_path)))
+    plan = planned(run)
     mesh = open_mesh(plan.layout)
     torch.manual_seed(plan.config.seed)
     with _sole_writer(run) if mesh.reports else nullcontext():
@@ -98,7 +120,8 @@ def _leave_error(run: RunDir, error: BaseException) -> None:
         "exit_code": code,
         "expected": isinstance(error, MedsftError),
     }
-    write_atomically(_error_path(run), json.dumps(record))
+    with suppress(OSError):  # the folder is gone, or the disk is full: the log has it
+        write_atomically(_error_path(run), json.dumps(record))
 
 
 def _error_path(run: RunDir) -> Path:

@@ -17,6 +17,7 @@ from typing import Any
 
 from medsft.core.architecture import ModelConfig
 from medsft.core.config import NOT_PART_OF_A_RUN, RunConfig, check_names, from_mapping, to_mapping
+from medsft.core.files import sealed
 from medsft.core.planning.layout import Layout, padded_model
 from medsft.core.planning.memory import MemoryEstimate
 from medsft.core.planning.schedule import epoch_ends, plan_eval_interval
@@ -75,7 +76,10 @@ class Estimates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """A run, decided. Written as `plan.json`; `to_json` and `from_json` are inverse."""
+    """A run, decided. Written as `plan.json`; `to_json` and `from_json` are inverse.
+
+    Its paths are absolute, and those of the first start; `places` finds them again where a project was moved.
+    """
 
     config: RunConfig
     run_dir: str
@@ -163,7 +167,7 @@ class RunPlan:
         """Return the text of `plan.json`."""
         record = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
         record["config"] = to_mapping(self.config)
-        return json.dumps({"format": FORMAT, "identity": self.identity, **record}, indent=1) + "\n"
+        return sealed({"format": FORMAT, "identity": self.identity, **record})
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], *, where: str = "plan.json") -> RunPlan:

@@ -18,6 +18,7 @@ from medsft.core.planning.base import find_base, plan_base
 from medsft.core.planning.choose import Choice, Situation, batches_in_turn, choose, sample_batches
 from medsft.core.planning.folders import export_folder_name, family_name, free_bytes, run_folder
 from medsft.core.planning.layout import bubble_share, padded_model
+from medsft.core.planning.places import find_base_again, find_sets_again, moved_to
 from medsft.core.planning.plan import BasePlan, Estimates, RunPlan, absolute
 from medsft.core.planning.row_concerns import row_concerns
 from medsft.core.planning.schedule import plan_eval_interval, plan_global_batch, plan_iterations
@@ -88,22 +89,16 @@ def make_plan(config: RunConfig, settings: Settings, *, ahead: bool = False, goi
 def replan(plan: RunPlan, *, run_dir: Path, changes: Mapping[str, object]) -> RunPlan:
     """Return an existing run's plan with other levels or processes, its folder and how much it trains kept.
 
-    Raises what `make_plan` raises.
+    Base model and sets are looked for where they are now (`places`). Raises what `make_plan` raises.
     """
     # The original's loss depends on the micro-batch, so that it is not chosen anew.
     kept: dict[str, object] = {"micro_batch": plan.micro_batch} if plan.config.follows_original else {}
+    kept["tokenized_data_dir"] = find_sets_again(plan, run_dir)
     config = replace(plan.config, **{**kept, **changes})  # type: ignore[arg-type]
-    entry = CheckpointEntry(
-        name=config.checkpoint,
-        size=config.size,
-        path=Path(plan.base.path),
-        family=None,
-        tokenizer=Path(plan.base.tokenizer),
-        source=run_dir,
-    )
+    entry = find_base_again(plan, run_dir)
     settings = Settings(checkpoints={(entry.name, entry.size): entry}, datasets={})
     changed = make_plan(config, settings, going_on=plan)
-    return replace(changed, run_dir=str(run_dir), export_dir=plan.export_dir)
+    return replace(changed, run_dir=str(run_dir), export_dir=moved_to(plan, run_dir).export_dir)
 
 
 def preview(config: RunConfig, settings: Settings) -> Preview:

@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from medsft.errors import MismatchError
+
 VERSION = 1
 Kind = Literal["run_started", "phase", "step", "eval", "checkpoint", "warning", "failed", "finished", "stopped"]
 TERMINAL: frozenset[str] = frozenset({"failed", "finished", "stopped"})
@@ -104,17 +106,18 @@ def _ends_with_newline(path: Path) -> bool:
 
 
 def _last_seq(path: Path) -> int:
-    """Return the number of the last complete event, -1 when there is none. Reads the end of the file only."""
+    """Return the number of the last complete event, -1 when there is none. Reads the end of the file, if that has one."""
     if not path.exists():
         return -1
     size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - 64 * 1024))
-        lines = file.read().split(b"\n")
-    for line in reversed(lines):
-        event = parse(line)
-        if event is not None:
-            return event.seq
+    for tail in (64 * 1024, size):  # the whole file, where a damaged end hides the last event
+        with path.open("rb") as file:
+            file.seek(max(0, size - tail))
+            lines = file.read().split(b"\n")
+        for line in reversed(lines):
+            event = parse(line)
+            if event is not None:
+                return event.seq
     return -1
 
 
@@ -131,11 +134,16 @@ class EventReader:
         return [event for records in self.read_records() for record in records if (event := event_of(record)) is not None]
 
     def read_records(self) -> Iterator[list[Record]]:
-        """Yield what `read` returns bit by bit, as it is in the log: an object for each takes as long as the parsing of it."""
+        """Yield what `read` returns bit by bit, as it is in the log: an object for each takes as long as the parsing of it.
+
+        Raises `MismatchError` when the log is there and cannot be read.
+        """
         try:
             file = self._path.open("rb")
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise MismatchError(f"{self._path}: cannot be read: {error.strerror or error}.") from None
         with file:
             file.seek(self._offset)
             while chunk := file.read(_CHUNK):

@@ -15,9 +15,14 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from medsft.core.run.rundir import RunDir
+from medsft.core.basemodel import inspect_base
+from medsft.core.files import sizes_differ, unsealed
+from medsft.core.run.rundir import MANIFEST as MANIFEST
+from medsft.core.run.rundir import RunDir, read_manifest, unreadable_manifest
+from medsft.errors import MedsftError
 
-MANIFEST = "manifest.json"
+EXPORT_MANIFEST = "medsft.json"
+"""In an exported model: what it was made from, with the size and hash of every file."""
 _CHUNK_BYTES = 32 << 20
 """Read and hashed at once. Large, for after each a thread waits until one that runs Python lets go of the interpreter."""
 _MAX_THREADS = 8
@@ -43,35 +48,68 @@ def hash_ahead(run: RunDir) -> None:
     if iterations:
         path = run.checkpoint_path(iterations[-1])
         with suppress(*_NO_MANIFEST):  # `find_good` will say so
-            _begin(path, _recorded(path))
+            _begin(path, read_manifest(path)["files"])
 
 
 def damage(path: Path) -> str | None:
     """Return what is wrong with a checkpoint's files, or None. Reads all of them."""
     try:
-        files = _recorded(path)
-        for name, record in files.items():
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if (path / name).stat().st_size != record["bytes"]:
-                return f"{name} has {(path / name).stat().st_size:,} bytes, not {record['bytes']:,}"
+        files = read_manifest(path)["files"]
+        differs = sizes_differ(path, files)
+    except _NO_MANIFEST as error:
+        return unreadable_manifest(error)
+    return differs or _other_content(path, files)
+
+
+def read_export(folder: Path) -> dict[str, Any]:
+    """Return the manifest of an exported model. Raises `OSError`, or `ValueError` when it is damaged."""
+    return unsealed((folder / EXPORT_MANIFEST).read_bytes())
+
+
+def export_damage(folder: Path) -> str | None:
+    """Return what is wrong with the files of an exported model, or None. Reads all of them.
+
+    Files that somebody has added are no damage. Models of before their files were listed have at least to be complete.
+    """
+    try:
+        files = read_export(folder).get("files")
+        if files is None:
+            return _unlisted_damage(folder)
+        differs = sizes_differ(folder, files)
+    except FileNotFoundError:
+        return f"{EXPORT_MANIFEST} is missing"
+    except _NO_MANIFEST as error:
+        return f"{EXPORT_MANIFEST} cannot be read: {getattr(error, 'strerror', None) or error}"
+    return differs or _other_content(folder, files)
+
+
+def _unlisted_damage(folder: Path) -> str | None:
+    try:
+        inspect_base(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            json.loads((folder / name).read_bytes())
+    except MedsftError as error:
+        return error.message
+    except _NO_MANIFEST as error:
+        return str(error)
+    return None
+
+
+def _other_content(path: Path, files: dict[str, dict[str, Any]]) -> str | None:
+    """Return the first file whose hash is another one than its record says, or which cannot be read; or None."""
+    name = ""
+    try:
         for name, found in _begin(path, files).items():
             if found.result() != files[name]["sha256"]:
                 return f"the content of {name} has changed"
     except _NO_MANIFEST as error:
-        return f"{MANIFEST} cannot be read: {type(error).__name__}"
+        return f"{name or 'a file'} cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}"
     return None
 
 
 def hash_file(path: Path) -> dict[str, Any]:
     """Return size and SHA-256 of a file as a manifest records them."""
     return {"bytes": path.stat().st_size, "sha256": _sha256(path).result()}
-
-
-def _recorded(path: Path) -> dict[str, dict[str, Any]]:
-    """Return what the manifest of a checkpoint records of each file."""
-    files: dict[str, dict[str, Any]] = json.loads((path / MANIFEST).read_text())["files"]
-    return files
 
 
 def _begin(path: Path, files: dict[str, dict[str, Any]]) -> dict[str, Future[str]]:

@@ -10,18 +10,25 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from medsft.core.planning.layout import Layout
+from medsft.core.planning.places import moved_to, places_of, with_places
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import EventReader
+from medsft.core.run.processes import PARENT_VARIABLE
 from medsft.core.run.rundir import RunDir, write_atomically
 from medsft.errors import ExitCode, LaunchError, MedsftError
+
+STOP_SECONDS = 600
+"""How long ranks may take to save after a SIGTERM before they are killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +45,14 @@ class Launch:
     max_restarts: int = 0
     start: str = ""
     """Tells this start from every other."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Where base model, tokenizer, sets and finished model are at this start, see `planning.places`."""
     after: int = -1
     """Number of the last event before this start, -1 for none: whoever follows this start begins behind it."""
 
     def apply(self, plan: RunPlan) -> RunPlan:
         """Return the plan at this layout."""
-        return plan.with_launch(
+        return with_places(plan, self.places).with_launch(
             self.layout,
             nproc_per_node=self.nproc_per_node,
             micro_batch=self.micro_batch,
@@ -62,6 +71,7 @@ class Launch:
             addr=plan.config.addr,
             port=plan.config.port,
             max_restarts=plan.config.max_restarts,
+            places=places_of(plan),
         )
 
 
@@ -75,8 +85,18 @@ def read_launch(run: RunDir) -> Launch:
     try:
         raw = json.loads(launch_path(run).read_text(encoding="utf-8"))
         return Launch(**{**raw, "layout": Layout(**raw["layout"])})
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         raise LaunchError(f"{launch_path(run)}: missing or damaged.", hint=f"Start it with: medsft resume {run.path}") from None
+
+
+def plan_of(run: RunDir) -> RunPlan:
+    """Return the plan of a run, its paths where they are now. Raises `MismatchError` when it cannot be read."""
+    return moved_to(RunPlan.from_json(run.read_plan(), where=str(run.plan_path)), run.path)
+
+
+def planned(run: RunDir) -> RunPlan:
+    """Return the plan of a run at the layout and with the places of its latest start. Raises as `plan_of` and `read_launch`."""
+    return read_launch(run).apply(plan_of(run))
 
 
 def start(plan: RunPlan) -> RunDir:
@@ -90,22 +110,48 @@ def start(plan: RunPlan) -> RunDir:
             f"This run needs {plan.config.nodes} nodes.",
             hint="Type on each of them what `medsft sft ... --print_commands` prints.",
         )
-    run = write_start(plan)
-    spawn_supervisor(run)
+    with sole_start(plan):
+        run = write_start(plan)
+        spawn_supervisor(run)
     return run
+
+
+@contextmanager
+def sole_start(plan: RunPlan) -> Iterator[None]:
+    """Let one process at a time start the run of a plan: the second finds it running. Raises `LaunchError`."""
+    from filelock import FileLock
+
+    run = RunDir(Path(plan.run_dir))
+    lock: FileLock | None = None
+    try:
+        run.control.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run.control / "start.lock")
+        lock.acquire()
+    except NotImplementedError:  # a file system without locks
+        lock = None
+    except OSError as error:
+        raise LaunchError(f"{run.path}: cannot be written: {error.strerror or error}.") from None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def write_start(plan: RunPlan) -> RunDir:
     """Write down that and how the run is to be started now, without starting anything. Raises `LaunchError` while it runs."""
     run = RunDir(Path(plan.run_dir))
     if run.alive():
-        raise LaunchError(f"{run.path} is running.", hint=f"Follow it with: medsft watch {run.path}")
+        raise LaunchError(f"{run.path} is running ({run.who()}).", hint=f"Follow it with: medsft watch {run.path}")
+    run.make_folders()
     if not run.exists():
         run.create(plan.to_json())
         run.write_status(f"Training for {plan.num_iterations} iterations", fresh=True)
+    elif not run.has_plan():
+        write_atomically(run.plan_path, plan.to_json())  # it was damaged; `pipeline.existing_plan` has seen that this one may
     for request in ("stop", "save"):
         run.clear_request(request)
-    for pattern in ("error_rank_*.json", "end_node_*.json"):
+    for pattern in ("error_rank_*.json", "end_node_*.json", "part_*.json"):
         for old in run.control.glob(pattern):
             old.unlink()
     events = EventReader(run.events_path).read()
@@ -117,8 +163,14 @@ def write_start(plan: RunPlan) -> RunDir:
 def spawn_supervisor(run: RunDir, node: int = 0) -> None:
     """Start the process that works on the run on this node."""
     log = run.logs / f"supervisor{node_suffix(node)}.log"
-    process = _spawn_detached([sys.executable, "-m", "medsft.core.run.supervise", str(run.path), str(node)], log)
-    run.claim(process.pid, node=node)
+    command = [sys.executable, "-m", "medsft.core.run.supervise", str(run.path), str(node)]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # one that comes early waits until it can be a stop
+    try:
+        process = _spawn_detached(command, log)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if not run.is_claimed_by(process.pid, node=node):  # or else it was faster, and may have ended already
+        run.claim(process.pid, node=node)
 
 
 def node_suffix(node: int) -> str:
@@ -126,9 +178,9 @@ def node_suffix(node: int) -> str:
     return f"-node{node}" if node else ""
 
 
-def start_export(run: RunDir, to: Path) -> None:
-    """Export the latest checkpoint in a process of its own, and return at once; how it goes is in `logs/export.log`."""
-    command = [sys.executable, "-m", "medsft.core.engine.export", str(run.path), "--to", str(to)]
+def start_export(run: RunDir, to: Path, iteration: int) -> None:
+    """Export a checkpoint in a process of its own, and return at once; how it goes is in `logs/export.log`."""
+    command = [sys.executable, "-m", "medsft.core.engine.export", str(run.path), "--to", str(to), "--iteration", str(iteration)]
     _spawn_detached(command, run.logs / "export.log")
 
 
@@ -146,13 +198,22 @@ def run_engine(module: str, arguments: Sequence[str]) -> str:
     Raises the `MedsftError` that the process reports by its exit code.
     """
     command = [sys.executable, "-m", f"medsft.core.engine.{module}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=engine_environment(1))
+    environment = {**engine_environment(1), PARENT_VARIABLE: str(os.getpid())}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == 0:
         return done.stdout
-    error = MedsftError(_last_message(done.stderr) or f"{module} ended with {done.returncode}")
-    known = done.returncode in [int(code) for code in ExitCode]
-    error.exit_code = ExitCode(done.returncode) if known else ExitCode.TRAINING
-    raise error
+    raise EngineError(_last_message(done.stderr) or f"{module} ended with {done.returncode}", done.returncode)
+
+
+class EngineError(MedsftError):
+    """What an engine process has reported."""
+
+    def __init__(self, message: str, returncode: int) -> None:
+        super().__init__(message)
+        self.returncode = returncode
+        """Of the process; negative for the signal that ended it."""
+        known = returncode in [int(code) for code in ExitCode]
+        self.exit_code = ExitCode(returncode) if known else ExitCode.TRAINING
 
 
 def _last_message(text: str) -> str:

@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +26,7 @@ import psutil
 import medsft
 from medsft.core.config import RunConfig, check, flag, to_mapping
 from medsft.core.planning.plan import RunPlan
-from medsft.core.run.launch import read_launch, spawn_supervisor, start, write_start
+from medsft.core.run.launch import read_launch, sole_start, spawn_supervisor, start, write_start
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.wire import Hub, News, Tell, Wire, connect, error_of, next_news
 from medsft.errors import ConfigError, ExitCode, LaunchError, MedsftError, MismatchError, Problem
@@ -58,13 +58,15 @@ def start_together(config: RunConfig, make_plan: Callable[[], RunPlan], *, tell:
 
 
 def _lead(config: RunConfig, make_plan: Callable[[], RunPlan], tell: Tell) -> RunDir:
-    with _roll(config, tell) as (present, inbox):
-        plan = make_plan()
-        _check_again(present, inbox)
-        run = write_start(plan)
-        for wire in present.values():
-            wire.send("start", run_dir=str(run.path), start=read_launch(run).start, identity=plan.identity)
-    spawn_supervisor(run)
+    with ExitStack() as starting:
+        with _roll(config, tell) as (present, inbox):
+            plan = make_plan()
+            _check_again(present, inbox)
+            starting.enter_context(sole_start(plan))
+            run = write_start(plan)
+            for wire in present.values():
+                wire.send("start", run_dir=str(run.path), start=read_launch(run).start, identity=plan.identity)
+        spawn_supervisor(run)
     return run
 
 

@@ -19,8 +19,10 @@ from medsft.core.planning.planner import make_plan, replan
 from medsft.core.planning.sets import training_folder, validation_folder
 from medsft.core.registry import Settings, check_with_settings
 from medsft.core.run.events import Event, follow
+from medsft.core.run.exports import look_at_export
 from medsft.core.run.nodes import start_together
 from medsft.core.run.rundir import RunDir
+from medsft.core.run.rundir import read_manifest as read_checkpoint_manifest
 from medsft.core.run.view import RunView
 from medsft.errors import AlreadyFinishedError, ConfigError, MismatchError
 
@@ -105,21 +107,43 @@ def prepare(
 
 
 def existing_plan(plan: RunPlan) -> RunPlan | None:
-    """Return the plan of the run that is in this plan's folder, or None."""
+    """Return the plan of the run that is in this plan's folder, or None.
+
+    A damaged one is as good as none where the checkpoints are of this plan, or there are none: it can be written anew. Raises
+    `MismatchError` where that is not so.
+    """
     run = RunDir(Path(plan.run_dir))
-    return RunPlan.from_json(run.read_plan(), where=str(run.plan_path)) if run.exists() else None
+    if not run.exists():
+        return None
+    try:
+        return RunPlan.from_json(run.read_plan(), where=str(run.plan_path))
+    except MismatchError as error:
+        whole = run.latest_checkpoint()
+        if whole is None or read_checkpoint_manifest(run.checkpoint_path(whole)).get("identity") == plan.identity:
+            return None
+        raise MismatchError(error.message, hint="Its checkpoints are of another plan than these flags make.") from None
 
 
 def check_against_existing(plan: RunPlan) -> None:
-    """Raise `AlreadyFinishedError` or `MismatchError` unless `plan` may start or go on in its folder."""
-    existing = existing_plan(plan)
-    if Path(plan.export_dir).exists():
+    """Raise `AlreadyFinishedError` or `MismatchError` unless `plan` may start or go on in its folder.
+
+    A run whose model is damaged may go on, to export it again; so may one that was killed before it could log its end.
+    """
+    run = RunDir(Path(plan.run_dir))
+    existing, found = existing_plan(plan), look_at_export(plan, run)
+    logged = not run.exists() or run.view().outcome == "finished"
+    if found.there and not found.damage and (logged or not found.of_this_plan):
         message = f"This run is finished; its model is in {plan.export_dir}"
         hint = "To train it once more beside the first, give it a name of its own: --id NAME"
         if existing is not None and (changes := difference(existing, plan)):
             message += "\nIt was trained with something else than is asked for now:\n" + _listed(changes)
             hint = "To train with what is asked for now, give that run a name of its own: --id NAME"
         raise AlreadyFinishedError(message, hint=hint)
+    if found.there and found.damage and run.latest_checkpoint() is None:
+        raise MismatchError(
+            f"{plan.export_dir} is damaged: {found.damage}. There is no checkpoint any more to export it from again.",
+            hint="Move it away to train once more.",
+        )
     if existing is None or existing.identity == plan.identity:
         return
     raise MismatchError(
@@ -155,6 +179,7 @@ def resume(folder: RunDir, **changes: object) -> RunPlan:
     Raises `AlreadyFinishedError`, `ConfigError` for levels that cannot work, or `MismatchError` when its data or base model
     have changed.
     """
-    plan = replan(RunPlan.from_json(folder.read_plan(), where=str(folder.plan_path)), run_dir=folder.path, changes=changes)
+    recorded = RunPlan.from_json(folder.read_plan(), where=str(folder.plan_path))
+    plan = replan(recorded, run_dir=folder.path, changes=changes)
     check_against_existing(plan)
     return plan

@@ -3,10 +3,11 @@
 plan.json                             the frozen plan; written first, so a folder with a plan is a run
 events.jsonl                          what happens (see `events`)
 .status.txt                           one line for people, as the original wrote it
-latest_checkpointed_iteration.txt     the tracker: number of the latest complete checkpoint
-iter_0000800/                         a checkpoint; it exists when its name does
+latest_checkpointed_iteration.txt     the tracker, for other programs: number of the latest complete checkpoint
+iter_0000800/                         a checkpoint; it exists when its name does, and is good when its manifest says so
 logs/                                 output of the launcher and of each rank
-control/                              stop, save (requests), process.json, heartbeat; process_node_N.json, end_node_N.json
+control/                              stop, save (requests), process.json, heartbeat; process_node_N.json, end_node_N.json,
+                                      part_NAME.json; launch.json
 """
 
 from __future__ import annotations
@@ -15,22 +16,24 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from medsft.core.files import write_atomically
+from medsft.core.files import sizes_differ, unsealed, write_atomically
 from medsft.core.printable import one_line
 from medsft.core.run.events import EventReader
+from medsft.core.run.processes import lives, record_of
 from medsft.core.run.view import RunView, ViewFold
 from medsft.errors import MismatchError
 
 HEARTBEAT_SECONDS = 5.0
 LOST_AFTER_SECONDS = 60.0
+MANIFEST = "manifest.json"
+"""In a checkpoint: what it is, with the size and hash of every file."""
+_NEW_PLAN = "Type the `medsft sft` command that started it: it writes the plan anew, and goes on."
 STATES = ("planned", "running", "stopping", "stopped", "finished", "failed", "lost")
 
 
@@ -79,6 +82,10 @@ class RunDir:
         """Who runs it on a node; node 0 counts for the whole run."""
         return self.control / (f"process_node_{node}.json" if node else "process.json")
 
+    def part_path(self, part: str) -> Path:
+        """Which process a part of the run is, and on which node: `rank_3`, or `torchrun_0` of node 0."""
+        return self.control / f"part_{part}.json"
+
     def end_path(self, node: int) -> Path:
         """How the run ended on a node other than 0: reason, remedy and exit code. Node 0 writes an event."""
         return self.control / f"end_node_{node}.json"
@@ -93,37 +100,59 @@ class RunDir:
 
     def create(self, plan_json: str) -> None:
         """Make the folder and write the plan once. Raises `FileExistsError` when a plan is there already."""
+        self.make_folders()
+        write_atomically(self.plan_path, plan_json, replace=False)
+
+    def make_folders(self) -> None:
+        """Make the folders that are not there."""
         for folder in (self.path, self.logs, self.control):
             folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.plan_path, plan_json, replace=False)
 
     def read_plan(self) -> dict[str, Any]:
         """Return the plan as it was written. Raises `MismatchError` when there is none or it is damaged."""
         try:
-            return json.loads(self.plan_path.read_text(encoding="utf-8"))
+            return unsealed(self.plan_path.read_bytes())
         except FileNotFoundError:
             raise MismatchError(f"{self.path}: not a run; there is no plan.json.") from None
+        except OSError as error:
+            raise MismatchError(f"{self.plan_path}: cannot be read: {error.strerror or error}.") from None
         except ValueError as error:
-            raise MismatchError(f"{self.plan_path}: damaged: {error}") from None
+            raise MismatchError(f"{self.plan_path}: damaged: {error}.", hint=_NEW_PLAN) from None
+
+    def has_plan(self) -> bool:
+        """Tell whether the plan is as it was written."""
+        try:
+            self.read_plan()
+        except MismatchError:
+            return False
+        return True
 
     def checkpoints(self) -> list[int]:
         """Return the iterations of the checkpoints, ascending. Unfinished saves have other names."""
         return iterations_in(self.path)
 
+    def whole_checkpoints(self) -> list[int]:
+        """Return those of `checkpoints` that have all their files, of the right sizes; their content is not read."""
+        return [iteration for iteration in self.checkpoints() if incomplete(self.checkpoint_path(iteration)) is None]
+
     def latest_checkpoint(self) -> int | None:
-        """Return the iteration the tracker names, or None."""
-        try:
-            return int(self.tracker_path.read_text().strip())
-        except (FileNotFoundError, ValueError):
-            return None
+        """Return the latest of `whole_checkpoints`, or None. What is on the disk decides, not the tracker."""
+        for iteration in reversed(self.checkpoints()):
+            if incomplete(self.checkpoint_path(iteration)) is None:
+                return iteration
+        return None
 
     def set_latest_checkpoint(self, iteration: int) -> None:
-        """Move the tracker; call it only when the checkpoint is durable."""
-        write_atomically(self.tracker_path, str(iteration))
+        """Move the tracker, for other programs; call it only when the checkpoint is durable.
+
+        It may fail (a full disk): nothing here reads it, and the checkpoint is there without it.
+        """
+        with suppress(OSError):
+            write_atomically(self.tracker_path, str(iteration))
 
     def write_status(self, line: str, *, fresh: bool = False) -> None:
-        """Append a line to `.status.txt`, or start the file anew."""
-        with (self.path / ".status.txt").open("w" if fresh else "a", encoding="utf-8") as file:
+        """Append a line to `.status.txt`, or start the file anew. It may fail: the line is for people, a run needs none."""
+        with suppress(OSError), (self.path / ".status.txt").open("w" if fresh else "a", encoding="utf-8") as file:
             file.write(one_line(line) + "\n")
 
     def request(self, what: str) -> None:
@@ -145,33 +174,54 @@ class RunDir:
 
     def claim(self, pid: int, *, node: int = 0) -> None:
         """Note the process that runs this run on a node."""
-        record = {"host": socket.gethostname(), "pid": pid, "started": psutil.Process(pid).create_time()}
-        write_atomically(self.node_process_path(node), json.dumps(record))
+        self.control.mkdir(exist_ok=True)
+        write_atomically(self.node_process_path(node), json.dumps(record_of(pid)))
         if node == 0:
             self.beat()
 
-    def alive(self, node: int = 0) -> bool:
-        """Tell whether a process works on this run: by its id on the same host, elsewhere by its heartbeat.
+    def is_claimed_by(self, pid: int, *, node: int = 0) -> bool:
+        """Tell whether `claim` has noted this process on a node, whether or not it has ended since."""
+        return _small_record(self.node_process_path(node)).get("pid") == pid
 
-        Nodes other than 0 give no sign of life on the disk: ask for them on their own host.
+    def release(self, *, node: int = 0) -> None:
+        """Note that the process of `claim` has nothing left to do: another host need not wait for its heartbeat to grow old."""
+        path = self.node_process_path(node)
+        try:
+            write_atomically(path, json.dumps({**_small_record(path), "ended": time.time()}))
+        except OSError:  # a full disk still lets go
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def claim_part(self, part: str, pid: int, *, node: int = 0) -> None:
+        """Note which process a part of the run is: see `part_path`."""
+        write_atomically(self.part_path(part), json.dumps({**record_of(pid), "node": node}))
+
+    def alive(self, node: int = 0) -> bool:
+        """Tell whether a process works on this run: its supervisor, or torchrun and ranks that save and end after it.
+
+        On the same host they are known by their ids, elsewhere by the heartbeat. Nodes other than 0 give no sign of life on
+        the disk: ask for them on their own host.
         """
+        supervisor = _small_record(self.node_process_path(node))
+        found = [False if "ended" in supervisor else lives(supervisor)]
         try:
-            record = json.loads(self.node_process_path(node).read_text())
-        except (FileNotFoundError, ValueError):
-            return False
-        if record.get("host") != socket.gethostname():
-            return self._beat_age() < LOST_AFTER_SECONDS
-        try:
-            process = psutil.Process(int(record["pid"]))
-            same = abs(process.create_time() - float(record["started"])) < 2.0
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        except (psutil.Error, KeyError, ValueError):
-            return False
+            parts = [_small_record(path) for path in self.control.glob("part_*.json")]
+        except OSError:
+            parts = []
+        found += [lives(record) for record in parts if record.get("node", 0) == node]
+        if any(found):
+            return True
+        return None in found and "ended" not in supervisor and self._beat_age() < LOST_AFTER_SECONDS
+
+    def who(self) -> str:
+        """Return on which host the run was started last, and when it gave its last sign of life there, in a few words."""
+        host = _small_record(self.process_path).get("host", "an unknown host")
+        return f"on {host}, last sign of life {max(0.0, self._beat_age()):.0f} s ago"
 
     def _beat_age(self) -> float:
         try:
             return time.time() - self.heartbeat_path.stat().st_mtime
-        except FileNotFoundError:
+        except OSError:
             return float("inf")
 
     def state(self, view: RunView) -> str:
@@ -181,6 +231,8 @@ class RunDir:
             return view.outcome
         if alive:
             return "stopping" if self.requested("stop") else "running"
+        if view.outcome == "planned" and self.latest_checkpoint() is not None:  # its events are lost
+            return "stopped"
         return "lost" if view.outcome == "running" else "planned"
 
     def view(self) -> RunView:
@@ -205,19 +257,57 @@ class RunDir:
         """Remove the run with all its checkpoints. Raises `MismatchError` while it runs."""
         if self.alive():
             raise MismatchError(f"{self.path}: is running.", hint=f"Stop it first: medsft stop {self.path}")
-        shutil.rmtree(self.path)
+        # By another name first: a removal that is interrupted must not leave a run with some of its checkpoints.
+        aside = self.path.with_name(f".{self.path.name}.removed")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.path.rename(aside)
+        shutil.rmtree(aside)
+
+
+def incomplete(checkpoint: Path) -> str | None:
+    """Return what is wrong with the names and sizes of a checkpoint's files, or None. Reads its manifest alone."""
+    try:
+        return sizes_differ(checkpoint, read_manifest(checkpoint)["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return unreadable_manifest(error)
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint. Raises `OSError`, or `ValueError` when it is damaged or another checkpoint's."""
+    manifest = unsealed((checkpoint / MANIFEST).read_bytes())
+    named = re.fullmatch(r"iter_(\d{7})", checkpoint.name)
+    if named and manifest.get("iteration", int(named[1])) != int(named[1]):
+        raise ValueError(f"it is of iteration {manifest['iteration']}")
+    return manifest
+
+
+def unreadable_manifest(error: Exception) -> str:
+    """Return in a few words why a manifest cannot be used."""
+    if isinstance(error, FileNotFoundError):
+        return f"{MANIFEST} is missing"
+    return f"{MANIFEST} cannot be read: {getattr(error, 'strerror', None) or error}"
+
+
+def _small_record(path: Path) -> dict[str, Any]:
+    """Return what a file in `control` says, nothing where it is missing or damaged."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def iterations_in(folder: Path) -> list[int]:
     """Return the numbers of the `iter_NNNNNNN` folders in `folder`, ascending."""
     if not folder.is_dir():
         return []
-    return sorted(int(m[1]) for entry in folder.iterdir() if (m := re.fullmatch(r"iter_(\d{7})", entry.name)))
+    found = {entry: m for entry in folder.iterdir() if (m := re.fullmatch(r"iter_(\d{7})", entry.name))}
+    return sorted(int(m[1]) for entry, m in found.items() if entry.is_dir())
 
 
 def find_runs(folder: Path) -> list[RunDir]:
     """Return the runs directly under a folder, the latest first."""
     if not folder.is_dir():
         return []
-    runs = [RunDir(entry) for entry in folder.iterdir() if (entry / "plan.json").is_file()]
+    runs = [RunDir(entry) for entry in folder.iterdir() if not entry.name.startswith(".") and (entry / "plan.json").is_file()]
     return sorted(runs, key=lambda run: run.plan_path.stat().st_mtime, reverse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby, islice
 from operator import attrgetter, itemgetter
@@ -16,6 +17,8 @@ _STEP_SERIES = ("loss", "lr", "grad_norm", "tokens_per_second", "memory_bytes")
 _COUNTS = ("tokens", "supervised_tokens")
 _EVAL_SERIES = ("loss", "perplexity", "accuracy")
 _NAN = float("nan")
+_NOT_AN_EVENT = (KeyError, TypeError, ValueError, OverflowError)
+"""What a line of the log raises that is JSON, but whose fields are not those of its kind: damage, or another version."""
 _of_a_step = itemgetter("iteration", *_STEP_SERIES, *_COUNTS)
 
 
@@ -71,6 +74,18 @@ class RunView:
         values = self.series.get(name)
         return values[-1] if values else None
 
+    def at(self, iteration: int) -> RunView:
+        """Return the view as it was when `iteration` was the last one: what came later is left out of the series."""
+        steps, evals = bisect_right(self.steps, iteration), bisect_right(self.eval_steps, iteration)
+        return replace(
+            self,
+            iteration=iteration,
+            steps=self.steps[:steps],
+            series={name: values[:steps] for name, values in self.series.items()},
+            eval_steps=self.eval_steps[:evals],
+            eval_series={name: values[:evals] for name, values in self.eval_series.items()},
+        )
+
     def last_eval(self, name: str) -> float | None:
         """Return the latest value of a validation series, or None."""
         values = self.eval_series.get(name)
@@ -113,10 +128,11 @@ class ViewFold:
         for kind, group in groupby(events, key=attrgetter("kind")):
             run = list(group)
             if kind == "step":
-                self._on_steps([event.data for event in run])
+                self._take_steps([event.data for event in run])
             elif kind in self._handlers:
                 for event in run:
-                    self._handlers[kind](event, event.data)
+                    with suppress(*_NOT_AN_EVENT):
+                        self._handlers[kind](event, event.data)
             else:
                 continue
             self._set(updated=run[-1].time)
@@ -127,8 +143,9 @@ class ViewFold:
             if kind == "step":
                 steps = [record for record in group if "seq" in record and "time" in record]
                 if steps:
-                    self._on_steps(steps)
-                    self._set(updated=float(steps[-1]["time"]))
+                    self._take_steps(steps)
+                    with suppress(*_NOT_AN_EVENT):
+                        self._set(updated=float(steps[-1]["time"]))
             else:
                 self.feed(event for record in group if (event := event_of(record)) is not None)
 
@@ -171,6 +188,16 @@ class ViewFold:
     def _on_phase(self, event: Event, data: Mapping[str, Any]) -> None:
         self._set(phase=str(data.get("name", "")))
 
+    def _take_steps(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take in steps; where one of them is damaged, the others."""
+        before = len(self._steps)
+        try:
+            self._on_steps(rows)
+        except _NOT_AN_EVENT:
+            _cut([*self._series.values(), *self._totals.values(), self._steps], before)
+            for row in rows if len(rows) > 1 else ():
+                self._take_steps([row])
+
     def _on_steps(self, rows: Sequence[Mapping[str, Any]]) -> None:
         columns = _columns(rows)
         self._steps.extend(next(columns))
@@ -192,10 +219,10 @@ class ViewFold:
         )
 
     def _on_eval(self, event: Event, data: Mapping[str, Any]) -> None:
+        found = {name: _NAN if (value := data.get(name)) is None else float(value) for name in self._eval_series}
         self._eval_steps.append(int(data["iteration"]))
         for name, values in self._eval_series.items():
-            value = data.get(name)
-            values.append(_NAN if value is None else float(value))
+            values.append(found[name])
 
     def _on_checkpoint(self, event: Event, data: Mapping[str, Any]) -> None:
         iteration = int(data["iteration"])

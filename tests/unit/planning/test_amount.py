@@ -16,6 +16,7 @@ from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
 from medsft.core.planning.selection import open_selection
 from medsft.core.registry import Settings, load_settings
+from medsft.core.run.events import Event
 from medsft.core.run.pipeline import check_against_existing, prepare, tokenize_sets
 from medsft.core.run.rundir import RunDir
 from medsft.errors import AlreadyFinishedError, MismatchError
@@ -177,8 +178,11 @@ def test_a_run_that_was_confirmed_with_another_number_keeps_it(project):
 def test_a_finished_run_says_what_was_trained_otherwise(project):
     config, settings = project
     plan = prepare(config, settings)
-    RunDir(Path(plan.run_dir)).create(plan.to_json())
+    run = RunDir(Path(plan.run_dir))
+    run.create(plan.to_json())
+    run.events_path.write_text(Event(0, 0.0, "finished", {"iteration": 3, "export": plan.export_dir}).to_line())
     Path(plan.export_dir).mkdir()
+    Path(plan.export_dir, "medsft.json").write_text(json.dumps({"plan": json.loads(plan.to_json()), "files": {}}))
     with pytest.raises(AlreadyFinishedError) as same:
         prepare(config, settings)
     assert "something else" not in same.value.message

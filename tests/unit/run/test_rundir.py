@@ -109,9 +109,13 @@ def test_checkpoints_are_whole_names_only(run):
     for name in ("iter_0000800", "iter_0000100", "iter_0000900.tmp", "iter_12"):
         (run.path / name).mkdir()
     assert run.checkpoints() == [100, 800]
-    assert run.latest_checkpoint() is None
+    assert run.latest_checkpoint() is None, "none of them has what its manifest names"
     run.set_latest_checkpoint(800)
-    assert run.latest_checkpoint() == 800
+    assert run.latest_checkpoint() is None, "what is on the disk decides, not the tracker"
+    (run.checkpoint_path(100) / "manifest.json").write_text('{"iteration": 100, "files": {}}')
+    assert run.latest_checkpoint() == 100
+    (run.checkpoint_path(800) / "manifest.json").write_text('{"iteration": 100, "files": {}}')
+    assert run.latest_checkpoint() == 100, "a manifest of another checkpoint"
     assert iterations_in(run.path / "nowhere") == []
 
 

@@ -1,0 +1,94 @@
+"""The finished model of a run: whether it is there as it was written, and how a run comes to its end with it.
+
+A model is finished when the manifest in its folder says so, not because the folder is there.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from medsft.core.planning.plan import RunPlan
+from medsft.core.run.events import EventWriter
+from medsft.core.run.integrity import EXPORT_MANIFEST, export_damage, read_export
+from medsft.core.run.launch import EngineError, run_engine
+from medsft.core.run.rundir import RunDir
+from medsft.errors import MedsftError, MismatchError
+
+_ELSEWHERE = "Move it away, or give the run a name of its own: --id NAME"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What lies where the finished model of a plan belongs."""
+
+    there: bool
+    """Whether there is a model that medsft wrote, damaged or not."""
+    of_this_plan: bool
+    """False where the model is of another plan, or does not say of which."""
+    damage: str | None
+    """What is wrong with its files."""
+
+
+def look_at_export(plan: RunPlan, run: RunDir) -> Exported:
+    """Return what lies where the model of `plan` belongs. Reads all of its files.
+
+    Raises `MismatchError` when something lies there that is no model of medsft's.
+    """
+    folder = Path(plan.export_dir)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return Exported(there=False, of_this_plan=False, damage=None)
+    if not (folder / EXPORT_MANIFEST).exists() and not _was_exported(run, folder):
+        raise MismatchError(f"{folder} is in the way: it is no model that medsft has exported.", hint=_ELSEWHERE)
+    return Exported(there=True, of_this_plan=_identity(folder) == plan.identity, damage=export_damage(folder))
+
+
+def _was_exported(run: RunDir, folder: Path) -> bool:
+    return folder.is_dir() and run.exists() and Path(run.view().export).name == folder.name
+
+
+def _identity(folder: Path) -> str | None:
+    """Return the identity of the plan that a model was trained by, None where it does not say."""
+    try:
+        return RunPlan.from_json(read_export(folder)["plan"], where=str(folder)).identity
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MedsftError):
+        return None
+
+
+def finish(run: RunDir, plan: RunPlan) -> None:
+    """Export the model of a run that is trained, unless it is there already, and log that the run is finished.
+
+    A damaged model makes room: it is kept under another name. Raises the error of the export, `MismatchError` when something
+    else is in the way.
+    """
+    events = EventWriter(run.events_path)
+    try:
+        found = look_at_export(plan, run)
+        if found.there and found.damage:
+            aside = _set_aside(Path(plan.export_dir))
+            events.write("warning", message=f"{plan.export_dir} was damaged: {found.damage}. It is kept as {aside.name}.")
+        elif found.there and not found.of_this_plan:
+            raise MismatchError(f"{plan.export_dir} holds the model of another plan.", hint=_ELSEWHERE)
+        if not found.there or found.damage:
+            events.write("phase", name="exporting")
+            try:
+                run_engine("export", [str(run.path), "--to", plan.export_dir, "--iteration", str(plan.num_iterations)])
+            except EngineError as error:
+                if not (run.requested("stop") and error.returncode == -signal.SIGTERM):
+                    raise
+                events.write("stopped", iteration=plan.num_iterations)  # Slurm's SIGTERM reaches the export, too
+                return
+        events.write("finished", iteration=plan.num_iterations, export=plan.export_dir)
+    finally:
+        events.close()
+    run.set_latest_checkpoint(plan.num_iterations)  # where a kill or a full disk came in between
+    run.write_status("Training done")
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a folder to the first free one of NAME-damaged, NAME-damaged2, ... and return its new path."""
+    names = (f"{folder.name}-damaged{number if number > 1 else ''}" for number in count(1))
+    free = next(path for path in map(folder.with_name, names) if not path.exists())
+    return folder.rename(free)

@@ -1,0 +1,81 @@
+"""Real runs in processes of their own: to wait for them, to find their processes, to kill these."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import psutil
+
+from medsft.core.run.rundir import RunDir
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def wait_for_end(run: RunDir, seconds: float = 90) -> str:
+    wait_for(lambda: not run.alive(), seconds)
+    return run.state(run.view())
+
+
+def workers_of(run: RunDir) -> list[psutil.Process]:
+    """The ranks of a run: processes that were started with its folder, in the order of their rank."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "medsft.core.engine.worker" in words and str(run.path) in words and "torch.distributed.run" not in words:
+            found.append(process)
+    return sorted(found, key=lambda process: process.environ()["RANK"])
+
+
+def processes_of(run: RunDir) -> list[psutil.Process]:
+    """Every process that was started with the folder of a run: supervisor, torchrun, ranks, export."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if str(run.path) in (process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+def torchrun_of(run: RunDir) -> psutil.Process | None:
+    return next((process for process in processes_of(run) if "torch.distributed.run" in process.cmdline()), None)
+
+
+def assert_nothing_survives(run: RunDir) -> None:
+    """A run that is shown as ended has no process that could still write; one that was just about to end may take a moment."""
+    assert not run.alive()
+    end = time.monotonic() + 2
+    while left := processes_of(run):
+        assert time.monotonic() < end, [process.cmdline() for process in left]
+        time.sleep(0.02)
+
+
+def supervisor_of(run: RunDir) -> int:
+    return int(json.loads(run.process_path.read_text())["pid"])
+
+
+def wait_for_another_step(run: RunDir) -> None:
+    done = run.view().iteration
+    wait_for(lambda: run.view().iteration > done)
+
+
+VICTIMS = ("rank 0", "rank 1", "torchrun", "supervisor", "supervisor and torchrun")
+
+
+def kill(run: RunDir, victim: str) -> None:
+    """Send SIGKILL to a part of a run, if it is still there."""
+    torchrun, supervisor = torchrun_of(run), psutil.Process(supervisor_of(run))
+    if victim.startswith("rank"):
+        workers_of(run)[int(victim[-1])].kill()
+        return
+    if "supervisor" in victim:
+        supervisor.suspend()  # so that it cannot act on the other's death
+    if "torchrun" in victim and torchrun is not None:
+        torchrun.kill()
+    if "supervisor" in victim:
+        supervisor.kill()
