@@ -13,10 +13,13 @@ _PADS = ("<|finetune_right_pad_id|>", "<pad>", "<PAD>", "[PAD]", "<|pad|>", "<|P
 def end_tokens(opened: OpenedTokenizer, others: Sequence[int] = ()) -> list[int]:
     """The ids at which generation stops: the end of an answer in the documents, the tokenizer's end of text, then `others`.
 
-    `others` are those of the base model: a base that may end in several ways (Llama 3's chat models) still may.
+    `others` are those of the base model: a base that may end in several ways (Llama 3's chat models) still may. One that is an
+    ordinary word of the tokenizer is none: a `config.json` that nobody filled in has the ids of Llama 1.
     """
-    ids = (opened.stop_id, opened.tokenizer.eos_id, *others)
-    return list(dict.fromkeys(id_ for id_ in ids if id_ is not None and 0 <= id_ < opened.tokenizer.vocab_size))
+    tokenizer = opened.tokenizer
+    known = [id_ for id_ in others if 0 <= id_ < tokenizer.vocab_size and tokenizer.token(id_) in tokenizer.whole_strings]
+    ids = (opened.stop_id, tokenizer.eos_id, *known)
+    return list(dict.fromkeys(id_ for id_ in ids if id_ is not None))
 
 
 def pad_id(opened: OpenedTokenizer) -> int | None:
@@ -26,11 +29,11 @@ def pad_id(opened: OpenedTokenizer) -> int | None:
     fine-tuning would unlearn to stop.
     """
     tokenizer, special = opened.tokenizer, opened.tokenizer.special_ids
-    reserved = [id_ for token, id_ in special.items() if "reserved" in token or "unused" in token]
+    reserved = sorted(id_ for token, id_ in special.items() if "reserved" in token or "unused" in token)
     named = [special[name] for name in _PADS if name in special]
     # Of the rest, what stands in few documents: the template's own tokens come last.
     rest = [id_ for token, id_ in special.items() if token not in opened.template.jinja]
-    for id_ in (tokenizer.pad_id, *named, tokenizer.eos_id, tokenizer.unk_id, *reserved, *rest, *special.values()):
+    for id_ in (tokenizer.pad_id, *named, *reserved, tokenizer.unk_id, tokenizer.eos_id, *rest, *special.values()):
         if id_ is not None and id_ != opened.stop_id:
             return id_
     return opened.stop_id

@@ -58,6 +58,7 @@ def export_tokenizer(opened: OpenedTokenizer, folder: Path, *, model_max_length:
     # This class takes tokenizer.json as it is; others rebuild parts of it from their own idea of the model.
     config |= special | {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": opened.template.jinja}
     config["added_tokens_decoder"] = {str(token["id"]): _entry(token) for token in content["added_tokens"]}
+    config["additional_special_tokens"] = _additional(config.get("additional_special_tokens"), opened, special)
     # Training puts nothing around a document but what its template writes.
     config |= {"add_bos_token": False, "add_eos_token": False, "clean_up_tokenization_spaces": False}
     config.setdefault("model_input_names", ["input_ids", "attention_mask"])
@@ -75,6 +76,17 @@ def _source_config(folder: Path) -> dict[str, Any]:
     for name in ("auto_map", "is_local", "local_files_only", "name_or_path", "backend"):
         config.pop(name, None)
     return config
+
+
+def _additional(own: object, opened: OpenedTokenizer, special: dict[str, str]) -> list[Any]:
+    """The control tokens beside those with a role: the base's, and what a template or Megatron-LLM adds.
+
+    llama.cpp's converter takes a token of a tokenizer.json for one that people may write unless it is listed here.
+    """
+    listed = own if isinstance(own, list) else []
+    known = {token.get("content") if isinstance(token, dict) else token for token in listed} | set(special.values())
+    added = (*(token for token, _ in opened.tokenizer.added_tokens), *opened.template.special_tokens)
+    return [*listed, *(token for token in dict.fromkeys(added) if token not in known)]
 
 
 def _entry(token: dict[str, Any]) -> dict[str, Any]:
