@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.skipif(CHROMIUM is None, reason="ther
 FLAGS = (
     *("--headless=new", "--remote-debugging-port=0", "--no-first-run", "--disable-dev-shm-usage", "--window-size=1000,700"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
-    *("--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
+    *("--disable-gpu", "--disable-3d-apis"),
 )
 
 

@@ -154,9 +154,9 @@ async def test_a_screen_of_no_size_is_refused(served: Served, client: Any, query
     assert served.screens() == []
 
 
-@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "LOCALHOST"])
+@pytest.mark.parametrize("name", ["127.0.0.1:PORT", "LOCALHOST:PORT", "localhost:1"])  # a tunnel may begin at another port
 async def test_each_page_has_a_process_which_ends_with_it(served: Served, client: Any, name: str) -> None:
-    host = f"{name}:{served.port}"
+    host = name.replace("PORT", str(served.port))
     socket_url = f"{served.address}ws?width=100&height=30".replace("http", "ws", 1)
     seen = b""
     async with client.ws_connect(socket_url, headers={"Host": host, "Origin": f"http://{host}"}) as page:
