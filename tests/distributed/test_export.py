@@ -37,7 +37,7 @@ def test_ends_padding_and_ids_agree(tmp_path: Path, base: str, template: str) ->
     assert set(others) <= {plan.base.model.eos_token_id, *plan.base.model.other_end_token_ids}
     assert RunPlan.from_json(json.loads(plan.to_json())).base == plan.base
     tiny.train(plan)
-    folder = export_run(RunDir(Path(plan.run_dir)), tmp_path / "out")
+    folder = Path(export_run(RunDir(Path(plan.run_dir)), tmp_path / "out").folder)
 
     tokenizer, opened = AutoTokenizer.from_pretrained(folder), open_tokenizer(tmp_path / "base", template=template)
     model = AutoModelForCausalLM.from_pretrained(folder)

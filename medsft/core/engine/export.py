@@ -82,7 +82,7 @@ def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path) -> None:
     export_tokenizer(opened, folder, model_max_length=plan.base.model.max_position_embeddings)
     made_from = read_manifest(checkpoint)
     view = run.view().at(made_from["iteration"])
-    (folder / "README.md").write_text(model_card(plan, view), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(plan, view, writes_date=bool(opened.template.date)), encoding="utf-8")
     files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
     record = {**provenance(plan, view, made_from), "files": files}
     (folder / EXPORT_MANIFEST).write_text(sealed(record), encoding="utf-8")

@@ -8,6 +8,10 @@ from pathlib import Path
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.view import RunView
 
+_DATE = (
+    "But it writes the date of the day, where the documents of the training have that of the day on which they were tokenised."
+)
+
 
 def _figures(value: Callable[[str], float | None]) -> str:
     found = (value(name) for name in ("loss", "perplexity", "accuracy"))
@@ -15,9 +19,10 @@ def _figures(value: Callable[[str], float | None]) -> str:
     return "loss {:.4f}, perplexity {:.3f}, token accuracy {:.1%}".format(*figures)
 
 
-def model_card(plan: RunPlan, view: RunView) -> str:
-    """Return the Markdown text, with the front matter that model hubs read."""
+def model_card(plan: RunPlan, view: RunView, *, writes_date: bool = False) -> str:
+    """Return the Markdown text, with the front matter that model hubs read; `writes_date`: the chat template does."""
     config = plan.config
+    date = f"\n{_DATE}" if writes_date else ""
     done = f"{view.iteration:,} of {plan.num_iterations:,}"
     rows = [
         ("Base model", f"{config.checkpoint} ({config.size:g}B), `{plan.base.fingerprint}`"),
@@ -60,7 +65,7 @@ inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))
 ```
 
-The chat template gives exactly the text that was trained on, and generation stops at the end of an answer.
+The chat template gives exactly the text that was trained on, and generation stops at the end of an answer.{date}
 
 ## Limits
 

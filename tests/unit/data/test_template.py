@@ -133,3 +133,40 @@ def test_templates_that_cannot_be_used_say_why(tmp_path: Path, jinja: str | None
     with pytest.raises(DataError, match=message) as caught:
         load_chat_template(folder, ())
     assert "--template meditron" in caught.value.hint
+
+
+CASES = Path(__file__).parents[2] / "cases" / "templates"
+
+
+def test_a_prompt_that_opens_a_thought_is_refused_by_name(tmp_path: Path) -> None:
+    folder = _chat_folder(tmp_path, (CASES / "r1.jinja").read_text(), bos_token="<s>", eos_token="<｜end▁of▁sentence｜>")
+    with pytest.raises(DataError, match=r"cannot be told from the rest: its prompt opens <think>"):
+        load_chat_template(folder, ("<｜end▁of▁sentence｜>",))
+
+
+def test_what_a_template_leaves_out_of_an_answer_is_told(tmp_path: Path) -> None:
+    source = (CASES / "r1.jinja").read_text().replace("<think>\n", "")
+    folder = _chat_folder(tmp_path, source, bos_token="<s>", eos_token="<｜end▁of▁sentence｜>")
+    template = load_chat_template(folder, ("<｜end▁of▁sentence｜>",))
+    [note] = template.notes
+    assert "leaves out what stands before </think>" in note
+    assert template.text(Example(question="q", answer="<think>t</think>a")).endswith("<｜Assistant｜>a<｜end▁of▁sentence｜>")
+
+
+def test_a_template_without_an_end_needs_a_tokenizer_that_has_one(tmp_path: Path) -> None:
+    source = (CASES / "noeos.jinja").read_text()
+    with pytest.raises(DataError, match="writes no end token after an answer, and the tokenizer names none") as caught:
+        load_chat_template(_chat_folder(tmp_path, source), ("<s>",))
+    assert "eos_token" in caught.value.hint
+    template = load_chat_template(_chat_folder(tmp_path, source, eos_token="</s>"), ("<s>", "</s>"))
+    prompt, answer = template.render(Example(question="q", answer="a </s> b"))
+    assert answer.text == "a </s> b\n\n</s>"
+    assert answer.literal == ((2, 6),), "what a person wrote ends nothing"
+    assert prompt.text.endswith("### Response:\n")
+
+
+def test_blanks_and_words_that_are_tokens_end_nothing(tmp_path: Path) -> None:
+    source = "{% for m in messages %}{{ m.content + '  \n' }}{% endfor %}"
+    template = load_chat_template(_chat_folder(tmp_path, source, eos_token="</s>"), (), added_strings=("  ", "\n", "</s>"))
+    assert template.stop_token == "</s>"
+    assert template.render(PLAIN)[1].text == "That.  \n</s>"

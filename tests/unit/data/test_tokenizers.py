@@ -158,3 +158,21 @@ def test_importing_the_data_layer_loads_nothing_heavy() -> None:
         "print([name for name in ('torch', 'transformers', 'tokenizers', 'sentencepiece', 'jinja2') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_token_far_away_is_refused_before_it_makes_a_table(hf_folder: Path, tmp_path: Path) -> None:
+    content = json.loads((hf_folder / "tokenizer.json").read_text())
+    token = content["added_tokens"][0] | {"id": 1_000_000, "content": "<far>"}
+    content["model"]["vocab"]["<far>"] = 1_000_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"added_tokens": [*content["added_tokens"], token]}))
+    with pytest.raises(DataError, match=r"gives a token the id 1,000,000, but has only [\d,]+ tokens: `<far>`"):
+        open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe", b'{"model": 1}', b'{"added_tokens": [{"id": -1}]}', b"[" * 9999]
+)
+def test_odd_tokenizers_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"tokenizer\.json is not a valid tokenizer"):
+        open_tokenizer(tmp_path)
