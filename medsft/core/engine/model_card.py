@@ -8,9 +8,7 @@ from pathlib import Path
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.view import RunView
 
-_DATE = (
-    "But it writes the date of the day, where the documents of the training have that of the day on which they were tokenised."
-)
+_DATE = "But it writes the date of the day; the documents of the training have that of the day on which they were tokenised."
 
 
 def _figures(value: Callable[[str], float | None]) -> str:
