@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from functools import wraps
@@ -92,13 +93,17 @@ def find_run(text: str, folder: Path) -> RunDir:
 
     Its path is absolute. Raises `ConfigError` when there is none or more than one.
     """
-    from medsft.core.run.rundir import RunDir, find_runs
+    from medsft.core.run.listing import list_runs, why_no_folder
+    from medsft.core.run.rundir import RunDir
 
-    if RunDir(Path(text)).exists():
+    given = RunDir(Path(text))
+    if os.path.lexists(given.plan_path):
         return RunDir(Path(text).resolve())
-    runs = find_runs(folder.resolve())
+    runs = list_runs(folder.resolve())
     matching = [run for run in runs if run.path.name == text] or [run for run in runs if text in run.path.name]
     if len(matching) == 1:
+        if reason := why_no_folder(matching[0]):
+            raise ConfigError([Problem("RUN", f"{matching[0].path} is broken: {reason}")])
         return matching[0]
     if matching:
         names = ", ".join(run.path.name for run in matching)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,12 @@ from medsft.cli.argv import normalise, unknown_flags
 from medsft.core.other_tools import suggestion
 from medsft.core.printable import printable
 from medsft.errors import ConfigError, ExitCode, MedsftError, Problem
+
+_OF_A_PATH = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
+    | {errno.EROFS, errno.ENOTEMPTY, errno.EXDEV, errno.ESTALE}
+)
+"""What the system says of a path that is not what it should be: a person's to mend, not ours."""
 
 
 class Group(TyperGroup):
@@ -55,6 +62,13 @@ class Guard(Group):
             sys.exit(error.exit_code)
         except BrokenPipeError:
             sys.exit(ExitCode.DONE)  # whoever read our output has seen enough
+        except OSError as error:
+            if error.filename is None or error.errno not in _OF_A_PATH:
+                _report_bug(error, debug)
+                sys.exit(ExitCode.TRAINING)
+            # Whoever opens a file that a person named says what it is for; this is for those that nobody thinks of.
+            _explain(ConfigError([Problem(str(error.filename), error.strerror or type(error).__name__)]), debug)
+            sys.exit(ExitCode.USAGE)
         except Exception as error:
             _report_bug(error, debug)
             sys.exit(ExitCode.TRAINING)

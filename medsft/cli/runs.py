@@ -41,30 +41,36 @@ def runs(
         console.print_json(rows)
     else:
         _print_runs(rows, sizes=sizes)
+        for row in rows:
+            if row["problem"]:
+                console.note(f"{row['name']} is broken: {row['problem']}")
         if not rows:
             console.note(f"There are no runs in {save_checkpoint_dir}.")
 
 
 def _rows(folder: Path, *, sizes: bool) -> list[dict[str, Any]]:
-    from medsft.core.run.rundir import find_runs, incomplete
+    from medsft.core.run.listing import list_runs, look
+    from medsft.core.run.rundir import incomplete
 
     rows: list[dict[str, Any]] = []
-    for run in find_runs(folder):
-        view = run.view()
-        for iteration in run.checkpoints():
+    for run in list_runs(folder):
+        found = look(run)
+        view = found.view
+        for iteration in run.checkpoints() if not found.problem else ():
             path = run.checkpoint_path(iteration)
             if problem := incomplete(path):
                 console.note(f"warning: {run.path.name}: checkpoint {path.name} is damaged: {problem}")
         row = {
             "name": run.path.name,
-            "state": run.state(view),
+            "state": found.state,
             "iteration": view.iteration,
             "total": view.total,
             "loss": view.last("loss"),
             "validation_loss": view.last_eval("loss"),
-            "checkpoints": run.whole_checkpoints(),
-            "updated": view.updated or run.plan_path.stat().st_mtime,
+            "checkpoints": found.checkpoints,
+            "updated": found.updated,
             "path": run.path,
+            "problem": found.problem,
         }
         rows.append(row | {"bytes": run.size_bytes()} if sizes else row)
     return rows
@@ -81,7 +87,7 @@ def _print_runs(rows: list[dict[str, Any]], *, sizes: bool) -> None:
             f"{row['iteration']}/{row['total']}" if row["total"] else "",
             _number(row["loss"]),
             _number(row["validation_loss"]),
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(row["updated"])),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(row["updated"])) if row["updated"] else "",
             *((byte_size(row["bytes"]),) if sizes else ()),
         )
         for row in rows

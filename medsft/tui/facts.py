@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from textual.content import Content
 
 from medsft.core.planning.plan import RunPlan
+from medsft.core.run.listing import BROKEN
 from medsft.core.run.rundir import LOST_AFTER_SECONDS, RunDir
 from medsft.core.units import age, byte_size, count, duration, short_count
 from medsft.errors import MedsftError
@@ -22,6 +23,7 @@ STATE_SIGNS = {
     "finished": ("✔", "$success"),
     "failed": ("✖", "$error"),
     "lost": ("?", "$error"),
+    BROKEN: ("✖", "$error"),
 }
 """Each state is a word and a sign; the colour only comes third."""
 
@@ -138,6 +140,8 @@ def _flow(pairs: Iterable[tuple[str, str]], width: int) -> Content:
 def notice(snapshot: Snapshot, resume_command: str) -> str:
     """Return what a person should know or do in this state; empty when all goes well."""
     view, state = snapshot.view, snapshot.state
+    if state == BROKEN:
+        return f"Broken: {snapshot.problem}."
     again = f"Go on: press g, or {resume_command}"
     if state == "planned":
         return f"Planned, not started. Start it: press g, or {resume_command}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medsft.core.printable import one_line
 from medsft.core.run.events import EventReader
+from medsft.core.run.listing import look
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView, ViewFold
 
@@ -24,13 +25,17 @@ class Snapshot:
 
     view: RunView
     state: str
-    """One of `rundir.STATES`."""
+    """One of `rundir.STATES`, or `listing.BROKEN`."""
     saved: tuple[int, ...]
     """Iterations of the checkpoints that are on disk: the events also tell of those that were removed since."""
     log: tuple[str, ...]
     """The latest lines of the launcher and of all ranks."""
     now: float
     """Unix time of the snapshot."""
+    updated: float = 0.0
+    """Unix time of what happened last in the run."""
+    problem: str = ""
+    """Why the run is broken, else nothing."""
 
 
 class Follower:
@@ -46,19 +51,25 @@ class Follower:
 
     def look(self) -> Snapshot:
         """Return the run as it is now. Without new events the view is the same object as last time."""
+        found = look(self._run, self._read)
+        return Snapshot(
+            view=found.view,
+            state=found.state,
+            saved=found.checkpoints,
+            log=self._log.read(),
+            now=self._clock(),
+            updated=found.updated,
+            problem=found.problem,
+        )
+
+    def _read(self) -> RunView:
         grown = False
         for records in self._events.read_records():
             self._fold.feed_records(records)
             grown = grown or bool(records)
         if grown:
             self._view = self._fold.view()
-        return Snapshot(
-            view=self._view,
-            state=self._run.state(self._view),
-            saved=tuple(self._run.checkpoints()),
-            log=self._log.read(),
-            now=self._clock(),
-        )
+        return self._view
 
 
 class LogTail:
@@ -80,7 +91,10 @@ class LogTail:
         return self._shown
 
     def _files(self) -> list[Path]:
-        return sorted(path for path in self._folder.rglob("*") if path.is_file()) if self._folder.is_dir() else []
+        try:
+            return sorted(path for path in self._folder.rglob("*") if path.is_file()) if self._folder.is_dir() else []
+        except OSError:
+            return []
 
     def _read_file(self, path: Path) -> None:
         try:

@@ -18,7 +18,8 @@ from textual.widgets import DataTable, Footer, Static
 from textual.worker import get_current_worker
 
 from medsft.core.printable import one_line
-from medsft.core.run.rundir import RunDir, find_runs
+from medsft.core.run.listing import BROKEN, list_runs
+from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView
 from medsft.core.units import age, byte_size, count
 from medsft.errors import MedsftError
@@ -73,13 +74,12 @@ class Scanner:
         measure = self._scans % _SIZE_EVERY == 0
         self._scans += 1
         rows = []
-        for run in find_runs(self.folder):
+        for run in list_runs(self.folder):
             follower = self._followers.setdefault(run.path, Follower(run, self.clock))
             snapshot = follower.look()
             if measure or run.path not in self._sizes:
                 self._sizes[run.path] = run.size_bytes()
-            updated = snapshot.view.updated or run.plan_path.stat().st_mtime
-            rows.append(RunRow(run=run, snapshot=snapshot, updated=updated, bytes=self._sizes[run.path]))
+            rows.append(RunRow(run=run, snapshot=snapshot, updated=snapshot.updated, bytes=self._sizes[run.path]))
         return tuple(sorted(rows, key=lambda row: (-row.updated, row.run.path.name)))
 
 
@@ -294,6 +294,8 @@ Training goes on whether or not this list is open.
 
 def _about(row: RunRow) -> str:
     view = row.view
+    if row.state == BROKEN:
+        return f"{one_line(row.run.path.name)} is broken: {one_line(row.snapshot.problem)}"
     done = f"  {count(view.iteration)} of {count(view.total)} iterations" if view.total else ""
     return f"{one_line(row.run.path.name)}{done}"
 

@@ -172,6 +172,8 @@ class RunPlan:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], *, where: str = "plan.json") -> RunPlan:
         """Build the plan of `plan.json`. Raises `MismatchError` when it is of another version or incomplete."""
+        if not isinstance(raw, Mapping):
+            raise MismatchError(f"{where}: damaged: no plan in it.")
         if raw.get("format") != FORMAT:
             raise MismatchError(
                 f"{where}: plan format {raw.get('format')} is not {FORMAT}; another version of medsft wrote it."
@@ -206,8 +208,6 @@ class RunPlan:
             raise MismatchError(f"{path}: cannot be read: {error.strerror or error}") from None
         except ValueError as error:
             raise MismatchError(f"{path}: damaged: {error}") from None
-        if not isinstance(raw, dict):
-            raise MismatchError(f"{path}: damaged: no plan in it.")
         return cls.from_json(raw, where=str(path))
 
     def with_launch(self, layout: Layout, *, nproc_per_node: int, micro_batch: int, num_micro_batches: int) -> RunPlan:

@@ -249,7 +249,7 @@ class RunDir:
             for name in names:
                 try:
                     total += (Path(root) / name).lstat().st_size
-                except FileNotFoundError:
+                except OSError:
                     continue
         return total
 
