@@ -93,13 +93,14 @@ def find_run(text: str, folder: Path) -> RunDir:
 
     Its path is absolute. Raises `ConfigError` when there is none or more than one.
     """
+    from medsft.core.paths import resolved
     from medsft.core.run.listing import list_runs, why_no_folder
     from medsft.core.run.rundir import RunDir
 
     given = RunDir(Path(text))
     if os.path.lexists(given.plan_path):
         return RunDir(Path(text).resolve())
-    runs = list_runs(folder.resolve())
+    runs = list_runs(resolved(folder))
     matching = [run for run in runs if run.path.name == text] or [run for run in runs if text in run.path.name]
     if len(matching) == 1:
         if reason := why_no_folder(matching[0]):

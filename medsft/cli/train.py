@@ -69,10 +69,11 @@ def sft(
 
 def _print_cluster(config: RunConfig, settings: Path | None, slurm: bool) -> None:
     from medsft.core.config import check
+    from medsft.core.planning.folders import check_places
     from medsft.core.run.commands import ADDR_PLACEHOLDER, node_commands, slurm_script
     from medsft.errors import ConfigError
 
-    problems = check(replace(config, addr=config.addr or ADDR_PLACEHOLDER))
+    problems = check(replace(config, addr=config.addr or ADDR_PLACEHOLDER)) + check_places(config)
     if problems:
         raise ConfigError(problems)
     console.say(slurm_script(config, settings).rstrip("\n") if slurm else "\n".join(node_commands(config, settings)))
@@ -125,6 +126,7 @@ def plan(
     """
     from medsft.cli.plan_table import print_plan
     from medsft.core.files import write_atomically
+    from medsft.core.paths import writing
     from medsft.core.planning.planner import make_plan
     from medsft.core.registry import load_settings
     from medsft.core.run.pipeline import trust_sets
@@ -133,7 +135,8 @@ def plan(
     trust_sets(config, loaded)
     planned = make_plan(config, loaded, ahead=True)
     if output is not None:
-        write_atomically(output, planned.to_json())
+        with writing(output, "--output"):
+            write_atomically(output, planned.to_json())
     if json:
         console.print_json_text(planned.to_json())
     else:

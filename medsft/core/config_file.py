@@ -10,16 +10,15 @@ from typing import Any
 
 from medsft.core.config import GROUPS, RunConfig, did_you_mean, from_mapping, to_mapping
 from medsft.core.files import write_atomically
+from medsft.core.paths import read_text
 from medsft.errors import ConfigError, Problem
 
 
 def load_toml(path: Path) -> RunConfig:
     """Read a run's TOML file. Raises `ConfigError` naming the file and every unknown or wrong entry."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError([Problem("--config", f"{path} does not exist")]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raw = tomllib.loads(read_text(path, "--config"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError([Problem(str(path), f"not valid TOML: {error}")]) from None
     flat: dict[str, Any] = {}
     for name, value in raw.items():

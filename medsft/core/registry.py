@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from medsft.core.basemodel import BaseModel, inspect_base
 from medsft.core.config import RunConfig, check, check_folder_name, format_number
 from medsft.core.files import write_atomically
+from medsft.core.paths import is_there, read_text, resolved, writing
 from medsft.errors import ConfigError, MismatchError, Problem
 
 if TYPE_CHECKING:
@@ -106,10 +107,10 @@ def load_settings(explicit: Path | None = None, *, cwd: Path | None = None) -> S
 
     Raises `ConfigError` with everything that is wrong, each under its file and entry.
     """
-    if explicit is not None and not explicit.is_file():
+    if explicit is not None and not is_there(explicit):
         raise ConfigError([Problem("--settings", f"{explicit} does not exist")])
     candidates = [explicit] if explicit is not None else [project_file(cwd), user_file()]
-    files = [path.resolve() for path in candidates if path.is_file()]
+    files = [resolved(path) for path in candidates if is_there(path)]
     problems: list[Problem] = []
     checkpoints: dict[tuple[str, float], CheckpointEntry] = {}
     datasets: dict[str, int] = {}
@@ -136,11 +137,11 @@ def check_with_settings(config: RunConfig, settings: Settings) -> list[Problem]:
 
 def _read(path: Path, problems: list[Problem]) -> dict[str, Any]:
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        problems.append(Problem(str(path), f"cannot be read: {error.strerror or error}"))
+        raw = tomllib.loads(read_text(path, ""))
+    except ConfigError as error:
+        problems.extend(error.problems)
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         problems.append(Problem(str(path), f"not valid TOML: {error}"))
         return {}
     known = ("checkpoints", "datasets")
@@ -383,9 +384,10 @@ def _edit(file: Path, change: Callable[[TOMLDocument], None]) -> None:
     from tomlkit.exceptions import TOMLKitError
 
     try:
-        document = tomlkit.parse(file.read_text(encoding="utf-8")) if file.exists() else tomlkit.document()
-    except (TOMLKitError, UnicodeDecodeError) as error:
+        document = tomlkit.parse(read_text(file, "")) if is_there(file) else tomlkit.document()
+    except (TOMLKitError, RecursionError) as error:
         raise ConfigError([Problem(str(file), f"not valid TOML: {error}")]) from None
     change(document)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, tomlkit.dumps(document))
+    with writing(file, ""):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, tomlkit.dumps(document))

@@ -7,9 +7,14 @@ from pathlib import Path
 
 from medsft.core.architecture import ModelConfig
 from medsft.core.config import RunConfig, format_number
+from medsft.core.paths import check_folder, check_name_length
 from medsft.core.planning.layout import Layout
+from medsft.errors import Problem
 
 _LLAMA_1_EPS = 1e-6
+_LONGEST_FAMILY = 16
+_BESIDE_A_RUN = 32
+"""Bytes by which names beside a folder are longer than its own: `.NAME.rehearsal.json.1234567.tmp`."""
 
 
 def run_folder(config: RunConfig, family: str, layout: Layout) -> Path:
@@ -42,6 +47,20 @@ def family_name(model: ModelConfig) -> str:
     if model.family == "llama":
         return "llama" if model.norm_eps == _LLAMA_1_EPS else "llama-2"
     return model.family
+
+
+def check_places(config: RunConfig) -> list[Problem]:
+    """Return why the folders of a run cannot be made: a file is in the way, or a name that comes of others is too long."""
+    problems = [
+        *check_folder("--save_checkpoint_dir", config.save_checkpoint_dir),
+        *check_folder("--tokenized_data_dir", config.tokenized_data_dir),
+    ]
+    widest = Layout(pp=1000, dp=1, tp=1000)
+    longest = {name: getattr(config, name) or "" for name in ("id", "run_name", "checkpoint")}
+    flag = f"--{max(longest, key=lambda name: len(longest[name]))}"
+    too_long = check_name_length(flag, run_folder_name(config, "x" * _LONGEST_FAMILY, widest) + "x" * _BESIDE_A_RUN)
+    set_name = f"{config.run_name}-val-answers.npy" + "x" * _BESIDE_A_RUN
+    return problems + (too_long or check_name_length("--run_name", set_name))
 
 
 def free_bytes(path: Path) -> int:

@@ -16,7 +16,7 @@ from medsft.core.config import RunConfig, check, format_number
 from medsft.core.devices import Devices, assumed_devices, find_devices
 from medsft.core.planning.base import find_base, plan_base
 from medsft.core.planning.choose import Choice, Situation, batches_in_turn, choose, sample_batches
-from medsft.core.planning.folders import export_folder_name, family_name, free_bytes, run_folder
+from medsft.core.planning.folders import check_places, export_folder_name, family_name, free_bytes, run_folder
 from medsft.core.planning.layout import bubble_share, padded_model
 from medsft.core.planning.places import find_base_again, find_sets_again, moved_to
 from medsft.core.planning.plan import BasePlan, Estimates, RunPlan, absolute
@@ -67,7 +67,8 @@ def make_plan(config: RunConfig, settings: Settings, *, ahead: bool = False, goi
 
     Raises `ConfigError` (flags), `DataError` (sets, truncation) or `MismatchError` (base model).
     """
-    problems = [problem for problem in check_with_settings(config, settings) if not (ahead and problem.where == "--addr")]
+    found = [*check_with_settings(config, settings), *check_places(config)]
+    problems = [problem for problem in found if not (ahead and problem.where == "--addr")]
     if problems:
         raise ConfigError(problems)
     entry = settings.find_checkpoint(config.checkpoint, config.size)
@@ -103,7 +104,7 @@ def replan(plan: RunPlan, *, run_dir: Path, changes: Mapping[str, object]) -> Ru
 
 def preview(config: RunConfig, settings: Settings) -> Preview:
     """Plan what can be planned, as `make_plan` does ahead. Never raises for what a person got wrong."""
-    wrong_values = check(config)
+    wrong_values = [*check(config), *check_places(config)]
     problems = list(wrong_values)
     entry: CheckpointEntry | None = None
     base: BaseModel | None = None

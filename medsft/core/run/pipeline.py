@@ -14,6 +14,7 @@ from medsft.core.data.dataset import set_exists
 from medsft.core.data.make import ProgressCallback
 from medsft.core.data.manifest import read_manifest
 from medsft.core.data.tokenize import TokenizeRequest, tokenize
+from medsft.core.planning.folders import check_places
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
 from medsft.core.planning.sets import training_folder, validation_folder
@@ -34,7 +35,7 @@ def tokenize_sets(
 
     With `tokenizer` no base model is needed. Raises `ConfigError`, `DataError` or `MismatchError`.
     """
-    problems = check(config) if tokenizer else check_with_settings(config, settings)
+    problems = [*(check(config) if tokenizer else check_with_settings(config, settings)), *check_places(config)]
     if problems:
         raise ConfigError(problems)
     tokenize(request_for(config, settings, tokenizer=tokenizer), progress=progress)
