@@ -197,19 +197,6 @@ class RunPlan:
         except (KeyError, TypeError) as error:
             raise MismatchError(f"{where}: damaged or incomplete: {error}") from None
 
-    @classmethod
-    def read(cls, path: Path) -> RunPlan:
-        """Return the plan in a file. Raises `MismatchError` when there is none, or it is damaged or of another version."""
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise MismatchError(f"{path.parent}: not a run; there is no plan.json.") from None
-        except OSError as error:
-            raise MismatchError(f"{path}: cannot be read: {error.strerror or error}") from None
-        except ValueError as error:
-            raise MismatchError(f"{path}: damaged: {error}") from None
-        return cls.from_json(raw, where=str(path))
-
     def with_launch(self, layout: Layout, *, nproc_per_node: int, micro_batch: int, num_micro_batches: int) -> RunPlan:
         """Return the same run on another layout."""
         return replace(

@@ -14,6 +14,7 @@ from pathlib import Path
 from medsft.core.basemodel import BaseModel
 from medsft.core.config import RunConfig, check, format_number
 from medsft.core.devices import Devices, assumed_devices, find_devices
+from medsft.core.files import unsealed
 from medsft.core.planning.base import find_base, plan_base
 from medsft.core.planning.choose import Choice, Situation, batches_in_turn, choose, sample_batches
 from medsft.core.planning.folders import check_places, export_folder_name, family_name, free_bytes, run_folder
@@ -24,7 +25,7 @@ from medsft.core.planning.row_concerns import row_concerns
 from medsft.core.planning.schedule import plan_eval_interval, plan_global_batch, plan_iterations
 from medsft.core.planning.sets import PlannedSet, training_set, training_set_or_guess, validation_set, validation_set_or_guess
 from medsft.core.registry import CheckpointEntry, Settings, check_with_settings
-from medsft.errors import ConfigError, MedsftError, Problem
+from medsft.errors import ConfigError, MedsftError, MismatchError, Problem
 
 _TOLERATED_BUBBLE = 0.2
 _TOLERATED_EPOCHS = 1.25
@@ -211,9 +212,12 @@ def _amount(found: _Found, existing: RunPlan | None) -> _Amount:
 
 
 def _plan_in(run_dir: Path) -> RunPlan | None:
-    """Return the plan of the run in this folder, None when there is none. Raises `MismatchError` when it is damaged."""
+    """Return the plan of the run in this folder, None when there is none, or none that says how much it trains."""
     path = run_dir / "plan.json"
-    return RunPlan.read(path) if path.is_file() else None
+    try:
+        return RunPlan.from_json(unsealed(path.read_bytes()), where=str(path))
+    except (OSError, ValueError, MismatchError):  # whoever starts a run says what is wrong with it
+        return None
 
 
 def _precision(config: RunConfig, devices: Devices) -> str:

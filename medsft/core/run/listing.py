@@ -84,11 +84,10 @@ def why_no_folder(run: RunDir) -> str | None:
 
 def _why_no_plan(run: RunDir) -> str | None:
     try:
-        return None if isinstance(run.read_plan(), dict) else "plan.json holds no plan"
+        run.read_plan()
     except MedsftError as error:
-        return error.message.removeprefix(f"{run.path}/").removeprefix(f"{run.path}: ")
-    except OSError as error:
-        return f"plan.json cannot be read: {error.strerror or error}"
+        return _shortened(run, error)
+    return None
 
 
 def look(run: RunDir, read: Callable[[], RunView] | None = None) -> Listed:
@@ -120,5 +119,10 @@ def _reason(run: RunDir, error: Exception) -> str:
     """Return in a few words what cannot be read, never what is in it."""
     if isinstance(error, OSError):
         where = Path(str(error.filename)).name if error.filename else "a file"
-        return f"{where} cannot be read: {error.strerror or type(error).__name__}"
-    return error.message if isinstance(error, MedsftError) else f"a file in it is damaged ({type(error).__name__})"
+        return f"{where}: cannot be read: {error.strerror or type(error).__name__}"
+    return _shortened(run, error) if isinstance(error, MedsftError) else f"a file in it is damaged ({type(error).__name__})"
+
+
+def _shortened(run: RunDir, error: MedsftError) -> str:
+    """Return a message without the run's folder, which a list names anyhow."""
+    return error.message.replace(f"{run.path}/", "").removeprefix(f"{run.path}: ").rstrip(".")
