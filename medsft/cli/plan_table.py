@@ -10,6 +10,7 @@ from medsft.core.units import byte_size, count, duration, short_count
 
 if TYPE_CHECKING:
     from medsft.core.planning.plan import DataPlan, RunPlan
+    from medsft.core.run.forecast import Forecast
     from medsft.core.run.rehearse import Rehearsal
 
 
@@ -27,6 +28,7 @@ def plan_rows(plan: RunPlan) -> list[tuple[str, str]]:
         ("training set", _data(plan.train)),
         ("validation set", _data(plan.val) if plan.val else "none"),
         ("iterations", f"{count(plan.num_iterations)} of {plan.global_batch} documents ({plan.epochs:.2f} epochs)"),
+        ("validations", _validations(plan)),
         ("supervised tokens", short_count(supervised) if supervised else ""),
         ("layout", f"{plan.layout}: {plan.nproc_per_node} process{'es' if plan.nproc_per_node > 1 else ''}{nodes}"),
         ("micro-batches", f"{plan.num_micro_batches} of about {plan.micro_batch} documents, on each rank and iteration"),
@@ -41,9 +43,26 @@ def plan_rows(plan: RunPlan) -> list[tuple[str, str]]:
     return [(what, value) for what, value in rows if value]
 
 
+def _validations(plan: RunPlan) -> str:
+    """Return when the run validates; nothing without a validation set."""
+    if plan.val is None:
+        return ""
+    interval = f"every {count(plan.eval_interval)} iterations" if plan.eval_interval > 1 else "after each iteration"
+    parts = [interval, "after the last"]
+    if not plan.config.follows_original:
+        parts = ["before the first", *parts[:1], *(["after each epoch"] if plan.epoch_ends else []), *parts[1:]]
+    return f"{count(plan.num_validations)}: {', '.join(parts)}"
+
+
 def _data(data: DataPlan) -> str:
     left_out = f", {count(data.left_out)} left out" if data.left_out else ""
     return f"{count(data.documents)} documents, {short_count(data.tokens)} tokens{left_out} (longest {count(data.longest)})"
+
+
+def _time(guess: Forecast | None) -> str:
+    if guess is None:
+        return "not known: no such run here yet; `medsft rehearse` measures it"
+    return f"about {duration(guess.seconds)}, {guess.basis}"
 
 
 def rehearsal_rows(rehearsal: Rehearsal) -> list[tuple[str, str]]:
@@ -68,9 +87,11 @@ def _same(ok: bool, difference: float) -> str:
 def print_plan(plan: RunPlan) -> None:
     """Print the table on standard output, with what a rehearsal of this plan found, and the warnings on standard error."""
     from medsft.cli import console
+    from medsft.core.run.forecast import forecast
     from medsft.core.run.rehearse import read_rehearsal
 
     rehearsal = read_rehearsal(plan)
-    console.print_table(("", ""), plan_rows(plan) + (rehearsal_rows(rehearsal) if rehearsal else []))
+    rows = [*plan_rows(plan), ("estimated time", _time(forecast(plan)))]
+    console.print_table(("", ""), rows + (rehearsal_rows(rehearsal) if rehearsal else []))
     for warning in plan.warnings:
         console.note(f"warning: {warning}")

@@ -119,7 +119,7 @@ def plan(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show what a run would be: iterations, layout, memory, disk. Trains nothing.
+    """Show what a run would be: iterations, layout, memory, disk, time. Trains nothing.
 
     Before anything is tokenised, documents and tokens are estimated from the JSONL. The folder of the base model may hold
     its config.json alone: then the devices are supposed, too, and a warning says which.

@@ -117,7 +117,7 @@ class RunPlan:
         """Whether the run validates after this iteration, counted from 1; 0 is before the first, the base model's loss."""
         if iteration == self.num_iterations or (iteration > 0 and iteration % self.eval_interval == 0):
             return True
-        return not self.config.follows_original and (iteration == 0 or iteration in self._epoch_ends)
+        return not self.config.follows_original and (iteration == 0 or iteration in self.epoch_ends)
 
     @property
     def num_validations(self) -> int:
@@ -125,11 +125,12 @@ class RunPlan:
         count = -(-self.num_iterations // self.eval_interval)
         if self.config.follows_original:
             return count
-        between = self._epoch_ends - {self.num_iterations}
+        between = self.epoch_ends - {self.num_iterations}
         return 1 + count + sum(iteration % self.eval_interval != 0 for iteration in between)
 
     @property
-    def _epoch_ends(self) -> frozenset[int]:
+    def epoch_ends(self) -> frozenset[int]:
+        """Return the iterations after which another pass over the documents is done, see `schedule.epoch_ends`."""
         return epoch_ends(self.train.documents, self.global_batch, self.num_iterations)
 
     @property

@@ -107,7 +107,7 @@ def read_rehearsal(plan: RunPlan) -> Rehearsal | None:
     try:
         raw = json.loads(rehearsal_path(plan).read_text(encoding="utf-8"))
         rehearsal = Rehearsal(**raw | {"resumes": tuple(Resumed(**resumed) for resumed in raw["resumes"])})
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     return rehearsal if rehearsal.identity == plan.identity else None
 

@@ -74,7 +74,8 @@ def plan_rows(outlook: Outlook) -> list[tuple[str, str]]:
         return []
     estimates = plan.estimates
     about = "" if outlook.exact else "about "
-    time = f"about {duration(outlook.seconds)}" if outlook.seconds else "known after the first steps"
+    guess = outlook.forecast
+    time = f"about {duration(guess.seconds)}, {guess.basis}" if guess else "known after the first steps"
     return [
         ("iterations", f"{count(plan.num_iterations)} ({plan.epochs:.3g} epochs)"),
         ("documents", f"{about}{count(plan.train.documents)}, {about}{short_count(plan.train.tokens)} tokens"),
@@ -94,8 +95,8 @@ def strip(outlook: Outlook | None, problems: Sequence[Problem]) -> Content:
         fits = "" if estimates.memory.total <= estimates.device_memory else " (does not fit)"
         memory = f"{byte_size(estimates.memory.total)} of {byte_size(estimates.device_memory)} per rank{fits}"
         first = f"{count(plan.num_iterations)} iterations · {memory} · disk {byte_size(estimates.disk_needed)}"
-        if outlook.seconds:
-            first += f" · {duration(outlook.seconds)}"
+        if outlook.forecast:
+            first += f" · about {duration(outlook.forecast.seconds)}"
     elif outlook is not None:
         first = "No plan yet"
     if problems:
@@ -131,9 +132,9 @@ def meaning(outlook: Outlook | None) -> str:
     lines = [
         f"The model reads each document {plan.epochs:.3g} times, {short_count(plan.train.tokens * plan.epochs)} tokens in all."
     ]
-    if outlook.seconds:
-        each = outlook.seconds / plan.num_iterations
-        lines.append(f"About {duration(outlook.seconds)} at the speed of your last run: {each:.3g} s an iteration.")
+    if outlook.forecast:
+        each = outlook.forecast.seconds / plan.num_iterations
+        lines.append(f"About {duration(outlook.forecast.seconds)}, {outlook.forecast.basis}: {each:.3g} s an iteration.")
     else:
         lines.append("The time is known after the first steps of a run on this machine.")
     lines.append(f"A checkpoint every {count(config.save_interval)} iterations: {saves} in all.")

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
 from medsft.core.config import RunConfig
-from medsft.core.run.rundir import RunDir, find_runs
+from medsft.core.run.rundir import RunDir
 from medsft.errors import ConfigError, MedsftError, Problem
 
 if TYPE_CHECKING:
@@ -24,9 +23,9 @@ if TYPE_CHECKING:
     from medsft.core.data.report import LengthReport, Sample
     from medsft.core.planning.plan import RunPlan
     from medsft.core.registry import CheckpointEntry, Found, Settings
+    from medsft.core.run.forecast import Forecast
 
 _SHOWN_SAMPLES = 2
-_SPEED_STEPS = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,21 +53,14 @@ class Outlook:
     """Bytes, where the plan's run would be."""
     exact: bool = False
     """Whether the documents were counted in a tokenised set."""
-    tokens_per_second: float | None = None
-    """Of an earlier run of the same base model on as many ranks."""
+    forecast: Forecast | None = None
+    """How long the run will take; None where nothing like it has run yet."""
     keys: KeyProposal | None = None
     sets: tuple[str, ...] = ()
     """Tokenised sets that exist."""
     report: LengthReport | None = None
     samples: tuple[Sample, ...] = ()
     samples_problem: str = ""
-
-    @property
-    def seconds(self) -> float | None:
-        """How long the run would take at the speed of that earlier run."""
-        if self.plan is None or not self.tokens_per_second:
-            return None
-        return self.plan.train.tokens * self.plan.epochs / self.tokens_per_second
 
 
 def base_entries(settings_file: Path | None) -> list[BaseEntry]:
@@ -113,6 +105,7 @@ def look_ahead(config: RunConfig, settings_file: Path | None, *, samples: bool) 
     from medsft.core.planning.folders import free_bytes
     from medsft.core.planning.planner import preview
     from medsft.core.registry import load_settings
+    from medsft.core.run.forecast import forecast
 
     try:
         settings = load_settings(settings_file)
@@ -126,7 +119,7 @@ def look_ahead(config: RunConfig, settings_file: Path | None, *, samples: bool) 
         plan=found.plan,
         disk_free=free_bytes(Path(found.plan.run_dir)) if found.plan else 0,
         exact=found.exact,
-        tokens_per_second=_earlier_speed(config.save_checkpoint_dir, found.plan) if found.plan else None,
+        forecast=forecast(found.plan) if found.plan else None,
         keys=_keys(config),
         sets=_sets(config.tokenized_data_dir),
         report=_report(config),
@@ -207,22 +200,6 @@ def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
         )
         shown.append(Sample(number, int(encoded.sizes[0]), parts))
     return tuple(shown)
-
-
-def _earlier_speed(folder: Path, plan: RunPlan) -> float | None:
-    """Return the median tokens per second of the latest run with the same base model and as many ranks."""
-    from medsft.core.planning.plan import RunPlan
-
-    for run in find_runs(folder):
-        try:
-            other = RunPlan.from_json(run.read_plan(), where=str(run.plan_path))
-        except MedsftError:
-            continue
-        if other.base.path == plan.base.path and other.layout == plan.layout:
-            speeds = [speed for speed in run.view().series.get("tokens_per_second", ())[-_SPEED_STEPS:] if speed > 0]
-            if speeds:
-                return median(speeds)
-    return None
 
 
 def tokenise(config: RunConfig, settings_file: Path | None, progress: Callable[[Progress], None]) -> None:

@@ -1,0 +1,108 @@
+"""How long a run will take: one computation for the command line and the wizard, with what it is made from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import tiny
+from rich.console import Console
+
+from medsft.cli import console, plan_table
+from medsft.core.config import from_mapping
+from medsft.core.devices import Devices
+from medsft.core.planning import planner
+from medsft.core.planning.plan import RunPlan
+from medsft.core.planning.planner import make_plan
+from medsft.core.registry import load_settings
+from medsft.core.run.events import EventWriter
+from medsft.core.run.forecast import forecast
+from medsft.core.run.pipeline import tokenize_sets
+from medsft.core.run.rehearse import Rehearsal, rehearsal_path
+from medsft.core.run.rundir import RunDir
+from medsft.tui.wizard import outlook, work
+
+RAW = {
+    "model_type": "llama",
+    "vocab_size": 84,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A project with tokenised sets; weights are not looked into."""
+    monkeypatch.setattr(planner, "find_devices", lambda: Devices("cpu", 8, 32 * 10**9, "a laptop", bf16=False))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(RAW))
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"weights")
+    tiny.write_tokenizer(tmp_path / "base")
+    tiny.write_rows(tmp_path / "train.jsonl", 40)
+    tiny.write_rows(tmp_path / "val.jsonl", 11, seed=1)
+    (tmp_path / "medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n')
+    values = {"checkpoint": "tiny", "size": 0.001, "run_name": "words", "data": ["train.jsonl"], "val": ["val.jsonl"]}
+    config, settings = from_mapping({**values, "global_batch": 8}), load_settings()
+    tokenize_sets(config, settings)
+    return config, settings
+
+
+def earlier_run(plan: RunPlan, name: str, *speeds: float) -> None:
+    run = RunDir(Path("runs") / name)
+    run.create(plan.to_json())
+    writer = EventWriter(run.events_path)
+    for number, speed in enumerate(speeds, start=1):
+        writer.write("step", iteration=number, total=9, loss=1.0, tokens=1, tokens_per_second=speed)
+    writer.close()
+
+
+def shown(plan: RunPlan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(console, "result_console", lambda: Console(highlight=False, soft_wrap=True, width=10_000))
+    plan_table.print_plan(plan)
+    return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("estimated time")).split("  ", 1)[1]
+
+
+def test_by_the_speed_of_an_earlier_run(made, capsys, monkeypatch):
+    config, settings = made
+    plan = make_plan(config, settings)
+    assert forecast(plan) is None
+    assert "`medsft rehearse` measures it" in shown(plan, capsys, monkeypatch)
+    earlier_run(make_plan(replace(config, tp=2), settings), "llama-0.001b-tp2-pp1-tiny-other", 9.0)
+    (Path("runs") / "llama-0.001b-tp1-pp1-tiny-broken").symlink_to("llama-0.001b-tp1-pp1-tiny-broken")
+    assert forecast(plan) is None, "tensor parallel has another speed"
+    earlier_run(plan, "llama-0.001b-tp1-pp1-tiny-same", 1.0, 50.0, 60.0, 0.0)
+    guess = forecast(plan)
+    assert guess is not None
+    tokens = plan.train.tokens * plan.epochs + plan.val.tokens * plan.num_validations / 3
+    assert guess.seconds == pytest.approx(tokens / 50.0)
+    assert guess.basis == "at the 50 tokens/s of llama-0.001b-tp1-pp1-tiny-same"
+    seen = work.look_ahead(config, None, samples=False)
+    assert seen.forecast == guess
+    assert shown(plan, capsys, monkeypatch).strip() == dict(outlook.plan_rows(seen))["time"]
+    assert "about" in dict(outlook.plan_rows(seen))["time"]
+
+
+def test_a_rehearsal_knows_better(made):
+    config, settings = made
+    plan = make_plan(config, settings)
+    earlier_run(plan, "llama-0.001b-tp1-pp1-tiny-same", 50.0)
+    numbers = dict.fromkeys(Rehearsal.__dataclass_fields__, 1)
+    rehearsal = Rehearsal(**{**numbers, "identity": plan.identity, "resumes": (), "forecast_seconds": 77.0})  # type: ignore[arg-type]
+    rehearsal_path(plan).write_text(json.dumps(asdict(rehearsal)))
+    guess = forecast(plan)
+    assert guess is not None
+    assert (guess.seconds, guess.basis) == (77.0, "as its rehearsal measured")
+
+
+def test_the_plan_says_when_it_validates(made):
+    config, settings = made
+    rows = dict(plan_table.plan_rows(make_plan(config, settings)))
+    assert rows["validations"] == "8: before the first, every 3 iterations, after each epoch, after the last"
+    compat = replace(config, compat="megatron-llm")
+    assert dict(plan_table.plan_rows(make_plan(compat, settings)))["validations"] == "1: every 100 iterations, after the last"
