@@ -94,3 +94,11 @@ class TrainingError(MedsftError):
     """Training cannot go on."""
 
     exit_code = ExitCode.TRAINING
+
+
+class DiskError(MedsftError):
+    """A disk that does not take what is to be written: full, over quota, read-only, forbidden, failing."""
+
+    def __init__(self, message: str, *, hint: str = "", exit_code: ExitCode) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code

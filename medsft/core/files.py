@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -19,22 +20,60 @@ except ImportError:  # not on Windows: what a killed process left there stays
 
 _SEAL = "seal"
 """Key of a record's hash of itself."""
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""What file systems without hard links say to one."""
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
+"""What file systems say that sync files and no folders (CIFS, FUSE)."""
 
 
 def write_atomically(path: Path, text: str, *, replace: bool = True) -> None:
     """Write a small file so that readers see all of it or none. `replace=False` raises `FileExistsError` if it exists."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    if replace:
-        temporary.replace(path)
-        return
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            temporary.replace(path)
+        else:
+            _name_once(temporary, path)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # the system names no file where a write fails
+            error.filename = str(path)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _name_once(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless there is one of that name already."""
     try:
         os.link(temporary, path)
-    finally:
         temporary.unlink()
+        return
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+    with alone_in(path.parent):  # exFAT, some network mounts
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        temporary.replace(path)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is inside this block for the same folder. Where a file system has no locks, do not wait.
+
+    The folder itself is what is locked, so no file is left behind; the system lets go when a process dies.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError, AttributeError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -84,6 +123,9 @@ def sync_entry(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

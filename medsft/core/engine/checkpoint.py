@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
 from medsft.core.architecture import ModelConfig, to_hf_config
+from medsft.core.disk import probe, trouble
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.precision import Masters
 from medsft.core.files import sealed, sync_entry
@@ -73,7 +74,7 @@ def commit(
         run.set_latest_checkpoint(state.iteration)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        return [describe(error)]
+        return [describe(error, run.path)]
     return []
 
 
@@ -81,8 +82,14 @@ def _state_fields(state: TrainState) -> dict[str, int]:
     return {"iteration": state.iteration, "tokens": state.tokens, "supervised_tokens": state.supervised_tokens}
 
 
-def describe(error: BaseException) -> str:
-    """Return what went wrong in a few words: the system's, where it was a system call."""
+def describe(error: BaseException, folder: Path) -> str:
+    """Return why `folder` could not be written.
+
+    The words of an error that came from another rank, or out of torch's own file format, say nothing of the disk: it is asked.
+    """
+    found = trouble(error, folder) or probe(folder)
+    if found is not None:
+        return found.message
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

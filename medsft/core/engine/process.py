@@ -6,13 +6,19 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
+from medsft.core.disk import trouble
 from medsft.core.run.processes import PARENT_VARIABLE, end_with_parent
 from medsft.errors import ExitCode, MedsftError
 
 
 def run_process(main: Callable[[list[str]], None]) -> int:
-    """Call `main` with the process's arguments and return the exit code; an error's message is the last thing on stderr."""
+    """Call `main` with the process's arguments and return the exit code; an error's message is the last thing on stderr.
+
+    Nothing ends with 1, which says that a run is finished: not Python's own exceptions, not those that are none of its
+    `Exception`s (torch's of a checkpoint, a panic in Rust), and not a library that ends the process.
+    """
     if parent := os.environ.get(PARENT_VARIABLE):
         end_with_parent(int(parent), patience=5.0)
     try:
@@ -20,7 +26,15 @@ def run_process(main: Callable[[list[str]], None]) -> int:
     except MedsftError as error:
         print(error, file=sys.stderr)  # noqa: T201 - read by the parent process
         return int(error.exit_code)
-    except Exception as error:
+    except SystemExit as error:
+        if error.code in (None, 0):
+            return int(ExitCode.DONE)
+        return int(ExitCode.USAGE if error.code == 2 else ExitCode.TRAINING)  # 2 is argparse's
+    except BaseException as error:
+        found = trouble(error, Path.cwd())
+        if found is not None:
+            print(MedsftError(found.message, hint=found.hint), file=sys.stderr)  # noqa: T201 - read by the parent process
+            return int(ExitCode.TRAINING)
         traceback.print_exc()
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201 - read by the parent process
         return int(ExitCode.TRAINING)

@@ -13,12 +13,13 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
@@ -35,6 +36,9 @@ _HEADROOM = 1.5
 _STAGING = StagingOptions(
     use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
 )
+
+_FAILURES = (Exception, CheckpointException)
+"""What torch raises where a rank could not write: its own exception is none of Python's `Exception`s."""
 
 Hashes = dict[str, dict[str, Any]]
 
@@ -88,13 +92,18 @@ class Saver:
         assert self._writing is None
         started = time.monotonic()
         aside = self._run.path / f".{self._run.checkpoint_path(state.iteration).name}.saving"
+        problem = None
         if self._mesh.reports:
             shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()  # without its parents: a run whose folder is gone must not leave a new one
-        self._mesh.barrier()
+            try:
+                aside.mkdir()  # without its parents: a run whose folder is gone must not leave a new one
+            except OSError as error:
+                problem = describe(error, self._run.path)
+        if problems := [p for p in self._mesh.gather(problem) if p]:
+            self._give_up(state.iteration, aside, str(problems[0]))
         try:
             written = self._write(aside)
-        except Exception as error:  # `finish` tells the other ranks, which may have begun to write
+        except _FAILURES as error:  # `finish` tells the other ranks, which may have begun to write
             written = Future()
             written.set_exception(error)
         self._writing = _Writing(replace(state), aside, started, time.monotonic() - started, written)
@@ -133,8 +142,8 @@ class Saver:
         problem, hashes = None, {}
         try:
             hashes = writing.written.result()
-        except Exception as error:  # whatever the storage raised: all ranks must learn of it, or they wait for ever
-            problem = describe(error)
+        except _FAILURES as error:  # whatever the storage raised: all ranks must learn of it, or they wait for ever
+            problem = describe(error, writing.aside)
         answers: list[Any] = self._mesh.gather((problem, hashes))
         problems = [answer[0] for answer in answers if answer[0]]
         final = self._run.checkpoint_path(writing.state.iteration)
@@ -143,16 +152,18 @@ class Saver:
             problems = commit(self._run, writing.aside, final, writing.state, self._model, self._identity, files)
         problems = [p for answer in self._mesh.gather(problems) for p in answer]  # type: ignore[attr-defined]
         if problems:
-            self._give_up(writing, problems[0])
+            self._give_up(writing.state.iteration, writing.aside, problems[0])
         now = time.monotonic()
         stalled = writing.stalled + now - waited
         size = sum(record["bytes"] for record in files.values())
         return Saved(final, writing.state.iteration, size, now - writing.started, stalled)
 
-    def _give_up(self, writing: _Writing, problem: str) -> None:
+    def _give_up(self, iteration: int, aside: Path, problem: str) -> NoReturn:
         if self._mesh.reports:
-            shutil.rmtree(writing.aside, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)
+        kept = self._run.checkpoints()
+        left = f"The last good checkpoint is kept: iteration {kept[-1]}." if kept else "There is no checkpoint yet."
         raise TrainingError(
-            f"The checkpoint of iteration {writing.state.iteration} could not be saved: {problem}",
-            hint=f"The last good checkpoint is kept: iteration {self._run.latest_checkpoint()}. Make room and run it again.",
+            f"The checkpoint of iteration {iteration} could not be saved. {problem}",
+            hint=f"{left} Make room and run it again: medsft resume {self._run.path}",
         )

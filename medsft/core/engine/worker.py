@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 
+from medsft.core.disk import trouble
 from medsft.core.engine import native
 from medsft.core.engine.mesh import HOSTS_STORE, open_mesh
 from medsft.core.run.events import EventWriter
@@ -36,12 +37,14 @@ def main(run_dir: str) -> int:
     _take_rank()
     _live_with_launcher(run)
     native.compile_ahead()
-    _error_path(run).unlink(missing_ok=True)  # of this rank before torchrun restarted it
     try:
+        _error_path(run).unlink(missing_ok=True)  # of this rank before torchrun restarted it
         _work(run)
     except BaseException as error:
-        _leave_error(run, error)
-        traceback.print_exc()
+        with suppress(OSError):  # a disk that is full or read-only: the supervisor asks it
+            _leave_error(run, error)
+        with suppress(OSError):  # the log's
+            traceback.print_exc()
         return int(error.exit_code) if isinstance(error, MedsftError) else int(ExitCode.TRAINING)
     dist.destroy_process_group()
     with suppress(OSError):
@@ -110,7 +113,7 @@ def _sole_writer(run: RunDir) -> FileLock:
 
 def _leave_error(run: RunDir, error: BaseException) -> None:
     """Say why this rank ends, in words for people, where the supervisor looks."""
-    reason, remedy = describe(error)
+    reason, remedy = describe(error, run.path)
     code = int(error.exit_code) if isinstance(error, MedsftError) else int(ExitCode.TRAINING)
     record = {
         "rank": _rank(),
@@ -118,7 +121,7 @@ def _leave_error(run: RunDir, error: BaseException) -> None:
         "reason": reason,
         "remedy": remedy,
         "exit_code": code,
-        "expected": isinstance(error, MedsftError),
+        "expected": isinstance(error, MedsftError) or trouble(error, run.path) is not None,
     }
     with suppress(OSError):  # the folder is gone, or the disk is full: the log has it
         write_atomically(_error_path(run), json.dumps(record))
@@ -132,10 +135,12 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def describe(error: BaseException) -> tuple[str, str]:
-    """Return (what happened, what to do) for an exception of a rank."""
+def describe(error: BaseException, folder: Path) -> tuple[str, str]:
+    """Return (what happened, what to do) for an exception of a rank of the run in `folder`."""
     if isinstance(error, MedsftError):
         return error.message, error.hint
+    if (found := trouble(error, folder)) is not None:
+        return found.message, f"Make room or mend the disk, and go on from the last checkpoint: medsft resume {folder}"
     text = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
         return (
@@ -150,8 +155,9 @@ def _exit(code: int) -> NoReturn:
 
     Threads of gloo may still let go of tensors by then; where Python is half gone, that aborts a rank whose work is done.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # logs on a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

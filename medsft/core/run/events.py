@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from medsft.core.disk import is_full
 from medsft.errors import MismatchError
 
 VERSION = 1
@@ -25,6 +26,8 @@ Kind = Literal["run_started", "phase", "step", "eval", "checkpoint", "warning", 
 TERMINAL: frozenset[str] = frozenset({"failed", "finished", "stopped"})
 _CHUNK = 1 << 15
 """Bytes read at once. Few, so that what is made of a chunk is still in the processor's cache when it is used."""
+_MOST_WAITING_BYTES = 16 << 20
+"""Of events that a full disk has not taken yet: some 50,000 iterations."""
 Record = dict[str, Any]
 """A line of the log as it stands there: the fields of its kind beside `v`, `seq`, `time` and `kind`."""
 
@@ -77,22 +80,37 @@ def event_of(record: Record) -> Event | None:
 
 
 class EventWriter:
-    """Appends events to a log. There is one writer at a time: the reporting rank, or after its death the supervisor."""
+    """Appends events to a log. There is one writer at a time: the reporting rank, or after its death the supervisor.
+
+    What a full disk does not take waits in memory and is written as soon as there is room: a log must not end a run that has
+    hours of training in it, which its next checkpoint decides. In the log no event is missing, and none is torn.
+    """
 
     def __init__(self, path: Path) -> None:
         self._seq = _last_seq(path) + 1
         self._file = path.open("ab", buffering=0)
+        self._waiting = bytearray()
         if path.stat().st_size and not _ends_with_newline(path):
-            self._file.write(b"\n")  # a killed writer left half a line: close it, so that ours starts on a line of its own
+            self._waiting += b"\n"  # a killed writer left half a line: close it, so that ours starts on a line of its own
+            self._append()
 
     def write(self, kind: Kind, /, **data: Any) -> Event:
-        """Append one event in a single write, and return it."""
+        """Append one event and return it. Raises `OSError` when the disk fails; when it is full only for the last of a run."""
         event = Event(self._seq, time.time(), kind, data)
-        self._file.write(event.to_line().encode())
+        self._waiting += event.to_line().encode()
         self._seq += 1
+        self._append(or_raise=kind in TERMINAL)
         if kind in TERMINAL or kind == "checkpoint":
             os.fsync(self._file.fileno())
         return event
+
+    def _append(self, *, or_raise: bool = False) -> None:
+        try:
+            while self._waiting:
+                del self._waiting[: self._file.write(self._waiting)]
+        except OSError as error:
+            if or_raise or not is_full(error) or len(self._waiting) > _MOST_WAITING_BYTES:
+                raise
 
     def close(self) -> None:
         """Close the log."""
