@@ -313,6 +313,8 @@ def check(config: RunConfig) -> list[Problem]:
         problems.append(Problem("--min_lr", f"{config.min_lr:g} is above --lr {config.lr:g}"))
     if config.follows_original and config.seed >= 2**32:
         problems.append(Problem("--seed", f"{config.seed} is too large with --compat", "Must be below 4294967296."))
+    if config.question_key == config.answer_key:
+        problems.append(Problem("--answer_key", f"`{config.answer_key}` is the key of the question, too"))
     if config.nodes > 1 and config.addr is None:
         problems.append(Problem("--addr", "needed with --nodes above 1", "Give the address of node 0."))
     if config.rank >= config.nodes:

@@ -22,6 +22,8 @@ _HEAD_BYTES = 2**16
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _COMPARED_LINES = 20
 _FIRST_VALUE = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*(.)', re.DOTALL)
+_ARRAY_BEGINS = re.compile(rb'\[\s*([\[\]{"0-9-]|$)')
+"""Not `[name]`, as settings files have it."""
 _PARQUET = (
     "python3 -c 'import sys, pandas; pandas.read_{reader}(sys.argv[1]).to_json(sys.argv[2], orient=\"records\", lines=True)'"
 )
@@ -114,7 +116,7 @@ def _kind(head: bytes, whole: bool) -> _Kind | None:
     if not text:
         return None
     first, _, rest = text.partition(b"\n")
-    if text[:1] == b"[":
+    if _ARRAY_BEGINS.match(text):
         return _array(text, first, rest)
     if any(line.startswith(b"{") and _parsed(line) is not None for line in text.splitlines()):
         return _KEYED if whole and not rest.strip() and _is_keyed(_parsed(first)) else None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from medsft.core.data.file_kind import refuse_other_kinds
+from medsft.core.units import byte_size
 from medsft.errors import DataError
 
 MAX_LINE_BYTES = 32 * 2**20
@@ -22,8 +23,8 @@ MAX_PASSED_OVER_BYTES = 2**30
 """A line that goes on for longer than this is not passed over: there is no end of it to wait for."""
 MAX_UNPACKED_RATIO = 200
 """Text packs to a tenth, the same row again and again to a hundredth, gzip's most is a thousandth."""
-_RATIO_FROM_BYTES = 2**30
-"""Below this much unpacked text no ratio is worth a word."""
+_RATIO_FROM_BYTES = 2**26
+"""Below this much unpacked text no ratio is worth a word; rows of two bytes take half a minute up to here."""
 _BLOCK_BYTES = 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 BOM = b"\xef\xbb\xbf"
@@ -104,7 +105,7 @@ def refuse_flood(path: Path, stream: IO[bytes], raw_stream: IO[bytes]) -> None:
         return
     if unpacked > MAX_UNPACKED_RATIO * raw_stream.tell():
         raise DataError(
-            f"{path} unpacks to more than {MAX_UNPACKED_RATIO} times its size ({unpacked / 2**30:.0f} GiB so far)",
+            f"{path} unpacks to more than {MAX_UNPACKED_RATIO} times its size ({byte_size(unpacked)} so far)",
             hint="if that is right, unpack it with gunzip and give the result",
         )
 

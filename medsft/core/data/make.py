@@ -122,8 +122,11 @@ def input_bytes(files: Sequence[Path]) -> int:
     return sum(path.stat().st_size for path in files if path.is_file())
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:  # it was there a moment ago: whoever reads it next says that it is gone
+        return None
     return status.st_size, status.st_mtime_ns
 
 

@@ -56,7 +56,7 @@ class BadRows:
     """(index of the file, line number, reason) of at most `SHOWN_BAD_ROWS` rows."""
     reasons: Counter[str] = field(default_factory=Counter)
     keys: tuple[str, ...] = ()
-    """Those of the first row that has others than were asked for."""
+    """Those of the first row that does not have what was asked for."""
 
     @property
     def total(self) -> int:
@@ -83,7 +83,7 @@ class BadRows:
         if self.total > len(named):
             named.append(f"... and {self.total - len(named)} more")
         if self.keys:
-            named.append(f"The keys of the first row without the ones asked for: {shown(self.keys)}")
+            named.append(f"The keys of the first of them: {shown(self.keys)}")
         rows = "1 row" if self.total == 1 else f"{self.total} rows"
         return DataError(f"{rows} cannot be used, {then}:\n" + "\n".join(named), hint=self._remedy())
 
@@ -100,11 +100,9 @@ class BadRows:
                 "these are tasks of Label Studio: the question is `--question_key data.NAME`; move the answers out of "
                 "`annotations` to a key of their own and name that with --answer_key"
             )
-        usual = proposal(self.keys)
-        likely = "".join(
-            f" {flag} {key}" for flag, key in (("--question_key", usual.question), ("--answer_key", usual.answer)) if key
-        )
-        choice = f" (these rows look like{likely})" if likely else ""
+        usual, missing = proposal(self.keys), any(reason.startswith("no key ") for reason in self.reasons)
+        likely = f"--question_key {usual.question} --answer_key {usual.answer}"
+        choice = f" (these rows look like {likely})" if missing and usual.question and usual.answer else ""
         encoding = "save the file as UTF-8, " if "broken UTF-8" in self.reasons else ""
         return (
             f"{encoding}correct them, choose other keys with --question_key, --answer_key and --system_key{choice}, "

@@ -89,9 +89,11 @@ def read_chunks(files: Sequence[Path], *, encode: bool) -> Iterator[Chunk]:
     """The lines of all files in order, about a MiB at a time. Raises DataError for a file that cannot be read."""
     before = 0
     for index, path in enumerate(files):
+        read = 0
         for block in read_blocks(path, index):
-            yield Chunk(block, before + block.bytes_read, encode)
-        before += path.stat().st_size
+            read = block.bytes_read
+            yield Chunk(block, before + read, encode)
+        before += read
 
 
 def process_chunk(chunk: Chunk, job: Job, opened: OpenedTokenizer) -> ChunkResult:

@@ -92,7 +92,8 @@ def training_set_or_guess(config: RunConfig) -> PlannedSet:
     """
     has_validation = bool(config.val or (config.run_name and set_exists(validation_folder(config))))
     if config.run_name and set_exists(training_folder(config)):
-        return _training_set(config, has_validation=has_validation)
+        found = _training_set(config, has_validation=has_validation)
+        return replace(found, remarks=(*found.remarks, *_stale(config, training_folder(config), config.data, "--data")))
     if not config.data:
         hint = f"There is no tokenised set in {training_folder(config)}."
         raise ConfigError([Problem("--data", "JSONL files are needed", hint)])
@@ -105,7 +106,9 @@ def validation_set_or_guess(config: RunConfig) -> PlannedSet | None:
     Raises `DataError` as `training_set_or_guess` does.
     """
     if not config.val or (config.run_name and set_exists(validation_folder(config))):
-        return validation_set(config) if config.run_name else None
+        found = validation_set(config) if config.run_name else None
+        stale = _stale(config, validation_folder(config), config.val, "--val") if found and config.val else []
+        return found and replace(found, remarks=(*found.remarks, *stale))
     return _guess(config, config.val, validation_folder(config), "--val", has_validation=True)
 
 
@@ -180,6 +183,18 @@ def _guess(config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *,
         hashes=seen.tally.hashes(),
         remarks=tuple(_first_rows(seen, files, flag)),
     )
+
+
+def _stale(config: RunConfig, folder: Path, files: Sequence[Path], flag: str) -> list[str]:
+    """Say that a set was made of something else, as far as keys and sizes show without reading the files."""
+    recipe = open_tokenized(folder).manifest.recipe
+    if recipe is None or not files:
+        return []
+    wanted = Keys(question=config.question_key, answer=config.answer_key, system=config.system_key)
+    sizes = [path.stat().st_size if path.is_file() else -1 for path in files]
+    if recipe.keys == wanted and [file.bytes for file in recipe.inputs] == sizes:
+        return []
+    return [f"{flag}: the tokenised set in {folder}, which is planned with here, was made of other files or keys than these."]
 
 
 def _first_rows(seen: Survey, files: Sequence[Path], flag: str) -> list[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from medsft.core.data import lines
 from medsft.core.data.columns import Keys
 from medsft.core.data.lines import Line, read_lines
 from medsft.core.data.records import BadRow, BadRows, Example, parse_row, propose_keys, read_examples
+from medsft.core.planning.sets import line_sizes
 from medsft.errors import DataError
 
 KEYS = Keys(question="q", answer="a", system="s")
@@ -98,6 +100,67 @@ def test_a_huge_line_is_passed_over_in_little_memory(tmp_path: Path, monkeypatch
     tracemalloc.stop()
     assert found == [(1, None), (2, 2), (3, 2**20), (4, None)]
     assert peak < 8 * 2**20
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_line_without_end_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(lines, "MAX_PASSED_OVER_BYTES", 2**22)
+    path = tmp_path / "a.jsonl"
+    content = b'{"q": "x", "a": "y"}\n\n{"q": "' + b"x" * 2**24
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    with pytest.raises(DataError, match=r"a\.jsonl:3: this line is longer"):
+        list(read_lines(path))
+
+
+@pytest.mark.parametrize("line", [b"\n", b"{}\n", b'{"q": "x", "a": "y"}\n'])
+def test_what_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
+    monkeypatch.setattr(lines, "_RATIO_FROM_BYTES", 2**20)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(line * (2**23 // len(line))))
+    with pytest.raises(DataError, match=r"unpacks to more than 200 times its size"):
+        list(read_lines(path))
+    with pytest.raises(DataError, match=r"unpacks to more than 200 times its size"):
+        line_sizes(path)
+
+
+def test_folders_pipes_and_devices_are_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    cases = (tmp_path, "is a folder"), (tmp_path / "fifo", "is a pipe or a device"), (Path("/dev/zero"), "a device")
+    for path, what in cases:
+        (tmp_path, "is a folder"),
+        (tmp_path / "fifo", "is a pipe or a device"),
+        (Path("/dev/zero"), "a device"),
+    ):
+        with pytest.raises(DataError, match=what):
+            list(read_lines(path))
+    with pytest.raises(DataError, match="cannot be read"):
+        list(read_lines(tmp_path / ("x" * 300)))
+    with pytest.raises(DataError, match="NUL"):
+        list(read_lines(Path("a\0b")))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"q": "x", "a": "y", "n": ' + b"1" * 10_000 + b"}",
+        b'{"q": "x", "a": "y", "n": [NaN, Infinity, 1e999]}',
+        b'{"q": "x", "a": "y", "n": ' + b'{"a":' * 900 + b"1" + b"}" * 900 + b"}",
+    ],
+)
+def test_odd_numbers_and_depths_beside_the_texts_do_no_harm(raw: bytes) -> None:
+    assert parse_row(raw, Keys(question="q", answer="a")) == Example(question="x", answer="y")
+
+
+def test_keys_in_messages_are_few_short_and_without_control_characters(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"\x1b[31m\u202eab\n" * 30: "x", **{f"k{n}": "v" for n in range(100)}}) + "\n")
+    with pytest.raises(DataError) as caught:
+        list(read_examples([path], KEYS))
+    message = str(caught.value)
+    assert not set("\x1b\u202e") & set(message)
+    assert "`k10` and 89 more" in message
+    assert len(message) < 800
 
 
 def test_the_error_names_the_first_twenty_and_counts_all(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from medsft.core.data.columns import Keys
 from medsft.core.data.dataset import TokenizedData
-from medsft.core.data.findings import set_sentences, survey
+from medsft.core.data.findings import overlap, set_sentences, survey
 from medsft.core.data.lines import read_lines
 from medsft.core.data.make import refuse_rows
 from medsft.core.data.records import propose_keys, read_examples
@@ -116,6 +116,7 @@ def test_csv_keeps_lines_inside_quotes(tmp_path: Path) -> None:
         (b"a question\twhat\nanother\tanswer\n", "CSV with tabs"),
         (b"Dear colleague,\n\nyou asked\nwhy\n", "plain text"),
         (b"\0" * 5000 + b"\n", "binary data"),
+        (b'[checkpoints.tiny]\n7 = "base"\n', "plain text"),
     ],
 )
 def test_files_are_recognised_by_what_is_in_them(tmp_path: Path, head: bytes, what: str) -> None:
@@ -172,8 +173,9 @@ def test_d07_the_keys_that_are_there_and_what_is_no_text() -> None:
     message = refusal(case("d07"))
     assert "no key 'prompt'" in message
     assert "`id`, `question`, `opa`, `opb`, `opc`, `opd`, `cop`" in message
-    assert "--question_key question" in message
+    assert "these rows look like" not in message  # nothing has the name of an answer
     assert "scurvy" not in message
+    assert "(these rows look like --question_key question --answer_key answer)" in refusal(case("d06"))
     assert "'cop' is a number, not a string" in refusal(case("d07"), question="question", answer="cop")
 
 
@@ -265,6 +267,13 @@ def test_d23_to_d29_what_cannot_be_used_is_refused_with_its_place(made, start: s
         made(start)
     with pytest.raises(DataError, match=re.escape(reason)):
         look(case(start))
+
+
+def test_d27_rows_of_both_sets_are_counted(made) -> None:
+    train, val = made("d21", name="train"), made("d27", name="val")
+    assert overlap(train.row_hashes, val.row_hashes) == val.num_documents == 1
+    assert overlap(made("d22", name="other").row_hashes, val.row_hashes) == 0
+    assert overlap(None, val.row_hashes) == 0
 
 
 def test_the_same_file_twice_is_said(made) -> None:

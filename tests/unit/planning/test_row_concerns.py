@@ -92,6 +92,16 @@ def test_a_validation_set_is_estimated_ahead(project):
     assert "The validation set is not tokenised yet" in "\n".join(plan.warnings)
 
 
+def test_a_set_of_other_files_or_keys_is_named_ahead(project, tmp_path):
+    config, settings = project
+    tokenize_sets(config, settings)
+    stale = "was made of other files or keys than these"
+    assert stale not in "\n".join(make_plan(config, settings, ahead=True).warnings)
+    assert stale not in "\n".join(make_plan(replace(config, data=(), val=()), settings, ahead=True).warnings)
+    for changes in ({"question_key": "other"}, {"data": config.val}, {"val": (tmp_path / "none",)}):
+        assert stale in "\n".join(make_plan(replace(config, **changes), settings, ahead=True).warnings)
+
+
 @pytest.mark.parametrize("ahead", [True, False])
 def test_rows_that_a_person_may_not_have_meant_are_warned_about(project, tmp_path, ahead):
     config, settings = project
