@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from medsft.cli.app import app as cli
 from medsft.core.config import command_line
 from medsft.core.config_file import load_toml
+from medsft.core.data import findings
 from medsft.core.planning.planner import preview
 from medsft.core.registry import load_settings
 from medsft.core.run import launch
@@ -165,6 +166,7 @@ async def test_starting_tokenises_starts_and_watches(drafted, until, monkeypatch
 
 async def test_a_number_that_tokenising_changed_is_confirmed_again(drafted, until, monkeypatch, project):
     monkeypatch.setattr(launch, "start", lambda plan: pytest.fail("must not start"))
+    monkeypatch.setattr(findings, "SURVEYED_ROWS", 100)  # the outlook does not get as far as the rows that are skipped
     with (project / "clinic" / "train.jsonl").open("a") as rows:
         rows.write('{"input": "w1"}\n' * 640)
     app = drafted()
@@ -179,8 +181,11 @@ async def test_a_number_that_tokenising_changed_is_confirmed_again(drafted, unti
         await until(pilot, lambda: settled(app) and app.screen.state.outlook.plan.num_iterations == 30)
 
 
-async def test_what_stops_a_start_is_told(drafted, until, project):
-    (project / "clinic" / "train.jsonl").write_text('{"input": "w1", "output": "w2"}\n{"input": "w1"}\n')
+async def test_what_stops_a_start_is_told(drafted, until, monkeypatch, project):
+    monkeypatch.setattr(findings, "SURVEYED_ROWS", 1)
+    (project / "clinic" / "train.jsonl").write_text(
+        '{"system": "w3", "input": "w1", "output": "w2"}\n{"system": "w3", "input": "w1", "output": ""}\n'
+    )
     app = drafted()
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
         await chosen(app, pilot, until)

@@ -138,20 +138,20 @@ def _check(files: Sequence[Path], process: Process, recipe: Recipe, clock: Clock
         tally.merge(result.tally)
         clock.tell(result.bytes_read, tally.rows)
     refuse_rows(bad, tally, files, recipe.bad_rows)
+    tally.refuse_unknown_system_key()
     return bad, tally
 
 
 def refuse_rows(
     bad: BadRows, tally: Tally, files: Sequence[Path], bad_rows: str, *, then: str = "so nothing was written"
 ) -> None:
-    """Raise DataError when there are bad rows under `--bad_rows error`, no others, or none with the key of a system message."""
+    """Raise DataError when there are bad rows under `--bad_rows error`, or no others."""
     if bad.total and (bad_rows == "error" or not tally.rows):
         raise bad.error(files, then=then)
     if not tally.rows:
         raise DataError(
             "the data holds no row that can be used: " + ", ".join(map(str, files)), hint="the files are empty; check --data"
         )
-    tally.refuse_unknown_system_key()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,7 +160,11 @@ def _guess(config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *,
     keys = Keys(question=config.question_key, answer=config.answer_key, system=config.system_key)
     seen = survey(files, keys)
     refuse_rows(seen.bad, seen.tally, files, config.bad_rows, then="as the first rows of the files show")
+    if seen.complete:  # else a later row may have it
+        seen.tally.refuse_unknown_system_key()
     sizes = np.concatenate([line_sizes(path) for path in files])
+    usable = round(len(sizes) * seen.tally.rows / (seen.tally.rows + seen.bad.total))
+    sizes = sizes[: max(1, usable)]
     lengths = np.clip((sizes / _BYTES_PER_TOKEN).astype(np.int64), 2, config.seq)
     if split := withheld_parts(config, len(lengths), has_validation=has_validation):
         lengths = lengths[split[0]]

@@ -69,6 +69,7 @@ def test_what_tokenising_would_refuse_is_refused_ahead(project, tmp_path):
     good.write_bytes(b'{"prompt": "x", "gold": "y"}\n{"prompt": "x"}\n')
     plan = make_plan(replace(config, data=(good,), bad_rows="skip"), settings, ahead=True)
     assert "--data: 1 of the first 2 rows cannot be used and will be skipped." in plan.warnings
+    assert plan.train.documents == 1
 
 
 def test_only_the_first_rows_are_looked_at_ahead(project, tmp_path, monkeypatch):
@@ -79,6 +80,16 @@ def test_only_the_first_rows_are_looked_at_ahead(project, tmp_path, monkeypatch)
     plan = make_plan(replace(config, data=(path,)), settings, ahead=True)
     assert plan.train.documents == 42
     assert "cot" not in "\n".join(plan.warnings)
+
+
+def test_a_system_key_that_no_row_has_is_refused_ahead_where_all_rows_were_seen(project, monkeypatch):
+    config, settings = project
+    config = replace(config, system_key="sytem")
+    with pytest.raises(DataError, match="no row has the key 'sytem'"):
+        make_plan(config, settings, ahead=True)
+    monkeypatch.setattr(findings, "SURVEYED_ROWS", 5)
+    warnings = make_plan(config, settings, ahead=True).warnings
+    assert "--data: 5 of the first 5 rows have no system message." in warnings
 
 
 def test_a_validation_set_is_estimated_ahead(project):
