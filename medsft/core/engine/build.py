@@ -24,9 +24,9 @@ from medsft.core.engine.weights import load_weights
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.selection import Selection, open_selection
 from medsft.core.run.events import EventWriter
-from medsft.core.run.integrity import damage
+from medsft.core.run.integrity import damage, set_damage
 from medsft.core.run.rundir import RunDir
-from medsft.errors import MismatchError
+from medsft.errors import DataError, MismatchError
 
 
 def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | None) -> Trainer:
@@ -48,6 +48,7 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
     else:
         state = load_checkpoint(run.checkpoint_path(iteration), mesh, masters, optimizer, identity=plan.identity)
     masters.publish()
+    check_sets(plan, mesh)
     train, val = make_batchers(plan, mesh)
     if mesh.layout.pp > 1:
         train, val = fix_shapes(plan, mesh, train, val)
@@ -94,6 +95,17 @@ def base_source(plan: RunPlan) -> WeightSource:
         rows=plan.trained_model.vocab_size,
         new_rows="copy_last" if copies else "mean",
     )
+
+
+def check_sets(plan: RunPlan, mesh: Mesh) -> None:
+    """Raise `DataError` when a file of a set is not as it was written. Every rank must call it: one reads, for all."""
+    problem = None
+    if mesh.reports:
+        damaged = ((folder, set_damage(folder)) for folder in plan.set_folders())
+        problem = next((f"The tokenised set in {folder} is damaged: {what}." for folder, what in damaged if what), None)
+    found = mesh.gather(problem)[0]
+    if found is not None:
+        raise DataError(str(found), hint="Make the set again: medsft tokenize with the same flags and --retokenize.")
 
 
 def make_batchers(plan: RunPlan, mesh: Mesh) -> tuple[Batcher, Batcher | None]:

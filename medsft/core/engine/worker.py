@@ -35,9 +35,9 @@ def main(run_dir: str) -> int:
     """Train one rank and return the exit code of its process."""
     run = RunDir(Path(run_dir))
     _take_rank()
-    _live_with_launcher(run)
-    native.compile_ahead()
     try:
+        _live_with_launcher(run)
+        native.compile_ahead()
         _error_path(run).unlink(missing_ok=True)  # of this rank before torchrun restarted it
         _work(run)
     except BaseException as error:
@@ -84,11 +84,11 @@ def _take_rank() -> None:
 
 
 def _work(run: RunDir) -> None:
+    plan = planned(run)
     if _rank() == 0:
-        hash_ahead(run)
+        hash_ahead(run, plan.set_folders())
     from medsft.core.engine.build import build_trainer  # here: compiling and hashing go on while it is imported
 
-    plan = planned(run)
     mesh = open_mesh(plan.layout)
     torch.manual_seed(plan.config.seed)
     with _sole_writer(run) if mesh.reports else nullcontext():

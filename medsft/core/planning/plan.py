@@ -103,6 +103,10 @@ class RunPlan:
     estimates: Estimates
     warnings: tuple[str, ...]
 
+    def set_folders(self) -> tuple[Path, ...]:
+        """Return where the tokenised sets are that the run reads."""
+        return tuple(dict.fromkeys(Path(part.folder) for part in (self.train, self.val) if part is not None))
+
     @property
     def trained_model(self) -> ModelConfig:
         """Return the sizes in training: those of the base model with new tokens, the tables with their padding."""

@@ -1,7 +1,9 @@
-"""Whether the files of a checkpoint are as they were written: their sizes and hashes against its manifest. Without torch.
+"""Whether files are as they were written: of a checkpoint, a tokenised set, a finished model. Without torch.
+
+Their sizes and hashes must be those of their manifest; where a set's manifest holds none, its files must agree.
 
 Hashes are remembered for as long as a file's size and time of change are the same, so that they can be begun ahead: a rank
-hashes the checkpoint that it will go on from while it imports what it trains with.
+hashes the checkpoint that it will go on from, and its sets, while it imports what it trains with.
 """
 
 from __future__ import annotations
@@ -9,13 +11,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medsft.core.basemodel import inspect_base
+from medsft.core.data.dataset import open_tokenized, role_prefix, scan_roles, spans_path, text_prefix
+from medsft.core.data.indexed import bin_path, idx_path
+from medsft.core.data.manifest import Manifest
+from medsft.core.data.manifest import read_manifest as read_manifest_of_set
 from medsft.core.files import sizes_differ, unsealed
 from medsft.core.run.rundir import MANIFEST as MANIFEST
 from medsft.core.run.rundir import RunDir, read_manifest, unreadable_manifest
@@ -42,8 +51,12 @@ def find_good(run: RunDir) -> tuple[int | None, list[str]]:
     return None, problems
 
 
-def hash_ahead(run: RunDir) -> None:
-    """Begin to hash the latest checkpoint, for a `find_good` that comes later."""
+def hash_ahead(run: RunDir, sets: Sequence[Path] = ()) -> None:
+    """Begin to hash the latest checkpoint and the tokenised sets, for a `find_good` and a `set_damage` that come later."""
+    for folder in sets:
+        with suppress(MedsftError, *_NO_MANIFEST):
+            _begin(folder, _recorded_of_set(folder))
+            _disagreement(folder)
     iterations = run.checkpoints()
     if iterations:
         path = run.checkpoint_path(iterations[-1])
@@ -59,6 +72,46 @@ def damage(path: Path) -> str | None:
     except _NO_MANIFEST as error:
         return unreadable_manifest(error)
     return differs or _other_content(path, files)
+
+
+def set_damage(folder: Path) -> str | None:
+    """Return what is wrong with the files of a tokenised set, or None. Reads all of them.
+
+    Raises `DataError` where `open_tokenized` does.
+    """
+    manifest = open_tokenized(folder).manifest
+    return _other_content(folder, _recorded(folder, manifest)) or _disagreement(folder).result()
+
+
+def _recorded_of_set(folder: Path) -> dict[str, dict[str, Any]]:
+    manifest = read_manifest_of_set(folder)
+    return {} if manifest is None else _recorded(folder, manifest)
+
+
+def _recorded(folder: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
+    text, role = bin_path(text_prefix(folder)).name, bin_path(role_prefix(folder)).name
+    return {text: {"sha256": manifest.text_sha256}, role: {"sha256": manifest.role_sha256}}
+
+
+def _disagreement(folder: Path) -> Future[str | None]:
+    """Find the file of a set that does not fit the others, of those without a hash: they say again what the hashed ones say."""
+    prefixes = text_prefix(folder), role_prefix(folder)
+    files = (*map(idx_path, prefixes), spans_path(folder))
+    return _disagreement_of(folder, tuple(_stamp(path) for path in files if path.exists()))
+
+
+@lru_cache(maxsize=64)
+def _disagreement_of(folder: Path, stamps: tuple[tuple[int, int, int], ...]) -> Future[str | None]:
+    def look() -> str | None:
+        data = open_tokenized(folder)
+        for prefix, reader in ((text_prefix(folder), data.text), (role_prefix(folder), data.role)):
+            if not reader.starts_follow_sizes():
+                return f"the content of {idx_path(prefix).name} has changed"
+        if spans_path(folder).is_file() and not np.array_equal(data.answer_spans, scan_roles(data.role).spans):
+            return f"the content of {spans_path(folder).name} has changed"
+        return None
+
+    return _threads().submit(look)
 
 
 def read_export(folder: Path) -> dict[str, Any]:
@@ -117,13 +170,17 @@ def _begin(path: Path, files: dict[str, dict[str, Any]]) -> dict[str, Future[str
 
 
 def _sha256(path: Path) -> Future[str]:
+    return _sha256_of(path, _stamp(path))
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Return what tells a changed file from one that was hashed before: size, time of change, inode."""
     status = path.stat()
-    return _sha256_of(path, status.st_size, status.st_mtime_ns)
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 @lru_cache(maxsize=1024)
-def _sha256_of(path: Path, size: int, mtime_ns: int) -> Future[str]:
-    """Size and time of change are there to tell a changed file from one that was hashed before."""
+def _sha256_of(path: Path, stamp: tuple[int, int, int]) -> Future[str]:
     return _threads().submit(_digest, path)
 
 
@@ -135,6 +192,7 @@ def _threads() -> ThreadPoolExecutor:
 def _forget() -> None:
     """In a forked process: the threads that would have filled in what is remembered are in the other one."""
     _sha256_of.cache_clear()
+    _disagreement_of.cache_clear()
     _threads.cache_clear()
 
 
