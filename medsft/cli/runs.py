@@ -56,7 +56,7 @@ def _rows(folder: Path, *, sizes: bool) -> list[dict[str, Any]]:
     for run in list_runs(folder):
         found = look(run)
         view = found.view
-        for iteration in run.checkpoints() if not found.problem else ():
+        for iteration in found.checkpoints:
             path = run.checkpoint_path(iteration)
             if problem := incomplete(path):
                 console.note(f"warning: {run.path.name}: checkpoint {path.name} is damaged: {problem}")
@@ -67,7 +67,7 @@ def _rows(folder: Path, *, sizes: bool) -> list[dict[str, Any]]:
             "total": view.total,
             "loss": view.last("loss"),
             "validation_loss": view.last_eval("loss"),
-            "checkpoints": found.checkpoints,
+            "checkpoints": run.whole_checkpoints() if found.checkpoints else [],
             "updated": found.updated,
             "path": run.path,
             "problem": found.problem,

@@ -5,7 +5,6 @@ A `RunConfig` is frozen and plain. `check` reports every problem at once, each u
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from medsft.core.other_tools import suggestion
+from medsft.core.other_tools import did_you_mean, suggestion
 from medsft.errors import ConfigError, Problem
 
 GROUPS = {
@@ -293,12 +292,6 @@ def _number(kind: type, value: Any, expected: str) -> Any:
         raise ValueError(f"must be {expected}, not {value!r}") from None
 
 
-def did_you_mean(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    """Return a question with the known name that is most like `name`, or nothing where none is."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"Did you mean `{close[0]}`?" if close else ""
-
-
 def check(config: RunConfig) -> list[Problem]:
     """Return what is wrong with the values taken alone, without looking at the disk."""
     problems: list[Problem] = []
@@ -363,7 +356,13 @@ def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> list[Pro
     if low is not None and (value < low or (positive and value <= 0)):
         return [Problem(flag(name), f"{shown} is too small", f"Must be {'above 0' if positive else f'{low:g} or more'}.")]
     if high is not None and value > high:
-        return [Problem(flag(name), f"{shown} is too large", f"Must be {format_number(high)} or less.")]
+        return [
+            Problem(
+                flag(name),
+                f"{shown} is too large",
+                f"Must be {high if isinstance(high, int) else format_number(high)} or less.",
+            )
+        ]
     return []
 
 

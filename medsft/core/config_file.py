@@ -8,8 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from medsft.core.config import GROUPS, RunConfig, did_you_mean, from_mapping, to_mapping
+from medsft.core.config import GROUPS, RunConfig, from_mapping, to_mapping
 from medsft.core.files import write_atomically
+from medsft.core.other_tools import did_you_mean
 from medsft.core.paths import read_text
 from medsft.errors import ConfigError, Problem
 

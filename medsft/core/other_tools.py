@@ -102,6 +102,12 @@ def suggestion(name: str, known: Collection[str], *, mark: str = "") -> str:
     return f"Did you mean `{mark}{candidates[0]}`?" if candidates else ""
 
 
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return a question with the known name that is most like `name`, or nothing where none is."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean `{close[0]}`?" if close else ""
+
+
 def _plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 

@@ -33,6 +33,7 @@ class Listed:
     problem: str
     """Why it is broken, else nothing."""
     checkpoints: tuple[int, ...]
+    """All that have a name on the disk, whole or not."""
     updated: float
     """Unix time of the latest event, else of the plan; 0 where neither can be known."""
 
@@ -97,7 +98,7 @@ def look(run: RunDir, read: Callable[[], RunView] | None = None) -> Listed:
     if problem is None:
         try:
             view = (read or run.view)()
-            state, saved = run.state(view), tuple(run.whole_checkpoints())
+            state, saved = run.state(view), tuple(run.checkpoints())
             problem = _why_no_events(run, view)
         except _UNREADABLE as error:
             problem = _reason(run, error)
