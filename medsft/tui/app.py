@@ -116,6 +116,10 @@ class MedsftApp(App[int]):
         """Copy a text without what would steer the terminal that it is pasted into."""
         super().copy_to_clipboard(printable(text))
 
+    def _fatal_error(self) -> None:
+        """End. Textual would print the values of variables, which may be of a record; `run_app` raises the error instead."""
+        self._close_messages_no_wait()
+
     def action_leave(self) -> None:
         """Close the view."""
         self.exit(0)
@@ -128,10 +132,13 @@ def run_app(
     runs_folder: Path = Path("runs"),
     settings_file: Path | None = None,
 ) -> int:
-    """Run the app until the person leaves, and return the exit code."""
+    """Run the app until the person leaves, and return the exit code. Raises what the app could not deal with."""
     app = MedsftApp(start, run=run, runs_folder=runs_folder, settings_file=settings_file)
     if "TEXTUAL_DRIVER" in os.environ:  # in the browser that `medsft serve` talks to
         from medsft.tui.browser.driver import BrowserDriver
 
         app.driver_class = BrowserDriver
-    return app.run() or 0
+    code = app.run()
+    if app._exception is not None:
+        raise getattr(app._exception, "error", app._exception)  # what a worker failed with
+    return code or 0

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 from textual.widgets import DataTable, DirectoryTree
+from typer.testing import CliRunner
 
+from medsft.cli.app import app as app_of_commands
 from medsft.core.run.events import Event
 from medsft.core.run.rundir import RunDir
+from medsft.errors import ExitCode
 from medsft.tui.app import MedsftApp
 from medsft.tui.compare import CompareScreen
 from medsft.tui.dialogs import Confirm, TextDialog
@@ -123,3 +126,23 @@ def test_a_name_that_steers_is_not_completed(tmp_path: Path) -> None:
     assert complete(f"{tmp_path}/ro", (".jsonl",)) is None
     (tmp_path / "rows.jsonl").touch()
     assert complete(f"{tmp_path}/ro", (".jsonl",)) == f"{tmp_path}/rows.jsonl"
+
+
+@pytest.mark.parametrize("place", ["compose", "scan"])  # in the app itself, and in a thread of it
+def test_a_bug_in_a_screen_ends_like_any_other(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    secret = "PATIENT-NAME-IN-A-RECORD"
+
+    def fail(*_: object) -> None:
+        row = secret
+        raise KeyError(row)
+
+    target = {"compose": "medsft.tui.runs.RunsScreen.on_mount", "scan": "medsft.tui.runs.Scanner.look"}[place]
+    monkeypatch.setattr(target, fail)
+    run = MedsftApp.run
+    monkeypatch.setattr(MedsftApp, "run", lambda self: run(self, headless=True, size=(80, 24)))
+    monkeypatch.setenv("TEXTUAL_DRIVER", "textual.drivers.headless_driver:HeadlessDriver")
+    result = CliRunner().invoke(app_of_commands, ["runs"])
+    assert result.exit_code == ExitCode.TRAINING
+    assert "this is a bug in medsft: KeyError at test_hostile_text.py" in result.output
+    assert secret not in result.output
