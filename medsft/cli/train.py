@@ -171,7 +171,7 @@ def resume(
     changes: dict[str, Any] = {"tp": tp, "pp": pp, "nproc_per_node": nproc_per_node, "micro_batch": micro_batch}
     changes |= {"nodes": nodes, "rank": rank, "addr": addr, "port": port}
     changed = pipeline.resume(found, **{name: value for name, value in changes.items() if value is not None})
-    before = RunPlan.from_json(found.read_plan()).layout
+    before = RunPlan.read(found.plan_path).layout
     if changed.layout != before:
         console.note(f"Resharding from {before} to {changed.layout}.")
     _start(changed.config, lambda: changed, detach=detach, plain=plain, json=json)

@@ -41,7 +41,7 @@ class PlanFacts:
     def of(cls, run: RunDir) -> PlanFacts:
         """Read them from the run's plan; a monitor of a damaged plan still shows the events."""
         try:
-            plan = RunPlan.from_json(run.read_plan(), where=str(run.plan_path))
+            plan = RunPlan.read(run.plan_path)
         except MedsftError:
             return cls()
         return cls(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from medsft.core.run.events import EventReader
 from medsft.core.run.listing import look
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView, ViewFold
+from medsft.errors import MismatchError
 
 POLL_SECONDS = 0.5
 """Two redraws a second at most: a terminal behind SSH does not like more."""
@@ -64,9 +66,10 @@ class Follower:
 
     def _read(self) -> RunView:
         grown = False
-        for records in self._events.read_records():
-            self._fold.feed_records(records)
-            grown = grown or bool(records)
+        with suppress(MismatchError):  # a log that cannot be read; its folder still tells of checkpoints
+            for records in self._events.read_records():
+                self._fold.feed_records(records)
+                grown = grown or bool(records)
         if grown:
             self._view = self._fold.view()
         return self._view

@@ -26,6 +26,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ from medsft.core.registry import load_settings
 from medsft.core.run.launch import start
 from medsft.core.run.pipeline import check_against_existing, prepare, resume
 from medsft.core.run.rundir import RunDir, find_runs
-from medsft.errors import AlreadyFinishedError, MismatchError
+from medsft.errors import AlreadyFinishedError, MedsftError, MismatchError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(280)]
 LAST = 12
@@ -288,3 +289,50 @@ def test_an_early_checkpoint_is_exported_with_its_own_figures(folder):
     assert record["metrics"]["tokens"] == record["checkpoint"]["state"]["tokens"] < view.tokens
     assert "8 of 12" in card
     assert f"| Validation after iteration 6 | loss {at_6:.4f}" in card
+
+
+def be_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    if content:
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+HARMS: dict[str, Callable[[Path], None]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "one bit": flip_a_bit,
+    "a folder": be_a_folder,
+    "removed": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("whose", ["run", "model"])
+def test_no_damaged_file_is_taken_for_a_bug(folder, whose, harm):
+    """Whichever file is damaged, lists stay lists, and what cannot go on says so as an error for people."""
+    from medsft.cli.runs import _rows
+    from medsft.core.engine.export import export_run
+
+    damaged = run_in(folder).path if whose == "run" else model_in(folder)
+    kept = folder / "kept"
+    shutil.copytree(damaged, kept)
+    for file in sorted(path.relative_to(kept) for path in kept.rglob("*") if path.is_file()):
+        shutil.rmtree(damaged)
+        shutil.copytree(kept, damaged)
+        HARMS[harm](damaged / file)
+        rows = _rows(folder / "runs", sizes=True)
+        assert len(rows) == (0 if file.name == "plan.json" and harm in ("a folder", "removed") else 1), file
+        with suppress(MedsftError):
+            plan_in(folder)
+        with suppress(MedsftError):
+            resume(RunDir(damaged if whose == "run" else run_in(folder).path))
+        if whose == "run" and file.parts[0] in ("plan.json", "iter_0000012") and harm != "removed":
+            with suppress(MedsftError):
+                assert export_run(RunDir(damaged), folder / "out").iteration == 8, file
+            shutil.rmtree(folder / "out", ignore_errors=True)

@@ -199,4 +199,7 @@ def remove_old_checkpoints(run: RunDir, *, keep_last: int) -> None:
             with suppress(OSError):
                 path.rename(path.with_name(f".{path.name}.saving.removed"))
     for rest in run.path.glob(".iter_*.saving*"):
-        shutil.rmtree(rest, ignore_errors=True)
+        if rest.is_dir():
+            shutil.rmtree(rest, ignore_errors=True)
+        else:
+            rest.unlink(missing_ok=True)  # a file that had the name of a checkpoint

@@ -36,9 +36,9 @@ def main(run_dir: str) -> int:
     run = RunDir(Path(run_dir))
     _take_rank()
     try:
+        _error_path(run).unlink(missing_ok=True)  # of this rank before torchrun restarted it
         _live_with_launcher(run)
         native.compile_ahead()
-        _error_path(run).unlink(missing_ok=True)  # of this rank before torchrun restarted it
         _work(run)
     except BaseException as error:
         with suppress(OSError):  # a disk that is full or read-only: the supervisor asks it
@@ -59,7 +59,7 @@ def _live_with_launcher(run: RunDir) -> None:
     """
     parent = os.getppid()
     if "TORCHELASTIC_RUN_ID" in os.environ and not started_by("torch.distributed.run"):
-        sys.exit("The launcher of this rank is gone: ending.")
+        raise LaunchError("The launcher of this rank is gone.")
     rank = _rank()
     run.claim_part(f"rank_{rank}", os.getpid(), node=int(os.environ.get("MEDSFT_NODE", "0")))
 

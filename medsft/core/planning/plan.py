@@ -17,7 +17,7 @@ from typing import Any
 
 from medsft.core.architecture import ModelConfig
 from medsft.core.config import NOT_PART_OF_A_RUN, RunConfig, check_names, from_mapping, to_mapping
-from medsft.core.files import sealed
+from medsft.core.files import sealed, unsealed
 from medsft.core.planning.layout import Layout, padded_model
 from medsft.core.planning.memory import MemoryEstimate
 from medsft.core.planning.schedule import epoch_ends, plan_eval_interval
@@ -199,8 +199,13 @@ class RunPlan:
                 warnings=tuple(raw["warnings"]),
                 **{name: raw[name] for name in _SCALARS},
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MismatchError(f"{where}: damaged or incomplete: {error}") from None
+
+    @classmethod
+    def read(cls, path: Path) -> RunPlan:
+        """Return the plan in a file. Raises `MismatchError` when there is none, or it is damaged or of another version."""
+        return cls.from_json(read_plan_file(path), where=str(path))
 
     def with_launch(self, layout: Layout, *, nproc_per_node: int, micro_batch: int, num_micro_batches: int) -> RunPlan:
         """Return the same run on another layout."""
@@ -219,6 +224,19 @@ _SCALARS = (
     *("run_dir", "export_dir", "num_iterations", "epochs", "precision"),
     *("nproc_per_node", "micro_batch", "num_micro_batches"),
 )
+
+
+def read_plan_file(path: Path) -> dict[str, Any]:
+    """Return what a `plan.json` says. Raises `MismatchError` when there is none, or it is not as it was written."""
+    try:
+        return unsealed(path.read_bytes())
+    except FileNotFoundError:
+        raise MismatchError(f"{path.parent}: not a run; there is no plan.json.") from None
+    except OSError as error:
+        raise MismatchError(f"{path}: cannot be read: {error.strerror or error}.") from None
+    except ValueError as error:
+        hint = "Type the `medsft sft` command that started it: it writes the plan anew, and goes on."
+        raise MismatchError(f"{path}: damaged: {error}.", hint=hint) from None
 
 
 def _config(raw: Mapping[str, Any], where: str) -> RunConfig:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medsft.core.basemodel import BaseModel
 from medsft.core.config import RunConfig, check, format_number
 from medsft.core.devices import Devices, assumed_devices, find_devices
-from medsft.core.files import unsealed
 from medsft.core.planning.base import find_base, plan_base
 from medsft.core.planning.choose import Choice, Situation, batches_in_turn, choose, sample_batches
 from medsft.core.planning.folders import check_places, export_folder_name, family_name, free_bytes, run_folder
@@ -212,12 +212,11 @@ def _amount(found: _Found, existing: RunPlan | None) -> _Amount:
 
 
 def _plan_in(run_dir: Path) -> RunPlan | None:
-    """Return the plan of the run in this folder, None when there is none, or none that says how much it trains."""
+    """Return the plan of the run in this folder; None when there is none, or a damaged one, of which `pipeline` decides."""
     path = run_dir / "plan.json"
-    try:
-        return RunPlan.from_json(unsealed(path.read_bytes()), where=str(path))
-    except (OSError, ValueError, MismatchError):  # whoever starts a run says what is wrong with it
-        return None
+    with suppress(MismatchError):
+        return RunPlan.read(path) if path.is_file() else None
+    return None
 
 
 def _precision(config: RunConfig, devices: Devices) -> str:

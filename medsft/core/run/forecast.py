@@ -57,7 +57,7 @@ def _work(plan: RunPlan) -> float:
 def _speed(run: RunDir, plan: RunPlan) -> float | None:
     """Return the median tokens per second of a run of the same base model on the same devices and levels, else None."""
     try:
-        other = RunPlan.from_json(run.read_plan(), where=str(run.plan_path))
+        other = RunPlan.read(run.plan_path)
     except MedsftError:
         return None
     if _kind(other) != _kind(plan):

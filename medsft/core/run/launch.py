@@ -91,7 +91,7 @@ def read_launch(run: RunDir) -> Launch:
 
 def plan_of(run: RunDir) -> RunPlan:
     """Return the plan of a run, its paths where they are now. Raises `MismatchError` when it cannot be read."""
-    return moved_to(RunPlan.from_json(run.read_plan(), where=str(run.plan_path)), run.path)
+    return moved_to(RunPlan.read(run.plan_path), run.path)
 
 
 def planned(run: RunDir) -> RunPlan:

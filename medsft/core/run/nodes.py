@@ -171,7 +171,7 @@ def _await_start(run: RunDir, start_id: str, identity: str) -> None:
                 hint="All nodes need --save_checkpoint_dir under the same path, in a folder that they share.",
             )
         time.sleep(0.2)
-    if RunPlan.from_json(run.read_plan(), where=str(run.plan_path)).identity != identity:
+    if RunPlan.read(run.plan_path).identity != identity:
         raise MismatchError(f"{run.plan_path} is not the plan that node 0 made.")
 
 

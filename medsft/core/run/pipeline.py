@@ -117,7 +117,7 @@ def existing_plan(plan: RunPlan) -> RunPlan | None:
     if not run.exists():
         return None
     try:
-        return RunPlan.from_json(run.read_plan(), where=str(run.plan_path))
+        return RunPlan.read(run.plan_path)
     except MismatchError as error:
         whole = run.latest_checkpoint()
         if whole is None or read_checkpoint_manifest(run.checkpoint_path(whole)).get("identity") == plan.identity:
@@ -180,7 +180,7 @@ def resume(folder: RunDir, **changes: object) -> RunPlan:
     Raises `AlreadyFinishedError`, `ConfigError` for levels that cannot work, or `MismatchError` when its data or base model
     have changed.
     """
-    recorded = RunPlan.from_json(folder.read_plan(), where=str(folder.plan_path))
+    recorded = RunPlan.read(folder.plan_path)
     plan = replan(recorded, run_dir=folder.path, changes=changes)
     check_against_existing(plan)
     return plan

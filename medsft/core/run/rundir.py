@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from medsft.core.files import sizes_differ, unsealed, write_atomically
+from medsft.core.planning.plan import read_plan_file
 from medsft.core.printable import one_line
 from medsft.core.run.events import EventReader
 from medsft.core.run.processes import lives, record_of
@@ -33,7 +34,6 @@ HEARTBEAT_SECONDS = 5.0
 LOST_AFTER_SECONDS = 60.0
 MANIFEST = "manifest.json"
 """In a checkpoint: what it is, with the size and hash of every file."""
-_NEW_PLAN = "Type the `medsft sft` command that started it: it writes the plan anew, and goes on."
 STATES = ("planned", "running", "stopping", "stopped", "finished", "failed", "lost")
 
 
@@ -110,14 +110,7 @@ class RunDir:
 
     def read_plan(self) -> dict[str, Any]:
         """Return the plan as it was written. Raises `MismatchError` when there is none or it is damaged."""
-        try:
-            return unsealed(self.plan_path.read_bytes())
-        except FileNotFoundError:
-            raise MismatchError(f"{self.path}: not a run; there is no plan.json.") from None
-        except OSError as error:
-            raise MismatchError(f"{self.plan_path}: cannot be read: {error.strerror or error}.") from None
-        except ValueError as error:
-            raise MismatchError(f"{self.plan_path}: damaged: {error}.", hint=_NEW_PLAN) from None
+        return read_plan_file(self.plan_path)
 
     def has_plan(self) -> bool:
         """Tell whether the plan is as it was written."""
@@ -157,7 +150,7 @@ class RunDir:
 
     def request(self, what: str) -> None:
         """Ask the run for something at its next step: `stop` or `save`."""
-        self.control.mkdir(parents=True, exist_ok=True)
+        self.control.mkdir(exist_ok=True)  # without its parents: a run whose folder is gone must not leave a new one
         (self.control / what).touch()
 
     def requested(self, what: str) -> bool:

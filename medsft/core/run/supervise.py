@@ -56,7 +56,8 @@ def main(run_dir: str, node: int = 0) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # whoever started this process has blocked it until now
     adopt_orphans()
     folder = HeldFolder(run.path)
-    run.claim(os.getpid(), node=node)
+    with suppress(OSError):  # a full disk: whoever started this process has noted it, too
+        run.claim(os.getpid(), node=node)
     ended = threading.Event()
     threading.Thread(target=_give_signs_of_life, args=(run, folder, node, ended), daemon=True).start()
     failure: MedsftError | None = None
