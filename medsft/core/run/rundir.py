@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from medsft.core.files import sizes_differ, unsealed, write_atomically
-from medsft.core.planning.plan import read_plan_file
+from medsft.core.planning.plan import RunPlan, read_plan_file
 from medsft.core.printable import one_line
 from medsft.core.run.events import EventReader
 from medsft.core.run.processes import lives, record_of
 from medsft.core.run.view import RunView, ViewFold
-from medsft.errors import MismatchError
+from medsft.errors import MedsftError, MismatchError
 
 HEARTBEAT_SECONDS = 5.0
 LOST_AFTER_SECONDS = 60.0
@@ -113,10 +113,10 @@ class RunDir:
         return read_plan_file(self.plan_path)
 
     def has_plan(self) -> bool:
-        """Tell whether the plan is as it was written."""
+        """Tell whether there is a plan that can be used."""
         try:
-            self.read_plan()
-        except MismatchError:
+            RunPlan.read(self.plan_path)
+        except MedsftError:
             return False
         return True
 
