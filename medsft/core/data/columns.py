@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from medsft.core.printable import one_line
 
@@ -105,8 +106,14 @@ def unused_text(row: Mapping[str, object], used: Collection[str]) -> list[str]:
 
 def _unused(row: Mapping[str, object], used: Collection[str], prefix: str, depth: int) -> Iterator[str]:
     for key, value in row.items():
-        name = prefix + key
-        if name in used or _is_identifier(key) or not _holds_text(value, depth):
+        name = prefix + key if prefix else key
+        if value is None or name in used or _is_identifier(key):
+            continue
+        if isinstance(value, str):  # first, as nearly all are
+            if value and not value.isspace():
+                yield name
+            continue
+        if not _holds_text(value, depth):
             continue
         inner = _members_or_none(value) if any(one.startswith(f"{name}.") for one in used) else None
         if inner is None:
@@ -115,6 +122,7 @@ def _unused(row: Mapping[str, object], used: Collection[str], prefix: str, depth
             yield from _unused(inner, used, f"{name}.", depth + 1)
 
 
+@lru_cache(maxsize=1024)
 def _is_identifier(key: str) -> bool:
     lowered = key.lower()
     return lowered in _ID_NAMES or lowered.endswith("_id")

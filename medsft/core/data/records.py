@@ -27,6 +27,9 @@ _MOST_REASONS = 100
 """Reasons hold keys that people chose: this many are told apart."""
 _PROPOSAL_ROWS = 50
 _KEY_ENDS = re.compile(rb'"\s*:')
+_CAREFUL = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float)
+"""Objects come back as tuples of pairs and arrays as lists, so that a repeated key is still there to be seen. A whole number
+becomes a float: Python takes no more than 4,300 digits, and nobody reads it. Made once, for it costs more than a row."""
 _REPEATED = "the same key twice in one object"
 
 
@@ -153,9 +156,7 @@ def _object_with_care(raw: bytes) -> Mapping[str, object]:
     except UnicodeDecodeError:
         raise BadRow("broken UTF-8") from None
     try:
-        # Objects come back as tuples of pairs and arrays as lists, so that a repeated key is still there to be seen. A whole
-        # number becomes a float because Python takes no more than 4,300 digits, and none of them is read anyway.
-        pairs = json.loads(text, object_pairs_hook=tuple, parse_int=float)
+        pairs = _CAREFUL.decode(text)
     except RecursionError:
         raise BadRow("nested too deeply") from None
     except ValueError as error:
