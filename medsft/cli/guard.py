@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -10,13 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
 
 from medsft.cli import console
 from medsft.cli.argv import normalise, unknown_flags
+from medsft.core.disk import trouble
 from medsft.core.other_tools import suggestion
 from medsft.core.printable import printable
-from medsft.errors import ConfigError, ExitCode, MedsftError, Problem
+from medsft.errors import ConfigError, DiskError, ExitCode, MedsftError, Problem
 
 _OF_A_PATH = frozenset(
     {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
@@ -60,16 +63,19 @@ class Guard(Group):
         except MedsftError as error:
             _explain(error, debug)
             sys.exit(error.exit_code)
-        except BrokenPipeError:
-            sys.exit(ExitCode.DONE)  # whoever read our output has seen enough
         except OSError as error:
+            if error.errno not in _OF_A_PATH and (found := trouble(error, Path.cwd())) is not None:
+                _explain(DiskError(found.message, hint=found.hint, exit_code=ExitCode.USAGE), debug)
+                sys.exit(ExitCode.USAGE)
             if error.filename is None or error.errno not in _OF_A_PATH:
                 _report_bug(error, debug)
                 sys.exit(ExitCode.TRAINING)
             # Whoever opens a file that a person named says what it is for; this is for those that nobody thinks of.
             _explain(ConfigError([Problem(str(error.filename), error.strerror or type(error).__name__)]), debug)
             sys.exit(ExitCode.USAGE)
-        except Exception as error:
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a panic in Rust is no Exception; Python would end with 1, which means "finished"
             _report_bug(error, debug)
             sys.exit(ExitCode.TRAINING)
 
@@ -80,8 +86,25 @@ class Guard(Group):
 
     def invoke(self, ctx: Any) -> Any:
         """Read the options of the command, and run it."""
-        with _printable_usage_errors():
+        with _printable_usage_errors(), _never_one():
             return super().invoke(ctx)
+
+
+@contextmanager
+def _never_one() -> Iterator[None]:
+    """Typer and libraries end with 1 where output goes nowhere or a question gets no answer. Here 1 means "finished"."""
+    try:
+        yield
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for what Python still writes at its end
+        raise typer.Exit(ExitCode.DONE) from None
+    except (typer.Abort, EOFError):
+        console.note("medsft: no answer, so nothing was done. --yes answers every question.")
+        raise typer.Exit(ExitCode.USAGE) from None
+    except SystemExit as error:
+        if error.code in (None, 0):
+            raise
+        raise typer.Exit(error.code if isinstance(error.code, int) and error.code > 1 else ExitCode.TRAINING) from None
 
 
 @contextmanager
@@ -122,7 +145,7 @@ def _explain(error: MedsftError, debug: bool) -> None:
     console.note(f"medsft: several things are wrong:\n{error}" if several else f"medsft: {error}")
 
 
-def _report_bug(error: Exception, debug: bool) -> None:
+def _report_bug(error: BaseException, debug: bool) -> None:
     """Name the kind of error and the line it came from; its text could quote a record, so only --debug shows it."""
     if debug:
         console.note(traceback.format_exc(), end="")

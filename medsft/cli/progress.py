@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from medsft.cli import console
+from medsft.core.disk import probe
 from medsft.core.printable import one_line, printable
-from medsft.core.run.events import Event
+from medsft.core.run.events import TERMINAL, Event, EventReader
 from medsft.core.run.pipeline import follow_to_end
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView, ViewFold
@@ -64,7 +65,7 @@ def run_in_foreground(run: RunDir, *, after: int, plain: bool, json: bool = Fals
     if node:
         _end_with_node(run, node)
     else:
-        end_with_outcome(run)
+        end_with_outcome(run, after=after)
 
 
 def _end_with_node(run: RunDir, node: int) -> None:
@@ -81,13 +82,18 @@ def _end_with_node(run: RunDir, node: int) -> None:
     raise typer.Exit(end["exit_code"])
 
 
-def end_with_outcome(run: RunDir) -> None:
-    """Say how a run ended, on standard error, and raise `typer.Exit` unless it finished or stopped as asked."""
+def end_with_outcome(run: RunDir, *, after: int = -1) -> None:
+    """Say how a run ended, on standard error, and raise `typer.Exit` unless it finished or stopped as asked.
+
+    An end before event `after` is that of an earlier start, and says nothing of this one.
+    """
     if not run.exists():
         console.note(f"medsft: {run.path} was moved or removed while it trained: training has ended.")
         raise typer.Exit(ExitCode.TRAINING)
     view = run.view()
     state = run.state(view)
+    if after >= 0 and not any(event.kind in TERMINAL and event.seq > after for event in EventReader(run.events_path).read()):
+        state = "lost"
     if state == "finished":
         console.note(f"Finished: {run.path}" + (f"\nModel: {view.export}" if view.export else ""))
     elif state == "stopped":
@@ -96,6 +102,9 @@ def end_with_outcome(run: RunDir) -> None:
         remedy = f"\n    {view.remedy}" if view.remedy else ""
         console.note(f"medsft: {view.reason or 'the run failed'}{remedy}\n    Logs: {run.logs}")
         raise typer.Exit(view.exit_code or ExitCode.TRAINING)
+    elif (found := probe(run.path)) is not None:  # the last words of a run need room, too
+        console.note(f"medsft: {found.message}\n    Make room, and go on from the last checkpoint: medsft resume {run.path}")
+        raise typer.Exit(ExitCode.TRAINING)
     else:
         console.note(f"medsft: the run's processes ended without a word.\n    Logs: {run.logs}")
         raise typer.Exit(ExitCode.TRAINING)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medsft.core.disk import probe
 from medsft.core.run.events import EventReader
 from medsft.core.run.launch import Launch, node_suffix
 from medsft.core.run.rundir import RunDir
@@ -82,6 +83,8 @@ def first_error(run: RunDir, launch: Launch, code: int) -> MedsftError:
     if records:
         first = min(records, key=lambda r: r["time"])
         return error_with(f"Rank {first['rank']}: {first['reason']}", how_to_go_on(run), ExitCode.TRAINING)
+    if (found := probe(run.path)) is not None:  # no rank could leave a word, and no launcher write its log
+        return error_with(found.message, how_to_go_on(run), ExitCode.TRAINING)
     why = f"{run.logs / 'launcher.log'} says why. {how_to_go_on(run)}"
     return error_with(f"The launcher ended with code {code}.", why, ExitCode.LAUNCH)
 

@@ -15,17 +15,18 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from medsft.core.disk import trouble, writing_to
 from medsft.core.planning.layout import Layout
 from medsft.core.planning.places import moved_to, places_of, with_places
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import EventReader
 from medsft.core.run.processes import PARENT_VARIABLE
 from medsft.core.run.rundir import RunDir, write_atomically
-from medsft.errors import ExitCode, LaunchError, MedsftError
+from medsft.errors import DiskError, ExitCode, LaunchError, MedsftError
 
 STOP_SECONDS = 600
 """How long ranks may take to save after a SIGTERM before they are killed."""
@@ -116,6 +117,18 @@ def start(plan: RunPlan) -> RunDir:
     return run
 
 
+def _undo(run: RunDir) -> None:
+    """Remove what an attempt to start has made, where it did not come to a run."""
+    if run.exists():
+        return
+    with suppress(OSError):
+        for path in (*run.control.glob("*.lock"), *run.logs.glob("supervisor*.log")):
+            path.unlink(missing_ok=True)
+    for folder in (run.logs, run.control, run.path):
+        with suppress(OSError):
+            folder.rmdir()
+
+
 @contextmanager
 def sole_start(plan: RunPlan) -> Iterator[None]:
     """Let one process at a time start the run of a plan: the second finds it running. Raises `LaunchError`."""
@@ -130,9 +143,16 @@ def sole_start(plan: RunPlan) -> Iterator[None]:
     except NotImplementedError:  # a file system without locks
         lock = None
     except OSError as error:
+        _undo(run)
+        if (found := trouble(error, run.path)) is not None:
+            raise DiskError(found.message, hint=found.hint, exit_code=ExitCode.LAUNCH) from None
         raise LaunchError(f"{run.path}: cannot be written: {error.strerror or error}.") from None
     try:
-        yield
+        with writing_to(run.path, ExitCode.LAUNCH):
+            yield
+    except DiskError:
+        _undo(run)
+        raise
     finally:
         if lock is not None:
             lock.release()
@@ -169,8 +189,13 @@ def spawn_supervisor(run: RunDir, node: int = 0) -> None:
         process = _spawn_detached(command, log)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    if not run.is_claimed_by(process.pid, node=node):  # or else it was faster, and may have ended already
-        run.claim(process.pid, node=node)
+    try:
+        if not run.is_claimed_by(process.pid, node=node):  # or else it was faster, and may have ended already
+            run.claim(process.pid, node=node)
+    except OSError:  # a process that nobody knows of must not train
+        process.kill()
+        process.wait()
+        raise
 
 
 def node_suffix(node: int) -> str:
@@ -212,7 +237,8 @@ class EngineError(MedsftError):
         super().__init__(message)
         self.returncode = returncode
         """Of the process; negative for the signal that ended it."""
-        known = returncode in [int(code) for code in ExitCode]
+        # 1 says that a run is finished, and is what Python ends with where nobody has caught an error: never the first here.
+        known = returncode in [int(code) for code in ExitCode if code != ExitCode.ALREADY_FINISHED]
         self.exit_code = ExitCode(returncode) if known else ExitCode.TRAINING
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from medsft.core.disk import trouble
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.causes import (
     START_MARK,
@@ -68,10 +69,14 @@ def main(run_dir: str, node: int = 0) -> int:
         failure = _attempt(run, launch, company, folder, node)
         if not folder.is_in_place():
             home, failure = _follow_the_folder(run, folder)
-        if home is not None and node == 0:
-            _close_log(home, failure)
-        elif home is not None:
-            _leave_end(home, node, failure)
+        try:
+            if home is not None and node == 0:
+                _close_log(home, failure)
+            elif home is not None:
+                _leave_end(home, node, failure)
+        except OSError:  # whoever waits for this run finds no end of it in the log, and asks the disk
+            with suppress(OSError):
+                sys.stderr.write(f"{failure}\n")
         if node == 0:
             company.dismiss(failure)
         company.close()
@@ -109,7 +114,9 @@ def _attempt(run: RunDir, launch: Launch, company: Company, folder: HeldFolder, 
             _lead(run, launch, company, folder)
     except MedsftError as error:
         return error
-    except Exception as error:
+    except BaseException as error:
+        if (found := trouble(error, run.path)) is not None:
+            return error_with(found.message, how_to_go_on(run), ExitCode.TRAINING)
         return LaunchError(f"{type(error).__name__}: {error}", hint=f"{run.logs}/supervisor{node_suffix(node)}.log has more.")
     return None
 
