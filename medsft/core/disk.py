@@ -24,6 +24,7 @@ _KINDS = frozenset({*_PERMISSION, *_FULL, errno.EROFS, errno.EIO, errno.EFBIG, e
 _IN_RUST = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust (safetensors, tokenizers) end the text of a failed system call: they raise exceptions of their own."""
 _PROBE_BYTES = 1 << 20
+_FEW_INODES = 32
 _MAKE_ROOM = "Make room there, or choose a folder on another disk; then start it again."
 
 
@@ -67,6 +68,8 @@ def probe(folder: Path) -> Trouble | None:
             while left:
                 left = left[file.write(left) :]
             os.fsync(file.fileno())
+        if _lacks_inodes(os.statvfs(folder)):
+            return _explain(errno.ENOSPC, folder)
     except OSError as error:
         return trouble(error, folder)
     finally:
@@ -139,7 +142,12 @@ def _room(mount: Path) -> str:
     except (OSError, AttributeError):
         return "no room"
     free = f"{byte_size(status.f_bavail * status.f_frsize)} free of {byte_size(status.f_blocks * status.f_frsize)}"
-    return f"no inodes left for new files ({free})" if status.f_files and not status.f_favail else free
+    return f"{status.f_favail or 'no'} inodes left for new files ({free})" if _lacks_inodes(status) else free
+
+
+def _lacks_inodes(status: os.statvfs_result) -> bool:
+    """Tell whether a start of a run would need more new files than a disk takes; some file systems do not count them."""
+    return status.f_files > 0 and status.f_favail < _FEW_INODES
 
 
 def _user() -> str:

@@ -29,8 +29,9 @@ from medsft.core.data.records import BadRows, Example
 from medsft.core.data.template import Role
 from medsft.core.data.tokenizers import OpenedTokenizer
 from medsft.core.data.workers import Job, Process, processing, read_chunks
+from medsft.core.disk import writing_to
 from medsft.core.files import sync_entry, sync_tree
-from medsft.errors import DataError
+from medsft.errors import DataError, ExitCode
 
 Stage = Literal["wait", "hash", "check", "tokenise"]
 _SECONDS_BETWEEN_REPORTS = 0.1
@@ -234,7 +235,8 @@ def answer_tail(opened: OpenedTokenizer) -> int:
 def _writing_to_disk(folder: Path) -> Iterator[None]:
     """A full or read-only disk is a person's problem, not a bug."""
     try:
-        yield
+        with writing_to(folder, ExitCode.DATA):
+            yield
     except OSError as error:
         raise DataError(
             f"{folder} cannot be written: {error.strerror or error}",

@@ -44,7 +44,8 @@ from medsft.core.data.special import SpecialInText
 from medsft.core.data.tokenizers import MEDITRON_EXTRA_IDS, OpenedTokenizer
 from medsft.core.data.trust import trust
 from medsft.core.data.workers import Job
-from medsft.errors import DataError
+from medsft.core.disk import trouble
+from medsft.errors import DataError, DiskError, ExitCode
 
 _LOCK_POLL_SECONDS = 1.0
 
@@ -167,6 +168,8 @@ def _lock(request: TokenizeRequest, report: ProgressCallback) -> Iterator[None]:
                 waited = time.monotonic() - began
                 report(Progress(stage="wait", done_bytes=0, total_bytes=0, documents=0, seconds=waited))
     except OSError as error:
+        if (found := trouble(error, request.out_dir)) is not None:
+            raise DiskError(found.message, hint=found.hint, exit_code=ExitCode.DATA) from None
         raise DataError(
             f"{request.out_dir} cannot be written: {error.strerror or error}", hint="choose another --tokenized_data_dir"
         ) from None
