@@ -121,10 +121,13 @@ class Findings:
         of = f"the first {count(self.rows)}" if first_rows else count(self.rows)
         lines = []
         if self.unused_text:
-            named = [f"{shown([key])} ({count(rows)})" for key, rows in list(self.unused_text.items())[:_SHOWN_COLUMNS]]
+            named = [
+                f"{shown([key])} (in {count(rows)} of {of} rows)"
+                for key, rows in list(self.unused_text.items())[:_SHOWN_COLUMNS]
+            ]
             more = len(self.unused_text) - len(named)
             listed = ", ".join(named) + (f" and {more} more" if more else "")
-            lines.append(f"{flag}: text under keys that are not used, in so many of {of} rows: {listed}.")
+            lines.append(f"{flag}: the text under these keys is not used: {listed}.")
         if self.repeated:
             lines.append(f"{flag}: {count(self.repeated)} of {of} rows repeat an earlier one.")
         if self.without_system:

@@ -152,7 +152,7 @@ def test_d03_the_text_column_that_is_not_read_is_named_and_instruction_comes_fir
     data = made("d03", question="instruction", answer="output")
     assert data.manifest.findings.unused_text == {"input": 2}
     assert set_sentences(data, "--data") == [
-        "--data: text under keys that are not used, in so many of 3 rows: `input` (2).",
+        "--data: the text under these keys is not used: `input` (in 2 of 3 rows).",
     ]
 
 

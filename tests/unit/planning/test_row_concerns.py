@@ -125,7 +125,7 @@ def test_rows_that_a_person_may_not_have_meant_are_warned_about(project, tmp_pat
         tokenize_sets(config, settings)
     warnings = make_plan(config, settings, ahead=ahead).warnings
     for expected in (
-        "--data: text under keys that are not used, in so many of 18 rows: `cot` (18).",
+        "--data: the text under these keys is not used: `cot` (in 18 of 18 rows).",
         "--data: 10 of 18 rows repeat an earlier one.",
         f"--data: {train} is given twice.",
         "--val: 3 of 3 rows are in --data too: the validation loss will look too good.",
