@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from medsft.core.architecture import read_hf_config
 from medsft.core.config import RunConfig, from_mapping
 from medsft.core.planning.plan import RunPlan
 from medsft.core.registry import Settings, load_settings
@@ -50,6 +53,31 @@ def write_model(folder: Path, family: str = "llama", *, seed: int = 0, **changes
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     write_tokenizer(folder)
     return folder
+
+
+def write_tensors(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> Path:
+    """A safetensors file of zeros, which takes no room on the disk: (type, shape) by name. Written without any library."""
+    sizes = {"F64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
+    head: dict[str, Any] = {}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + math.prod(shape) * sizes[dtype]
+        head[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(head).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return path
+
+
+def describe_weights(folder: Path, dtype: str = "BF16") -> dict[str, tuple[str, Sequence[int]]]:
+    """What the weights of the model in a folder's config.json are, for `write_tensors`."""
+    return {name: (dtype, shape) for name, shape in read_hf_config(folder).parameter_shapes()}
+
+
+def write_weights(folder: Path, dtype: str = "BF16") -> Path:
+    """Weights of zeros for the model in a folder's config.json."""
+    return write_tensors(folder / "model.safetensors", describe_weights(folder, dtype))
 
 
 def write_rows(path: Path, count: int, *, seed: int = 0, longest: int = 60) -> Path:

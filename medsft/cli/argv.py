@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 MULTI_VALUED = frozenset({"--data", "--val"})
 
@@ -10,9 +11,15 @@ MULTI_VALUED = frozenset({"--data", "--val"})
 def normalise(arguments: Sequence[str]) -> list[str]:
     """Return arguments for the parser: `--loss-mask` as `--loss_mask`, `--data a b` as `--data a --data b`.
 
-    Values, and everything after a bare `--`, stay as they are.
+    Other values, and everything after a bare `--`, stay as they are, but for a `~/` that no shell has written out.
     """
-    return list(_normalised(list(arguments)))
+    return [_at_home(argument) for argument in _normalised(list(arguments))]
+
+
+def _at_home(argument: str) -> str:
+    """A shell leaves it as it is in `--to=~/models`, and a program that starts us everywhere."""
+    name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return f"{name}{equals}{Path(value).expanduser()}" if value.startswith("~/") else argument
 
 
 def _normalised(arguments: list[str]) -> Iterator[str]:

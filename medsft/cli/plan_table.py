@@ -24,7 +24,7 @@ def plan_rows(plan: RunPlan) -> list[tuple[str, str]]:
     rows = [
         ("run", plan.run_dir),
         ("base model", f"{plan.base.path} ({plan.base.kind}, {short_count(plan.base.model.num_parameters())} parameters)"),
-        ("new tokens", ", ".join(plan.base.new_tokens) or "none"),
+        ("new tokens", ", ".join(plan.base.added_tokens) or "none"),
         ("training set", _data(plan.train)),
         ("validation set", _data(plan.val) if plan.val else "none"),
         ("iterations", f"{count(plan.num_iterations)} of {plan.global_batch} documents ({plan.epochs:.2f} epochs)"),

@@ -55,9 +55,16 @@ def add_checkpoint(
     """Add a base model, or change its entry. The checkpoint is looked at first."""
     from medsft.core import registry
     from medsft.core.basemodel import inspect_base
+    from medsft.core.other_folders import how_to_fetch
+    from medsft.core.scanning import check_size
+    from medsft.errors import ConfigError, Problem
 
     number, file = _size(size), _file(settings, user)
+    path = path.expanduser()
+    if not path.exists() and (fetch := how_to_fetch(str(path))):
+        raise ConfigError([Problem("PATH", f"{path} does not exist here", fetch)])
     base = inspect_base(path)
+    check_size(base, number)
     registry.add_checkpoint(file, name, number, path, family=family, tokenizer=tokenizer)
     console.note(f"{file}: [checkpoints.{name}] {size} is now {path} ({base.kind}).")
     for warning in base.warnings:
@@ -83,8 +90,12 @@ def scan_checkpoints(
     """Find the checkpoints in a folder and below it."""
     from medsft.core import registry
     from medsft.core.config import format_number
+    from medsft.core.scanning import scan
 
-    found = registry.scan(folder)
+    file = _file(settings, user)
+    listed = registry.load_settings(file).checkpoints if add and file.is_file() else {}
+    known = {entry.path.resolve() for entry in listed.values()}
+    found = scan(folder.expanduser(), taken=listed.keys())
     if json:
         console.print_json(
             [
@@ -97,7 +108,10 @@ def scan_checkpoints(
         console.print_table(("name", "size", "kind", "path"), rows, numbers=[1])
     if add:
         for one in found:
-            registry.add_checkpoint(_file(settings, user), one.name, one.size, one.base.path)
+            if one.base.path.resolve() in known:
+                console.note(f"{one.base.path} is in {file} already.")
+            else:
+                registry.add_checkpoint(file, one.name, one.size, one.base.path)
     elif found:
         console.note("`--add` writes these into medsft.toml.")
 

@@ -6,20 +6,36 @@ translate at their border. Linear weights are ``[out_features, in_features]``.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medsft.core.checked import Values, plain, read_object, shown
+from medsft.core.model_kind import check_kind
 from medsft.errors import MismatchError
 
-FAMILIES = {
-    "llama": "Llama 1/2/3, CodeLlama, SmolLM and other models with model_type `llama`",
-    "mistral": "Mistral",
-    "qwen2": "Qwen 2 and 2.5",
-    "qwen3": "Qwen 3 (dense)",
+_LARGEST = {
+    "vocab_size": 4_000_000,
+    "hidden_size": 131_072,
+    "intermediate_size": 1_048_576,
+    "num_layers": 2_000,
+    "heads": 4_096,
+    "head_dim": 4_096,
+    "positions": 1_000_000_000,
+}
+"""Far beyond any model of these families (Llama 3.1 405B: 126 layers of 16,384), so that an odd number builds nothing."""
+_POSITIONS = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}
+"""What transformers supposes for a family where `max_position_embeddings` is not said."""
+_SPOKEN = {
+    "vocab_size": "tokens in the vocabulary",
+    "hidden_size": "hidden features",
+    "intermediate_size": "feed-forward features",
+    "num_layers": "layers",
+    "heads": "heads",
+    "head_dim": "features in a head",
+    "positions": "positions",
 }
 _READ_AS = "5.0.0"
 """The release of transformers from which on a tokenizer.json is taken as it is. Where `config.json` names none, or an older
@@ -31,7 +47,7 @@ class ModelConfig:
     """Sizes and constants of a decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
     family: str
-    """Hugging Face `model_type`: one of `FAMILIES`."""
+    """Hugging Face `model_type`: one of `model_kind.FAMILIES`."""
     vocab_size: int
     """Rows of the embedding and of the output projection."""
     hidden_size: int
@@ -57,6 +73,16 @@ class ModelConfig:
     other_end_token_ids: tuple[int, ...] = ()
     """Further ids at which a generation ends."""
     pad_token_id: int | None = None
+
+    @property
+    def context(self) -> int:
+        """Positions that the model is made for. A linear scaling stretches them; Llama 3.1's number is after its scaling.
+
+        A sliding window bounds what a token sees, not how long a document may be.
+        """
+        if self.rope_scaling is None or self.rope_scaling["rope_type"] != "linear":
+            return self.max_position_embeddings
+        return int(self.max_position_embeddings * self.rope_scaling["factor"])
 
     def with_vocab(self, vocab_size: int) -> ModelConfig:
         """Return the same model with another number of embedding rows."""
@@ -97,67 +123,78 @@ class ModelConfig:
 def from_hf_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
     """Read a Hugging Face `config.json` dictionary; `where` names it in errors.
 
-    Raises `MismatchError` for a family or a feature that medsft does not implement, by name.
+    Raises `MismatchError` for a family, a kind of model or a feature that medsft does not implement, by name, and for a value
+    that is missing, of a wrong type or out of every reasonable range: nothing is built from sizes that were not looked at.
     """
-    family = raw.get("model_type")
-    if family not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        raise MismatchError(
-            f"{where}: model family `{family}` is not supported", hint=f"Supported values of model_type: {known}."
-        )
-    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise MismatchError(f"{where}: activation `{raw['hidden_act']}` is not supported; only silu (SwiGLU) is.")
-    if raw.get("mlp_bias"):
-        raise MismatchError(f"{where}: mlp_bias is not supported.")
-    if family in ("llama", "qwen3") and raw.get("attention_bias"):
-        raise MismatchError(f"{where}: attention_bias on a {family} model (with a bias on o_proj) is not supported.")
-    heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
-    ends = _ids(raw.get("eos_token_id"))
-    return ModelConfig(
+    values = Values(raw, where)
+    family = check_kind(values)
+    _refuse_features(values, family)
+    heads = values.whole("num_attention_heads", high=_LARGEST["heads"])
+    hidden = values.whole("hidden_size", high=_LARGEST["hidden_size"])
+    layers = values.whole("num_hidden_layers", high=_LARGEST["num_layers"])
+    ends = _token_ids(values, "eos_token_id")
+    config = ModelConfig(
         family=family,
-        vocab_size=int(raw["vocab_size"]),
+        vocab_size=values.whole("vocab_size", high=_LARGEST["vocab_size"]),
         hidden_size=hidden,
-        intermediate_size=int(raw["intermediate_size"]),
-        num_layers=int(raw["num_hidden_layers"]),
+        intermediate_size=values.whole("intermediate_size", high=_LARGEST["intermediate_size"]),
+        num_layers=layers,
         num_heads=heads,
-        num_kv_heads=int(raw.get("num_key_value_heads") or heads),
-        head_dim=int(raw.get("head_dim") or (128 if family == "qwen3" else hidden // heads)),
-        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        rope_theta=_rope_theta(raw),
-        rope_scaling=_rope_scaling(raw, where),
-        max_position_embeddings=int(raw.get("max_position_embeddings", 2048)),
-        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        num_kv_heads=values.whole("num_key_value_heads", default=None, high=_LARGEST["heads"]) or heads,
+        head_dim=values.whole("head_dim", default=None, high=_LARGEST["head_dim"])
+        or (128 if family == "qwen3" else max(1, hidden // heads)),
+        norm_eps=values.number("rms_norm_eps", default=None, high=1.0) or 1e-6,
+        rope_theta=_rope_theta(values),
+        rope_scaling=_rope_scaling(values),
+        max_position_embeddings=values.whole("max_position_embeddings", default=_POSITIONS[family], high=_LARGEST["positions"]),
+        tie_embeddings=values.flag("tie_word_embeddings"),
         attention_bias=family == "qwen2",
         qk_norm=family == "qwen3",
-        sliding_window=_sliding_window(raw, family, where),
-        bos_token_id=raw.get("bos_token_id"),
+        sliding_window=_sliding_window(values, family, layers),
+        bos_token_id=next(iter(_token_ids(values, "bos_token_id")), None),
         eos_token_id=ends[0] if ends else None,
         other_end_token_ids=tuple(ends[1:]),
-        pad_token_id=raw.get("pad_token_id"),
+        pad_token_id=next(iter(_token_ids(values, "pad_token_id")), None),
     )
+    check_sizes(config, where)
+    return config
+
+
+def check_sizes(config: ModelConfig, where: str) -> None:
+    """Raise `MismatchError` for sizes that are out of every reasonable range, or that no model can have together."""
+    for name, value in (
+        ("vocab_size", config.vocab_size),
+        ("hidden_size", config.hidden_size),
+        ("intermediate_size", config.intermediate_size),
+        ("num_layers", config.num_layers),
+        ("heads", config.num_heads),
+        ("heads", config.num_kv_heads),
+        ("head_dim", config.head_dim),
+        ("positions", config.max_position_embeddings),
+    ):
+        if not 1 <= value <= _LARGEST[name]:
+            raise MismatchError(f"{where}: {value:,} {_SPOKEN[name]}; medsft takes 1 to {_LARGEST[name]:,}.")
+    if config.num_heads % config.num_kv_heads:
+        raise MismatchError(f"{where}: {config.num_heads} heads cannot share {config.num_kv_heads} key/value heads evenly.")
+    if config.head_dim % 2:
+        raise MismatchError(f"{where}: heads of {config.head_dim} features; rotary positions need an even number.")
 
 
 def read_hf_config(folder: Path) -> ModelConfig:
-    """Read `folder/config.json`. Raises `MismatchError` when it is missing, damaged or of an unknown family."""
+    """Read `folder/config.json`. Raises `MismatchError` when it is missing, damaged or of another kind of model."""
     path = folder / "config.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_object(path)
     except FileNotFoundError:
         raise MismatchError(f"{folder}: no config.json there.", hint="A Hugging Face model folder has one.") from None
-    except ValueError as error:
-        raise MismatchError(f"{path}: not valid JSON: {error}") from None
-    try:
-        return _with_generation_ends(from_hf_config(raw, where=str(path)), folder)
-    except KeyError as error:
-        raise MismatchError(f"{path}: the field {error} is missing.") from None
+    return _with_generation_ends(from_hf_config(raw, where=str(path)), folder)
 
 
 def _with_generation_ends(config: ModelConfig, folder: Path) -> ModelConfig:
     """Add the ids that `generation_config.json` names: it may have more than `config.json` (Llama 3's chat models)."""
     try:
-        raw = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        named = _ids(raw.get("eos_token_id"))
-    except (OSError, ValueError, AttributeError):  # it is no part of the model: without it, nothing is missing
+        named = _token_ids(Values(read_object(folder / "generation_config.json"), ""), "eos_token_id")
+    except (OSError, MismatchError):  # it is no part of the model: without it, nothing is missing
         return config
     if config.eos_token_id is None and named:
         config = replace(config, eos_token_id=named[0])
@@ -206,47 +243,83 @@ def end_token_ids(config: ModelConfig) -> int | list[int] | None:
     return ids if len(ids) > 1 else config.eos_token_id  # type: ignore[return-value]
 
 
-def _ids(value: Any) -> list[int]:
-    """Return the ids of a field that has one, a list, or nothing."""
-    values = value if isinstance(value, list) else [value]
-    return [id_ for id_ in values if isinstance(id_, int) and not isinstance(id_, bool)]
+def _refuse_features(values: Values, family: str) -> None:
+    """Raise `MismatchError` for what changes the model's result and is not implemented."""
+    activation = values.text("hidden_act", default="silu")
+    if activation not in ("silu", "swish"):
+        raise MismatchError(f"{values.where}: activation `{plain(activation)}` is not supported; only silu (SwiGLU) is.")
+    if values.flag("mlp_bias"):
+        raise MismatchError(f"{values.where}: mlp_bias is not supported.")
+    if family in ("llama", "qwen3") and values.flag("attention_bias"):
+        raise MismatchError(
+            f"{values.where}: attention_bias on a {family} model (with a bias on o_proj) is not supported.",
+            hint="If it was converted from a Qwen model, use the original of that with its own model_type.",
+        )
 
 
-def _rope_theta(raw: Mapping[str, Any]) -> float:
+def _token_ids(values: Values, name: str) -> list[int]:
+    """Return the ids of a field that has one, a list, or nothing; a negative one means none, as in Llama 1."""
+    value = values.raw.get(name)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for id_ in ids:
+        if isinstance(id_, bool) or not isinstance(id_, int) or id_ >= _LARGEST["vocab_size"]:
+            raise MismatchError(f"{values.where}: `{name}` is {shown(value)}; it must be a token's id, or a list of them.")
+    return [id_ for id_ in ids if id_ >= 0]
+
+
+def _rope_theta(values: Values) -> float:
     """transformers 5 moved `rope_theta` into `rope_parameters`; both spellings are read."""
-    parameters = raw.get("rope_parameters") or {}
-    return float(raw.get("rope_theta") or parameters.get("rope_theta") or 10000.0)
+    inner = values.inner("rope_parameters").number("rope_theta", default=None)
+    return values.number("rope_theta", default=None) or inner or 10000.0
 
 
-def _rope_scaling(raw: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
-    scaling = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
-    scaling.pop("rope_theta", None)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if float(scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))) != 1.0:
-        raise MismatchError(f"{where}: rotary positions on a part of each head are not supported.")
-    if not scaling or kind == "default":
+def _rope_scaling(values: Values) -> Mapping[str, Any] | None:
+    scaling = values.inner("rope_scaling")
+    if not scaling.raw:
+        scaling = values.inner("rope_parameters")
+    if any(isinstance(value, Mapping) for value in scaling.raw.values()):
+        raise MismatchError(f"{values.where}: rotary positions that differ between layers are not supported.")
+    kind = scaling.text("rope_type", default=None) or scaling.text("type", default="default")
+    for place in (scaling, values):
+        if place.number("partial_rotary_factor", default=1.0) != 1.0:
+            raise MismatchError(f"{values.where}: rotary positions on a part of each head are not supported.")
+    if kind == "default":
         return None
     if kind not in ("linear", "llama3"):
-        raise MismatchError(f"{where}: rope scaling `{kind}` is not supported.", hint="Supported: linear and llama3, or none.")
-    scaling.pop("type", None)
-    return {"rope_type": kind, **{k: v for k, v in scaling.items() if k != "rope_type"}}
+        raise MismatchError(
+            f"{values.where}: rope scaling `{plain(kind)}` is not supported.",
+            hint="Supported: linear and llama3, or none.",
+        )
+    read = {"rope_type": kind, "factor": scaling.number("factor")}
+    if kind == "llama3":
+        read |= {name: scaling.number(name) for name in ("low_freq_factor", "high_freq_factor")}
+        if read["low_freq_factor"] == read["high_freq_factor"]:
+            raise MismatchError(f"{scaling.where}: low_freq_factor and high_freq_factor must differ.")
+        length = scaling.whole("original_max_position_embeddings", default=None, high=_LARGEST["positions"])
+        read |= {} if length is None else {"original_max_position_embeddings": length}
+    return read
 
 
-def _sliding_window(raw: Mapping[str, Any], family: str, where: str) -> int | None:
+def _sliding_window(values: Values, family: str, layers: int) -> int | None:
     """Return the window, filling in what transformers assumes when a field is absent.
 
-    Mistral always uses its window. Qwen uses it with `use_sliding_window`, in the layers from `max_window_layers` on.
+    Mistral always uses its window. Qwen uses it with `use_sliding_window`, in the layers that `layer_types` names, or else in
+    those from `max_window_layers` on.
     """
-    window = raw.get("sliding_window", 4096)
+    window = values.whole("sliding_window", default=None, high=_LARGEST["positions"])
+    if "sliding_window" not in values.raw:
+        window = 4096
     if window is None or family == "llama":
         return None
     if family == "mistral":
         return int(window)
-    if not raw.get("use_sliding_window"):
+    if not values.flag("use_sliding_window"):
         return None
-    full_layers = int(raw.get("max_window_layers", 28))
-    if full_layers >= int(raw["num_hidden_layers"]):
-        return None
-    if full_layers > 0:
-        raise MismatchError(f"{where}: a sliding window in some layers only (max_window_layers > 0) is not supported.")
-    return int(window)
+    full_layers = values.whole("max_window_layers", default=28, low=0, high=_LARGEST["num_layers"])
+    kinds = values.items("layer_types")
+    windowed = sum(kind == "sliding_attention" for kind in kinds) if kinds else max(0, layers - full_layers)
+    if 0 < windowed < layers:
+        raise MismatchError(
+            f"{values.where}: a sliding window in some layers only (max_window_layers > 0, or layer_types) is not supported."
+        )
+    return int(window) if windowed else None

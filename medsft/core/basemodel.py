@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,10 @@ from typing import Any, Literal
 
 from medsft.core import gguf_header, megatron_folder
 from medsft.core.architecture import ModelConfig, read_hf_config
+from medsft.core.checked import plain
 from medsft.core.files import sizes_differ, unsealed
+from medsft.core.other_folders import hub_snapshot, refuse_by_name, what_a_file_is
+from medsft.core.weight_files import find_weight_files, look_at_weights
 from medsft.errors import MismatchError
 
 Kind = Literal["hf", "megatron", "gguf", "medsft-run", "dcp"]
@@ -55,14 +57,25 @@ def inspect_base(path: Path, iteration: int | None = None) -> BaseModel:
     """Say what lies at `path`, checked as far as that goes without torch and without reading weights.
 
     `iteration` picks `iter_N` or `checkpoint-N` inside; None takes the latest that is complete.
-    Raises `MismatchError` for a path that is none of the known kinds, is incomplete or damaged, or lacks that iteration.
+    Raises `MismatchError` for a path that is none of the known kinds, is incomplete or damaged, lacks that iteration, or is a
+    model that cannot be fine-tuned here: of another family, quantised, or with weights that its description has no place for.
     """
+    try:
+        return _inspect(path, iteration)
+    except OSError as error:
+        raise MismatchError(f"{path}: cannot be read: {error.strerror or error}: {plain(str(error.filename))}.") from None
+
+
+def _inspect(path: Path, iteration: int | None) -> BaseModel:
     if path.is_file():
         if path.suffix != ".gguf":
-            raise MismatchError(f"{path}: a base model is a folder or a .gguf file.")
+            raise MismatchError(f"{path}: a base model is a folder or a .gguf file.", hint=what_a_file_is(path))
         return _gguf(path)
     if not path.is_dir():
         raise MismatchError(f"{path}: no such file or folder.", hint="Check the entry in medsft.toml.")
+    snapshot = hub_snapshot(path)
+    if snapshot is not None:
+        return _inspect(snapshot, iteration)
     kinds: tuple[tuple[bool, Callable[[Path, int | None], BaseModel]], ...] = (
         ((path / "plan.json").is_file(), _run),
         (megatron_folder.is_megatron(path), _megatron),
@@ -75,18 +88,25 @@ def inspect_base(path: Path, iteration: int | None = None) -> BaseModel:
     ggufs = sorted(path.glob("*.gguf"))
     if len(ggufs) == 1:
         return _gguf(ggufs[0])
-    raise MismatchError(
-        f"{path}: not a checkpoint of a known kind.",
-        hint="Known: a Hugging Face folder (config.json), a Megatron-LLM folder (release/ or iter_NNNNNNN/ with mp_rank_*/), "
-        "a .gguf file, a run of medsft (plan.json).",
+    refuse_by_name(path)
+    hint = (
+        f"It holds {len(ggufs)} GGUF files; name one of them: {ggufs[0]}"
+        if ggufs
+        else "Known: a Hugging Face folder (config.json), a Megatron-LLM folder (release/ or iter_NNNNNNN/ with mp_rank_*/), "
+        "a .gguf file, a run of medsft (plan.json)."
     )
+    raise MismatchError(f"{path}: not a checkpoint of a known kind.", hint=hint)
 
 
 def lacks_weights(path: Path) -> bool:
     """Whether `path` is a Hugging Face folder that describes a model and has none of its weights."""
     weights = ("*.safetensors", "*.bin", "checkpoint-*", "plan.json", ".metadata")
     described = (path / "config.json").is_file() and not megatron_folder.is_megatron(path)
-    return described and not any(True for pattern in weights for _ in path.glob(pattern))
+    return (
+        described
+        and not (path / "adapter_config.json").is_file()
+        and not any(True for pattern in weights for _ in path.glob(pattern))
+    )
 
 
 def describe_without_weights(path: Path) -> BaseModel:
@@ -105,45 +125,30 @@ def _hugging_face(path: Path, iteration: int | None) -> BaseModel:
         iteration = max(numbered)
     folder = path if iteration is None else _pick(path, numbered, iteration, "checkpoint-{}")
     tp, pp = megatron_folder.layout_in_name(path) or (None, None)
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) == 1 and lacks_weights(folder):
+        return _gguf(ggufs[0])
+    refuse_by_name(folder)
+    config = read_hf_config(folder)
+    files = find_weight_files(folder)
     return BaseModel(
         kind="hf",
         path=path,
         weights=folder,
-        config=read_hf_config(folder),
+        config=config,
         tp=tp,
         pp=pp,
         iteration=iteration,
         iterations=tuple(numbered),
         tokenizer=_tokenizer_beside(folder, path),
-        size_bytes=_total(_hf_weight_files(folder)),
+        size_bytes=_total(files),
+        warnings=look_at_weights(files, config, where=str(folder)),
     )
-
-
-def _hf_weight_files(folder: Path) -> list[Path]:
-    """List the weight files, all of those that an index names."""
-    for index in (folder / "model.safetensors.index.json", folder / "pytorch_model.bin.index.json"):
-        if index.is_file():
-            try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError):
-                raise MismatchError(f"{index}: damaged; no weight_map in it.") from None
-            missing = [name for name in names if not (folder / name).is_file()]
-            if missing:
-                raise MismatchError(
-                    f"{folder}: {len(missing)} of {len(names)} weight files are missing: {', '.join(missing[:4])}.",
-                    hint="Download or copy them again.",
-                )
-            return [folder / name for name in names]
-    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
-    if not files:
-        raise MismatchError(f"{folder}: a config.json, but no weights (model.safetensors) beside it.")
-    return files[:1]
 
 
 def _megatron(path: Path, iteration: int | None) -> BaseModel:
     found = megatron_folder.open_folder(path, iteration)
-    vocab_file = found.args.get("vocab_file")
-    tokenizer = _tokenizer_beside(found.folder, path) or (Path(vocab_file) if vocab_file else None)
+    tokenizer = _tokenizer_beside(found.folder, path) or _file_there(found.args.get("vocab_file"))
     return BaseModel(
         kind="megatron",
         path=path,
@@ -153,7 +158,7 @@ def _megatron(path: Path, iteration: int | None) -> BaseModel:
         pp=found.pp,
         iteration=found.iteration,
         iterations=megatron_folder.iterations(path),
-        tokenizer=tokenizer if tokenizer and tokenizer.exists() else None,
+        tokenizer=tokenizer,
         size_bytes=_total(found.files.values()),
         vocab_known=found.vocab_known,
         saved_arguments=found.args,
@@ -225,6 +230,14 @@ def _tokenizer_beside(*folders: Path) -> Path | None:
         if (folder / "tokenizer.model").is_file():
             return folder / "tokenizer.model"
     return None
+
+
+def _file_there(name: Any) -> Path | None:
+    """Return the path that saved arguments name, if there is anything: they may be of another machine, or odd."""
+    try:
+        return Path(name) if isinstance(name, str) and name and Path(name).exists() else None
+    except (OSError, ValueError):
+        return None
 
 
 def _numbered(path: Path, pattern: re.Pattern[str]) -> dict[int, Path]:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from medsft.core.files import at_home
 from medsft.core.other_tools import did_you_mean, suggestion
 from medsft.errors import ConfigError, Problem
 
@@ -268,8 +269,7 @@ def _convert(name: str, value: Any) -> Any:
             return None
         raise ValueError("a value is needed")
     if is_list:
-        items = [value] if isinstance(value, (str, Path)) else list(value)
-        return tuple(kind(item) for item in items)
+        return tuple(at_home(kind(item)) for item in ([value] if isinstance(value, (str, Path)) else value))
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -282,7 +282,7 @@ def _convert(name: str, value: Any) -> Any:
         return _number(float, value, "a number")
     if not isinstance(value, (str, Path)):
         raise ValueError(f"must be text, not {value!r}")
-    return kind(value)
+    return at_home(kind(value))
 
 
 def _number(kind: type, value: Any, expected: str) -> Any:
@@ -373,11 +373,8 @@ def to_mapping(config: RunConfig, *, only_changed: bool = False) -> dict[str, An
         value = getattr(config, f.name)
         if value is None or (only_changed and f.default is not MISSING and value == f.default):
             continue
-        if isinstance(value, Path):
-            value = str(value)
-        elif isinstance(value, tuple):
-            value = [str(item) for item in value]
-        result[f.name] = value
+        plain = str(value) if isinstance(value, Path) else value
+        result[f.name] = [str(item) for item in plain] if isinstance(plain, tuple) else plain
     return result
 
 

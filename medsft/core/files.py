@@ -185,6 +185,17 @@ def _remove_left_overs(path: Path) -> None:
                 os.close(held)
 
 
+def at_home(value: Any) -> Any:
+    """Return a path with `~` in front written out; a shell does not, inside quotes or a TOML file. What is no path stays.
+
+    Raises `ValueError` where there is no such home folder.
+    """
+    try:
+        return value.expanduser() if isinstance(value, Path) else value
+    except RuntimeError:
+        raise ValueError(f"`{value}`: there is no such home folder") from None
+
+
 def cache_folder(name: str) -> Path:
     """Return ``$XDG_CACHE_HOME/medsft/NAME``, by default in ``~/.cache``; it may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME")

@@ -11,16 +11,18 @@ ROOT/release/ or ROOT/iter_0000800/         one folder per rank inside:
 
 from __future__ import annotations
 
-import json
+import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from medsft.core import pickles
-from medsft.core.architecture import ModelConfig, from_hf_config
+from medsft.core.architecture import ModelConfig, check_sizes, from_hf_config
+from medsft.core.checked import Values, read_object, shown
 from medsft.errors import MismatchError
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -33,6 +35,10 @@ _LAYOUT_IN_NAME = re.compile(r"(?:^|-)tp(\d+)-pp(\d+)(?=-|$)")
 FAMILY_CONSTANTS = {"llama": (1e-6, 1e4), "llama2": (1e-5, 1e4), "codellama": (1e-5, 1e6), "mistral": (1e-5, 1e4)}
 """(norm epsilon, rope theta) of the models that the original knows by `model_name`."""
 _CONSTANTS = ("norm_eps", "rope_theta", "rope_scaling_factor")
+_MOST_RANKS = 1024
+"""Of one kind; far more than anybody has had."""
+_ANY_SIZE = 1 << 40
+"""Sizes are held against what models have when all are read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,13 +103,13 @@ def open_folder(
         raise MismatchError(f"{folder}: the file of rank 0 (mp_rank_00 or mp_rank_00_000) is missing.")
     content = pickles.look(first)
     version = content.get("checkpoint_version", 0) if isinstance(content, dict) else 0
-    if version < 3:
+    if isinstance(version, bool) or not isinstance(version, (int, float)) or not version >= 3:
         raise MismatchError(
-            f"{first}: checkpoint_version is {version}; versions below 3.0 order the query, key and value rows differently.",
+            f"{first}: checkpoint_version is {shown(version)}; below 3.0 the query, key and value rows lie in another order.",
             hint="Load and save it once with a current Megatron-LLM.",
         )
     args = plain_args(content.get("args"))
-    tp, pp = _checked_layout(root, folder, files, args)
+    tp, pp = _checked_layout(root, folder, files, Values(args, str(first)))
     for path in files.values():
         pickles.check_whole(path)
     rows = _embedding_rows(content, first) * tp
@@ -129,7 +135,7 @@ def open_folder(
 
 def plain_args(namespace: Any) -> dict[str, Any]:
     """Turn the saved `args` into a dictionary of plain values; enum members become their names."""
-    values = vars(namespace) if hasattr(namespace, "__dict__") else {}
+    values = vars(namespace) if isinstance(namespace, argparse.Namespace) else {}
     named = {name: value.name if isinstance(value, Enum) else value for name, value in values.items()}
     return {name: value for name, value in named.items() if not isinstance(value, pickles.Opaque)}
 
@@ -149,50 +155,50 @@ def resolve_config(
     (not for the scaling), the arguments.
     """
     _refuse_unknown_architecture(args, where)
-    try:
-        heads, hidden = int(args["num_attention_heads"]), int(args["hidden_size"])
-        layers = int(args.get("encoder_num_layers") or args["num_layers"])
-        intermediate = int(args["ffn_hidden_size"])
-        positions = int(args.get("max_position_embeddings") or args["seq_length"])
-    except KeyError as error:
-        raise MismatchError(f"{where}: the saved arguments lack {error}.") from None
-    own = from_hf_config(sidecar["config"], where=SIDECAR) if "config" in sidecar else None
-    values, warnings = _trusted_constants(args, own, constants, where)
+    saved = Values(args, f"{where}: args")
+    heads, hidden = saved.whole("num_attention_heads", high=_ANY_SIZE), saved.whole("hidden_size", high=_ANY_SIZE)
+    layers = saved.whole("encoder_num_layers", default=None, high=_ANY_SIZE) or saved.whole("num_layers", high=_ANY_SIZE)
+    positions = saved.whole("max_position_embeddings", default=None, high=_ANY_SIZE) or saved.whole(
+        "seq_length", high=_ANY_SIZE
+    )
+    own = from_hf_config(Values(sidecar, SIDECAR).inner("config").raw, where=SIDECAR) if "config" in sidecar else None
+    values, warnings = _trusted_constants(saved, own, constants, where)
     factor = values["rope_scaling_factor"]
-    model_name, window = args.get("model_name"), args.get("sliding_window_size")
+    model_name, window = args.get("model_name"), saved.whole("sliding_window_size", default=None, low=0, high=_ANY_SIZE)
     llama_ids = args.get("tokenizer_type") == "SentencePieceTokenizer"
     config = ModelConfig(
         family=own.family if own else "mistral" if model_name == "mistral" or (not model_name and window) else "llama",
         vocab_size=own.vocab_size if own else vocab_size,
         hidden_size=hidden,
-        intermediate_size=intermediate,
+        intermediate_size=saved.whole("ffn_hidden_size", high=_ANY_SIZE),
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=int(args.get("num_attention_heads_kv") or heads),
-        head_dim=int(args.get("kv_channels") or hidden // heads),
+        num_kv_heads=saved.whole("num_attention_heads_kv", default=heads, high=_ANY_SIZE),
+        head_dim=saved.whole("kv_channels", default=None, high=_ANY_SIZE) or max(1, hidden // heads),
         norm_eps=values["norm_eps"],
         rope_theta=values["rope_theta"],
         rope_scaling={"rope_type": "linear", "factor": factor} if factor != 1 else None,
         max_position_embeddings=positions,
         tie_embeddings=own is not None and own.tie_embeddings,
-        sliding_window=int(window) if window else None,
+        sliding_window=window or None,
         bos_token_id=own.bos_token_id if own else 1 if llama_ids else None,
         eos_token_id=own.eos_token_id if own else 2 if llama_ids else None,
     )
+    check_sizes(config, f"{where}: args")
     return config, warnings
 
 
 def _trusted_constants(
-    args: Mapping[str, Any], own: ModelConfig | None, given: Mapping[str, float | None], where: str
+    args: Values, own: ModelConfig | None, given: Mapping[str, float | None], where: str
 ) -> tuple[dict[str, float], tuple[str, ...]]:
     """Return the constants by name, and a warning for each saved one that is not believed."""
-    model_name = args.get("model_name")
-    table_eps, table_theta = FAMILY_CONSTANTS.get(str(model_name), (None, None))
+    model_name = args.raw.get("model_name")
+    table_eps, table_theta = FAMILY_CONSTANTS.get(model_name if isinstance(model_name, str) else "", (None, None))
     ours = (own.norm_eps, own.rope_theta, _linear_factor(own)) if own else (None, None, None)
     saved = (
-        float(args.get("layernorm_epsilon") or 1e-5),
-        float(args.get("rope_theta") or 1e4),
-        float(args.get("rope_scaling_factor") or 1),
+        args.number("layernorm_epsilon", default=None, high=1.0) or 1e-5,
+        args.number("rope_theta", default=None) or 1e4,
+        args.number("rope_scaling_factor", default=None) or 1.0,
     )
     values: dict[str, float] = {}
     warnings = []
@@ -224,12 +230,15 @@ def _refuse_unknown_architecture(args: Mapping[str, Any], where: str) -> None:
         "use_post_ln": False,
     }
     name = args.get("model_name")
-    if name in ("falcon", "gpt", "bert"):
+    if isinstance(name, str) and name in ("falcon", "gpt", "bert"):
         raise MismatchError(f"{where}: a `{name}` model is not supported.", hint="llama, llama2, codellama and mistral are.")
     for option, value in expected.items():
-        if option in args and (args[option] or False) != value:
+        given = args.get(option)
+        plain = isinstance(given, (bool, str, float, NoneType))  # another value is not compared: it may be anything
+        if option in args and (not plain or (given or False) != value):
             raise MismatchError(
-                f"{where}: {option}={args[option]!r} in the saved arguments; only models with {value!r} are supported.",
+                f"{where}: {option}={ascii(given)[:60] if plain else shown(given)} in the saved arguments; only models with "
+                f"{value!r} are supported.",
                 hint="llama, llama2, codellama and mistral have that.",
             )
 
@@ -238,7 +247,7 @@ def _iteration_folders(root: Path) -> dict[int, Path]:
     found = {}
     for folder in root.iterdir() if root.is_dir() else ():
         if (match := _ITERATION.fullmatch(folder.name)) and folder.is_dir():
-            found[int(match[1])] = folder
+            found[int(match[1])] = folder  # a file's name is too short for a number that Python refuses
     return dict(sorted(found.items()))
 
 
@@ -262,15 +271,16 @@ def _tracked(root: Path) -> int:
     """Return the iteration that the tracker names, 0 for `release`."""
     path = root / TRACKER
     try:
-        word = path.read_text(encoding="utf-8").strip()
+        with path.open("rb") as file:
+            word = file.read(100).decode("utf-8", "replace").strip()
     except FileNotFoundError:
         raise MismatchError(
             f"{root}: no {TRACKER} there.", hint="It holds the number of the iteration to read, or the word `release`."
         ) from None
     if word == "release":
         return 0
-    if not word.isdecimal() or int(word) == 0:
-        raise MismatchError(f"{path}: says {word[:40]!r}; expected a number above 0 or `release`.")
+    if not (word.isascii() and word.isdecimal()) or len(word) > 12 or int(word) == 0:
+        raise MismatchError(f"{path}: says {shown(word)}; expected a number above 0 or `release`.")
     return int(word)
 
 
@@ -289,12 +299,10 @@ def _rank_files(folder: Path) -> dict[tuple[int, int], Path]:
     return files
 
 
-def _checked_layout(
-    root: Path, folder: Path, files: Mapping[tuple[int, int], Path], args: Mapping[str, Any]
-) -> tuple[int, int]:
+def _checked_layout(root: Path, folder: Path, files: Mapping[tuple[int, int], Path], args: Values) -> tuple[int, int]:
     """Return (tp, pp); the arguments say how many ranks there have to be, the folder's name must not contradict."""
-    tp = int(args.get("tensor_model_parallel_size") or 1 + max(t for t, _ in files))
-    pp = int(args.get("pipeline_model_parallel_size") or 1 + max(p for _, p in files))
+    tp = args.whole("tensor_model_parallel_size", default=1 + max(t for t, _ in files), high=_MOST_RANKS)
+    pp = args.whole("pipeline_model_parallel_size", default=1 + max(p for _, p in files), high=_MOST_RANKS)
     wanted = {(t, p) for t in range(tp) for p in range(pp)}
     missing = sorted(wanted - files.keys())
     if missing:
@@ -332,23 +340,23 @@ def language_model(content: Any, where: Path) -> Mapping[str, Any]:
 
 def embedding_table(language: Mapping[str, Any]) -> Any:
     """Return the embedding (a tensor, or its `TensorInfo`) in either spelling, or None."""
-    embedding = language.get("embedding") or {}
-    nested = embedding.get("word_embeddings") or {}
-    return nested.get("weight", embedding.get("word_embeddings.weight"))
+    embedding = language.get("embedding")
+    embedding = embedding if isinstance(embedding, dict) else {}
+    nested = embedding.get("word_embeddings")
+    return (nested if isinstance(nested, dict) else {}).get("weight", embedding.get("word_embeddings.weight"))
 
 
 def _embedding_rows(content: Any, where: Path) -> int:
     table = embedding_table(language_model(content, where))
-    if table is None:
+    shape = getattr(table, "shape", ())
+    if not shape:
         raise MismatchError(f"{where}: no word embedding in the first pipeline stage.")
-    return int(table.shape[0])
+    return int(shape[0])
 
 
 def _read_sidecar(folder: Path) -> Mapping[str, Any]:
     path = folder / SIDECAR
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return read_object(path)
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise MismatchError(f"{path}: not valid JSON: {error}") from None

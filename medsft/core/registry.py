@@ -22,16 +22,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsft.core.basemodel import BaseModel, inspect_base
 from medsft.core.config import RunConfig, check, check_folder_name, format_number
 from medsft.core.files import write_atomically
+from medsft.core.other_folders import how_to_fetch
 from medsft.core.paths import is_there, read_text, resolved, writing
-from medsft.errors import ConfigError, MismatchError, Problem
+from medsft.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
 
 FILE_NAME = "medsft.toml"
+_ADD = "Give a folder with a base model a name: medsft checkpoints add NAME SIZE PATH"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,9 @@ class Settings:
             raise ConfigError([self._unknown(name, size)])
         if not entry.path.exists():
             where = f"{entry.source}: [checkpoints.{name}] {format_number(size)}"
-            raise ConfigError([Problem(where, f"{entry.path} does not exist", "Correct the path, relative to that file.")])
+            hint = how_to_fetch(f"{entry.path.parent.name}/{entry.path.name}") if _as_on_the_hub(entry) else ""
+            hint = hint or "Correct the path, relative to that file."
+            raise ConfigError([Problem(where, f"{entry.path} does not exist", hint)])
         return entry
 
     def expected_documents(self, run_name: str) -> int | None:
@@ -82,13 +85,20 @@ class Settings:
         if sizes:
             text = f"`{name}` has no size {format_number(size)}"
             return Problem("--size", text, f"Sizes in {FILE_NAME}: {', '.join(map(format_number, sizes))}.")
+        if "/" in name:
+            text = f"`{name}` is not the name of an entry in {FILE_NAME}"
+            there = f"medsft checkpoints add NAME {format_number(size)} {name}" if Path(name).expanduser().exists() else ""
+            return Problem("--checkpoint", text, f"Give the folder a name: {there}" if there else how_to_fetch(name) or _ADD)
         text = f"unknown checkpoint `{name}`, size {format_number(size)}"
-        close = difflib.get_close_matches(name, [known_name for known_name, _ in self.checkpoints], n=1)
+        names = sorted({known_name for known_name, _ in self.checkpoints})
+        close = next((known for known in names if known.lower() == name.lower()), None) or next(
+            iter(difflib.get_close_matches(name, names, n=1)), None
+        )
         if close:
-            return Problem(
-                "--checkpoint", f"{text}: did you mean `{close[0]}`?", "`medsft checkpoints list` shows all entries."
-            )
+            return Problem("--checkpoint", f"{text}: did you mean `{close}`?", "`medsft checkpoints list` shows all entries.")
         hint = f"Add it: medsft checkpoints add {name} {format_number(size)} PATH"
+        if names:
+            hint += f". In {FILE_NAME}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
         return Problem("--checkpoint", text, hint)
 
 
@@ -127,7 +137,7 @@ def load_settings(explicit: Path | None = None, *, cwd: Path | None = None) -> S
 
 def check_with_settings(config: RunConfig, settings: Settings) -> list[Problem]:
     """Return what is wrong with the values of a config, and with the entry of its base model."""
-    problems = check(config)
+    problems = [problem for problem in check(config) if problem.where != "--checkpoint" or "/" not in config.checkpoint]
     try:
         settings.find_checkpoint(config.checkpoint, config.size)
     except ConfigError as error:
@@ -225,6 +235,11 @@ def _entry(name: str, size: float, value: Any, source: Path) -> CheckpointEntry:
     )
 
 
+def _as_on_the_hub(entry: CheckpointEntry) -> bool:
+    """Tell whether an entry's path was written as a model's name on Hugging Face's hub is: two words, one slash."""
+    return entry.source is not None and entry.path.parent.parent == entry.source.parent and not entry.path.parent.exists()
+
+
 def _absolute(text: str, source: Path) -> Path:
     return Path(os.path.normpath(source.parent / Path(text).expanduser()))
 
@@ -236,49 +251,6 @@ def _datasets(raw: Mapping[str, Any], path: Path, problems: list[Problem]) -> It
             problems.append(Problem(f"{path}: [datasets.{name}]", "needs one entry, n_docs, a whole number above 0"))
         else:
             yield name, count
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """A checkpoint on disk, with the name and size it could have in a settings file."""
-
-    name: str
-    size: float
-    """In 1e9 parameters."""
-    base: BaseModel
-
-
-def scan(folder: Path) -> list[Found]:
-    """Return the checkpoints in a folder and below, sorted by path. Links to folders and hidden folders are not followed.
-
-    Raises `ConfigError` when the folder does not exist.
-    """
-    if not folder.is_dir():
-        raise ConfigError([Problem("DIR", f"{folder} is no folder")])
-    found = []
-    for here, folders, files in os.walk(folder):
-        inside = [Path(here, name) for name in sorted(files) if name.endswith(".gguf")]
-        for path in inside or [Path(here)]:
-            try:
-                base = inspect_base(path)
-            except MismatchError:
-                continue
-            found.append(_found(base))
-            folders.clear()  # what is inside a checkpoint is part of it
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-    return found
-
-
-def _found(base: BaseModel) -> Found:
-    """Take name and size from a path such as `llama2-7b-tp4-pp1` or `SmolLM2-135M.gguf`, else count the parameters."""
-    name = base.path.name.removesuffix(".gguf")
-    counted = base.config.num_parameters() / 1e9 if base.config is not None else base.size_bytes / 2e9
-    size = float(f"{counted:.2g}")
-    if match := re.match(r"(?i)(.*?)[-_]?(\d+(?:\.\d+)?)(b|m)(?![a-z0-9])", name):
-        size = float(match[2]) / (1 if match[3].lower() == "b" else 1000)
-        name = match[1] or name
-    clean = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-._+").lower()
-    return Found(name=clean or "base", size=size, base=base)
 
 
 def add_checkpoint(

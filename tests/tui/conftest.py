@@ -13,8 +13,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
+import tiny
 from textual.pilot import Pilot
 from textual.widgets import Input
 
@@ -162,7 +162,6 @@ ROWS = 640
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with a model (of sizes only), rows under unusual keys, and settings; the machine is always the same."""
-    from safetensors.numpy import save_file
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     from medsft.core.devices import Devices
@@ -185,7 +184,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8}
         sizes |= {"num_key_value_heads": 4, "vocab_size": 1000, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
         (folder / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": True, **sizes}))
-        save_file({"weight": np.zeros(8, np.float32)}, str(folder / "model.safetensors"))
+        tiny.write_weights(folder)
         words = {"<unk>": 0, **{f"w{n}": n + 1 for n in range(80)}}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

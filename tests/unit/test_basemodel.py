@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
 
 from medsft.core.basemodel import inspect_base
 from medsft.errors import MismatchError
@@ -23,39 +25,52 @@ RAW = {
 }
 
 
-def write_hf(folder: Path, files: dict[str, int]) -> Path:
+def write_hf(folder: Path, *, weights: bool = True, **changes: Any) -> Path:
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(RAW))
-    for name, size in files.items():
-        (folder / name).write_bytes(b"\0" * size)
+    (folder / "config.json").write_text(json.dumps(RAW | changes))
+    if weights:
+        tiny.write_weights(folder)
     return folder
 
 
 def test_hugging_face_folder(tmp_path):
-    folder = write_hf(tmp_path / "llama2-7b-tp4-pp1", {"model.safetensors": 100, "tokenizer.json": 3, "optimizer.pt": 999})
+    folder = write_hf(tmp_path / "llama2-7b-tp4-pp1")
+    for name in ("tokenizer.json", "optimizer.pt"):
+        (folder / name).write_bytes(b"123")
     base = inspect_base(folder)
-    assert (base.kind, base.weights, base.tokenizer, base.size_bytes) == ("hf", folder, folder, 100)
+    size = (folder / "model.safetensors").stat().st_size
+    assert (base.kind, base.weights, base.tokenizer, base.size_bytes) == ("hf", folder, folder, size)
     assert (base.tp, base.pp, base.iteration, base.iterations) == (4, 1, None, ())
     assert base.config is not None
     assert base.config.num_kv_heads == 2
 
 
+def write_shards(folder: Path) -> list[Path]:
+    """Two files with the tensors in turn, and their index."""
+    tensors = tiny.describe_weights(write_hf(folder, weights=False))
+    files = [f"model-0000{part + 1}-of-00002.safetensors" for part in (0, 1)]
+    places = {name: files[number % 2] for number, name in enumerate(tensors)}
+    for file in files:
+        tiny.write_tensors(folder / file, {name: tensors[name] for name in tensors if places[name] == file})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return [folder / file for file in files]
+
+
 def test_shards_are_counted_and_missed(tmp_path):
-    folder = write_hf(tmp_path / "m", {"a.safetensors": 10, "b.safetensors": 20})
-    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "z": "a.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert inspect_base(folder).size_bytes == 30
-    (folder / "b.safetensors").unlink()
-    with pytest.raises(MismatchError, match=r"1 of 2 weight files are missing: b\.safetensors"):
-        inspect_base(folder)
+    files = write_shards(tmp_path / "m")
+    assert inspect_base(tmp_path / "m").size_bytes == sum(file.stat().st_size for file in files)
+    files[1].unlink()
+    with pytest.raises(MismatchError, match=r"1 of 2 weight files are missing: model-00002-of-00002\.safetensors"):
+        inspect_base(tmp_path / "m")
 
 
 def test_numbered_checkpoints(tmp_path):
-    for number in (500, 1500):
-        write_hf(tmp_path / f"out/checkpoint-{number}", {"model.safetensors": number})
+    for number, dtype in ((500, "BF16"), (1500, "F32")):
+        tiny.write_weights(write_hf(tmp_path / f"out/checkpoint-{number}", weights=False), dtype)
     (tmp_path / "out/tokenizer.model").touch()
     latest = inspect_base(tmp_path / "out")
-    assert (latest.iteration, latest.iterations, latest.size_bytes) == (1500, (500, 1500), 1500)
+    size = (tmp_path / "out/checkpoint-1500/model.safetensors").stat().st_size
+    assert (latest.iteration, latest.iterations, latest.size_bytes) == (1500, (500, 1500), size)
     assert latest.tokenizer == tmp_path / "out/tokenizer.model"
     assert inspect_base(tmp_path / "out", 500).weights == tmp_path / "out/checkpoint-500"
     with pytest.raises(MismatchError, match="there is no checkpoint-700") as caught:
@@ -88,7 +103,7 @@ def test_run_and_its_checkpoints(tmp_path):
         (lambda path: None, "no such file or folder"),
         (lambda path: path.mkdir(), "not a checkpoint of a known kind"),
         (lambda path: path.touch(), "a folder or a .gguf file"),
-        (lambda path: write_hf(path, {}), "no weights"),
+        (lambda path: write_hf(path, weights=False), "no weights"),
         (lambda path: path.with_suffix(".gguf").write_bytes(b"GGUF" + b"\0" * 9), "cannot be read as GGUF"),
     ],
     ids=["nothing", "empty", "file", "no weights", "damaged GGUF"],
@@ -101,7 +116,7 @@ def test_what_is_no_base_model(make, message, tmp_path):
 
 
 def test_no_torch_is_needed(tmp_path):
-    folder = write_hf(tmp_path / "m", {"model.safetensors": 1})
+    folder = write_hf(tmp_path / "m")
     code = f"""
 import sys
 from pathlib import Path

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import typer
 from typer.main import get_command
 from typer.testing import CliRunner, Result
@@ -20,7 +21,7 @@ from medsft.cli import progress
 from medsft.cli.app import app
 from medsft.cli.argv import normalise
 from medsft.cli.confirm import confirm_iterations
-from medsft.core.config import RunConfig, field_types
+from medsft.core.config import RunConfig, field_types, from_mapping
 from medsft.core.run.events import EventWriter
 from medsft.core.run.rundir import RunDir
 from medsft.errors import ConfigError, DataError, ExitCode, LaunchError, MedsftError, MismatchError, Problem, TrainingError
@@ -202,18 +203,57 @@ def test_checkpoints_and_datasets_from_empty_to_removed() -> None:
     model.mkdir()
     config = {"model_type": "llama", "vocab_size": 100, "hidden_size": 64, "intermediate_size": 128}
     (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2, "num_attention_heads": 4}))
-    (model / "model.safetensors").write_bytes(b"")
-    assert invoke("checkpoints", "add", "mine", "0.1", "model").exit_code == 0
+    tiny.write_weights(model)
+    assert invoke("checkpoints", "add", "mine", "0.0001", "model").exit_code == 0
     assert invoke("datasets", "add", "set", "12").exit_code == 0
     [entry] = json.loads(invoke("checkpoints", "list", "--json").stdout)
-    assert (entry["name"], entry["size"], Path(entry["path"])) == ("mine", 0.1, model.absolute())
+    assert (entry["name"], entry["size"], Path(entry["path"])) == ("mine", 0.0001, model.absolute())
     assert "mine" in invoke("checkpoints", "list").stdout
     assert json.loads(invoke("datasets", "list", "--json").stdout) == {"set": {"n_docs": 12}}
     [found] = json.loads(invoke("checkpoints", "scan", ".", "--json").stdout)
     assert (found["name"], found["kind"]) == ("model", "hf")
-    assert invoke("checkpoints", "remove", "mine", "0.1").exit_code == 0
+    assert invoke("checkpoints", "remove", "mine", "0.0001").exit_code == 0
     assert invoke("datasets", "remove", "set").exit_code == 0
     assert json.loads(invoke("checkpoints", "list", "--json").stdout) == []
+
+
+def test_a_size_that_is_not_the_model_s_is_refused_and_a_scan_adds_once() -> None:
+    model = Path("llama-70b")
+    model.mkdir()
+    config = {"model_type": "llama", "vocab_size": 1000, "hidden_size": 256, "intermediate_size": 512}
+    (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2, "num_attention_heads": 4}))
+    tiny.write_weights(model)
+    refused = invoke("checkpoints", "add", "big", "70", "llama-70b")
+    assert refused.exit_code == ExitCode.USAGE
+    assert "70 (1e9 parameters) is not the size of llama-70b, which has 0.0018" in refused.stderr
+    for told in ("", "is in", "is in"):
+        result = invoke("checkpoints", "scan", ".", "--add")
+        assert told in result.stderr
+        [entry] = json.loads(invoke("checkpoints", "list", "--json").stdout)
+        assert (entry["name"], entry["size"]) == ("llama", 0.0018)
+
+
+@pytest.mark.parametrize("name", ["meta-llama/Llama-3.1-8B", "./model", "models/x/y"])
+def test_a_path_or_a_name_of_the_hub_for_a_checkpoint_says_what_to_do(name: str) -> None:
+    Path("model").mkdir()
+    result = invoke("plan", "--checkpoint", name, "--size", "8", "--run_name", "r", "--data", "d.jsonl")
+    assert result.exit_code == ExitCode.USAGE
+    assert f"--checkpoint: `{name}` is not the name of an entry" in result.stderr
+    assert "medsft checkpoints add NAME" in " ".join(result.stderr.split())
+    assert ("medsft downloads nothing" in result.stderr) == name.startswith("meta")
+    if name.startswith("meta"):
+        added = invoke("checkpoints", "add", "llama", "8", name)
+        assert added.exit_code == ExitCode.USAGE
+        assert "medsft downloads nothing" in added.stderr
+
+
+def test_a_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert normalise(["export", "r", "--to=~/m", "~/x", "--question_key", "a~/b"]) == [
+        *("export", "r", f"--to={tmp_path}/m", f"{tmp_path}/x", "--question_key", "a~/b")
+    ]
+    config = from_mapping({"data": ["~/a.jsonl"], "save_checkpoint_dir": "~/runs", "run_name": "~/x"})
+    assert (config.data, config.save_checkpoint_dir, config.run_name) == ((tmp_path / "a.jsonl",), tmp_path / "runs", "~/x")
 
 
 def test_a_checkpoint_that_is_none_is_not_added() -> None:

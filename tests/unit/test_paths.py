@@ -35,7 +35,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     Path("base").mkdir()
     Path("base/config.json").write_text(json.dumps(RAW))
-    Path("base/model.safetensors").write_bytes(b"weights")
+    tiny.write_weights(Path("base"))
     tiny.write_tokenizer(Path("base"))
     tiny.write_rows(Path("train.jsonl"), 8)
     Path("medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n')
@@ -59,7 +59,7 @@ def invoke(line: str) -> tuple[int, str]:
         ("plan --config deep.toml", "deep.toml: not valid TOML"),
         *((f"plan {RUN} --settings {name}", name) for name in ("folder", "loop", "none", "file/x", "deep.toml", "utf16.toml")),
         *((f"checkpoints list --settings {name}", name) for name in ("folder", "loop", "none")),
-        *((f"checkpoints add n 1 base --settings {name}", name) for name in ("folder", "loop", "file/x", "utf16.toml")),
+        *((f"checkpoints add n 0.00004 base --settings {name}", name) for name in ("folder", "loop", "file/x", "utf16.toml")),
         *((f"datasets add n 1 --settings {name}", name) for name in ("folder", "loop", "file/x")),
         *(
             (f"{command} {RUN} --tokenized_data_dir {name}", "--tokenized_data_dir: ")
@@ -93,7 +93,7 @@ def test_a_settings_file_that_is_a_folder_is_not_passed_over(tmp_path: Path) -> 
     Path("medsft.toml").mkdir()
     code, text = invoke(f"plan {RUN}")
     assert (code, "medsft.toml cannot be read: Is a directory" in text) == (ExitCode.USAGE, True)
-    code, text = invoke("checkpoints add n 1 base")
+    code, text = invoke("checkpoints add n 0.00004 base")
     assert (code, "medsft.toml cannot be read: Is a directory" in text) == (ExitCode.USAGE, True)
 
 
@@ -106,11 +106,11 @@ def test_what_the_system_refuses(monkeypatch: pytest.MonkeyPatch, error: OSError
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "read_text", refuse)
-        for line in ("plan --config run.toml", "checkpoints list", "checkpoints add n 1 base"):
+        for line in ("plan --config run.toml", "checkpoints list", "checkpoints add n 0.00004 base"):
             code, text = invoke(line)
             assert (code, error.strerror in text) == (ExitCode.USAGE, True), text
     monkeypatch.setattr("medsft.core.registry.write_atomically", refuse)
-    code, text = invoke("checkpoints add n 1 base")
+    code, text = invoke("checkpoints add n 0.00004 base")
     assert (code, f"medsft.toml cannot be written: {error.strerror}" in text) == (ExitCode.USAGE, True)
 
 

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import tiny
 from typer.testing import CliRunner, Result
 
 from medsft.cli import console
@@ -47,7 +48,7 @@ def write_model(folder: Path) -> None:
     folder.mkdir(parents=True)
     config = {"model_type": "llama", "vocab_size": 100, "hidden_size": 64, "intermediate_size": 128}
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2, "num_attention_heads": 4}))
-    (folder / "model.safetensors").write_bytes(b"")
+    tiny.write_weights(folder)
 
 
 @pytest.mark.parametrize("code", [*range(0x20), 0x7F, *range(0x80, 0xA0), *OTHERS])
@@ -71,7 +72,7 @@ def test_escape_is_seen() -> None:
 @pytest.mark.parametrize("folder", ["m/[v2]/base", "m/[red]x[/red]/base", "m/[/x]/base"])
 def test_names_and_paths_are_never_markup(folder: str) -> None:
     write_model(Path(folder))
-    assert invoke("checkpoints", "add", "mine", "0.1", folder).exit_code == 0
+    assert invoke("checkpoints", "add", "mine", "0.0001", folder).exit_code == 0
     assert folder in invoke("checkpoints", "list").stdout
     assert folder in invoke("checkpoints", "scan", "m").stdout
 
@@ -80,7 +81,7 @@ def test_names_paths_and_messages_reach_the_terminal_without_controls(tmp_path: 
     name = f"m{HOSTILE}"
     write_model(tmp_path / name)
     outputs = [invoke("checkpoints", "scan", ".")]
-    outputs.append(invoke("checkpoints", "add", "mine", "0.1", name))
+    outputs.append(invoke("checkpoints", "add", "mine", "0.0001", name))
     outputs.append(invoke("checkpoints", "list"))
     outputs.append(invoke("checkpoints", "remove", f"no{HOSTILE}", "7"))
     outputs.append(invoke("watch", f"x{HOSTILE}"))
@@ -130,7 +131,7 @@ def test_a_family_is_checked_like_the_names(family: str) -> None:
     assert result.exit_code == ExitCode.USAGE
     assert "7, family: " in result.stderr
     Path("medsft.toml").unlink()
-    result = invoke("checkpoints", "add", "tiny", "7", "base", "--family", family)
+    result = invoke("checkpoints", "add", "tiny", "0.0001", "base", "--family", family)
     assert (result.exit_code, Path("medsft.toml").exists()) == (ExitCode.USAGE, False)
     assert "--family: " in result.stderr
 

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
 
 from medsft.core import registry
+from medsft.core.scanning import scan
 from medsft.errors import ConfigError
 
 TOML = """\
@@ -131,16 +133,36 @@ def test_names_that_cannot_be_folders_are_refused(project: Path) -> None:
 def test_scan_finds_checkpoints_and_proposes_names(tmp_path: Path) -> None:
     config = {"model_type": "llama", "vocab_size": 100, "hidden_size": 64, "intermediate_size": 128}
     config |= {"num_hidden_layers": 2, "num_attention_heads": 4}
-    for name in ("Llama2-7b-hf", "deep/nested/some model", ".hidden/llama-1b"):
+    for name in ("Llama2-7b-hf", "deep/nested/some model", ".hidden/llama-1b", "x/model-0.1m", "y/model-0.1m"):
         folder = tmp_path / name
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(config))
-        (folder / "model.safetensors").write_bytes(b"")
+        tiny.write_weights(folder)
     (tmp_path / "notes").mkdir()
-    found = registry.scan(tmp_path)
+    found = scan(tmp_path)
     assert [(f.name, f.base.path.relative_to(tmp_path).as_posix()) for f in found] == [
         ("llama2", "Llama2-7b-hf"),
         ("some-model", "deep/nested/some model"),
+        ("model", "x/model-0.1m"),
+        ("model-2", "y/model-0.1m"),
     ]
-    assert found[0].size == 7
-    assert found[1].size == pytest.approx(95e3 / 1e9, rel=0.1)
+    counted = pytest.approx(95e3 / 1e9, rel=0.1)
+    assert [f.size for f in found] == [counted, counted, 0.0001, 0.0001]  # a name that cannot be true is not believed
+    assert scan(tmp_path / "x", taken=[("model", 0.0001)])[0].name == "model-2"
+
+
+def test_a_model_with_gguf_files_beside_its_weights_is_found_once(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "vocab_size": 100, "hidden_size": 64, "intermediate_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2, "num_attention_heads": 4}))
+    tiny.write_weights(tmp_path)
+    (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
+    assert [(f.base.kind, f.base.path) for f in scan(tmp_path)] == [("hf", tmp_path)]
+
+
+def test_a_name_is_corrected_and_a_path_as_on_the_hub_is_explained(project: Path) -> None:
+    (project / "medsft.toml").write_text('[checkpoints.Llama3]\n8 = "meta-llama/Llama-3.1-8B"\n')
+    settings = registry.load_settings(cwd=project)
+    with pytest.raises(ConfigError, match="did you mean `Llama3`"):
+        settings.find_checkpoint("llama3", 8)
+    with pytest.raises(ConfigError, match=r"medsft downloads nothing.*hf download meta-llama/Llama-3\.1-8B"):
+        settings.find_checkpoint("Llama3", 8)

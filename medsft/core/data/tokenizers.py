@@ -160,9 +160,23 @@ def find_tokenizer_file(path: Path, *, prefer_model_file: bool = False) -> Path:
     if len(ggufs) == 1:
         return ggufs[0]
     raise DataError(
-        f"{path} holds no tokenizer.json and no tokenizer.model" if path.is_dir() else f"{path} does not exist",
+        f"{path} holds no tokenizer.json and no tokenizer.model{tokenizer_instead(path)}"
+        if path.is_dir()
+        else f"{path} does not exist",
         hint="give the tokenizer with --tokenizer, or its path in the checkpoint's entry of medsft.toml",
     )
+
+
+def tokenizer_instead(folder: Path) -> str:
+    """Say which tokenizer is there instead of one that is read, and what to do, or nothing."""
+    if (folder / "tekken.json").is_file():
+        return ": tekken.json is Mistral's own format, which is not read; take the tokenizer.json of the same model"
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return (
+            ": vocab.json and merges.txt are an old format, which is not read; load them once with transformers' AutoTokenizer "
+            "and save_pretrained writes tokenizer.json"
+        )
+    return ""
 
 
 class HuggingFaceTokenizer:

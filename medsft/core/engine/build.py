@@ -10,7 +10,8 @@ from medsft.core.basemodel import inspect_base
 from medsft.core.engine.batches import Batcher, Documents
 from medsft.core.engine.checkpoint import find_good_checkpoint, load_checkpoint
 from medsft.core.engine.formats.source import DTYPES, WeightSource, open_source
-from medsft.core.engine.formats.vocabulary import ResizedSource
+from medsft.core.engine.formats.untrained import untrained_rows
+from medsft.core.engine.formats.vocabulary import TABLES, ResizedSource
 from medsft.core.engine.head import LossHead
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.optim import make_optimizer
@@ -43,7 +44,11 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
             events.write("warning", message=line)
     if iteration is None:
         check_base(plan, mesh)
-        load_weights(masters.by_name, base_source(plan))
+        source, notes = base_source(plan)
+        if events:
+            for line in notes:
+                events.write("warning", message=line)
+        load_weights(masters.by_name, source)
         state = TrainState()
     else:
         state = load_checkpoint(run.checkpoint_path(iteration), mesh, masters, optimizer, identity=plan.identity)
@@ -85,16 +90,36 @@ def check_base(plan: RunPlan, mesh: Mesh) -> None:
         raise MismatchError(str(told), hint="Copy it again, or start another run: --intermediate_iter N.")
 
 
-def base_source(plan: RunPlan) -> WeightSource:
-    """Open the base model, its tables lengthened for new tokens and to the rows that are trained."""
-    source = open_source(Path(plan.base.path), iteration=plan.base.iteration)
-    copies = plan.config.follows_original or plan.config.new_token_init == "copy_last"
-    return ResizedSource(
+def base_source(plan: RunPlan) -> tuple[WeightSource, list[str]]:
+    """Open the base model, its tables lengthened for new tokens and to the rows that are trained; and what to say about rows.
+
+    Rows in the base's table that a new token takes are made anew like those behind it, and so are rows of control tokens in the
+    documents that the base never trained. The original leaves them as they are, and so does a run that repeats it.
+    """
+    base, original = plan.base, plan.config.follows_original
+    source = open_source(Path(base.path), iteration=base.iteration)
+    untrained = untrained_rows(source, base.control_tokens.values())
+    named = {row: token for token, row in base.control_tokens.items()}
+    tokens = ", ".join(named[row] for row in sorted(set().union(*untrained.values())))
+    copies = original or plan.config.new_token_init == "copy_last"
+    remade = {table: {*rows, *base.reused_rows.values()} for table, rows in untrained.items()}
+    notes = []
+    if tokens and original:
+        notes.append(
+            f"The base model never trained the rows of {tokens}, which the documents hold; as in the original, they stay."
+        )
+    elif tokens:
+        made = "a copy of the last trained row" if copies else "the mean of the trained rows"
+        notes.append(f"The base model never trained the rows of {tokens}, which the documents hold: each begins as {made}.")
+    resized = ResizedSource(
         source,
-        plan.base.model.vocab_size,
+        base.model.vocab_size,
         rows=plan.trained_model.vocab_size,
         new_rows="copy_last" if copies else "mean",
+        remade=None if original else remade or {table: set(base.reused_rows.values()) for table in TABLES},
+        trained=None if original else base.token_rows,
     )
+    return resized, notes
 
 
 def check_sets(plan: RunPlan, mesh: Mesh) -> None:

@@ -289,6 +289,9 @@ class _Fresh:
     def dtype(self, name: str) -> torch.dtype:
         return self._source.dtype(name)
 
+    def file(self, name: str) -> Path:
+        return self._source.file(name)
+
     def fingerprint(self) -> str:
         return self._source.fingerprint()
 

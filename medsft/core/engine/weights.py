@@ -10,17 +10,26 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from medsft.core.engine.formats.source import WeightSource
+from medsft.errors import MismatchError
 
 
 @torch.no_grad()
 def load_weights(parameters: Mapping[str, Tensor], source: WeightSource) -> None:
-    """Copy the weights of `source` into this rank's shards of `parameters`, whichever part of the model they are."""
+    """Copy the weights of `source` into this rank's shards of `parameters`, whichever part of the model they are.
+
+    Raises `MismatchError`, naming tensor and file, for weights that are not finite: the documents would be blamed later.
+    """
     for name, parameter in parameters.items():
         starts, shape = local_range(parameter)
         local = local_part(parameter)
         if local.numel():
             slices = tuple(slice(start, start + length) for start, length in zip(starts, shape, strict=True))
             local.copy_(source.read(name, slices))
+            if not bool(torch.isfinite(local).all()):
+                raise MismatchError(
+                    f"{source.file(name)}: the weights of the base model hold NaN or infinity, in {name}.",
+                    hint="Copy or download the base model again, or use another of its checkpoints.",
+                )
 
 
 def local_part(tensor: Tensor) -> Tensor:

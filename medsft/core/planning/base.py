@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from medsft.core.basemodel import BaseModel, describe_without_weights, inspect_base, lacks_weights
 from medsft.core.config import RunConfig
-from medsft.core.data.tokenizers import find_tokenizer_file, open_tokenizer
+from medsft.core.data.dataset import document_blocks, open_tokenized
+from medsft.core.data.tokenizers import OpenedTokenizer, Tokenizer, find_tokenizer_file, open_tokenizer, tokenizer_instead
 from medsft.core.planning.plan import BasePlan, absolute
 from medsft.core.registry import CheckpointEntry
 from medsft.errors import MismatchError
 
 _SAMPLE_BYTES = 1 << 16
+_TOKENS_LOOKED_AT = 1 << 20
+_MOST_NEW_TOKENS = 16_384
+"""Numbers of tokens beyond the base's tables. A table of as many more rows is not what a fine-tuning can train."""
 
 
 def find_base(entry: CheckpointEntry, config: RunConfig, *, ahead: bool) -> BaseModel:
@@ -25,26 +32,39 @@ def find_base(entry: CheckpointEntry, config: RunConfig, *, ahead: bool) -> Base
     return inspect_base(entry.path, config.intermediate_iter)
 
 
-def plan_base(config: RunConfig, entry: CheckpointEntry, base: BaseModel) -> BasePlan:
+def plan_base(config: RunConfig, entry: CheckpointEntry, base: BaseModel, *, in_use: frozenset[int] | None = None) -> BasePlan:
     """Return the base model with the tokens that the template adds.
 
-    Raises `MismatchError` when the model cannot be told, or has weights but no tokenizer.
+    `in_use` are ids of tokens in the documents, as far as they were looked at; None before anything is tokenised.
+    Raises `MismatchError` when the model cannot be told, has weights but no tokenizer, or the tokenizer of another model.
     """
     if base.config is None:
         raise MismatchError(f"{base.path}: cannot tell which model this is.", hint="Convert it first: medsft convert.")
     rows = base.config.vocab_size
-    vocab, new = rows, tuple[str, ...]()
+    vocab, token_rows = rows, None
+    new, reused, control = tuple[str, ...](), dict[str, int](), dict[str, int]()
     source = entry.tokenizer or base.tokenizer
     if source is not None and config.follows_original:
         source = find_tokenizer_file(source, prefer_model_file=True)  # named, so that the export takes no other
     if source is not None:
-        tokenizer = open_tokenizer(source, template=config.template).tokenizer
+        opened = open_tokenizer(source, template=config.template)
+        tokenizer = opened.tokenizer
+        if tokenizer.vocab_size > rows + _MOST_NEW_TOKENS:
+            raise MismatchError(
+                f"{tokenizer.source}: its tokens have numbers up to {tokenizer.vocab_size - 1:,}, but the tables of the model "
+                f"{rows:,} rows.",
+                hint="It is the tokenizer of another model, or a number in it is wrong.",
+            )
         # A Megatron-LLM table is padded and does not say how far; its tokenizer does.
         vocab = tokenizer.vocab_size if base.kind == "megatron" else max(rows, tokenizer.vocab_size)
         new = tuple(token for token, number in tokenizer.added_tokens if number >= rows)
+        if not config.follows_original:
+            token_rows = min(rows, tokenizer.vocab_size)
+            reused = _in_the_padding(tokenizer, rows)
+            control = _controlling(opened, in_use, rows, reused)
     elif base.size_bytes:
         raise MismatchError(
-            f"{base.path}: no tokenizer beside the model.",
+            f"{base.path}: no tokenizer beside the model{tokenizer_instead(base.weights)}.",
             hint='Name it in medsft.toml: { path = "...", tokenizer = "..." }.',
         )
     return BasePlan(
@@ -57,7 +77,44 @@ def plan_base(config: RunConfig, entry: CheckpointEntry, base: BaseModel) -> Bas
         base_vocab_size=rows,
         new_tokens=new,
         bytes=base.size_bytes,
+        reused_rows=reused,
+        control_tokens=control,
+        token_rows=token_rows,
     )
+
+
+def _in_the_padding(tokenizer: Tokenizer, rows: int) -> dict[str, int]:
+    """Return the tokens that the base's tokenizer did not have and whose rows its tables have all the same, with their rows.
+
+    Not of a `tokenizer.model`: the tokens that are added to it are the original's, and a model of the original may have trained
+    them. Whether it did is seen by the rows.
+    """
+    if tokenizer.kind == "tokenizer.model":
+        return {}
+    return {token: row for token, row in tokenizer.added_tokens if row < rows}
+
+
+def _controlling(
+    opened: OpenedTokenizer, in_use: frozenset[int] | None, rows: int, reused: Mapping[str, int]
+) -> dict[str, int]:
+    """Return the control tokens that the documents hold, with their rows: the template's own before anything is tokenised."""
+    wanted = {opened.stop_id, *(opened.tokenizer.special_ids.get(token) for token in opened.template.special_tokens)}
+    used = wanted if in_use is None else in_use
+    return {
+        token: row
+        for token, row in sorted(opened.tokenizer.special_ids.items(), key=lambda item: item[1])
+        if row in used and row < rows and token not in reused
+    }
+
+
+def ids_in_use(folder: Path) -> frozenset[int]:
+    """Return the ids in the first documents of a tokenised set: a template writes its control tokens into each.
+
+    Raises `DataError` as `open_tokenized` does.
+    """
+    text = open_tokenized(folder).text
+    blocks = document_blocks(text, _TOKENS_LOOKED_AT)
+    return frozenset(np.unique(text.span(*blocks[0])).tolist()) if blocks else frozenset()
 
 
 def sampled_fingerprint(weights: Path) -> str:

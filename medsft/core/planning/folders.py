@@ -11,10 +11,14 @@ from medsft.core.paths import check_folder, check_name_length
 from medsft.core.planning.layout import Layout
 from medsft.errors import Problem
 
-_LLAMA_1_EPS = 1e-6
 _LONGEST_FAMILY = 16
 _BESIDE_A_RUN = 32
 """Bytes by which names beside a folder are longer than its own: `.NAME.rehearsal.json.1234567.tmp`."""
+_LLAMA_1_EPS, _LLAMA_2_EPS = 1e-6, 1e-5
+_LLAMA_2_SHAPES = {(32, 4096, 32), (40, 5120, 40), (80, 8192, 64)}
+"""(layers, hidden size, heads) of Llama 2 7B, 13B and 70B."""
+_LLAMA_2_MOST_TOKENS = 40_000
+"""It has 32,000, and models made from it have some more; Llama 3 of the same shapes has 128,256."""
 
 
 def run_folder(config: RunConfig, family: str, layout: Layout) -> Path:
@@ -42,11 +46,36 @@ def run_folder_pattern(config: RunConfig, family: str) -> str:
     return _folder_name(config, family, "tp*-pp*")
 
 
-def family_name(model: ModelConfig) -> str:
-    """Return the family's name in folder names; the original writes `llama-2` for all but Llama 1."""
+def family_in_names(config: RunConfig, model: ModelConfig, *, saved_as: str | None = None) -> str:
+    """Return the family in the names of a run's folders; `saved_as` is the name that a Megatron-LLM folder gives its model.
+
+    A run or a model that medsft 0.1.0 made is found under its name: it wrote `llama-2` for more than Llama 2.
+    """
+    family, former = family_name(model, saved_as=saved_as), _former_family_name(model)
+    parent = Path(config.save_checkpoint_dir).expanduser().resolve()
+    return former if former != family and not _made(config, family, parent) and _made(config, former, parent) else family
+
+
+def family_name(model: ModelConfig, *, saved_as: str | None = None) -> str:
+    """Return the family's name in folder names: the original's `llama-2` for Llama 2 and models made from it."""
+    if model.family != "llama":
+        return model.family
+    shape = (model.num_layers, model.hidden_size, model.num_heads)
+    like_2 = shape in _LLAMA_2_SHAPES and model.norm_eps == _LLAMA_2_EPS and model.rope_theta == 10000.0
+    return "llama-2" if saved_as == "llama2" or (like_2 and model.vocab_size < _LLAMA_2_MOST_TOKENS) else "llama"
+
+
+def _former_family_name(model: ModelConfig) -> str:
     if model.family == "llama":
         return "llama" if model.norm_eps == _LLAMA_1_EPS else "llama-2"
     return model.family
+
+
+def _made(config: RunConfig, family: str, parent: Path) -> bool:
+    """Tell whether there is a run or a finished model under this family's name."""
+    return (parent / export_folder_name(config, family)).exists() or any(
+        parent.glob(run_folder_pattern(config, family) + "/plan.json")
+    )
 
 
 def check_places(config: RunConfig) -> list[Problem]:

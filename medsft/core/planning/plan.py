@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,19 @@ class BasePlan:
     """Sizes after new tokens: `vocab_size` is the tokenizer's, at least the table's."""
     base_vocab_size: int
     new_tokens: tuple[str, ...]
+    """Tokens of the template that get rows behind those of the base's tables."""
     bytes: int
+    reused_rows: Mapping[str, int] = field(default_factory=dict)
+    """Tokens that the base's tokenizer did not have and whose rows lie in the padding of its tables: as new as `new_tokens`."""
+    control_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Control tokens of the base's tokenizer that the documents hold: their rows are looked at before the first iteration."""
+    token_rows: int | None = None
+    """Rows of the base's tables that belong to tokens; None (in a plan of medsft 0.1.0, too): all of them."""
+
+    @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """Return the tokens that the base's tokenizer did not have, wherever their rows lie."""
+        return (*self.new_tokens, *self.reused_rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

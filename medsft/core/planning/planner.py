@@ -15,9 +15,10 @@ from pathlib import Path
 from medsft.core.basemodel import BaseModel
 from medsft.core.config import RunConfig, check, format_number
 from medsft.core.devices import Devices, assumed_devices, find_devices
-from medsft.core.planning.base import find_base, plan_base
+from medsft.core.planning.base import find_base, ids_in_use, plan_base
 from medsft.core.planning.choose import Choice, Situation, batches_in_turn, choose, sample_batches
-from medsft.core.planning.folders import check_places, export_folder_name, family_name, free_bytes, run_folder
+from medsft.core.planning.context import check_context, context_to_watch
+from medsft.core.planning.folders import check_places, export_folder_name, family_in_names, free_bytes, run_folder
 from medsft.core.planning.layout import bubble_share, padded_model
 from medsft.core.planning.places import find_base_again, find_sets_again, moved_to
 from medsft.core.planning.plan import BasePlan, Estimates, RunPlan, absolute
@@ -149,13 +150,18 @@ def _devices(config: RunConfig, base: BaseModel) -> Devices:
 
 def _decide(found: _Found) -> RunPlan:
     config, train = found.config, found.train
-    base = plan_base(config, found.entry, found.base)
+    in_use = ids_in_use(Path(train.plan.folder)) if train.exact else None
+    base = plan_base(config, found.entry, found.base, in_use=in_use)
     precision = _precision(config, found.devices)
     amount = _amount(found, None)
     choice = choose(_situation(found, base, precision, amount))
-    family = found.entry.family or family_name(base.model)
+    saved_as = found.base.saved_arguments.get("model_name")
+    family = found.entry.family or family_in_names(config, base.model, saved_as=saved_as)
     run_dir = run_folder(config, family, choice.layout)
     derived, existing = amount, found.going_on or _plan_in(run_dir)
+    beyond = check_context(config, base.model, train, found.val)
+    if beyond and existing is None:  # a run that was begun may end
+        raise ConfigError([beyond])
     if existing is not None and amount != (kept := _amount(found, existing)):
         amount, choice = kept, choose(_situation(found, base, precision, kept))
     iterations = amount.iterations
@@ -178,8 +184,9 @@ def _decide(found: _Found) -> RunPlan:
         estimates=_estimates(found, base, choice, precision=precision, num_iterations=iterations),
         warnings=(),
     )
-    concerns = [*_concerns(found, plan), *(_amount_concerns(plan) if amount == derived else _kept(existing, plan))]
-    return replace(plan, warnings=(*found.base.warnings, *_suppositions(found), *concerns))
+    derived_otherwise = _amount_concerns(plan) if amount == derived else _kept(existing, plan)
+    concerns = [*_concerns(found, plan), *derived_otherwise, *([str(beyond)] if beyond else [])]
+    return replace(plan, warnings=(*found.base.warnings, *_suppositions(found, base), *concerns))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,7 +300,7 @@ def _kept(existing: RunPlan | None, plan: RunPlan) -> list[str]:
     return [f"{plan.run_dir} keeps the {amount} that it was planned with; the rule for new runs is another."]
 
 
-def _suppositions(found: _Found) -> list[str]:
+def _suppositions(found: _Found, base: BasePlan) -> list[str]:
     """Return what was supposed where something is not there to be looked at."""
     lines = []
     if not found.base.size_bytes:
@@ -304,6 +311,7 @@ def _suppositions(found: _Found) -> list[str]:
             lines.append(f"The devices are not those of this machine: {found.devices.name} is supposed.")
     if not found.train.exact:
         lines.append("Nothing is tokenised yet: documents and tokens are estimated from the JSONL.")
+        lines += context_to_watch(found.config, base.model, found.train)
     elif found.val is not None and not found.val.exact:
         lines.append("The validation set is not tokenised yet: its documents and tokens are estimated from the JSONL.")
     return lines

@@ -365,7 +365,7 @@ class ReviewPage(Page):
         plan = seen.plan
         rows = [
             ("base model", f"{near(Path(plan.base.path))} ({plan.base.kind})"),
-            ("new tokens", ", ".join(plan.base.new_tokens) or "none"),
+            ("new tokens", ", ".join(plan.base.added_tokens) or "none"),
             ("dataset", " ".join(map(str, state.config.data)) or str(near(Path(plan.train.folder)))),
             *words.plan_rows(seen),
             ("run folder", str(near(Path(plan.run_dir)))),

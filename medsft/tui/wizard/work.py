@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from medsft.core.data.make import Progress
     from medsft.core.data.report import LengthReport, Sample
     from medsft.core.planning.plan import RunPlan
-    from medsft.core.registry import CheckpointEntry, Found, Settings
+    from medsft.core.registry import CheckpointEntry, Settings
     from medsft.core.run.forecast import Forecast
+    from medsft.core.scanning import Found
 
 _SHOWN_SAMPLES = 2
 
@@ -80,7 +81,7 @@ def base_entries(settings_file: Path | None) -> list[BaseEntry]:
 
 def find_bases(path: Path) -> list[BaseEntry]:
     """Return the checkpoint at a path, or all in the folder and below it. Raises `ConfigError` when there is no such folder."""
-    from medsft.core.registry import scan
+    from medsft.core.scanning import scan
 
     def entry(found: Found) -> BaseEntry:
         return BaseEntry(name=found.name, size=found.size, path=found.base.path, listed=False, base=found.base)

@@ -11,7 +11,7 @@ import tiny
 
 from medsft.core.config import RunConfig, from_mapping
 from medsft.core.devices import Devices
-from medsft.core.planning import planner
+from medsft.core.planning import base, planner
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
 from medsft.core.planning.selection import open_selection
@@ -39,9 +39,12 @@ RAW = {
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig, Settings]:
     """The project of the old plan: a base model whose weights are not looked into, and 40 tokenised documents."""
     monkeypatch.setattr(planner, "find_devices", lambda: LAPTOP)
+    # The old base's file was no safetensors, which is looked at today; the plan knows it by this alone.
+    known = json.loads(OLD_PLAN.read_text())["base"]["fingerprint"]
+    monkeypatch.setattr(base, "sampled_fingerprint", lambda _: known)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps(RAW))
-    (tmp_path / "base" / "model.safetensors").write_bytes(b"weights")
+    tiny.write_weights(tmp_path / "base")
     tiny.write_tokenizer(tmp_path / "base")
     tiny.write_rows(tmp_path / "train.jsonl", 40)
     tiny.write_rows(tmp_path / "val.jsonl", 11, seed=1)

@@ -18,11 +18,13 @@ from medsft.core.registry import CheckpointEntry, Settings
 from medsft.core.run.pipeline import request_for
 
 
-@pytest.mark.parametrize(("compat", "kind"), [("none", "tokenizer.json"), ("megatron-llm", "tokenizer.model")])
-def test_a_folder_with_two_tokenizers(tmp_path: Path, compat: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("compat", "kind", "rows"), [("none", "tokenizer.json", 50), ("megatron-llm", "tokenizer.model", 32_000)]
+)
+def test_a_folder_with_two_tokenizers(tmp_path: Path, compat: str, kind: str, rows: int) -> None:
     shape = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    (tmp_path / "config.json").write_text(json.dumps({**shape, "num_attention_heads": 4, "vocab_size": 50}))
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text(json.dumps({**shape, "num_attention_heads": 4, "vocab_size": rows}))
+    tiny.write_weights(tmp_path)
     tiny.write_tokenizer(tmp_path)
     shutil.copy(str(files("mistral_common") / "data" / "tokenizer.model.v1"), tmp_path / "tokenizer.model")
     config = RunConfig(checkpoint="base", size=1, run_name="r", compat=compat)

@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
+from medsft.core.architecture import ModelConfig, from_hf_config
 from medsft.core.config import RunConfig
-from medsft.core.planning.folders import export_folder_name, free_bytes, run_folder, run_folder_name
+from medsft.core.planning.folders import (
+    export_folder_name,
+    family_in_names,
+    family_name,
+    free_bytes,
+    run_folder,
+    run_folder_name,
+)
 from medsft.core.planning.layout import Layout
 
 
@@ -57,3 +65,44 @@ def test_a_run_at_other_levels_is_the_same_run(tmp_path: Path):
 
 def test_free_bytes_of_a_folder_to_come(tmp_path: Path):
     assert free_bytes(tmp_path / "not" / "there") > 0
+
+
+LLAMA_2 = {"num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
+LLAMA_3 = {**LLAMA_2, "intermediate_size": 14336, "num_key_value_heads": 8, "rope_theta": 500000.0, "vocab_size": 128256}
+SMOL = {"num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
+
+
+def model(**raw: Any) -> ModelConfig:
+    return from_hf_config({"model_type": "llama", "vocab_size": 32000, "rms_norm_eps": 1e-5, **raw}, where="config.json")
+
+
+@pytest.mark.parametrize(
+    ("described", "family"),
+    [
+        (model(**LLAMA_2), "llama-2"),
+        (model(**LLAMA_2, vocab_size=32017), "llama-2"),  # meditron
+        (model(**LLAMA_2, rms_norm_eps=1e-6), "llama"),  # Llama 1
+        (model(**LLAMA_2, rope_theta=1e6, vocab_size=32016), "llama"),  # CodeLlama
+        (model(**LLAMA_3), "llama"),
+        (model(**SMOL, num_key_value_heads=3, vocab_size=49152), "llama"),
+        (model(**LLAMA_2, model_type="mistral"), "mistral"),
+    ],
+)
+def test_only_llama_2_is_called_so(described: ModelConfig, family: str):
+    assert family_name(described) == family
+    assert family_name(model(**SMOL, num_key_value_heads=3), saved_as="llama2") == "llama-2"
+
+
+@pytest.mark.parametrize(
+    "made", ["llama-2-7b-tp2-pp1-baseline-pubmedqa/plan.json", "llama-2-7b-hf-baseline-pubmedqa/config.json"]
+)
+def test_what_version_0_1_0_made_is_found_under_its_name(tmp_path: Path, made: str):
+    here = config(save_checkpoint_dir=tmp_path)
+    assert family_in_names(here, model(**LLAMA_3)) == "llama"
+    (tmp_path / made).parent.mkdir()
+    (tmp_path / made).touch()
+    assert family_in_names(here, model(**LLAMA_3)) == "llama-2"
+    assert family_in_names(config(save_checkpoint_dir=tmp_path, id="b"), model(**LLAMA_3)) == "llama"
+    (tmp_path / "llama-7b-tp1-pp1-baseline-pubmedqa").mkdir()
+    (tmp_path / "llama-7b-tp1-pp1-baseline-pubmedqa" / "plan.json").touch()
+    assert family_in_names(here, model(**LLAMA_3)) == "llama"

@@ -57,7 +57,7 @@ def write_base(folder: Path, raw: dict[str, Any], *, weights: bool = True) -> No
     (folder / "config.json").write_text(json.dumps(raw))
     tiny.write_tokenizer(folder)
     if weights:
-        (folder / "model.safetensors").write_bytes(b"weights")
+        tiny.write_weights(folder)
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_other_data_and_another_base_are_named(tokenised, tmp_path):
     config, settings = tokenised
     old = make_plan(config, settings)
     tiny.write_rows(tmp_path / "train.jsonl", 41)
-    (tmp_path / "base" / "model.safetensors").write_bytes(b"other weights")
+    tiny.write_weights(tmp_path / "base", "F32")
     config = replace(config, retokenize=True)
     tokenize_sets(config, settings)
     lines = "\n".join(difference(old, make_plan(config, settings)))

@@ -31,7 +31,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig,
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text(json.dumps(MODEL | {"num_attention_heads": 4, "num_key_value_heads": 2}))
-    (base / "model.safetensors").write_bytes(b"weights")
+    tiny.write_weights(base)
     tiny.write_tokenizer(base)
     (tmp_path / "medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n')
     values = {

@@ -42,7 +42,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps(RAW))
-    (tmp_path / "base" / "model.safetensors").write_bytes(b"weights")
+    tiny.write_weights(tmp_path / "base")
     tiny.write_tokenizer(tmp_path / "base")
     tiny.write_rows(tmp_path / "train.jsonl", 40)
     tiny.write_rows(tmp_path / "val.jsonl", 11, seed=1)

@@ -24,8 +24,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from medsft.core.architecture import read_hf_config, to_hf_config
-from medsft.core.engine.formats.source import Slices, WeightSource, check_complete, sha256_of_files
+from medsft.core.engine.formats.source import Slices, WeightSource, sha256_of_files
 from medsft.core.files import new_folder
+from medsft.core.tensors import check_complete, check_left_over
 from medsft.errors import MismatchError
 
 Part = Literal["model", "exp_avg", "exp_avg_sq"]
@@ -139,7 +140,9 @@ class _DcpSource:
             for key, entry in stored.items()
             if key.startswith(f"{part}.") and isinstance(entry, TensorStorageMetadata)
         }
-        check_complete(self.config, {name: tuple(entry.size) for name, entry in self._stored.items()}, where=str(folder))
+        shapes = {name: tuple(entry.size) for name, entry in self._stored.items()}
+        check_complete(self.config, shapes, where=str(folder))
+        check_left_over(self.config, shapes, where=str(folder))
 
     def names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.config.parameter_shapes())
@@ -157,6 +160,9 @@ class _DcpSource:
             self._last = (name, self._load(name))
         whole = self._last[1]
         return whole.clone() if slices is None else whole[slices].clone()
+
+    def file(self, name: str) -> Path:
+        return self._folder
 
     def fingerprint(self) -> str:
         return sha256_of_files([self._folder / ".metadata", *self._folder.glob("*.distcp")])

@@ -17,8 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from medsft.core.architecture import ModelConfig, end_token_ids, read_hf_config, to_hf_config
-from medsft.core.engine.formats.source import Slices, WeightSource, check_complete, sha256_of_files
+from medsft.core.engine.formats.source import Slices, WeightSource, sha256_of_files
 from medsft.core.files import new_folder
+from medsft.core.tensors import EMBEDDING, OUTPUT, check_complete
+from medsft.core.weight_files import TIED_HINT, find_weight_files, look_at_weights, tied_but_different
 from medsft.errors import MismatchError
 
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -30,13 +32,9 @@ def open_hf(folder: Path) -> WeightSource:
     Raises `MismatchError` when files are missing or damaged, or do not fit `config.json`.
     """
     config = read_hf_config(folder)
-    for stem, source in (("model.safetensors", _SafetensorsSource), ("pytorch_model.bin", _TorchSource)):
-        files = _weight_files(folder, stem)
-        if files:
-            return source(config, files)
-    raise MismatchError(
-        f"{folder}: no weights there.", hint="Expected model.safetensors or pytorch_model.bin, single or with its index."
-    )
+    files = find_weight_files(folder)
+    look_at_weights(files, config, where=str(folder))
+    return _SafetensorsSource(config, files) if files[0].suffix == ".safetensors" else _TorchSource(config, files)
 
 
 def write_hf(
@@ -89,14 +87,14 @@ class _SafetensorsSource:
         self._where: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
+        wanted = set(self.names())
         for path in files:
             with _open_safetensors(path) as file:
-                for name in file.keys():  # noqa: SIM118 - not a dictionary
+                for name in wanted.intersection(file.keys()):
                     stored = file.get_slice(name)
                     self._where[name] = path
                     self._shapes[name] = tuple(stored.get_shape())
                     self._dtypes[name] = _SAFETENSORS_DTYPES[stored.get_dtype()]
-        check_complete(config, self._shapes, where=str(files[0].parent))
 
     def names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.config.parameter_shapes())
@@ -110,6 +108,9 @@ class _SafetensorsSource:
     def read(self, name: str, slices: Slices | None = None) -> Tensor:
         with _open_safetensors(self._where[name]) as file:
             return file.get_tensor(name) if slices is None else file.get_slice(name)[slices]
+
+    def file(self, name: str) -> Path:
+        return self._where[name]
 
     def fingerprint(self) -> str:
         return sha256_of_files(self._files)
@@ -130,13 +131,20 @@ class _TorchSource:
         self.config = config
         self._files = files
         self._tensors: dict[str, Tensor] = {}
+        self._where: dict[str, Path] = {}
         for path in files:
             try:
-                self._tensors |= torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                self._tensors |= loaded
+                self._where |= dict.fromkeys(loaded, path)
             except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
                 raise MismatchError(f"{path}: cannot be read: {error}", hint="Copy the file again.") from None
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-        check_complete(config, shapes, where=str(files[0].parent))
+        if (
+            config.tie_embeddings
+            and OUTPUT in self._tensors
+            and not torch.equal(self._tensors[OUTPUT], self._tensors[EMBEDDING])
+        ):
+            raise MismatchError(tied_but_different(str(files[0].parent)), hint=TIED_HINT)
 
     def names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.config.parameter_shapes())
@@ -150,23 +158,11 @@ class _TorchSource:
     def read(self, name: str, slices: Slices | None = None) -> Tensor:
         return self._tensors[name][slices or ...].clone()
 
+    def file(self, name: str) -> Path:
+        return self._where[name]
+
     def fingerprint(self) -> str:
         return sha256_of_files(self._files)
-
-
-def _weight_files(folder: Path, stem: str) -> list[Path]:
-    """Return the files of `stem` (`model.safetensors` or `pytorch_model.bin`): one, or those its index names; or none."""
-    index = folder / f"{stem}.index.json"
-    if not index.is_file():
-        return [folder / stem] if (folder / stem).is_file() else []
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise MismatchError(f"{index}: not an index of weights: {error}") from None
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise MismatchError(f"{folder}: {', '.join(missing)} named by {index.name} is missing.", hint="Copy it again.")
-    return [folder / name for name in names]
 
 
 def _write_shards(

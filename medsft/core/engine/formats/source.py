@@ -17,7 +17,6 @@ from torch import Tensor
 
 from medsft.core.architecture import ModelConfig
 from medsft.core.basemodel import inspect_base
-from medsft.errors import MismatchError
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """What weights are computed in and written as, under the names that people type."""
@@ -43,6 +42,9 @@ class WeightSource(Protocol):
 
     def read(self, name: str, slices: Slices | None = None) -> Tensor:
         """Return a weight, or the part of it in `slices`, as a tensor of its own on the CPU."""
+
+    def file(self, name: str) -> Path:
+        """Return the file that holds a weight, or the folder where it lies in several: for messages."""
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of the files that hold the weights."""
@@ -73,22 +75,6 @@ def open_source(path: Path, *, iteration: int | None = None) -> WeightSource:
             from medsft.core.engine.formats.dcp import open_dcp
 
             return open_dcp(base.weights)
-
-
-def check_complete(config: ModelConfig, found: dict[str, tuple[int, ...]], *, where: str) -> None:
-    """Raise `MismatchError` unless `found` (name to shape) holds every weight of `config` in its full shape."""
-    problems = []
-    for name, shape in config.parameter_shapes():
-        if name not in found:
-            problems.append(f"{name} is missing")
-        elif found[name] != shape:
-            problems.append(f"{name} is {list(found[name])}, its config says {list(shape)}")
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise MismatchError(
-            f"{where}: the weights do not fit the configuration: {'; '.join(problems[:3])}{more}.",
-            hint="The files are incomplete or belong to another model; copy or convert the checkpoint again.",
-        )
 
 
 def sha256_of_files(paths: Iterable[Path]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -9,8 +11,9 @@ from torch import Tensor
 
 from medsft.core.architecture import ModelConfig
 from medsft.core.engine.formats.source import Slices, WeightSource
+from medsft.core.tensors import EMBEDDING, OUTPUT
 
-TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+TABLES = (EMBEDDING, OUTPUT)
 BLOCK_ROWS = 4096
 """Rows of a table that are held at a time."""
 NewRows = Literal["mean", "copy_last"]
@@ -19,15 +22,28 @@ NewRows = Literal["mean", "copy_last"]
 class ResizedSource:
     """Another source with its tables cut or lengthened to `rows`.
 
-    Rows from the source's own number up to `tokens` belong to new tokens: each is the mean of the existing rows, or with
-    `copy_last` a copy of the last one, as in the original. Rows from there on are padding: copies of the last existing row.
+    Rows from the source's own number up to `tokens` belong to new tokens: each is the mean of the trained rows, or with
+    `copy_last` a copy of the last one, as in the original. So is each row in `remade`, by table: rows that the source has, but
+    never trained. Rows of the source from `trained` on are taken for padding. Rows behind those of new tokens are padding, too:
+    copies of the last trained row.
     """
 
-    def __init__(self, source: WeightSource, tokens: int, *, rows: int | None = None, new_rows: NewRows = "mean") -> None:
+    def __init__(
+        self,
+        source: WeightSource,
+        tokens: int,
+        *,
+        rows: int | None = None,
+        new_rows: NewRows = "mean",
+        remade: Mapping[str, Collection[int]] | None = None,
+        trained: int | None = None,
+    ) -> None:
         self._source = source
         self._existing = source.config.vocab_size
         self._tokens = tokens
         self._new_rows = new_rows
+        self._remade = {name: frozenset(ids) for name, ids in (remade or {}).items()}
+        self._trained = self._existing if trained is None else min(trained, self._existing)
         self._means: dict[str, Tensor] = {}
         self.config: ModelConfig = source.config.with_vocab(tokens if rows is None else rows)
 
@@ -49,6 +65,10 @@ class ResizedSource:
         """Return the dtype that `read` gives."""
         return self._source.dtype(name)
 
+    def file(self, name: str) -> Path:
+        """Return where a weight lies in the source it was made from."""
+        return self._source.file(name)
+
     def fingerprint(self) -> str:
         """Return the fingerprint of the source it was made from."""
         return self._source.fingerprint()
@@ -61,24 +81,32 @@ class ResizedSource:
         start, stop, step = rows.indices(self.config.vocab_size)
         assert step == 1, "tables are read in blocks of neighbouring rows"
         kept = self._source.read(name, (slice(min(start, self._existing), min(stop, self._existing)), *columns))
+        for row in sorted(self._remade.get(name, ())):
+            if start <= row < min(stop, self._existing):
+                kept[row - start] = self._new_row(name)[:, *columns][0]
         parts = [kept]
         new, padding = self.created, range(max(self.created.stop, self._existing), self.config.vocab_size)
-        for ids, row in ((new, self._new_row), (padding, self._last_row)):
+        for ids, made in ((new, self._new_row), (padding, self._last_row)):
             count = len(range(max(start, ids.start), min(stop, ids.stop)))
             if count:
-                parts.append(row(name)[:, *columns].expand(count, -1))
+                parts.append(made(name)[:, *columns].expand(count, -1))
         return torch.cat(parts) if len(parts) > 1 else kept
 
     def _last_row(self, name: str) -> Tensor:
-        return self._source.read(name, (slice(self._existing - 1, self._existing),))
+        remade = self._remade.get(name, frozenset())
+        last = next((row for row in reversed(range(self._trained)) if row not in remade), self._trained - 1)
+        return self._source.read(name, (slice(last, last + 1),))
 
     def _new_row(self, name: str) -> Tensor:
         if self._new_rows == "copy_last":
             return self._last_row(name)
         if name not in self._means:
             total = torch.zeros(1, self._source.shape(name)[1], dtype=torch.float64)
-            for start in range(0, self._existing, BLOCK_ROWS):
-                block = self._source.read(name, (slice(start, min(start + BLOCK_ROWS, self._existing)),))
+            for start in range(0, self._trained, BLOCK_ROWS):
+                block = self._source.read(name, (slice(start, min(start + BLOCK_ROWS, self._trained)),))
                 total += block.double().sum(0, keepdim=True)
-            self._means[name] = (total / self._existing).to(self._source.dtype(name))
+            left_out = [row for row in self._remade.get(name, ()) if row < self._trained]
+            for row in left_out:
+                total -= self._source.read(name, (slice(row, row + 1),)).double()
+            self._means[name] = (total / max(1, self._trained - len(left_out))).to(self._source.dtype(name))
         return self._means[name]

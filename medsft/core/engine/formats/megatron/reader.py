@@ -6,7 +6,7 @@ import argparse
 import codecs
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from medsft.core.architecture import ModelConfig
 from medsft.core.engine.formats.megatron.layout import EMBEDDING, LM_HEAD, Placement, chunks, place, shard_shape
 from medsft.core.engine.formats.source import Slices, sha256_of_files
 from medsft.core.megatron_folder import MegatronFolder
+from medsft.core.tensors import listed
 from medsft.errors import MismatchError
 
 _GLOBAL_IN_ERROR = re.compile(r"GLOBAL ([\w.]+)")
@@ -115,6 +116,10 @@ class MegatronSource:
                 result[:, mine] = shards[rank][other].index_select(1, local[mine])
         return result
 
+    def file(self, name: str) -> Path:
+        """Return the folder: a weight lies in the files of several ranks."""
+        return self.folder.folder
+
     def fingerprint(self) -> str:
         """Return the SHA-256 over the contents of all rank files."""
         return sha256_of_files(list(self.folder.files.values()))
@@ -159,7 +164,22 @@ def _checked(folder: MegatronFolder, found: Mapping[tuple[int | None, str], list
                     f"{folder.folder}: {spot} is {list(tensor.shape)} on a rank; the saved arguments say {list(expected)}."
                 )
         result[where] = tuple(tensors[: folder.tp])
+    _refuse_left_over(folder, [where for where in found if where not in result])
     return result
+
+
+def _refuse_left_over(folder: MegatronFolder, left: Sequence[tuple[int | None, str]]) -> None:
+    """Raise `MismatchError` for tensors that the model has no place for: without them it would be another model."""
+    names = [key if layer is None else f"layers.{layer}.{key}" for layer, key in left]
+    names = [name for name in names if not name.endswith(("rotary_emb.inv_freq", "_extra_state"))]
+    if folder.config.tie_embeddings:
+        names = [name for name in names if name != LM_HEAD]
+    if names:
+        raise MismatchError(
+            f"{folder.folder}: a model of the family `{folder.config.family}` has no place for {listed(names)}; without "
+            "them it would be another model.",
+            hint="llama, llama2, codellama and mistral of Megatron-LLM have none of these.",
+        )
 
 
 def _models(content: Any, path: Path) -> Iterator[Mapping[str, Any]]:
