@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from medsft.core.files import at_home
+
 MULTI_VALUED = frozenset({"--data", "--val"})
 
 
@@ -19,7 +21,7 @@ def normalise(arguments: Sequence[str]) -> list[str]:
 def _at_home(argument: str) -> str:
     """A shell leaves it as it is in `--to=~/models`, and a program that starts us everywhere."""
     name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-    return f"{name}{equals}{Path(value).expanduser()}" if value.startswith("~/") else argument
+    return f"{name}{equals}{at_home(Path(value))}" if value.startswith("~/") else argument
 
 
 def _normalised(arguments: list[str]) -> Iterator[str]:

@@ -188,12 +188,12 @@ def _remove_left_overs(path: Path) -> None:
 def at_home(value: Any) -> Any:
     """Return a path with `~` in front written out; a shell does not, inside quotes or a TOML file. What is no path stays.
 
-    Raises `ValueError` where there is no such home folder.
+    As in a shell, so does a path whose `~name` is nobody's home.
     """
     try:
         return value.expanduser() if isinstance(value, Path) else value
     except RuntimeError:
-        raise ValueError(f"`{value}`: there is no such home folder") from None
+        return value
 
 
 def cache_folder(name: str) -> Path:
