@@ -18,7 +18,7 @@ from medsft.core.data.make import Progress
 from medsft.core.data.records import Example
 from medsft.core.data.tokenize import TokenizeRequest, tokenize, wait_for_tokenized
 from medsft.core.data.tokenizers import open_tokenizer
-from medsft.errors import DataError, LaunchError
+from medsft.errors import DataError, DiskError, LaunchError
 
 WriteRows = Callable[[Path, Iterable[object]], Path]
 Rows = list[dict[str, str]]
@@ -303,8 +303,9 @@ def test_a_full_disk_is_a_clear_error_and_keeps_the_old_set(request_: TokenizeRe
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(make, "write_manifest", full)
-    with pytest.raises(DataError, match="cannot be written: No space left on device"):
+    with pytest.raises(DiskError, match="The disk is full") as caught:
         tokenize(replace(request_, retokenize=True))
+    assert caught.value.exit_code == 3
     assert open_tokenized(request_.folder).fingerprint == before
     assert _entries(request_.out_dir) == ["my.set"]
 
