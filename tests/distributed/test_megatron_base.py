@@ -30,5 +30,5 @@ def test_megatron_folder_trains_like_its_hugging_face_source(tmp_path):
     assert "-tp2-pp2-tiny-words" in Path(plan.run_dir).name
     names = ("loss", "grad_norm", "tokens")
     assert tiny.series(tiny.train(plan), "step", *names) == tiny.series(from_hf, "step", *names)
-    exported = open_source(export_run(RunDir(Path(plan.run_dir)), tmp_path / "out"))
+    exported = open_source(Path(export_run(RunDir(Path(plan.run_dir)), tmp_path / "out").folder))
     assert exported.config.vocab_size == plan.base.model.vocab_size

@@ -161,7 +161,8 @@ def test_training_is_that_of_the_formulas(tmp_path: Path, case: Case) -> None:
         assert found == pytest.approx(wanted, rel=2e-5, abs=1e-9)
     assert tiny.series(events, "eval", "loss") == [pytest.approx((reference.validate(),), rel=2e-5)]
 
-    exported = load_file(export_run(RunDir(Path(plan.run_dir)), tmp_path / "out") / "model.safetensors")
+    taken = export_run(RunDir(Path(plan.run_dir)), tmp_path / "out")
+    exported = load_file(Path(taken.folder) / "model.safetensors")
     for name, weight in reference.model.state_dict().items():
         torch.testing.assert_close(exported[name], weight[: len(exported[name])], rtol=0, atol=2e-4)
     assert len(exported["lm_head.weight"]) == plan.base.model.vocab_size == 86
