@@ -56,7 +56,9 @@ def test_a_run_of_0_1_0_is_resumed_where_it_was_killed(folder: Path, command: tu
     for [iteration, loss, norm] in series(expected, "step", "iteration", "loss", "grad_norm"):
         # Processors round differently: only on the one that wrote the fixture are they equal bit for bit.
         assert (last[int(iteration)]["loss"], last[int(iteration)]["grad_norm"]) == pytest.approx((loss, norm), rel=1e-5)
-    assert series(events, "eval", "iteration", "loss")[-1] == pytest.approx(series(expected, "eval", "iteration", "loss")[-1], rel=1e-5)
+    assert series(events, "eval", "iteration", "loss")[-1] == pytest.approx(
+        series(expected, "eval", "iteration", "loss")[-1], rel=1e-5
+    )
     assert (Path(str(view.export)) / "model.safetensors").exists()
 
 
