@@ -1,4 +1,4 @@
-"""Runs, sets and TOML files of earlier versions: they are read, resumed and exported as the version that wrote them would have."""
+"""Runs, sets and TOML files of earlier versions: they are read, resumed and exported as by the version that wrote them."""
 
 from __future__ import annotations
 
