@@ -1,7 +1,7 @@
 """Every file of a project, damaged in every way: each command ends right or with a clear error, and in bounded time.
 
-Pairs of a file and a damage are 180, each with four commands. `MEDSFT_DAMAGE=all` has pytest try all of them; otherwise it tries
-every seventh pair, with one command, the next for each.
+Pairs of a file and a damage are 180, each with four commands. `MEDSFT_DAMAGE=all` has pytest try all of them; otherwise it
+tries every seventh pair, with one command, the next for each.
 """
 
 from __future__ import annotations
