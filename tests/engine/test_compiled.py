@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+import small_disks
 
 from medsft.core.engine.native import compiled
 from medsft.core.engine.native.compiled import compiled_library
@@ -28,7 +29,7 @@ def compilations(monkeypatch):
 
 
 def kept(tmp_path):
-    return list((tmp_path / "cache" / "medsft" / "kernels").iterdir())
+    return list((tmp_path / "cache" / "medsft" / "kernels").glob("*.so"))
 
 
 def test_a_library_is_compiled_once_and_kept(source, compilations, tmp_path):
@@ -60,6 +61,29 @@ def test_a_damaged_library_is_compiled_again(source, compilations, tmp_path):
     assert compiled_library([source]).answer() == 42
     assert len(compilations) == 2
     assert library.stat().st_size > 100
+
+
+def test_one_changed_bit_is_compiled_again(source, compilations, tmp_path):
+    compiled_library([source])
+    [library] = kept(tmp_path)
+    content = bytearray(library.read_bytes())
+    content[-5] ^= 1
+    library.unlink()
+    library.write_bytes(content)
+    assert compiled_library([source]).answer() == 42
+    assert len(compilations) == 2
+
+
+def test_a_full_folder_for_temporary_files_is_no_reason_for_other_kernels(source, compilations, tmp_path, monkeypatch):
+    with small_disks.mounted(tmp_path / "disk", "size=64k") as folder:
+        small_disks.fill(folder)
+        monkeypatch.setattr(compiled.tempfile, "tempdir", str(folder))
+        monkeypatch.setenv("TMPDIR", str(folder))
+        assert compiled_library([source]).answer() == 42
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+        found = compiled.compile_or_load([source])
+        assert found.library is None
+        assert found.disk.startswith(f"The disk is full: {folder} has 0 B free")
 
 
 def test_where_nothing_can_be_kept_it_is_compiled_each_time(source, compilations, tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medsft.core.basemodel import inspect_base
+from medsft.core.engine.arithmetic import check_arithmetic
 from medsft.core.engine.batches import Batcher, Documents
 from medsft.core.engine.checkpoint import find_good_checkpoint, load_checkpoint
 from medsft.core.engine.formats.source import DTYPES, WeightSource, open_source
@@ -26,7 +27,7 @@ from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.selection import Selection, open_selection
 from medsft.core.run.events import EventWriter
 from medsft.core.run.integrity import damage, set_damage
-from medsft.core.run.rundir import RunDir
+from medsft.core.run.rundir import RunDir, read_manifest
 from medsft.errors import DataError, MismatchError
 
 
@@ -41,6 +42,10 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
     if events:
         _report_start(plan, events, iteration or 0)
         for line in damaged:
+            events.write("warning", message=line)
+    before = None if iteration is None else read_manifest(run.checkpoint_path(iteration)).get("arithmetic")
+    for line in check_arithmetic(mesh, before):
+        if events:
             events.write("warning", message=line)
     if iteration is None:
         check_base(plan, mesh)

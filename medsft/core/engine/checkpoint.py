@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
 from medsft.core.architecture import ModelConfig, to_hf_config
 from medsft.core.disk import probe, trouble
+from medsft.core.engine.arithmetic import arithmetic
 from medsft.core.engine.mesh import Mesh
 from medsft.core.engine.precision import Masters
 from medsft.core.files import sealed, sync_entry
@@ -63,6 +64,7 @@ def commit(
         for path in (aside / ".metadata", config):
             files[path.name] = hash_file(path)
         manifest = {"iteration": state.iteration, "identity": identity, "state": _state_fields(state), "files": files}
+        manifest["arithmetic"] = arithmetic()
         (aside / MANIFEST).write_text(sealed(manifest))
         for path in (config, aside / MANIFEST, aside):
             sync_entry(path)

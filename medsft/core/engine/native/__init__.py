@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
 from medsft.core.devices import cpu_multiplies_bf16
-from medsft.core.engine.native.compiled import compiled_library, processor
+from medsft.core.engine.native.compiled import Compiled, compile_or_load, processor
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("elementwise.c", "attention.c", "products.c")]
 _PARTS = 16
@@ -64,6 +64,11 @@ def bf16_is_slow() -> bool:
 
 def kernels() -> ctypes.CDLL | None:
     """Compile and load the kernels, the first time; None where there is no compiler that can."""
+    return compilation().library
+
+
+def compilation() -> Compiled:
+    """Compile and load the kernels, the first time, and return what came of it."""
     with _loading:
         return _load()
 
@@ -76,13 +81,13 @@ def compile_ahead() -> None:
 
 
 @lru_cache(maxsize=1)
-def _load() -> ctypes.CDLL | None:
+def _load() -> Compiled:
     try:
         # Only with the OpenMP library that torch has loaded: with a second one, two pools of threads would fight for the cores.
         ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
     except (OSError, AttributeError):
-        return None
-    return compiled_library(_SOURCES, ("NO_PAIRS",) if bf16_is_slow() else ())
+        return Compiled(None, "")
+    return compile_or_load(_SOURCES, ("NO_PAIRS",) if bf16_is_slow() else ())
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int | None) -> tuple[Tensor, Tensor]:

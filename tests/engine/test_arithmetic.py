@@ -1,0 +1,47 @@
+"""A resume says when it computes with something else than before, and does not start when only room is missing."""
+
+from __future__ import annotations
+
+import pytest
+
+from medsft.core.engine import arithmetic
+from medsft.core.engine.native.compiled import Compiled
+from medsft.errors import LaunchError
+
+
+class Alone:
+    def gather(self, value):
+        return [value]
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    def give(identity, disk=""):
+        monkeypatch.setattr(arithmetic.torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(arithmetic.native, "compilation", lambda: Compiled(None, identity, disk))
+
+    return give
+
+
+def test_the_same_and_runs_of_before_there_was_a_record(compiled):
+    compiled("ours")
+    assert arithmetic.check_arithmetic(Alone(), arithmetic.arithmetic()) == []
+    assert arithmetic.check_arithmetic(Alone(), None) == []
+
+
+def test_other_kernels_are_said(compiled):
+    compiled("ours")
+    before = arithmetic.arithmetic()
+    compiled("")
+    (line,) = arithmetic.check_arithmetic(Alone(), before)
+    assert "no longer the uninterrupted run bit for bit (kernels of medsft: ours before, none now)" in line
+
+
+def test_kernels_that_only_lack_room(compiled):
+    compiled("ours")
+    before = arithmetic.arithmetic()
+    compiled("", "The disk is full: /tmp has 0 B free of 1 MiB; /tmp cannot be written.")
+    with pytest.raises(LaunchError, match="The disk is full: /tmp"):
+        arithmetic.check_arithmetic(Alone(), before)
+    (line,) = arithmetic.check_arithmetic(Alone(), None)
+    assert "ours cannot be compiled. The disk is full: /tmp" in line
