@@ -95,16 +95,23 @@ def _never_one() -> Iterator[None]:
     """Typer and libraries end with 1 where output goes nowhere or a question gets no answer. Here 1 means "finished"."""
     try:
         yield
-    except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for what Python still writes at its end
-        raise typer.Exit(ExitCode.DONE) from None
+    except BrokenPipeError:
+        raise _seen_enough() from None
     except (typer.Abort, EOFError):
         console.note("medsft: no answer, so nothing was done. --yes answers every question.")
         raise typer.Exit(ExitCode.USAGE) from None
     except SystemExit as error:
         if error.code in (None, 0):
             raise
+        if isinstance(error.__context__, BrokenPipeError):  # Rich's answer to one
+            raise _seen_enough() from None
         raise typer.Exit(error.code if isinstance(error.code, int) and error.code > 1 else ExitCode.TRAINING) from None
+
+
+def _seen_enough() -> typer.Exit:
+    """Return the end of a command whose reader is gone: it has seen what it wanted."""
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for what Python still writes at its end
+    return typer.Exit(ExitCode.DONE)
 
 
 @contextmanager
