@@ -67,6 +67,14 @@ def test_to_bf16_says_how_far_the_logits_move(tmp_path):
     assert 1e-6 < result.largest_logit_difference < 0.1
 
 
+def test_a_model_that_is_not_finite_is_not_called_verified(tmp_path):
+    weights = formulas.random_weights(SIZES)
+    weights["model.norm.weight"][3] = torch.nan
+    write_hf(tmp_path / "base", CONFIG, weights.items(), dtype=torch.float32)
+    with pytest.raises(MismatchError, match="base: the model computes logits that are not finite"):
+        convert(job(tmp_path / "base", tmp_path / "out", "megatron"))
+
+
 def test_a_wrong_destination_is_noticed(base, tmp_path, monkeypatch):
     def swapped(root, source, **options):
         class Swapped:

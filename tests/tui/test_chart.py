@@ -69,7 +69,7 @@ def test_labels_are_short(value, label):
     assert number_label(value) == label
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.integers(0, 10**6), st.floats(allow_nan=True, allow_infinity=True, width=32)), max_size=60),
     st.integers(1, 40),

@@ -28,7 +28,7 @@ VALUES = {
 }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.fixed_dictionaries(VALUES))
 def test_what_is_shown_for_a_config_parses_to_the_same_config(values):
     config = from_mapping({"run_name": "x", **to_mapping(RunConfig(**values))})

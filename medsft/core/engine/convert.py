@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -120,6 +121,11 @@ def convert(job: Conversion) -> Converted:
     difference = None
     if job.verify or (job.verify is None and _fits(source.config)):
         difference = logit_difference(source, _Fresh(lambda: open_source(job.destination)))
+        if not math.isfinite(difference):
+            raise MismatchError(
+                f"{job.source}: the model computes logits that are not finite: its weights hold NaN or infinity, or are too large.",
+                hint=f"{job.destination} was written and is as damaged; take another copy of the model, and remove it.",
+            )
         if torch.promote_types(exact, dtype) == dtype and difference > LARGEST_DIFFERENCE:
             raise MismatchError(
                 f"{job.destination}: logits differ from the source's by up to {difference:g}, but no weight was rounded.",

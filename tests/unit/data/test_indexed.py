@@ -37,7 +37,7 @@ def _expected_files(documents: Documents, code: int, letter: str, closed: range)
 
 @pytest.mark.parametrize(("dtype", "code", "letter"), [("<u2", 8, "H"), ("<i4", 4, "i")])
 @given(documents=st.lists(st.lists(st.integers(0, 65535), max_size=9), max_size=9), document_index=st.booleans())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 def test_files_are_byte_for_byte_the_format_and_read_back(
     tmp_path: Path, dtype: str, code: int, letter: str, documents: Documents, document_index: bool
 ) -> None:

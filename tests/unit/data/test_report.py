@@ -66,7 +66,7 @@ ANSWER_TOKENS = st.just(0) | st.integers(TAIL + 1, 12)
     shapes=st.lists(st.tuples(st.integers(0, 12), ANSWER_TOKENS).filter(any), min_size=1, max_size=12),
     seq=st.integers(1, 24),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_report_equals_counting_label_by_label(tmp_path: Path, shapes: list[tuple[int, int]], seq: int) -> None:
     data = _set(tmp_path / "x", shapes)
     exceeding = cut = without_end = unsupervised = 0

@@ -90,7 +90,7 @@ EVIL = st.text(max_size=20) | st.lists(
 
 
 @given(question=EVIL, answer=EVIL, system=st.none() | EVIL)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_control_gives_the_ids_and_roles_of_the_original_for_any_text(
     opened: OpenedTokenizer, model: SentencePieceProcessor, question: str, answer: str, system: str | None
 ) -> None:
@@ -103,7 +103,7 @@ def test_control_gives_the_ids_and_roles_of_the_original_for_any_text(
 
 
 @given(question=EVIL, answer=EVIL)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_escape_never_lets_people_write_a_control_token(opened: OpenedTokenizer, question: str, answer: str) -> None:
     documents = encode_documents([Example(question=question, answer=answer)], opened, control=False)
     control = set(ORIGINAL_IDS.values())

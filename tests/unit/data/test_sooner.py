@@ -103,7 +103,7 @@ def pair_of(kind: str) -> tuple[EncodeAll, SoonerEncoder]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(texts=hard_texts)
 def test_ids_are_those_of_tokenizers(kind: str, texts: list[str]) -> None:
     reference, encode = pair_of(kind)
@@ -117,7 +117,7 @@ def test_each_kind_has_a_faster_library(kind: str) -> None:
     assert encode._faster.name == ("gigatoken" if kind.startswith("Llama 2") else "fastokens")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(texts=hard_texts)
 def test_ids_are_those_of_sentencepiece(sentence_piece_model: Path, texts: list[str]) -> None:
     reference, encode = sentence_piece_pair(sentence_piece_model)

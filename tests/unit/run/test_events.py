@@ -37,7 +37,7 @@ def one_by_one(log: bytes) -> list[Event]:
     return [event for line in log.split(b"\n")[:-1] if (event := parse(line)) is not None]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(lines, max_size=12), st.data())
 def test_any_split_of_the_bytes_gives_the_same_events(tmp_path_factory, chosen, data):
     log = b"".join(chosen)
@@ -52,7 +52,7 @@ def test_any_split_of_the_bytes_gives_the_same_events(tmp_path_factory, chosen, 
     assert read == one_by_one(log)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(events)
 def test_a_line_gives_back_its_event(event):
     assert parse(event.to_line().encode()) == event

@@ -50,7 +50,7 @@ any_event = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(any_event, max_size=40), st.data())
 def test_folding_in_pieces_is_folding_at_once(events, data):
     cut = data.draw(st.integers(0, len(events)))
@@ -63,7 +63,7 @@ def test_folding_in_pieces_is_folding_at_once(events, data):
     assert plain(first) == before, "a snapshot must not change under its reader"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(any_event, max_size=40))
 def test_lines_of_a_log_fold_as_their_events(events):
     state = ViewFold()

@@ -15,16 +15,19 @@ TOKENS = 64
 
 @torch.no_grad()
 def logit_difference(before: WeightSource, after: WeightSource) -> float:
-    """Return the largest difference of a logit over `TOKENS` fixed tokens, in fp32; ids that only one has are left out."""
+    """Return the largest difference of a logit over `TOKENS` fixed tokens, in fp32; ids that only one has are left out.
+
+    It is NaN where logits of either are not finite.
+    """
     vocab = min(before.config.vocab_size, after.config.vocab_size)
     tokens = torch.randint(vocab, (TOKENS,), generator=torch.Generator().manual_seed(0))
     hidden = [_hidden(source, tokens) for source in (before, after)]
-    largest = 0.0
+    largest = torch.zeros(())
     for start in range(0, vocab, BLOCK_ROWS):
         rows = slice(start, min(start + BLOCK_ROWS, vocab))
         first, second = (h @ _head(source, rows).T for h, source in zip(hidden, (before, after), strict=True))
-        largest = max(largest, float((first - second).abs().max()))
-    return largest
+        largest = torch.maximum(largest, (first - second).abs().max())  # keeps a NaN, which `max` may drop
+    return float(largest)
 
 
 def _hidden(source: WeightSource, tokens: Tensor) -> Tensor:
