@@ -123,7 +123,7 @@ def convert(job: Conversion) -> Converted:
         difference = logit_difference(source, _Fresh(lambda: open_source(job.destination)))
         if not math.isfinite(difference):
             raise MismatchError(
-                f"{job.source}: the model computes logits that are not finite: its weights hold NaN or infinity, or are too large.",
+                f"{job.source}: the model computes logits that are not finite: weights are NaN, infinite or too large.",
                 hint=f"{job.destination} was written and is as damaged; take another copy of the model, and remove it.",
             )
         if torch.promote_types(exact, dtype) == dtype and difference > LARGEST_DIFFERENCE:
