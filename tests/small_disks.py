@@ -56,6 +56,20 @@ def take_inodes(folder: Path) -> Path:
     return here
 
 
+def spoil(folder: Path, how: str, *, left: int = 0) -> str:
+    """Have a disk take nothing any more, "full" but for `left` bytes, and return how a message about it begins."""
+    if how == "without inodes":
+        take_inodes(folder)
+        return f"The disk is full: {folder} has no inodes left for new files ("
+    if how == "read-only":
+        make_read_only(folder)
+        return f"The disk {folder} is read-only: "
+    filler = fill(folder)
+    if left:
+        os.truncate(filler, filler.stat().st_size - left)
+    return f"The disk is full: {folder} has "
+
+
 def make_room(folder: Path) -> None:
     """Undo what the functions above did."""
     if os.statvfs(folder).f_flag & os.ST_RDONLY:

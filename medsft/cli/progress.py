@@ -18,7 +18,7 @@ from medsft.core.run.events import TERMINAL, Event, EventReader
 from medsft.core.run.pipeline import follow_to_end
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView, ViewFold
-from medsft.errors import ExitCode
+from medsft.errors import ExitCode, MedsftError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -120,7 +120,11 @@ def _stop_on_interrupt(run: RunDir) -> Iterator[None]:
             console.note(f"\nThe run goes on. Watch it: medsft watch {run.path}")
             raise typer.Exit(INTERRUPTED)
         asked = True
-        run.request("stop")
+        try:
+            run.request("stop")
+        except (MedsftError, OSError) as error:
+            console.note(f"\nIt could not be asked to stop, and goes on. {error}\n    Ctrl-C again leaves the run alone.")
+            return
         console.note("\nStopping after this iteration, with a checkpoint. Ctrl-C again leaves the run alone.")
 
     before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}

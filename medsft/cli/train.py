@@ -125,8 +125,8 @@ def plan(
     its config.json alone: then the devices are supposed, too, and a warning says which.
     """
     from medsft.cli.plan_table import print_plan
+    from medsft.core.disk import writing
     from medsft.core.files import write_atomically
-    from medsft.core.paths import writing
     from medsft.core.planning.planner import make_plan
     from medsft.core.registry import load_settings
     from medsft.core.run.pipeline import trust_sets

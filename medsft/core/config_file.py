@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medsft.core.config import GROUPS, RunConfig, from_mapping, to_mapping
+from medsft.core.disk import writing
 from medsft.core.files import write_atomically
 from medsft.core.other_tools import did_you_mean
 from medsft.core.paths import read_text
@@ -34,7 +35,10 @@ def load_toml(path: Path) -> RunConfig:
 
 
 def save_toml(config: RunConfig, path: Path) -> None:
-    """Write the run's TOML, each option under its help text. An existing file keeps its comments and its order."""
+    """Write the run's TOML, each option under its help text. An existing file keeps its comments and its order.
+
+    Raises `ConfigError` when the file cannot be written.
+    """
     import tomlkit
 
     document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
@@ -52,7 +56,8 @@ def save_toml(config: RunConfig, path: Path) -> None:
         else:
             table.add(tomlkit.comment(_comment(f.metadata)))
             table.add(f.name, values[f.name])
-    write_atomically(path, tomlkit.dumps(document))
+    with writing(path, ""):
+        write_atomically(path, tomlkit.dumps(document))
 
 
 def _comment(metadata: Mapping[str, Any]) -> str:

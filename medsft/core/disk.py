@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from medsft.core.paths import reason
 from medsft.core.units import byte_size
-from medsft.errors import DiskError, ExitCode
+from medsft.errors import ConfigError, DiskError, ExitCode, Problem
 
 _PERMISSION = frozenset({errno.EACCES, errno.EPERM})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -83,13 +84,25 @@ def writing_to(folder: Path, exit_code: ExitCode, *, hint: str = "") -> Iterator
     """Raise `DiskError` with this exit code for what the disk does not let us do inside the block; other errors pass."""
     try:
         yield
-    except DiskError:
+    except (DiskError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # torch's CheckpointException is no Exception
         found = trouble(error, folder)
         if found is None:
             raise
         raise DiskError(found.message, hint=hint or found.hint, exit_code=exit_code) from error
+
+
+@contextmanager
+def writing(path: Path, where: str) -> Iterator[None]:
+    """Turn what keeps a file that a person named from being written into `ConfigError` under `where`."""
+    try:
+        yield
+    except OSError as error:
+        found = trouble(error, path)
+        if found is None:
+            raise ConfigError([Problem(where, f"{path} cannot be written: {reason(error)}")]) from None
+        raise ConfigError([Problem(where, found.message, found.hint)]) from None
 
 
 def _system_error(error: BaseException | None, seen: set[int]) -> tuple[int, str | None] | None:
@@ -98,7 +111,8 @@ def _system_error(error: BaseException | None, seen: set[int]) -> tuple[int, str
         return None
     seen.add(id(error))
     if isinstance(error, OSError) and error.errno in _KINDS:
-        return error.errno, os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+        name = error.filename2 or error.filename  # of a copy: to where, from where
+        return error.errno, os.fsdecode(name) if isinstance(name, str | bytes) else None
     if (match := _IN_RUST.search(str(error))) and int(match[1]) in _KINDS:
         return int(match[1]), None
     ranks = getattr(error, "failures", None)  # of torch's CheckpointException: rank -> (error, where)

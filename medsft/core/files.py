@@ -39,7 +39,8 @@ def write_atomically(path: Path, text: str, *, replace: bool = True) -> None:
         else:
             _name_once(temporary, path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:  # the system names no file where a write fails
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            # The system names no file where a write fails, and people know nothing of the temporary one.
             error.filename = str(path)
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -85,29 +86,43 @@ def new_folder(path: Path) -> Iterator[Path]:
     So what has the name is whole, after a power cut too. Missing parents are made. What killed processes left of earlier
     attempts is removed first. Raises `FileExistsError` where `path` is there already (an empty folder gives way).
     """
-    made = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.new")
     held: int | None = None
+    with parents_of(path):
+        try:
+            _remove_left_overs(path)
+            aside.mkdir()
+            held = _hold(aside)
+            yield aside
+            sync_tree(aside)
+            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+                raise FileExistsError(f"{path}: exists already")
+            aside.rename(path)
+            sync_entry(path.parent)
+        except BaseException as error:
+            if isinstance(error, OSError):  # people know nothing of the folder aside, which is gone when they read this
+                for name in ("filename", "filename2"):
+                    if isinstance(file := getattr(error, name), str):
+                        setattr(error, name, file.replace(str(aside), str(path)))
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        finally:
+            if held is not None:
+                os.close(held)
+
+
+@contextmanager
+def parents_of(path: Path, *, mode: int = 0o777) -> Iterator[None]:
+    """Make the folders above a path that are missing; they go again, where nothing else is in them, when the block fails."""
+    made = [parent for parent in path.parents if not parent.exists()]
     try:
-        _remove_left_overs(path)
-        aside.mkdir()
-        held = _hold(aside)
-        yield aside
-        sync_tree(aside)
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise FileExistsError(f"{path}: exists already")
-        aside.rename(path)
-        sync_entry(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=mode)
+        yield
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
         raise
-    finally:
-        if held is not None:
-            os.close(held)
 
 
 def sync_tree(folder: Path) -> None:

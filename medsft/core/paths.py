@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from medsft.errors import ConfigError, Problem
@@ -25,15 +23,6 @@ def read_text(path: Path, where: str) -> str:
         raise ConfigError([Problem(where, f"{path} is not text in UTF-8 (byte {error.start})", hint)]) from None
     except (OSError, ValueError) as error:
         raise ConfigError([Problem(where, f"{path} cannot be read: {reason(error)}")]) from None
-
-
-@contextmanager
-def writing(path: Path, where: str) -> Iterator[None]:
-    """Turn what keeps a file from being written into `ConfigError` under `where`."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError([Problem(where, f"{path} cannot be written: {reason(error)}")]) from None
 
 
 def reason(error: Exception) -> str:

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsft.core.config import RunConfig, check, check_folder_name, format_number
-from medsft.core.files import write_atomically
+from medsft.core.disk import writing
+from medsft.core.files import alone_in, parents_of, write_atomically
 from medsft.core.other_folders import how_to_fetch
-from medsft.core.paths import is_there, read_text, resolved, writing
+from medsft.core.paths import is_there, read_text, resolved
 from medsft.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -352,14 +353,14 @@ def _set(document: TOMLDocument, kind: str, name: str, key: str, value: Any) -> 
 
 
 def _edit(file: Path, change: Callable[[TOMLDocument], None]) -> None:
+    """Change a file. Two commands at once do so one after the other, so that neither loses what the other has written."""
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
-    try:
-        document = tomlkit.parse(read_text(file, "")) if is_there(file) else tomlkit.document()
-    except (TOMLKitError, RecursionError) as error:
-        raise ConfigError([Problem(str(file), f"not valid TOML: {error}")]) from None
-    change(document)
-    with writing(file, ""):
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with writing(file, ""), parents_of(file), alone_in(file.parent):
+        try:
+            document = tomlkit.parse(read_text(file, "")) if is_there(file) else tomlkit.document()
+        except (TOMLKitError, RecursionError) as error:
+            raise ConfigError([Problem(str(file), f"not valid TOML: {error}")]) from None
+        change(document)
         write_atomically(file, tomlkit.dumps(document))

@@ -42,9 +42,23 @@ def export(run: RunDir) -> str:
     return f"Exporting iteration {iteration:,} to {to}. The log (logs/export.log) tells when it is done."
 
 
+def ask(screen: Screen[Any], run: RunDir, what: str) -> bool:
+    """Ask a run to `stop` or to `save`, and return whether that could be done; where not, tell why."""
+    try:
+        run.request(what)
+    except (MedsftError, OSError) as error:
+        _refuse(screen, error)
+        return False
+    return True
+
+
+def _refuse(screen: Screen[Any], error: Exception) -> None:
+    screen.notify(str(error), title="Not done", severity="error", timeout=15, markup=False)
+
+
 def tell(screen: Screen[Any], action: Callable[[], str]) -> None:
     """Do something slow in a worker thread of `screen`, and tell there how it went."""
     try:
         screen.app.call_from_thread(screen.notify, action(), markup=False)
     except (MedsftError, OSError) as error:
-        screen.app.call_from_thread(screen.notify, str(error), title="Not done", severity="error", timeout=15, markup=False)
+        screen.app.call_from_thread(_refuse, screen, error)

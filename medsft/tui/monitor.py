@@ -215,12 +215,12 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         """Ask, then request a stop."""
         detail = "It finishes the current iteration, saves a checkpoint and ends. You can go on from there later."
         if await self.app.push_screen_wait(Confirm("Stop this run?", detail, yes="Stop it", no="Let it run")):
-            self.run_dir.request("stop")
+            actions.ask(self, self.run_dir, "stop")
 
     def action_save(self) -> None:
         """Request a checkpoint."""
-        self.run_dir.request("save")
-        self.notify("A checkpoint will be saved after this iteration.")
+        if actions.ask(self, self.run_dir, "save"):
+            self.notify("A checkpoint will be saved after this iteration.")
 
     @work(thread=True, exclusive=True, group="act")
     def action_resume(self) -> None:

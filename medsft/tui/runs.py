@@ -257,7 +257,7 @@ Training goes on whether or not this list is open.
             return
         detail = f"{row.run.path.name}\nIt saves a checkpoint first."
         if await self.app.push_screen_wait(Confirm("Stop this run?", detail, yes="Stop it", no="Let it run")):
-            row.run.request("stop")
+            actions.ask(self, row.run, "stop")
 
     def action_resume(self) -> None:
         """Go on with the chosen run."""

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import small_disks
 
-from medsft.core import disk, files
+from medsft.core import disk, files, registry
+from medsft.core.config import RunConfig
+from medsft.core.config_file import save_toml
+from medsft.core.run.draft import Draft, save_draft
 from medsft.core.run.events import EventReader, EventWriter
-from medsft.errors import DiskError, ExitCode
-
-FULL = "The disk is full: {mount} has 0 B free of 1.0 MiB; "
-WITHOUT_INODES = "The disk is full: {mount} has no inodes left for new files ("
-READ_ONLY = "The disk {mount} is read-only: "
+from medsft.core.run.rundir import RunDir
+from medsft.errors import ConfigError, DiskError, ExitCode
 
 
 @pytest.fixture(params=["full", "without inodes", "read-only"])
@@ -25,16 +25,8 @@ def spoilt(request, tmp_path):
     options = "size=1m,nr_inodes=40" if request.param == "without inodes" else "size=1m"
     with small_disks.mounted(tmp_path / "disk", options) as folder:
         (folder / "there").mkdir()
-        if request.param == "full":
-            small_disks.fill(folder)
-            begins = FULL
-        elif request.param == "without inodes":
-            small_disks.take_inodes(folder)
-            begins = WITHOUT_INODES
-        else:
-            small_disks.make_read_only(folder)
-            begins = READ_ONLY
-        yield folder, begins.format(mount=folder)
+        begins = small_disks.spoil(folder, request.param)
+        yield folder, f"{begins}0 B free of 1.0 MiB; " if request.param == "full" else begins
 
 
 def test_the_message_names_the_disk_and_the_file_and_nothing_is_left(spoilt):
@@ -58,6 +50,64 @@ def test_a_folder_that_cannot_be_made(spoilt):
         (new / "file").write_bytes(bytes(5000))
     assert str(caught.value).startswith(begins)
     assert list((folder / "there").iterdir()) == []
+
+
+WRITERS = {
+    "checkpoints add": lambda folder: registry.add_checkpoint(folder / "medsft.toml", "a", 7, Path("/models/a")),
+    "datasets add": lambda folder: registry.add_dataset(folder / "medsft.toml", "a", 1000),
+    "wizard's draft": lambda folder: save_draft(folder / "draft.json", Draft({"lr": "x" * 5000})),
+    "wizard's TOML": lambda folder: save_toml(RunConfig(), folder / "run.toml"),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS.keys())
+@pytest.mark.parametrize("below", ["", "new/folder"])
+def test_small_files_that_a_person_asks_for(spoilt, write, below):
+    folder, begins = spoilt
+    where = folder / "there" / below
+    if below and write is WRITERS["wizard's TOML"]:
+        pytest.skip("is written into folders that are there")
+    with pytest.raises(ConfigError) as caught:
+        write(where)
+    assert str(caught.value).startswith(begins)
+    assert str(folder / "there") in str(caught.value)
+    assert ".tmp" not in str(caught.value)
+    assert list((folder / "there").iterdir()) == []
+
+
+def test_a_settings_file_survives_a_full_disk(tmp_path):
+    with small_disks.mounted(tmp_path / "disk", "size=1m") as folder:
+        file = folder / "medsft.toml"
+        registry.add_dataset(file, "a", 1)
+        before = file.read_bytes()
+        small_disks.spoil(folder, "full")
+        with pytest.raises(ConfigError):
+            registry.add_dataset(file, "b", 2)
+        assert file.read_bytes() == before
+
+
+def test_a_plan_that_cannot_be_written(spoilt, tmp_path):
+    folder, begins = spoilt
+    with pytest.raises(ConfigError) as caught, disk.writing(folder / "there" / "plan.json", "--output"):
+        files.write_atomically(folder / "there" / "plan.json", "x" * 5000)
+    assert str(caught.value).startswith(f"--output: {begins}")
+
+
+def test_a_request_for_which_there_is_no_room(tmp_path):
+    with small_disks.mounted(tmp_path / "disk", "size=1m,nr_inodes=40") as folder:
+        run = RunDir(folder / "run")
+        run.make_folders()
+        run.claim(os.getpid())
+        begins = small_disks.spoil(folder, "without inodes")
+        with pytest.raises(DiskError) as caught:
+            run.request("stop")
+        assert str(caught.value).startswith(begins)
+        assert str(run.control / "stop") in caught.value.message
+        assert f"kill {os.getpid()}" in caught.value.hint
+        assert caught.value.exit_code == ExitCode.LAUNCH
+        small_disks.make_room(folder)
+        run.request("stop")
+        assert run.requested("stop")
 
 
 def test_a_disk_is_asked_where_an_error_does_not_say(spoilt):
@@ -102,6 +152,13 @@ def test_what_libraries_make_of_an_error(tmp_path):
         assert str(tmp_path) in found.message
     for error in (ValueError("os error"), FileNotFoundError(errno.ENOENT, "no such file"), KeyError(28)):
         assert disk.trouble(error, tmp_path) is None
+
+
+def test_a_copy_names_where_it_was_to_go(tmp_path):
+    error = OSError(errno.ENOSPC, "No space left on device", "/from", None, str(tmp_path / "to"))
+    found = disk.trouble(error, Path("/elsewhere"))
+    assert found is not None
+    assert str(tmp_path / "to") in found.message
 
 
 def test_other_errors_pass(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,3 +168,24 @@ def test_a_name_is_corrected_and_a_path_as_on_the_hub_is_explained(project: Path
         settings.find_checkpoint("llama3", 8)
     with pytest.raises(ConfigError, match=r"medsft downloads nothing.*hf download meta-llama/Llama-3\.1-8B"):
         settings.find_checkpoint("Llama3", 8)
+
+
+def test_entries_that_are_added_at_once_are_all_kept(tmp_path: Path) -> None:
+    add = """if True:
+        import sys
+        from pathlib import Path
+        from medsft.core import registry
+        sys.stdin.read()
+        for number in range(10):
+            registry.add_dataset(Path(sys.argv[1]), f"{sys.argv[2]}-{number}", 1)
+    """
+    file = tmp_path / "new" / "medsft.toml"
+    commands = [
+        subprocess.Popen([sys.executable, "-c", add, str(file), str(number)], stdin=subprocess.PIPE) for number in range(3)
+    ]
+    for command in commands:
+        assert command.stdin is not None
+        command.stdin.close()
+    assert [command.wait() for command in commands] == [0, 0, 0]
+    assert len(registry.load_settings(file).datasets) == 30
+    assert [path.name for path in file.parent.iterdir()] == ["medsft.toml"]

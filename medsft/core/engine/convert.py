@@ -12,7 +12,8 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor
 from medsft.core.architecture import ModelConfig
 from medsft.core.basemodel import BaseModel, inspect_base
 from medsft.core.data.gguf_cache import converted_tokenizer
+from medsft.core.disk import writing_to
 from medsft.core.engine.formats.dcp import fill_dcp
 from medsft.core.engine.formats.hf import fill_hf
 from medsft.core.engine.formats.megatron import open_megatron, write_megatron
@@ -33,10 +35,10 @@ from medsft.core.engine.formats.verify import logit_difference
 from medsft.core.engine.formats.vocabulary import NewRows, ResizedSource
 from medsft.core.engine.handover import RunState, run_state
 from medsft.core.engine.process import run_process
-from medsft.core.files import new_folder, sync_entry
+from medsft.core.files import new_folder, parents_of, sync_entry
 from medsft.core.run.integrity import damage, find_good
 from medsft.core.run.rundir import RunDir
-from medsft.errors import DataError, MismatchError
+from medsft.errors import DataError, ExitCode, MismatchError
 
 TARGETS = ("hf", "megatron", "dcp")
 LARGEST_DIFFERENCE = 1e-3
@@ -105,6 +107,7 @@ def convert(job: Conversion) -> Converted:
 
     Raises `MismatchError` when the source cannot be read, does not fit the destination, or the destination exists (nothing is
     written then); and when logits differ although every weight was kept exactly (the destination is left to be looked at).
+    Raises `DiskError` when the disk does not take the destination, of which nothing is left.
     """
     base, passed_over = _good_base(job)
     job = replace(job, iteration=base.iteration) if base.kind == "medsft-run" else job
@@ -117,7 +120,9 @@ def convert(job: Conversion) -> Converted:
     tokens = job.true_vocab_size or (state.vocab_size if state else source.config.vocab_size)
     created = ResizedSource(source, tokens).created
     warnings = [*passed_over, *base.warnings, *_vocabulary_warning(job, base)]
-    _write(job, base, source, tokens, dtype, state, _tokenizer_files(base, warnings))
+    tokenizer = _tokenizer_files(base, warnings)
+    with writing_to(job.destination, ExitCode.TRAINING):
+        _write(job, base, source, tokens, dtype, state, tokenizer)
     difference = None
     if job.verify or (job.verify is None and _fits(source.config)):
         difference = logit_difference(source, _Fresh(lambda: open_source(job.destination)))
@@ -197,20 +202,31 @@ def _write(
     else:
         rows = padded_rows(tokens, job.vocab_divisible_by, tp=1) if job.vocab_divisible_by else tokens
         resized = ResizedSource(source, tokens, rows=rows, new_rows=job.new_token_init)
-        with new_folder(job.destination) as aside:
+        with new_folder(job.destination) as aside, _with_tokenizer(tokenizer, aside):
             if job.to == "hf":
                 tensors = ((name, resized.read(name)) for name in resized.names())
                 fill_hf(aside, resized.config, tensors, dtype=dtype, name=job.destination)
             else:
                 fill_dcp(aside, resized, dtype=dtype)
-            _copy_tokenizer(tokenizer, aside)
 
 
-def _copy_tokenizer(files: Sequence[Path], folder: Path) -> None:
-    for file in files:
-        if not (folder / file.name).exists():  # one more iteration in the folder of the source
-            shutil.copyfile(file, folder / file.name)
-            sync_entry(folder / file.name)
+@contextmanager
+def _with_tokenizer(files: Sequence[Path], folder: Path) -> Iterator[None]:
+    """Copy a tokenizer beside what the block writes into a folder; the copies go again when that fails."""
+    made = []
+    try:
+        for file in files:
+            copy = folder / file.name
+            if not copy.exists():  # one more iteration in the folder of the source
+                made.append(copy)
+                shutil.copyfile(file, copy)
+                sync_entry(copy)
+        yield
+    except BaseException:
+        for copy in made:
+            with suppress(OSError):
+                copy.unlink(missing_ok=True)
+        raise
 
 
 def _write_megatron(
@@ -223,21 +239,21 @@ def _write_megatron(
     tokenizer: Sequence[Path],
 ) -> None:
     iteration = base.iteration if job.as_iteration is None else job.as_iteration
-    write_megatron(
-        job.destination,
-        source,
-        tp=job.tp,
-        pp=job.pp,
-        dtype=dtype,
-        iteration=iteration or None,
-        true_vocab_size=tokens,
-        vocab_divisible_by=job.vocab_divisible_by or _MEGATRON_DIVISOR,
-        new_rows=job.new_token_init,
-        with_tokenizer_model=any(file.name == "tokenizer.model" for file in tokenizer),
-        training_args=state.arguments if state else base.saved_arguments,
-        optimizer=state.optimizer if state and job.optimizer else None,
-    )
-    _copy_tokenizer(tokenizer, job.destination)
+    with parents_of(job.destination / "any"), _with_tokenizer(tokenizer, job.destination):
+        write_megatron(
+            job.destination,
+            source,
+            tp=job.tp,
+            pp=job.pp,
+            dtype=dtype,
+            iteration=iteration or None,
+            true_vocab_size=tokens,
+            vocab_divisible_by=job.vocab_divisible_by or _MEGATRON_DIVISOR,
+            new_rows=job.new_token_init,
+            with_tokenizer_model=any(file.name == "tokenizer.model" for file in tokenizer),
+            training_args=state.arguments if state else base.saved_arguments,
+            optimizer=state.optimizer if state and job.optimizer else None,
+        )
 
 
 def _tokenizer_files(base: BaseModel, warnings: list[str]) -> list[Path]:

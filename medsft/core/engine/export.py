@@ -20,6 +20,7 @@ from medsft.core.architecture import ModelConfig
 from medsft.core.data.end_tokens import end_tokens, pad_id
 from medsft.core.data.export import export_tokenizer
 from medsft.core.data.tokenizers import OpenedTokenizer, open_tokenizer
+from medsft.core.disk import writing_to
 from medsft.core.engine.formats.dcp import open_dcp
 from medsft.core.engine.formats.hf import fill_hf
 from medsft.core.engine.formats.source import DTYPES
@@ -32,13 +33,14 @@ from medsft.core.run.integrity import EXPORT_MANIFEST, damage, find_good, hash_f
 from medsft.core.run.launch import plan_of
 from medsft.core.run.rundir import RunDir, read_manifest
 from medsft.core.run.view import RunView
-from medsft.errors import MismatchError
+from medsft.errors import ExitCode, MismatchError
 
 
 def export_run(run: RunDir, to: Path, *, iteration: int | None = None) -> Taken:
     """Write the model of a checkpoint (the latest good one by default) to the folder `to` and return what was taken.
 
-    Raises `MismatchError` when `to` exists, or when there is no such checkpoint or it is damaged.
+    Raises `MismatchError` when `to` exists, or when there is no such checkpoint or it is damaged;
+    `DiskError`.
     """
     plan = plan_of(run)
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
@@ -52,7 +54,7 @@ def export_run(run: RunDir, to: Path, *, iteration: int | None = None) -> Taken:
     problem = damage(checkpoint)
     if problem:
         raise MismatchError(f"{checkpoint} is damaged: {problem}", hint=f"Export another: --iteration, of {run.checkpoints()}.")
-    with new_folder(to) as aside:
+    with writing_to(to, ExitCode.TRAINING), new_folder(to) as aside:
         _write(plan, run, checkpoint, aside)
     return Taken(folder=str(to), iteration=number, total=plan.num_iterations, passed_over=tuple(passed_over))
 

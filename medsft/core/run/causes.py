@@ -38,10 +38,10 @@ def _kinds_of_start(run: RunDir, launch: Launch) -> set[str]:
     return {event.kind for event in EventReader(run.events_path).read() if event.seq > launch.after}
 
 
-def was_stopped_while_starting(run: RunDir, launch: Launch) -> bool:
-    """Tell whether SIGTERM has ended ranks that did not train yet, and nothing else did."""
+def was_stopped_while_starting(run: RunDir, launch: Launch, *, asked: bool = False) -> bool:
+    """Tell whether SIGTERM has ended ranks that did not train yet, and nothing else did. `asked`: somebody sent one."""
     numbers = [number for _, number in _killed_ranks(run, launch)]
-    asked = run.requested("stop") or any(_TERMINATED in _log_of_start(run, node) for node in range(launch.nodes))
+    asked = asked or run.requested("stop") or any(_TERMINATED in _log_of_start(run, node) for node in range(launch.nodes))
     trained = "step" in _kinds_of_start(run, launch)
     return asked and not trained and not has_cause(run) and all(number == signal.SIGTERM for number in numbers)
 

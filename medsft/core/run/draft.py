@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medsft.core.files import write_atomically
+from medsft.core.disk import writing
+from medsft.core.files import parents_of, write_atomically
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ def load_draft(path: Path) -> Draft:
 
 
 def save_draft(path: Path, draft: Draft) -> None:
-    """Write the draft, readable by its owner only: paths may say more than others should know. Raises `OSError`."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomically(path, json.dumps({"texts": draft.texts, "page": draft.page}, indent=1) + "\n")
-    path.chmod(0o600)
+    """Write the draft, readable by its owner only: paths may say more than others should know. Raises `ConfigError`."""
+    with writing(path, ""), parents_of(path, mode=0o700):
+        write_atomically(path, json.dumps({"texts": draft.texts, "page": draft.page}, indent=1) + "\n")
+        path.chmod(0o600)

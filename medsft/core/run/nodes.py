@@ -25,6 +25,7 @@ import psutil
 
 import medsft
 from medsft.core.config import RunConfig, check, flag, to_mapping
+from medsft.core.disk import writing_to
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.launch import read_launch, sole_start, spawn_supervisor, start, write_start
 from medsft.core.run.rundir import RunDir
@@ -63,7 +64,8 @@ def _lead(config: RunConfig, make_plan: Callable[[], RunPlan], tell: Tell) -> Ru
             plan = make_plan()
             _check_again(present, inbox)
             starting.enter_context(sole_start(plan))
-            run = write_start(plan)
+            with writing_to(Path(plan.run_dir), ExitCode.LAUNCH):  # here, so that the other nodes are told why, too
+                run = write_start(plan)
             for wire in present.values():
                 wire.send("start", run_dir=str(run.path), start=read_launch(run).start, identity=plan.identity)
         spawn_supervisor(run)
@@ -158,7 +160,8 @@ def _join(config: RunConfig, tell: Tell) -> RunDir:
         wire.close()
     run = RunDir(Path(news.data["run_dir"]))
     _await_start(run, news.data["start"], news.data["identity"])
-    spawn_supervisor(run, node=config.rank)
+    with writing_to(run.path, ExitCode.LAUNCH):
+        spawn_supervisor(run, node=config.rank)
     return run
 
 

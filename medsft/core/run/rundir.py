@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medsft.core.disk import writing_to
 from medsft.core.files import sizes_differ, unsealed, write_atomically
 from medsft.core.planning.plan import RunPlan, read_plan_file
 from medsft.core.printable import one_line
 from medsft.core.run.events import EventReader
 from medsft.core.run.processes import lives, record_of
 from medsft.core.run.view import RunView, ViewFold
-from medsft.errors import MedsftError, MismatchError
+from medsft.errors import ExitCode, MedsftError, MismatchError
 
 HEARTBEAT_SECONDS = 5.0
 LOST_AFTER_SECONDS = 60.0
@@ -149,9 +150,14 @@ class RunDir:
             file.write(one_line(line) + "\n")
 
     def request(self, what: str) -> None:
-        """Ask the run for something at its next step: `stop` or `save`."""
-        self.control.mkdir(exist_ok=True)  # without its parents: a run whose folder is gone must not leave a new one
-        (self.control / what).touch()
+        """Ask the run for something at its next step: `stop` or `save`. Raises `DiskError` when that cannot be written down."""
+        record = _small_record(self.process_path)
+        hint = "Make room there, and ask again."
+        if what == "stop" and lives(record):
+            hint += f" Or send its supervisor the signal: kill {record['pid']} (it saves where the disk takes a checkpoint)."
+        with writing_to(self.control / what, ExitCode.LAUNCH, hint=hint):
+            self.control.mkdir(exist_ok=True)  # without its parents: a run whose folder is gone must not leave a new one
+            (self.control / what).touch()
 
     def requested(self, what: str) -> bool:
         """Tell whether somebody has asked for it."""

@@ -40,18 +40,21 @@ from medsft.core.run.launch import STOP_SECONDS, Launch, engine_environment, nod
 from medsft.core.run.nodes import local_address, network_environment
 from medsft.core.run.processes import HeldFolder, adopt_orphans, die_with, end_children
 from medsft.core.run.rundir import HEARTBEAT_SECONDS, RunDir, write_atomically
-from medsft.errors import ExitCode, LaunchError, MedsftError
+from medsft.errors import DiskError, ExitCode, LaunchError, MedsftError
 
 _SETTLE_SECONDS = 35.0
 """How long all ranks may take to end after the first has failed. Longer than it takes to notice that a node is lost, so that
 this is named as the cause, and not the connections that it broke."""
 _POLL_SECONDS = 0.2
+_stop_in_person = threading.Event()
+"""Set when this process was asked to stop and could not write that down: it passes the signal on instead."""
 
 
 def main(run_dir: str, node: int = 0) -> int:
     """Run the plan of `run_dir` to its end, a stop, or a failure, and return the exit code."""
     run = RunDir(Path(run_dir))
     signal.signal(signal.SIGTERM, lambda *_: _ask_to_stop(run))
+    _stop_in_person.clear()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # whoever started this process has blocked it until now
@@ -88,8 +91,14 @@ def main(run_dir: str, node: int = 0) -> int:
 
 
 def _ask_to_stop(run: RunDir) -> None:
-    with suppress(OSError):  # the folder is gone: that ends the run, too
+    try:
         run.request("stop")
+    except (DiskError, OSError):  # no room for the request; or the folder is gone, which ends the run, too
+        _stop_in_person.set()
+
+
+def _is_to_stop(run: RunDir) -> bool:
+    return run.requested("stop") or _stop_in_person.is_set()
 
 
 def _give_signs_of_life(run: RunDir, folder: HeldFolder, node: int, ended: threading.Event) -> None:
@@ -125,7 +134,7 @@ def _lead(run: RunDir, launch: Launch, company: Company, folder: HeldFolder) -> 
     """Train and export. Raises what has ended the run."""
     plan = planned(run)
     if not _is_trained(run, plan):
-        if run.requested("stop"):
+        if _is_to_stop(run):
             _note_stop(run)
             return
         code = _train(run, launch, company, folder, node=0)
@@ -135,7 +144,7 @@ def _lead(run: RunDir, launch: Launch, company: Company, folder: HeldFolder) -> 
                 raise LaunchError("The ranks of another node do not end.", hint=how_to_go_on(run))
         code = code or next(filter(None, company.codes.values()), 0)
         if code and not was_stopped(run, launch):
-            if not was_stopped_while_starting(run, launch):
+            if not was_stopped_while_starting(run, launch, asked=_stop_in_person.is_set()):
                 raise first_error(run, launch, code)
             _note_stop(run)
     if plan.num_iterations in run.checkpoints():  # otherwise it was stopped on request: the reporting rank said so
@@ -157,7 +166,7 @@ def _note_stop(run: RunDir) -> None:
 
 def _follow(run: RunDir, launch: Launch, company: Company, folder: HeldFolder, node: int) -> None:
     """Train on a node other than 0, and let node 0 say how the run ended. Raises what has ended it."""
-    trained = _is_trained(run, planned(run)) or run.requested("stop")
+    trained = _is_trained(run, planned(run)) or _is_to_stop(run)
     company.report(0 if trained else _train(run, launch, company, folder, node))
 
 
@@ -189,7 +198,7 @@ def _train(run: RunDir, launch: Launch, company: Company, folder: HeldFolder, no
         _watch(process, company, folder)
     finally:
         _kill(process)
-    if process.wait() < 0:
+    if process.wait() < 0 and not (_stop_in_person.is_set() and process.returncode == -signal.SIGTERM):
         # Its ranks save and end as it would have made them do, and nothing that hangs is left behind.
         end_children(seconds=STOP_SECONDS)
         number = -process.returncode
@@ -206,11 +215,15 @@ def _watch(process: subprocess.Popen[bytes], company: Company, folder: HeldFolde
     Raises as `Company.watch`, and `LaunchError` when the run's folder is gone.
     """
     deadline: float | None = None
+    told_to_stop = False
     while process.poll() is None and (deadline is None or time.monotonic() < deadline):
         if company.watch(_POLL_SECONDS) and deadline is None:
             deadline = time.monotonic() + _SETTLE_SECONDS
         if not folder.is_in_place():
             raise LaunchError("The folder of the run is gone.")
+        if _stop_in_person.is_set() and not told_to_stop:
+            told_to_stop = True  # once: a second signal would end torchrun, and its ranks while they save
+            process.terminate()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -139,7 +139,7 @@ leave: the same texts are there when you come back. Empty fields keep their defa
     def _keep(self) -> None:
         try:
             save_draft(self._draft_file, Draft(self._texts, self.page))
-        except OSError as error:
+        except MedsftError as error:
             self.notify(f"The draft cannot be kept: {error}", severity="warning", markup=False)
 
     def _refresh(self, **changes: Any) -> None:
@@ -345,7 +345,7 @@ leave: the same texts are there when you come back. Empty fields keep their defa
         path = Path(self.query_one("#toml", Input).value.strip() or "run.toml").expanduser()
         try:
             save_toml(self.state.config, path)
-        except (OSError, ValueError) as error:
+        except (MedsftError, OSError, ValueError) as error:
             self.notify(str(error), title="Not saved", severity="error", markup=False)
         else:
             self.notify(f"medsft sft --config {path}", title="Saved", markup=False)

@@ -30,8 +30,9 @@ class ReservedFile:
         `tensors` are those inside `content` (nested dicts, lists and tuples) that `append` will fill, by name; each has a
         storage of its own. Their values are not looked at, so `torch.empty` costs no memory. All others are written now.
         """
-        with torch.serialization.skip_data():
-            torch.save(content, path)
+        # By way of Python's file: torch's own says of a full disk only that something is wrong.
+        with torch.serialization.skip_data(), path.open("wb") as file:
+            torch.save(content, file)
         self.path = path
         self._file = path.open("r+b")
         self._start: dict[str, int] = {}

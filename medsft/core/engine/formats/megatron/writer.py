@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,11 @@ def write_megatron(
             file.close()
         sidecar = {"config": to_hf_config(source.config.with_vocab(tokens), dtype=str(dtype).removeprefix("torch."))}
         (aside / SIDECAR).write_text(json.dumps(sidecar, indent=2), encoding="utf-8")
-    write_atomically(root / TRACKER, "release" if iteration is None else str(iteration))
+    try:
+        write_atomically(root / TRACKER, "release" if iteration is None else str(iteration))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 
