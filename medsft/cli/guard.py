@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from medsft.cli import console
 from medsft.cli.argv import normalise, unknown_flags
 from medsft.core.disk import trouble
-from medsft.core.other_tools import suggestion
+from medsft.core.other_tools import did_you_mean, suggestion
 from medsft.core.printable import printable
 from medsft.errors import ConfigError, DiskError, ExitCode, MedsftError, Problem
 
@@ -126,10 +126,14 @@ def _printable_usage_errors() -> Iterator[None]:
 
 
 def _refuse_unknown_flags(group: Any, arguments: Sequence[str]) -> None:
-    """Raise `ConfigError` with every flag that the command of these arguments does not have, and what was meant by it."""
+    """Raise `ConfigError` with the command, or every flag of it, that does not exist, and what was meant by it."""
     command, words = group, list(arguments)
     while words and not words[0].startswith("-") and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
+    commands = getattr(command, "commands", {})
+    if commands and words and not words[0].startswith("-"):
+        hint = did_you_mean(words[0], commands) or "`medsft --help` lists the commands."
+        raise ConfigError([Problem(words[0], f"`{command.name or 'medsft'}` has no such command", hint)])
     takes_value = {
         option: not getattr(parameter, "is_flag", False)
         for parameter in command.params

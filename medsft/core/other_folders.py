@@ -11,6 +11,7 @@ from medsft.errors import MismatchError
 
 _CACHED = re.compile(r"models--(.+)--(.+)")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FOLDERS_OF_MODELS = {"models", "model", "checkpoints", "weights"}  # a folder here looks like an owner on the hub
 
 
 def hub_snapshot(path: Path) -> Path | None:
@@ -98,7 +99,10 @@ def how_to_fetch(name: str) -> str:
     """Return what to do for a name as on Hugging Face's hub (`meta-llama/Llama-3.1-8B`), or nothing where it is none."""
     if not _HUB_NAME.fullmatch(name):
         return ""
-    folder = f"models/{name.rpartition('/')[2]}"
+    owner, _, short = name.partition("/")
+    folder = f"models/{short}"
+    if owner.lower() in _FOLDERS_OF_MODELS:
+        name, folder = f"OWNER/{short}", name
     return (
         f"medsft downloads nothing. Fetch the model yourself, as with `hf download {name} --local-dir {folder}`, then "
         f"give it a name and its size in 1e9 parameters: medsft checkpoints add NAME SIZE {folder}"

@@ -67,6 +67,14 @@ def invoke(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.stderr
 
 
+def test_a_misspelt_command_is_named_with_the_one_that_was_meant() -> None:
+    code, text = invoke("wacth", "triage")
+    assert code == ExitCode.USAGE
+    assert "wacth: `medsft` has no such command\n    Did you mean `watch`?" in text
+    assert "`checkpoints` has no such command\n    Did you mean `list`?" in invoke("checkpoints", "lst")[1]
+    assert "`medsft --help` lists the commands." in invoke("qqqq")[1]
+
+
 def test_all_unknown_flags_are_named_at_once() -> None:
     code, text = invoke(
         "sft", "--learning-rate", "1e-4", "--seq", "8", "--output_dir=x", "--nonsense_of_mine", "--question_key", "--odd"

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from medsft.core import registry
+from medsft.core.other_folders import how_to_fetch
 from medsft.core.scanning import scan
 from medsft.errors import ConfigError
 
@@ -168,6 +169,12 @@ def test_a_name_is_corrected_and_a_path_as_on_the_hub_is_explained(project: Path
         settings.find_checkpoint("llama3", 8)
     with pytest.raises(ConfigError, match=r"medsft downloads nothing.*hf download meta-llama/Llama-3\.1-8B"):
         settings.find_checkpoint("Llama3", 8)
+
+
+def test_a_folder_of_models_is_not_taken_for_an_owner_on_the_hub() -> None:
+    hint = how_to_fetch("models/Llama-3.1-8B")
+    assert "hf download OWNER/Llama-3.1-8B --local-dir models/Llama-3.1-8B`" in hint
+    assert "hf download meta-llama/Llama-3.1-8B --local-dir models/Llama-3.1-8B`" in how_to_fetch("meta-llama/Llama-3.1-8B")
 
 
 def test_entries_that_are_added_at_once_are_all_kept(tmp_path: Path) -> None:
