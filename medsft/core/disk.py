@@ -72,6 +72,7 @@ def probe(folder: Path) -> Trouble | None:
         if _lacks_inodes(os.statvfs(folder)):
             return _explain(errno.ENOSPC, folder)
     except OSError as error:
+        error.filename = None  # the folder is what matters, not the file that tried it
         return trouble(error, folder)
     finally:
         with suppress(OSError):

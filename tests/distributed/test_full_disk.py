@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+
+import live
 import pytest
 import small_disks
 import tiny
@@ -9,6 +14,8 @@ import tiny
 from medsft.core.engine import saving
 from medsft.core.run import integrity
 from medsft.core.run.events import EventReader
+from medsft.core.run.launch import EngineError, run_engine, start
+from medsft.errors import ExitCode
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
 
@@ -22,7 +29,7 @@ def plan_on(made, runs, layout=(1, 1, 1), **changes):
     config, settings = made
     pp, dp, tp = layout
     where = {"save_checkpoint_dir": runs, "save_interval": 3, "keep_last": 0, "iters": 9}
-    return tiny.plan_of(config, settings, pp=pp, tp=tp, nproc_per_node=pp * dp * tp, **where, **changes)
+    return tiny.plan_of(config, settings, pp=pp, tp=tp, nproc_per_node=pp * dp * tp, **{**where, **changes})
 
 
 def steps(events):
@@ -68,3 +75,50 @@ def test_a_checkpoint_that_a_disk_does_not_take(made, tmp_path, monkeypatch, cap
         before = len(steps(EventReader(run.events_path).read()))
         assert steps(tiny.train(plan))[before:] == straight[3:]
         assert not list(run.path.glob(".iter_*"))
+
+
+@pytest.mark.parametrize("how", ["full", "without inodes", "read-only"])
+def test_an_export_that_a_disk_does_not_take(made, tmp_path, how):
+    plan = plan_on(made, tmp_path / "roomy")
+    run = tiny.create(plan)
+    tiny.train(plan)
+    with small_disks.mounted(tmp_path / "disk", "size=2m,nr_inodes=60") as folder:
+        before = sorted(folder.rglob("*"))
+        begins = small_disks.spoil(folder, how)
+        with pytest.raises(EngineError) as caught:
+            run_engine("export", [str(run.path), "--to", str(folder / "new" / "model")])
+        assert str(caught.value).startswith(begins)
+        assert str(folder / "new") in str(caught.value)
+        assert caught.value.exit_code == ExitCode.TRAINING
+        small_disks.make_room(folder)
+        assert sorted(folder.rglob("*")) == before
+        run_engine("export", [str(run.path), "--to", str(folder / "new" / "model")])
+        assert integrity.export_damage(folder / "new" / "model") is None
+
+
+def test_a_stop_for_which_there_is_no_room(made, tmp_path):
+    """The supervisor cannot write the request down, and passes the signal on."""
+    with small_disks.mounted(tmp_path / "disk", "size=16m,nr_inodes=200") as folder:
+        run = start(plan_on(made, folder, iters=100_000, save_interval=100_000))
+        live.wait_for_another_step(run)
+        small_disks.take_inodes(folder)
+        os.kill(live.supervisor_of(run), signal.SIGTERM)
+        assert live.wait_for_end(run) == "failed"
+        view = run.view()
+        assert view.exit_code == ExitCode.TRAINING
+        # No rank could leave a word, so the supervisor has asked the disk.
+        assert view.reason.startswith(f"The disk is full: {folder} has no inodes left for new files")
+        assert view.reason.endswith(f"; {run.path} cannot be written.")
+        assert view.iteration < 100_000
+        live.assert_nothing_survives(run)
+
+
+def test_a_stop_that_finds_room_only_for_a_checkpoint(made, tmp_path):
+    with small_disks.mounted(tmp_path / "disk", "size=16m,nr_inodes=200") as folder:
+        run = start(plan_on(made, folder, iters=100_000, save_interval=100_000))
+        live.wait_for_another_step(run)
+        small_disks.make_read_only(run.control)  # stands for what keeps the request from being written
+        os.kill(live.supervisor_of(run), signal.SIGTERM)
+        assert live.wait_for_end(run) == "stopped"
+        assert run.latest_checkpoint() == run.view().iteration
+        subprocess.run(["umount", "-l", str(run.control)], check=True)

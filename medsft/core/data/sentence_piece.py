@@ -19,6 +19,7 @@ from medsft.core.data.converted import fast_tokenizer
 from medsft.core.data.sooner import PROBED_PIECES, EncodeAll, SoonerEncoder, TokenIds, as_ids, open_faster
 from medsft.core.data.special import count_in_text, pattern_of, pieces
 from medsft.core.data.template import Segment
+from medsft.core.data.tokenizers import asking_library
 from medsft.errors import DataError
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class SentencePieceTokenizer:
     def encode(self, segments: Sequence[Segment], *, control: bool = False) -> list[TokenIds]:
         """See `Tokenizer.encode`."""
         cut = [list(pieces(segment, self._pattern, control=control)) for segment in segments]
-        plain = iter(self._encode_all([text for parts in cut for text, is_control in parts if not is_control]))
+        with asking_library(self.source):
+            plain = iter(self._encode_all([text for parts in cut for text, is_control in parts if not is_control]))
         return [
             np.concatenate([self._control[text] if is_control else next(plain) for text, is_control in parts] or [as_ids(())])
             for parts in cut

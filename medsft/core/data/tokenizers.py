@@ -7,7 +7,8 @@ template `model` writes the one that its chat template asks for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -32,6 +33,24 @@ MEDITRON_EXTRA_IDS = (
 """Tokens that the original appends to a SentencePiece model, in this order, after its five built-in ones."""
 _TOLERATED_GAP = 4096
 """Ids without a token; models have some, for tables of a round size."""
+
+
+class TokenizerError(DataError):
+    """A tokenizer library that gave no ids for a text. Names the tokenizer's file, never the text."""
+
+
+@contextmanager
+def asking_library(file: Path) -> Iterator[None]:
+    """Raise `TokenizerError` for whatever a tokenizer library fails with, be it bare Exception or a panic in Rust."""
+    try:
+        yield
+    except (DataError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic is no Exception; its words may be those of the text
+        raise TokenizerError(
+            f"the tokenizer library fails with {file} ({type(error).__name__})",
+            hint="the text is one that this tokenizer cannot spell, or the file is damaged: copy it again",
+        ) from error
 
 
 class Tokenizer(Protocol):
@@ -237,11 +256,12 @@ class HuggingFaceTokenizer:
     def encode(self, segments: Sequence[Segment], *, control: bool = False) -> list[TokenIds]:
         """See `Tokenizer.encode`."""
         texts = [segment.text for segment in segments]
-        ids = self._encode_all(texts)
-        if not control:
-            for index, segment in enumerate(segments):
-                if self.count_special(segment):
-                    ids[index] = as_ids(self._encode_escaped(segment))
+        with asking_library(self.source):
+            ids = self._encode_all(texts)
+            if not control:
+                for index, segment in enumerate(segments):
+                    if self.count_special(segment):
+                        ids[index] = as_ids(self._encode_escaped(segment))
         return ids
 
     def _encode_escaped(self, segment: Segment) -> list[int]:

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,10 +26,10 @@ from queue import SimpleQueue
 from medsft.core.data.columns import Keys
 from medsft.core.data.encode import EncodedDocuments, encode_documents
 from medsft.core.data.findings import Tally
-from medsft.core.data.lines import Block, read_blocks
+from medsft.core.data.lines import Block, Line, read_blocks
 from medsft.core.data.records import BadRow, BadRows, Example, example_of, read_object
 from medsft.core.data.special import SpecialInText
-from medsft.core.data.tokenizers import OpenedTokenizer, open_tokenizer
+from medsft.core.data.tokenizers import OpenedTokenizer, TokenizerError, open_tokenizer
 from medsft.errors import DataError, LaunchError
 
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "FASTOKENS_BPE_THREADS": "1"}
@@ -66,6 +66,8 @@ class Job:
 class Chunk:
     """What a worker is handed."""
 
+    path: Path
+    """The file of these lines."""
     block: Block
     bytes_read: int
     """Of all files, up to the end of these lines."""
@@ -92,7 +94,7 @@ def read_chunks(files: Sequence[Path], *, encode: bool) -> Iterator[Chunk]:
         read = 0
         for block in read_blocks(path, index):
             read = block.bytes_read
-            yield Chunk(block, before + read, encode)
+            yield Chunk(path, block, before + read, encode)
         before += read
 
 
@@ -100,6 +102,7 @@ def process_chunk(chunk: Chunk, job: Job, opened: OpenedTokenizer) -> ChunkResul
     """Read the rows of a chunk and, unless it is only a check, tokenise the good ones."""
     bad, tally = BadRows(), Tally(job.keys)
     examples: list[Example] = []
+    lines: list[Line] = []
     for line in chunk.block.lines():
         try:
             row = read_object(line.raw)
@@ -110,12 +113,29 @@ def process_chunk(chunk: Chunk, job: Job, opened: OpenedTokenizer) -> ChunkResul
             bad.add(line, error)
         else:
             examples.append(example)
+            lines.append(line)
             if not chunk.encode:  # once is enough
                 tally.add(row, example)
     documents = None
     if chunk.encode:
-        documents = encode_documents(examples, opened, control=job.special_in_text == "control")
+        control = job.special_in_text == "control"
+        try:
+            documents = encode_documents(examples, opened, control=control)
+        except TokenizerError as error:
+            raise _with_row(error, chunk, lines, examples, opened, control) from None
     return ChunkResult(rows=len(examples), bad=bad, bytes_read=chunk.bytes_read, documents=documents, tally=tally)
+
+
+def _with_row(
+    error: TokenizerError, chunk: Chunk, lines: list[Line], examples: list[Example], opened: OpenedTokenizer, control: bool
+) -> TokenizerError:
+    """Return the error with the first row that brings it about on its own."""
+    for line, example in zip(lines, examples, strict=True):
+        try:
+            encode_documents([example], opened, control=control)
+        except TokenizerError:
+            return TokenizerError(f"{chunk.path}:{line.number}: {error.message}", hint=error.hint)
+    return error
 
 
 def _refuse_special(example: Example, opened: OpenedTokenizer) -> None:
@@ -137,7 +157,7 @@ def processing(job: Job, opened: OpenedTokenizer, *, input_bytes: int, workers: 
     if count == 1 or input_bytes < _SMALL_INPUT_BYTES:
         yield lambda chunks: (process_chunk(chunk, job, opened) for chunk in chunks)
         return
-    started = [_Worker(job) for _ in range(count)]
+    started = [_Worker(replace(job, tokenizer=opened.tokenizer.source)) for _ in range(count)]
     executor = ThreadPoolExecutor(count, thread_name_prefix="tokenise")
     try:
         yield lambda chunks: _map_ordered(chunks, started, executor)

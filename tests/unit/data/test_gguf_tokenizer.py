@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_disks
 
 from medsft.core.data import gguf_cache
 from medsft.core.data.records import Example
 from medsft.core.data.tokenizers import open_tokenizer
-from medsft.errors import DataError
+from medsft.errors import DataError, DiskError, ExitCode
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +61,25 @@ def test_a_file_without_a_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
         open_tokenizer(path)
     assert "--tokenizer" in caught.value.hint
     assert not any((tmp_path / "cache" / "medsft" / "tokenizers").iterdir())
+
+
+@pytest.mark.parametrize(("how", "left"), [("full", 9_000), ("without inodes", 0), ("read-only", 0)])
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tmp_path: Path, hf_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str, left: int
+) -> None:
+    path = tmp_path / "small.gguf"
+    _write_gguf(path, hf_folder)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(gguf_cache.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    with small_disks.mounted(tmp_path / "cache", "size=1m,nr_inodes=60") as folder:
+        begins = small_disks.spoil(folder, how, left=left)
+        source = open_tokenizer(path).tokenizer.source
+        assert source.is_relative_to(tmp_path / "temporary")
+        assert source.parent.parent.stat().st_mode & 0o777 == 0o700
+        assert open_tokenizer(path).tokenizer.source == source
+        source.parent.parent.chmod(0o777)  # anybody could have put it there
+        with pytest.raises(DiskError) as caught:
+            open_tokenizer(path)
+        assert str(caught.value).startswith(begins)
+        assert caught.value.exit_code == ExitCode.DATA

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from medsft.core.data.encode import encode_documents
 from medsft.core.data.make import Progress
 from medsft.core.data.records import Example
 from medsft.core.data.tokenize import TokenizeRequest, tokenize, wait_for_tokenized
-from medsft.core.data.tokenizers import open_tokenizer
+from medsft.core.data.tokenizers import HuggingFaceTokenizer, open_tokenizer
 from medsft.errors import DataError, DiskError, LaunchError
 
 WriteRows = Callable[[Path, Iterable[object]], Path]
@@ -337,3 +337,45 @@ def test_waiting_ends_with_the_set_or_with_an_error(request_: TokenizeRequest) -
     made = tokenize(request_)
     waited = wait_for_tokenized(request_.folder, timeout_seconds=0)
     assert _documents(waited) == _documents(made)
+
+
+class Panic(BaseException):
+    """As pyo3's PanicException."""
+
+
+@pytest.mark.parametrize("fails", [Panic, Exception, RuntimeError])
+def test_a_tokenizer_library_that_fails_is_an_error_with_the_row(
+    request_: TokenizeRequest, monkeypatch: pytest.MonkeyPatch, fails: type[BaseException]
+) -> None:
+    encode = HuggingFaceTokenizer._encode_native
+
+    def failing(self: HuggingFaceTokenizer, texts: Sequence[str]) -> object:
+        if any(marked in text for text in texts):
+            raise fails(f"what the row says: {marked}")
+        return encode(self, texts)
+
+    row = json.loads(request_.data[1].read_text().splitlines()[1])
+    marked = row[request_.keys.question]
+    monkeypatch.setattr(HuggingFaceTokenizer, "_encode_native", failing)
+    with pytest.raises(DataError) as caught:
+        tokenize(request_)
+    assert f"{request_.data[1]}:2: the tokenizer library fails with {request_.tokenizer}" in str(caught.value)
+    assert marked not in str(caught.value)
+    assert not request_.folder.exists()
+
+
+def test_a_worker_names_the_row_that_a_tokenizer_cannot_spell(request_: TokenizeRequest, tmp_path: Path, monkeypatch) -> None:
+    """A vocabulary of words without one for the unknown: the library raises bare Exception."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({chr(code): code for code in range(128)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    folder = tmp_path / "words"
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": text, "gold": "b"}) + "\n" for text in ("a", "a", "\u00e9", "a")))
+    monkeypatch.setattr(workers, "_SMALL_INPUT_BYTES", 0)
+    with pytest.raises(DataError) as caught:
+        tokenize(replace(request_, data=(data,), tokenizer=folder, keys=Keys(), workers=2))
+    assert f"{data}:3: the tokenizer library fails with {folder / 'tokenizer.json'} (Exception)" in str(caught.value)

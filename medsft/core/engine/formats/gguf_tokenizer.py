@@ -6,6 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+from medsft.core.disk import writing_to
+from medsft.core.engine.process import run_process
+from medsft.errors import ExitCode
+
 
 def convert(gguf: Path, folder: Path) -> None:
     """Write ``tokenizer.json`` and the files beside it, as transformers understands the GGUF file."""
@@ -24,5 +28,12 @@ def _drop_invented_tokens(path: Path) -> None:
     path.write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
 
 
+def main(arguments: list[str]) -> None:
+    """Entry point of the process. It ends with 3 where the disk is at fault, not the file."""
+    folder = Path(arguments[1])
+    with writing_to(folder.parent, ExitCode.DATA):
+        convert(Path(arguments[0]), folder)
+
+
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(run_process(main))
