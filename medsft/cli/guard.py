@@ -81,7 +81,7 @@ class Guard(Group):
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         """Read the top group's own options."""
-        with _printable_usage_errors():
+        with _printable_usage_errors(), _never_one():  # the help of all commands is shown here
             return super().make_context(info_name, args, *rest, **extra)
 
     def invoke(self, ctx: Any) -> Any:
@@ -101,6 +101,8 @@ def _never_one() -> Iterator[None]:
         console.note("medsft: no answer, so nothing was done. --yes answers every question.")
         raise typer.Exit(ExitCode.USAGE) from None
     except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # Rich ends so, tables and help pages too
+            raise typer.Exit(ExitCode.DONE) from None
         if error.code in (None, 0):
             raise
         if isinstance(error.__context__, BrokenPipeError):  # Rich's answer to one

@@ -192,9 +192,10 @@ def read_hf_config(folder: Path) -> ModelConfig:
 
 def _with_generation_ends(config: ModelConfig, folder: Path) -> ModelConfig:
     """Add the ids that `generation_config.json` names: it may have more than `config.json` (Llama 3's chat models)."""
+    path = folder / "generation_config.json"
     try:
-        named = _token_ids(Values(read_object(folder / "generation_config.json"), ""), "eos_token_id")
-    except (OSError, MismatchError):  # it is no part of the model: without it, nothing is missing
+        named = _token_ids(Values(read_object(path), str(path)), "eos_token_id")
+    except FileNotFoundError:  # many models have none
         return config
     if config.eos_token_id is None and named:
         config = replace(config, eos_token_id=named[0])

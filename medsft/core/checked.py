@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +27,11 @@ def read_object(path: Path) -> dict[str, Any]:
     `LARGEST_JSON`, is no JSON, or is something else than an object.
     """
     try:
-        size = path.stat().st_size
-        if size > LARGEST_JSON:
-            raise MismatchError(f"{path}: {size:,} bytes; a file of this name has at most {LARGEST_JSON:,}.")
+        state = path.stat()
+        if not_a_file(state):
+            raise MismatchError(f"{path}: {not_a_file(state)}.")
+        if state.st_size > LARGEST_JSON:
+            raise MismatchError(f"{path}: {state.st_size:,} bytes; a file of this name has at most {LARGEST_JSON:,}.")
         content = path.read_bytes()
     except FileNotFoundError:
         raise
@@ -35,6 +39,13 @@ def read_object(path: Path) -> dict[str, Any]:
         raise MismatchError(f"{path}: cannot be read: {error.strerror or error}.") from None
     refuse_pointer(path, content)
     return parse_object(content, where=str(path))
+
+
+def not_a_file(state: os.stat_result) -> str:
+    """Say what stands where a file should, "" when it is one. Opening a named pipe would wait for whoever writes into it."""
+    if stat.S_ISREG(state.st_mode):
+        return ""
+    return "a folder, not a file" if stat.S_ISDIR(state.st_mode) else "a pipe or a device, not a file"
 
 
 def parse_object(content: bytes, *, where: str) -> dict[str, Any]:

@@ -351,18 +351,14 @@ def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> list[Pro
         high = _LARGEST_WHOLE_NUMBER
     if choices and value not in choices:
         return [Problem(flag(name), f"`{value}` is not one of {', '.join(choices)}", did_you_mean(str(value), choices))]
-    positive = name in ("size", "epochs", "lr")
+    # Without an epsilon a weight that no document touches is 0 / 0; at 1 a running mean takes nothing in, and its correction is 0 / 0.
+    positive, below = name in ("size", "epochs", "lr", "adam_eps"), name in ("adam_beta1", "adam_beta2")
     shown = f"{value:g}" if isinstance(value, float) else str(value)
     if low is not None and (value < low or (positive and value <= 0)):
         return [Problem(flag(name), f"{shown} is too small", f"Must be {'above 0' if positive else f'{low:g} or more'}.")]
-    if high is not None and value > high:
-        return [
-            Problem(
-                flag(name),
-                f"{shown} is too large",
-                f"Must be {high if isinstance(high, int) else format_number(high)} or less.",
-            )
-        ]
+    if high is not None and (value > high or (below and value == high)):
+        limit = str(high) if isinstance(high, int) else format_number(high)
+        return [Problem(flag(name), f"{shown} is too large", f"Must be {f'below {limit}' if below else f'{limit} or less'}.")]
     return []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medsft.core import pickles
 from medsft.core.architecture import ModelConfig
-from medsft.core.checked import plain, read_object, refuse_pointer, shown
+from medsft.core.checked import not_a_file, plain, read_object, refuse_pointer, shown
 from medsft.core.safetensors_header import BITS, StoredTensor, read_header
 from medsft.core.tensors import EMBEDDING, OUTPUT, check_complete, check_left_over, refuse_quantised_names
 from medsft.errors import MismatchError
@@ -42,7 +42,10 @@ def find_weight_files(folder: Path) -> list[Path]:
             return _indexed(folder, index)
         if (folder / stem).is_file():
             return [folder / stem]
-    raise MismatchError(f"{folder}: a config.json, but no weights (model.safetensors) beside it{_instead(folder)}.")
+    raise MismatchError(
+        f"{folder}: a config.json, but no weights (model.safetensors) beside it{_instead(folder)}.",
+        hint="Download or copy the whole folder again.",
+    )
 
 
 def look_at_weights(files: Iterable[Path], config: ModelConfig, *, where: str) -> tuple[str, ...]:
@@ -60,7 +63,7 @@ def look_at_weights(files: Iterable[Path], config: ModelConfig, *, where: str) -
     other = next((found[name] for name in wanted if name in found and found[name].dtype not in _PLAIN), None)
     if other is not None:
         raise MismatchError(
-            f"{other.file}: holds weights as {plain(other.dtype)}: a quantised model. Fine-tuning needs bf16 or fp32.",
+            f"{other.file}: holds weights as {plain(other.dtype)}: a quantised model. Fine-tuning needs bf16, fp16 or fp32.",
             hint="Use the model that it was made from.",
         )
     check_complete(config, shapes, where=where)
@@ -109,6 +112,9 @@ def _instead(folder: Path) -> str:
     other = next((kind for name, kind in _ELSEWHERE.items() if (folder / name).exists()), None)
     if other:
         return f", only weights in {other}, which is not read: take the files in Hugging Face's format"
+    odd = next((stem for stem in STEMS if (folder / stem).exists()), None)
+    if odd:
+        return f"; {odd} is {not_a_file((folder / odd).stat())}"
     single = sorted(path.name for path in islice(folder.glob("*.safetensors"), 2))
     return f"; {shown(single[0])} has another name" if len(single) == 1 else ""
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import typer
 
-from medsft.cli.guard import Guard
+from medsft.cli.guard import Guard, _never_one
 from medsft.core.engine.process import run_process
 from medsft.core.run.launch import EngineError
 from medsft.errors import AlreadyFinishedError, ExitCode
@@ -67,3 +67,20 @@ def test_a_reader_that_leaves(tmp_path):
     command = [sys.executable, "-c", code, "runs", "--save_checkpoint_dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["sft", "--help"]])
+def test_a_reader_of_help_that_leaves(arguments):
+    code = "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1); from medsft.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_table_whose_reader_leaves_midway():
+    """Rich ends the process with 1 then."""
+    with pytest.raises(typer.Exit) as end, _never_one():
+        try:
+            raise BrokenPipeError
+        except BrokenPipeError:
+            raise SystemExit(1)  # noqa: B904 - as Rich does
+    assert end.value.exit_code == ExitCode.DONE

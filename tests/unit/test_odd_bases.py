@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 import zipfile
 from argparse import Namespace
@@ -21,10 +22,13 @@ from odd_files import Raw, Tensor, gguf_fields, gguf_head, gguf_text, rank_conte
 from medsft.core import pickles
 from medsft.core.architecture import read_hf_config
 from medsft.core.basemodel import inspect_base
+from medsft.core.data.tokenizer_config import read_tokenizer_config
+from medsft.core.data.tokenizers import open_tokenizer
 from medsft.core.gguf_header import config_of
 from medsft.core.megatron_folder import open_folder
 from medsft.core.safetensors_header import read_header
-from medsft.errors import MismatchError
+from medsft.core.weight_files import find_weight_files
+from medsft.errors import MedsftError, MismatchError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -159,8 +163,42 @@ def test_a_folder_or_a_monster_for_a_config(tmp_path):
     with pytest.raises(MismatchError, match="at most"):
         read_hf_config(tmp_path / "a")
     (tmp_path / "b/config.json").mkdir(parents=True)
-    with pytest.raises(MismatchError, match="cannot be read: Is a directory"):
+    with pytest.raises(MismatchError, match="a folder, not a file"):
         read_hf_config(tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+def test_a_pipe_for_a_file_is_never_waited_for(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps(RAW))
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(MedsftError, match=f"{name}.* a pipe or a device, not a file"):
+        (read_tokenizer_config if name == "tokenizer_config.json" else read_hf_config)(tmp_path)
+
+
+def test_a_damaged_generation_config_is_named(tmp_path):
+    """Its end tokens would be missing from the export without a word."""
+    (tmp_path / "config.json").write_text(json.dumps(RAW))
+    for content in ("{", "[]", '{"eos_token_id": "x"}', "version https://git-lfs.github.com/spec/v1\n"):
+        (tmp_path / "generation_config.json").write_text(content)
+        with pytest.raises(MismatchError, match=r"generation_config\.json"):
+            read_hf_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"])
+def test_a_tokenizer_that_git_did_not_fetch(tmp_path, name):
+    tiny.write_tokenizer(tmp_path)
+    file = tmp_path / name
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(MismatchError, match="pointer of Git LFS"):
+        open_tokenizer(file if name != "tokenizer_config.json" else tmp_path / "tokenizer.json", template="chatml")
+
+
+def test_a_folder_for_weights(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(RAW))
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(MismatchError, match=r"model\.safetensors is a folder, not a file"):
+        find_weight_files(tmp_path)
 
 
 def test_odd_indexes(tmp_path):

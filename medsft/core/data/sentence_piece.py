@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medsft.core.checked import refuse_pointer
 from medsft.core.data.converted import fast_tokenizer
 from medsft.core.data.sooner import PROBED_PIECES, EncodeAll, SoonerEncoder, TokenIds, as_ids, open_faster
 from medsft.core.data.special import count_in_text, pattern_of, pieces
@@ -36,6 +37,7 @@ class SentencePieceTokenizer:
     def __init__(self, file: Path, extra_ids: Sequence[str]) -> None:
         self.source = file
         content = file.read_bytes()
+        refuse_pointer(file, content)
         self.pieces = _loaded(content, file)
         size = self.pieces.vocab_size()
         names = [*_BUILT_IN, *_own_names(self.pieces), *extra_ids]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from medsft.core.checked import not_a_file, refuse_pointer
 from medsft.errors import DataError
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -31,14 +32,22 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a small file. Raises DataError when it cannot be read, is too large, or is no UTF-8."""
+    """The text of a small file.
+
+    Raises DataError when it cannot be read, is no file, is too large, or is no UTF-8; `MismatchError` for a pointer of Git LFS.
+    """
     try:
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
-            raise DataError(f"{path} has {size:,} bytes, too many for such a file", hint=_COPY)
-        return path.read_text("utf-8")
+        state = path.stat()
+        if not_a_file(state):
+            raise DataError(f"{path} is {not_a_file(state)}", hint=_COPY)
+        if state.st_size > _MAX_BYTES:
+            raise DataError(f"{path} has {state.st_size:,} bytes, too many for such a file", hint=_COPY)
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}", hint=_COPY) from None
+    refuse_pointer(path, content)
+    try:
+        return content.decode("utf-8")
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8", hint=_COPY) from None
 

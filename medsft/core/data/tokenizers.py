@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from medsft.core.checked import refuse_pointer
 from medsft.core.data.chat_template import load_chat_template
 from medsft.core.data.sooner import PROBED_PIECES, EncodeAll, SoonerEncoder, TokenIds, as_ids, open_faster
 from medsft.core.data.special import count_in_text, pattern_of, pieces
@@ -210,6 +211,7 @@ class HuggingFaceTokenizer:
     def __init__(self, file: Path, template_tokens: Sequence[str]) -> None:
         self.source = file
         content = file.read_bytes()
+        refuse_pointer(file, content)
         self._native, self._plain = _loaded(content, file), _loaded(content, file)
         in_file = self._native.get_vocab(with_added_tokens=True)
         _check_ids(in_file, file)

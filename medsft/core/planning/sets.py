@@ -25,7 +25,7 @@ from medsft.core.planning.selection import (
     withheld_validation,
 )
 from medsft.core.units import count
-from medsft.errors import ConfigError, Problem
+from medsft.errors import ConfigError, DataError, Problem
 
 _BYTES_PER_TOKEN = 4.0
 """Of English text, for estimates before anything is tokenised."""
@@ -91,9 +91,10 @@ def training_set_or_guess(config: RunConfig) -> PlannedSet:
     show; `ConfigError` when there is nothing to look at.
     """
     has_validation = bool(config.val or (config.run_name and set_exists(validation_folder(config))))
-    if config.run_name and set_exists(training_folder(config)):
-        found = _training_set(config, has_validation=has_validation)
-        return replace(found, remarks=(*found.remarks, *_stale(config, training_folder(config), config.data, "--data")))
+    makes_anew = config.retokenize and config.data
+    if config.run_name and set_exists(training_folder(config)) and not makes_anew:
+        _refuse_stale(config, training_folder(config), config.data, "--data")
+        return _training_set(config, has_validation=has_validation)
     if not config.data:
         hint = f"There is no tokenised set in {training_folder(config)}."
         raise ConfigError([Problem("--data", "JSONL files are needed", hint)])
@@ -105,10 +106,11 @@ def validation_set_or_guess(config: RunConfig) -> PlannedSet | None:
 
     Raises `DataError` as `training_set_or_guess` does.
     """
-    if not config.val or (config.run_name and set_exists(validation_folder(config))):
-        found = validation_set(config) if config.run_name else None
-        stale = _stale(config, validation_folder(config), config.val, "--val") if found and config.val else []
-        return found and replace(found, remarks=(*found.remarks, *stale))
+    tokenised = config.run_name and set_exists(validation_folder(config)) and not config.retokenize
+    if tokenised:
+        _refuse_stale(config, validation_folder(config), config.val, "--val")
+    if tokenised or not config.val:
+        return validation_set(config) if config.run_name else None
     return _guess(config, config.val, validation_folder(config), "--val", has_validation=True)
 
 
@@ -189,16 +191,21 @@ def _guess(config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *,
     )
 
 
-def _stale(config: RunConfig, folder: Path, files: Sequence[Path], flag: str) -> list[str]:
-    """Say that a set was made of something else, as far as keys and sizes show without reading the files."""
+def _refuse_stale(config: RunConfig, folder: Path, files: Sequence[Path], flag: str) -> None:
+    """Raise `DataError` for a set that tokenising would refuse, as far as keys and sizes show without reading the files."""
+    for path in files:
+        with open_lines(path):
+            pass
     recipe = open_tokenized(folder).manifest.recipe
-    if recipe is None or not files:
-        return []
+    if not files or (recipe is None and config.trust_cache):
+        return
     wanted = Keys(question=config.question_key, answer=config.answer_key, system=config.system_key)
-    sizes = [path.stat().st_size if path.is_file() else -1 for path in files]
-    if recipe.keys == wanted and [file.bytes for file in recipe.inputs] == sizes:
-        return []
-    return [f"{flag}: the tokenised set in {folder}, which is planned with here, was made of other files or keys than these."]
+    sizes = [path.stat().st_size for path in files]
+    if recipe is None or recipe.keys != wanted or [file.bytes for file in recipe.inputs] != sizes:
+        raise DataError(
+            f"{flag}: the tokenised set in {folder} was made of other files or keys than these",
+            hint="tokenise again with --retokenize, or choose another --run_name",
+        )
 
 
 def _first_rows(seen: Survey, files: Sequence[Path], flag: str) -> list[str]:

@@ -103,14 +103,28 @@ def test_a_validation_set_is_estimated_ahead(project):
     assert "The validation set is not tokenised yet" in "\n".join(plan.warnings)
 
 
-def test_a_set_of_other_files_or_keys_is_named_ahead(project, tmp_path):
+def test_a_set_of_other_files_or_keys_is_refused_ahead(project, tmp_path):
     config, settings = project
     tokenize_sets(config, settings)
-    stale = "was made of other files or keys than these"
-    assert stale not in "\n".join(make_plan(config, settings, ahead=True).warnings)
-    assert stale not in "\n".join(make_plan(replace(config, data=(), val=()), settings, ahead=True).warnings)
-    for changes in ({"question_key": "other"}, {"data": config.val}, {"val": (tmp_path / "none",)}):
-        assert stale in "\n".join(make_plan(replace(config, **changes), settings, ahead=True).warnings)
+    make_plan(config, settings, ahead=True)
+    make_plan(replace(config, data=(), val=()), settings, ahead=True)
+    for changes, message in (
+        ({"question_key": "other"}, "--data: the tokenised set in .* was made of other files or keys than these"),
+        ({"data": config.val}, "--data: the tokenised set in .* was made of other files or keys than these"),
+        ({"val": config.data}, "--val: the tokenised set in .* was made of other files or keys than these"),
+        ({"val": (tmp_path / "none",)}, "none: cannot be read: No such file"),
+        ({"data": (tmp_path,)}, "is a folder"),
+    ):
+        with pytest.raises(DataError, match=message):
+            make_plan(replace(config, **changes), settings, ahead=True)
+
+
+def test_a_set_that_will_be_made_again_is_estimated_ahead(project):
+    config, settings = project
+    tokenize_sets(config, settings)
+    other = replace(config, data=config.val, val=config.data, retokenize=True)
+    plan = make_plan(other, settings, ahead=True)
+    assert (plan.train.documents, plan.train.fingerprint, plan.val.documents) == (11, "", 40)
 
 
 @pytest.mark.parametrize("ahead", [True, False])
