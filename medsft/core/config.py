@@ -351,7 +351,7 @@ def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> list[Pro
         high = _LARGEST_WHOLE_NUMBER
     if choices and value not in choices:
         return [Problem(flag(name), f"`{value}` is not one of {', '.join(choices)}", did_you_mean(str(value), choices))]
-    # Epsilon 0: a weight that no document touches is 0 / 0. A mean with coefficient 1 takes nothing in; its correction is 0 / 0.
+    # Epsilon 0: a weight that no document touches is 0 / 0. A mean with coefficient 1 is corrected by a division by 0.
     positive, below = name in ("size", "epochs", "lr", "adam_eps"), name in ("adam_beta1", "adam_beta2")
     shown = f"{value:g}" if isinstance(value, float) else str(value)
     if low is not None and (value < low or (positive and value <= 0)):
