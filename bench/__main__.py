@@ -1,4 +1,4 @@
-"""`python -m bench [train|profile|scaling|around|layouts]`: measure, print tables, and keep the figures in bench/results."""
+"""`python -m bench [train|profile|scaling|around|layouts|crowded]`: measure, print tables, keep the figures in bench/results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.table import say
 
-PARTS = ("train", "profile", "scaling", "around", "layouts")
+PARTS = ("train", "profile", "scaling", "around", "layouts", "crowded")
 
 
 def main() -> None:
@@ -33,6 +33,7 @@ def main() -> None:
         "scaling": lambda: _scaling(options),
         "around": lambda: _around(options),
         "layouts": lambda: _layouts(options),
+        "crowded": lambda: _crowded(options),
     }
     asked = PARTS if options.part == "all" else (options.part,)
     results = {"date": time.strftime("%Y-%m-%d %H:%M"), "python": platform.python_version(), "machine": platform.platform()}
@@ -78,6 +79,13 @@ def _layouts(options: argparse.Namespace) -> dict[str, Any]:
     from bench import layouts
 
     return layouts.measure(options.work)
+
+
+def _crowded(options: argparse.Namespace) -> dict[str, Any]:
+    from bench import crowded
+
+    precision = (options.precision or ["fp32"])[0]
+    return crowded.measure(options.work, repeats=options.repeats, steps=options.steps, precision=precision)
 
 
 if __name__ == "__main__":
