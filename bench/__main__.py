@@ -1,4 +1,4 @@
-"""`python -m bench [train|profile|scaling|around|layouts|crowded]`: measure, print tables, keep the figures in bench/results."""
+"""`python -m bench [PART]`: measure, print tables, and keep the figures in bench/results."""
 
 from __future__ import annotations
 

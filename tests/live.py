@@ -49,8 +49,8 @@ def torchrun_of(run: RunDir) -> psutil.Process | None:
 def assert_nothing_survives(run: RunDir) -> None:
     """A run that is shown as ended has no process that writes.
 
-    One that was just about to end may take a moment, and so may a rank that was still importing: it looks for its launcher before
-    it does anything else, and imports take long on a busy machine.
+    One that was just about to end may take a moment, and so may a rank that was still importing: it looks for its launcher
+    before it does anything else, and imports take long on a busy machine.
     """
     assert not run.alive()
     before = run.events_path.read_bytes() if run.events_path.exists() else b""
