@@ -69,6 +69,10 @@ def test_a_checkpoint_of_0_1_0_is_exported(folder: Path) -> None:
     base = load_file(folder / "base" / "model.safetensors")
     assert set(base) <= set(weights)
     assert all((weights[name][: len(old)] != old).any() for name, old in base.items() if old.ndim == 2)
+    refused = medsft(folder, "export", "words", "--to", "other", "--iteration", "9")
+    assert refused.returncode == 4
+    assert "no checkpoint of iteration 9 to export" in refused.stderr
+    assert "Checkpoints it has: 4." in refused.stderr
 
 
 def test_a_set_of_0_1_0_is_used_as_it_is(folder: Path) -> None:

@@ -46,14 +46,15 @@ def export_run(run: RunDir, to: Path, *, iteration: int | None = None) -> Taken:
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
         raise MismatchError(f"{to}: exists already.", hint="Choose another folder, or move this one away.")
     number, passed_over = (iteration, []) if iteration is not None else find_good(run)
+    there = ", ".join(f"{saved:,}" for saved in run.checkpoints()) or "none"
     if number is None or number not in run.checkpoints():
-        raise MismatchError(
-            "\n".join([f"{run.path}: no checkpoint to export.", *passed_over]), hint=f"It has: {run.checkpoints() or 'none'}."
-        )
+        wanted = "" if iteration is None else f" of iteration {iteration:,}"
+        message = "\n".join([f"{run.path}: no checkpoint{wanted} to export.", *passed_over])
+        raise MismatchError(message, hint=f"Checkpoints it has: {there}.")
     checkpoint = run.checkpoint_path(number)
     problem = damage(checkpoint)
     if problem:
-        raise MismatchError(f"{checkpoint} is damaged: {problem}", hint=f"Export another: --iteration, of {run.checkpoints()}.")
+        raise MismatchError(f"{checkpoint} is damaged: {problem}", hint=f"Export another with --iteration: {there}.")
     with writing_to(to, ExitCode.TRAINING), new_folder(to) as aside:
         _write(plan, run, checkpoint, aside)
     return Taken(folder=str(to), iteration=number, total=plan.num_iterations, passed_over=tuple(passed_over))
