@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -25,11 +26,17 @@ def load_weights(parameters: Mapping[str, Tensor], source: WeightSource) -> None
         if local.numel():
             slices = tuple(slice(start, start + length) for start, length in zip(starts, shape, strict=True))
             local.copy_(source.read(name, slices))
-            if not bool(torch.isfinite(local).all()):
+            if not _is_finite(local):
                 raise MismatchError(
                     f"{source.file(name)}: the weights of the base model hold NaN or infinity, in {name}.",
                     hint="Copy or download the base model again, or use another of its checkpoints.",
                 )
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Tell whether there is neither NaN nor infinity, without a tensor of truth values as long as the weight."""
+    least, largest = torch.aminmax(values)  # both are NaN where one of the values is
+    return math.isfinite(least) and math.isfinite(largest)
 
 
 def local_part(tensor: Tensor) -> Tensor:
