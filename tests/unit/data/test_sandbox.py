@@ -138,7 +138,7 @@ def test_a_list_without_a_default_template_has_none(tmp_path: Path, template: ob
 
 def test_a_folder_in_place_of_a_template(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").mkdir()
-    with pytest.raises(DataError, match=r"chat_template\.jinja cannot be read: Is a directory"):
+    with pytest.raises(DataError, match=r"chat_template\.jinja is a folder, not a file"):
         load_chat_template(_folder(tmp_path, "x"), ())
 
 

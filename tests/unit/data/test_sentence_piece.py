@@ -156,7 +156,7 @@ def test_no_examples_give_no_documents(opened: OpenedTokenizer) -> None:
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    (tmp_path / "tokenizer.model").write_bytes(b"no pieces in it")
     with pytest.raises(DataError, match="not a SentencePiece model"):
         open_tokenizer(tmp_path)
 
