@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import psutil
 
@@ -40,6 +41,13 @@ def processes_of(run: RunDir) -> list[psutil.Process]:
         for process in psutil.process_iter(["cmdline", "status"])
         if str(run.path) in (process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE
     ]
+
+
+def signal_all(processes: list[psutil.Process], number: int) -> None:
+    """Send a signal to processes, of which the first that ends may have ended the others."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def torchrun_of(run: RunDir) -> psutil.Process | None:

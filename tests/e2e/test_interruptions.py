@@ -17,6 +17,7 @@ from live import (
     assert_nothing_survives,
     kill,
     processes_of,
+    signal_all,
     supervisor_of,
     wait_for,
     wait_for_another_step,
@@ -138,8 +139,7 @@ def test_a_stop_while_ranks_are_still_starting(tmp_path):
     plan = project(tmp_path)
     run = start(plan())
     wait_for(lambda: len(workers_of(run)) == 2)
-    for process in processes_of(run):
-        process.send_signal(signal.SIGTERM)
+    signal_all(processes_of(run), signal.SIGTERM)
     assert wait_for_end(run) == "stopped"
     assert_nothing_survives(run)
     run = start(plan())
