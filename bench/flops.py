@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medsft.core.architecture import ModelConfig
+from medsft.core.models.config import ModelConfig
 
 
 def per_token(model: ModelConfig, lengths: Sequence[int], supervised: Sequence[int]) -> float:

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from medsft.core.data.template import Role
-from medsft.core.data.tokenizers import MEDITRON_EXTRA_IDS
+from medsft.core.data.tokenizers.open import MEDITRON_EXTRA_IDS
+from medsft.core.data.tokenizers.template import Role
 
 CORES = len(os.sched_getaffinity(0))
 _LINES = 500

@@ -85,9 +85,9 @@ def work_of_a_rank(run_dir: str, out: str) -> None:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from medsft.core.engine.batches import prefetch
-    from medsft.core.engine.build import build_trainer
-    from medsft.core.engine.mesh import open_mesh
+    from medsft.core.engine.parallel.mesh import open_mesh
+    from medsft.core.engine.train.batches import prefetch
+    from medsft.core.engine.train.build import build_trainer
     from medsft.core.planning.plan import RunPlan
     from medsft.core.run.launch import read_launch
     from medsft.core.run.rundir import RunDir

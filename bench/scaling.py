@@ -21,10 +21,10 @@ import torch
 from bench import documents
 from bench.runs import Job, medsft_outcome, plan_of, train, unpack_base
 from bench.table import Row, print_table, say
-from medsft.core.architecture import ModelConfig, read_hf_config
-from medsft.core.engine.attention import Stream, attend
-from medsft.core.engine.loss import weighted_nll
-from medsft.core.engine.model import Decoder
+from medsft.core.engine.nn.attention import Stream, attend
+from medsft.core.engine.nn.loss import weighted_nll
+from medsft.core.engine.nn.model import Decoder
+from medsft.core.models.config import ModelConfig, read_hf_config
 
 _LAYERS = 2
 _REPEATS = 3

@@ -13,8 +13,8 @@ from bench import documents, flops, machine, peers
 from bench.plot import write_bars
 from bench.runs import Job, Outcome, medsft_outcome, plan_of, train, unpack_base
 from bench.table import Row, print_table, say, spread
-from medsft.core.architecture import read_hf_config
-from medsft.core.data.template import Role
+from medsft.core.data.tokenizers.template import Role
+from medsft.core.models.config import read_hf_config
 
 _ROWS = 400
 

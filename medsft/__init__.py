@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from medsft.core.config import RunConfig as RunConfig
     from medsft.core.config_file import load_toml as load_toml
     from medsft.core.config_file import save_toml as save_toml
-    from medsft.core.data.dataset import TokenizedData as TokenizedData
-    from medsft.core.data.dataset import open_tokenized as open_tokenized
-    from medsft.core.data.report import length_report as length_report
-    from medsft.core.data.tokenize import TokenizeRequest as TokenizeRequest
-    from medsft.core.data.tokenize import tokenize as tokenize
+    from medsft.core.data.dataset.report import length_report as length_report
+    from medsft.core.data.dataset.tokenize import TokenizeRequest as TokenizeRequest
+    from medsft.core.data.dataset.tokenize import tokenize as tokenize
+    from medsft.core.data.dataset.tokenized import TokenizedData as TokenizedData
+    from medsft.core.data.dataset.tokenized import open_tokenized as open_tokenized
     from medsft.core.planning.plan import RunPlan as RunPlan
     from medsft.core.planning.planner import make_plan as plan  # noqa: F401
     from medsft.core.planning.planner import preview as preview
-    from medsft.core.registry import Settings as Settings
-    from medsft.core.registry import load_settings as load_settings
     from medsft.core.run.events import Event as Event
     from medsft.core.run.launch import start as start
-    from medsft.core.run.pipeline import follow_to_end as follow  # noqa: F401
-    from medsft.core.run.pipeline import prepare as prepare
-    from medsft.core.run.pipeline import resume as resume
-    from medsft.core.run.pipeline import run as run
-    from medsft.core.run.pipeline import tokenize_sets as tokenize_sets
     from medsft.core.run.rundir import RunDir as RunDir
     from medsft.core.run.rundir import find_runs as find_runs
     from medsft.core.run.view import RunView as RunView
     from medsft.core.run.view import fold as fold
+    from medsft.core.settings import Settings as Settings
+    from medsft.core.settings import load_settings as load_settings
+    from medsft.core.workflow import follow_to_end as follow  # noqa: F401
+    from medsft.core.workflow import prepare as prepare
+    from medsft.core.workflow import resume as resume
+    from medsft.core.workflow import run as run
+    from medsft.core.workflow import tokenize_sets as tokenize_sets
     from medsft.errors import MedsftError as MedsftError
 
 _PUBLIC = {

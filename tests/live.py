@@ -29,7 +29,7 @@ def workers_of(run: RunDir) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "medsft.core.engine.worker" in words and str(run.path) in words and "torch.distributed.run" not in words:
+        if "medsft.core.engine.commands.worker" in words and str(run.path) in words and "torch.distributed.run" not in words:
             found.append(process)
     return sorted(found, key=lambda process: process.environ()["RANK"])
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from medsft.core.architecture import read_hf_config
 from medsft.core.config import RunConfig, from_mapping
+from medsft.core.models.config import read_hf_config
 from medsft.core.planning.plan import RunPlan
-from medsft.core.registry import Settings, load_settings
 from medsft.core.run.events import Event, EventReader
 from medsft.core.run.launch import Launch, launch_path
-from medsft.core.run.pipeline import prepare
 from medsft.core.run.rundir import RunDir
+from medsft.core.settings import Settings, load_settings
+from medsft.core.workflow import prepare
 
 WORDS = [f"w{i}" for i in range(80)]
 SIZES: dict[str, Any] = {
@@ -154,7 +154,7 @@ def _rank(rank: int, world: int, store: str, run_dir: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from medsft.core.engine.worker import main
+    from medsft.core.engine.commands.worker import main
 
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))

@@ -14,8 +14,8 @@ from medsft.cli.flags import Json, Plain, SettingsFile, takes_config
 from medsft.core.config import RunConfig
 
 if TYPE_CHECKING:
-    from medsft.core.data.dataset import TokenizedData
-    from medsft.core.data.report import LengthReport, Sample
+    from medsft.core.data.dataset.report import LengthReport, Sample
+    from medsft.core.data.dataset.tokenized import TokenizedData
 
 TokenizerPath = Annotated[
     Path | None,
@@ -55,9 +55,9 @@ def tokenize(
 def _sets(config: RunConfig, tokenizer: Path | None, settings: Path | None, plain: bool) -> dict[str, TokenizedData]:
     """Make or check the sets of a run and return them by name, the training set first."""
     from medsft.cli.stages import tokenising
-    from medsft.core.data.dataset import open_tokenized, set_exists
-    from medsft.core.registry import load_settings
-    from medsft.core.run.pipeline import tokenize_sets
+    from medsft.core.data.dataset.tokenized import open_tokenized, set_exists
+    from medsft.core.settings import load_settings
+    from medsft.core.workflow import tokenize_sets
 
     with tokenising(plain=plain) as progress:
         tokenize_sets(config, load_settings(settings), tokenizer=tokenizer, progress=progress)
@@ -67,13 +67,13 @@ def _sets(config: RunConfig, tokenizer: Path | None, settings: Path | None, plai
 
 def _sentences(name: str, sets: Mapping[str, TokenizedData]) -> list[str]:
     """Return what a person should know of the rows of one of the sets, though they can be used."""
-    from medsft.core.data.findings import overlap, overlap_sentence, set_sentences
+    from medsft.core.data.dataset.findings import overlap, overlap_sentence
 
     train, data = next(iter(sets.values())), sets[name]
     if data is train:
-        return [*data.manifest.notes, *set_sentences(data, "--data")]
+        return [*data.manifest.notes, *data.manifest.remarks("--data")]
     repeats = overlap_sentence(overlap(train.row_hashes, data.row_hashes), data.num_documents)
-    return [*data.manifest.notes, *set_sentences(data, "--val"), *repeats]
+    return [*data.manifest.notes, *data.manifest.remarks("--val"), *repeats]
 
 
 def _findings_record(name: str, sets: Mapping[str, TokenizedData]) -> dict[str, Any]:
@@ -99,10 +99,10 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show documents as the model will read them, with roles and loss weights, and how they fit --seq."""
-    from medsft.core.data.report import length_report
-    from medsft.core.data.report import samples as decode
-    from medsft.core.registry import load_settings
-    from medsft.core.run.pipeline import request_for
+    from medsft.core.data.dataset.report import length_report
+    from medsft.core.data.dataset.report import samples as decode
+    from medsft.core.settings import load_settings
+    from medsft.core.workflow import request_for
 
     sets = _sets(config, tokenizer, settings, plain)
     opened = request_for(config, load_settings(settings), tokenizer=tokenizer).job.open_tokenizer()

@@ -57,9 +57,9 @@ def _train(place: DemoFolder, *, plain: bool) -> Path:
     from medsft.cli.stages import tokenising
     from medsft.core.config import command_line
     from medsft.core.planning.planner import make_plan
-    from medsft.core.registry import load_settings
     from medsft.core.run.launch import read_launch, start
-    from medsft.core.run.pipeline import prepare
+    from medsft.core.settings import load_settings
+    from medsft.core.workflow import prepare
     from medsft.errors import AlreadyFinishedError
 
     config, settings = place.config(), load_settings(place.settings)

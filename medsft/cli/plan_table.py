@@ -9,9 +9,9 @@ from medsft.core.planning.folders import free_bytes
 from medsft.core.units import byte_size, count, duration, short_count
 
 if TYPE_CHECKING:
+    from medsft.core.forecast import Forecast
     from medsft.core.planning.plan import DataPlan, RunPlan
-    from medsft.core.run.forecast import Forecast
-    from medsft.core.run.rehearse import Rehearsal
+    from medsft.core.rehearsal import Rehearsal
 
 
 def plan_rows(plan: RunPlan) -> list[tuple[str, str]]:
@@ -87,8 +87,8 @@ def _same(ok: bool, difference: float) -> str:
 def print_plan(plan: RunPlan) -> None:
     """Print the table on standard output, with what a rehearsal of this plan found, and the warnings on standard error."""
     from medsft.cli import console
-    from medsft.core.run.forecast import forecast
-    from medsft.core.run.rehearse import read_rehearsal
+    from medsft.core.forecast import forecast
+    from medsft.core.rehearsal import read_rehearsal
 
     rehearsal = read_rehearsal(plan)
     rows = [*plan_rows(plan), ("estimated time", _time(forecast(plan)))]

@@ -15,9 +15,9 @@ from medsft.cli import console
 from medsft.core.disk import probe
 from medsft.core.printable import one_line, printable
 from medsft.core.run.events import TERMINAL, Event, EventReader
-from medsft.core.run.pipeline import follow_to_end
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView, ViewFold
+from medsft.core.workflow import follow_to_end
 from medsft.errors import ExitCode, MedsftError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def show_events(run: RunDir, show: Callable[[Event], None], *, after: int = -1, 
 
 def print_event_line(event: Event) -> None:
     """Print an event for a person, on standard output."""
-    from medsft.core.run.lines import event_line
+    from medsft.core.text.events import event_line
 
     line = event_line(event)
     if line is not None:
@@ -161,7 +161,7 @@ class _Display:
         """Take in one event."""
         from rich.text import Text
 
-        from medsft.core.run.lines import event_line
+        from medsft.core.text.events import event_line
 
         self._fold.feed([event])
         view = self._fold.view()

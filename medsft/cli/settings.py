@@ -24,7 +24,7 @@ User = Annotated[bool, typer.Option("--user", help="In your config folder, for a
 def list_checkpoints(settings: SettingsFile = None, json: Json = False) -> None:
     """List the base models."""
     from medsft.core.config import format_number
-    from medsft.core.registry import load_settings
+    from medsft.core.settings import load_settings
 
     entries = sorted(load_settings(settings).checkpoints.values(), key=lambda entry: (entry.name, entry.size))
     if json:
@@ -53,10 +53,10 @@ def add_checkpoint(
     user: User = False,
 ) -> None:
     """Add a base model, or change its entry. The checkpoint is looked at first."""
-    from medsft.core import registry
-    from medsft.core.basemodel import inspect_base
-    from medsft.core.other_folders import how_to_fetch
-    from medsft.core.scanning import check_size
+    from medsft.core import settings as entries
+    from medsft.core.models.inspect import inspect_base
+    from medsft.core.models.other_folders import how_to_fetch
+    from medsft.core.models.scanning import check_size
     from medsft.errors import ConfigError, Problem
 
     number, file = _size(size), _file(settings, user)
@@ -65,7 +65,7 @@ def add_checkpoint(
         raise ConfigError([Problem("PATH", f"{path} does not exist here", fetch)])
     base = inspect_base(path)
     check_size(base, number)
-    registry.add_checkpoint(file, name, number, path, family=family, tokenizer=tokenizer)
+    entries.add_checkpoint(file, name, number, path, family=family, tokenizer=tokenizer)
     console.note(f"{file}: [checkpoints.{name}] {size} is now {path} ({base.kind}).")
     for warning in base.warnings:
         console.note(f"warning: {warning}")
@@ -74,9 +74,9 @@ def add_checkpoint(
 @checkpoints.command("remove")
 def remove_checkpoint(name: Name, size: Size, settings: SettingsFile = None, user: User = False) -> None:
     """Take an entry out of medsft.toml. The checkpoint itself stays."""
-    from medsft.core import registry
+    from medsft.core import settings as entries
 
-    registry.remove_checkpoint(_file(settings, user), name, _size(size))
+    entries.remove_checkpoint(_file(settings, user), name, _size(size))
 
 
 @checkpoints.command("scan")
@@ -88,12 +88,12 @@ def scan_checkpoints(
     json: Json = False,
 ) -> None:
     """Find the checkpoints in a folder and below it."""
-    from medsft.core import registry
+    from medsft.core import settings as entries
     from medsft.core.config import format_number
-    from medsft.core.scanning import scan
+    from medsft.core.models.scanning import scan
 
     file = _file(settings, user)
-    listed = registry.load_settings(file).checkpoints if add and file.is_file() else {}
+    listed = entries.load_settings(file).checkpoints if add and file.is_file() else {}
     known = {entry.path.resolve() for entry in listed.values()}
     found = scan(folder.expanduser(), taken=listed.keys())
     if json:
@@ -111,7 +111,7 @@ def scan_checkpoints(
             if one.base.path.resolve() in known:
                 console.note(f"{one.base.path} is in {file} already.")
             else:
-                registry.add_checkpoint(file, one.name, one.size, one.base.path)
+                entries.add_checkpoint(file, one.name, one.size, one.base.path)
     elif found:
         console.note("`--add` writes these into medsft.toml.")
 
@@ -119,7 +119,7 @@ def scan_checkpoints(
 @datasets.command("list")
 def list_datasets(settings: SettingsFile = None, json: Json = False) -> None:
     """List the data sets with their number of documents."""
-    from medsft.core.registry import load_settings
+    from medsft.core.settings import load_settings
 
     entries = load_settings(settings).datasets
     if json:
@@ -136,28 +136,28 @@ def add_dataset(
     user: User = False,
 ) -> None:
     """Add a data set, or change its number of documents. A run warns when the tokenised set has another number."""
-    from medsft.core import registry
+    from medsft.core import settings as entries
 
-    registry.add_dataset(_file(settings, user), name, n_docs)
+    entries.add_dataset(_file(settings, user), name, n_docs)
 
 
 @datasets.command("remove")
 def remove_dataset(name: DatasetName, settings: SettingsFile = None, user: User = False) -> None:
     """Take a data set out of medsft.toml. Its files stay."""
-    from medsft.core import registry
+    from medsft.core import settings as entries
 
-    registry.remove_dataset(_file(settings, user), name)
+    entries.remove_dataset(_file(settings, user), name)
 
 
 def _file(settings: Path | None, user: bool) -> Path:
     """Return the file to write: the explicit one, the user's, or the one of this folder."""
-    from medsft.core import registry
+    from medsft.core import settings as entries
 
-    return settings or (registry.user_file() if user else registry.project_file())
+    return settings or (entries.user_file() if user else entries.project_file())
 
 
 def _size(text: str) -> float:
-    from medsft.core.registry import parse_size
+    from medsft.core.settings import parse_size
     from medsft.errors import ConfigError, Problem
 
     try:

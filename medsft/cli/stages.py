@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from medsft.cli import console
 
 if TYPE_CHECKING:
-    from medsft.core.data import make
+    from medsft.core.data.dataset import write
 
 _SECONDS_BETWEEN_LINES = 5.0
 _WORDS = {
@@ -22,7 +22,7 @@ _WORDS = {
 
 
 @contextmanager
-def tokenising(*, plain: bool) -> Iterator[make.ProgressCallback]:
+def tokenising(*, plain: bool) -> Iterator[write.ProgressCallback]:
     """Yield a callback that shows what it is told on standard error."""
     if console.wants_lines(plain):
         yield _Lines()
@@ -33,7 +33,7 @@ def tokenising(*, plain: bool) -> Iterator[make.ProgressCallback]:
     with Progress(*columns, console=console.note_console(), expand=True, transient=True) as bar:
         task = bar.add_task("", total=None, facts="")
 
-        def show(progress: make.Progress) -> None:
+        def show(progress: write.Progress) -> None:
             total = progress.total_bytes or None
             words = _WORDS[progress.stage]
             bar.update(task, description=words, total=total, completed=progress.done_bytes, facts=_facts(progress))
@@ -48,14 +48,14 @@ class _Lines:
         self._stage = ""
         self._printed = 0.0
 
-    def __call__(self, progress: make.Progress) -> None:
+    def __call__(self, progress: write.Progress) -> None:
         now = time.monotonic()
         if progress.stage != self._stage or now - self._printed >= _SECONDS_BETWEEN_LINES:
             self._stage, self._printed = progress.stage, now
             console.note(f"{_WORDS[progress.stage]}  {_facts(progress)}".rstrip())
 
 
-def _facts(progress: make.Progress) -> str:
+def _facts(progress: write.Progress) -> str:
     from medsft.core.units import count, duration
 
     parts = []

@@ -1,4 +1,4 @@
-"""`medsft sft`, `plan`, `resume` and `rehearse`: thin layers over `medsft.core.run.pipeline`."""
+"""`medsft sft`, `plan`, `resume` and `rehearse`: thin layers over `medsft.core.workflow`."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def sft(
         _print_cluster(config, settings, slurm)
         return
     from medsft.cli.stages import tokenising
-    from medsft.core.registry import load_settings
-    from medsft.core.run.pipeline import prepare
+    from medsft.core.settings import load_settings
+    from medsft.core.workflow import prepare
 
     def make_plan() -> RunPlan:
         confirm = _confirm if no_autoaccept_iters and not yes else None
@@ -68,9 +68,9 @@ def sft(
 
 
 def _print_cluster(config: RunConfig, settings: Path | None, slurm: bool) -> None:
+    from medsft.core.cluster.scripts import ADDR_PLACEHOLDER, node_commands, slurm_script
     from medsft.core.config import check
     from medsft.core.planning.folders import check_places
-    from medsft.core.run.commands import ADDR_PLACEHOLDER, node_commands, slurm_script
     from medsft.errors import ConfigError
 
     problems = check(replace(config, addr=config.addr or ADDR_PLACEHOLDER)) + check_places(config)
@@ -89,9 +89,9 @@ def _confirm(plan: RunPlan) -> RunConfig:
 
 def _start(config: RunConfig, make_plan: Callable[[], RunPlan], *, detach: bool, plain: bool, json: bool) -> None:
     from medsft.cli.progress import run_in_foreground
+    from medsft.core.cluster.rendezvous import start_together
     from medsft.core.run.launch import planned as planned_of
     from medsft.core.run.launch import read_launch
-    from medsft.core.run.nodes import start_together
 
     def planned() -> RunPlan:
         plan = make_plan()
@@ -128,8 +128,8 @@ def plan(
     from medsft.core.disk import writing
     from medsft.core.files import write_atomically
     from medsft.core.planning.planner import make_plan
-    from medsft.core.registry import load_settings
-    from medsft.core.run.pipeline import trust_sets
+    from medsft.core.settings import load_settings
+    from medsft.core.workflow import trust_sets
 
     loaded = load_settings(settings)
     trust_sets(config, loaded)
@@ -164,13 +164,13 @@ def resume(
     json: JsonLines = False,
 ) -> None:
     """Go on with a run from its latest good checkpoint, at its own layout or at another."""
+    from medsft.core import workflow
     from medsft.core.planning.plan import RunPlan
-    from medsft.core.run import pipeline
 
     found = find_run(run, save_checkpoint_dir)
     changes: dict[str, Any] = {"tp": tp, "pp": pp, "nproc_per_node": nproc_per_node, "micro_batch": micro_batch}
     changes |= {"nodes": nodes, "rank": rank, "addr": addr, "port": port}
-    changed = pipeline.resume(found, **{name: value for name, value in changes.items() if value is not None})
+    changed = workflow.resume(found, **{name: value for name, value in changes.items() if value is not None})
     before = RunPlan.read(found.plan_path).layout
     if changed.layout != before:
         console.note(f"Resharding from {before} to {changed.layout}.")
@@ -194,9 +194,9 @@ def rehearse(
     """
     from medsft.cli.plan_table import rehearsal_rows
     from medsft.cli.stages import tokenising
-    from medsft.core.registry import load_settings
-    from medsft.core.run.pipeline import tokenize_sets
-    from medsft.core.run.rehearse import rehearse as rehearse_run
+    from medsft.core.rehearsal import rehearse as rehearse_run
+    from medsft.core.settings import load_settings
+    from medsft.core.workflow import tokenize_sets
     from medsft.errors import TrainingError
 
     loaded, changes = load_settings(settings), [_levels(text) for text in at or ()]

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from textual import on
 from textual.app import App, SystemCommand
 from textual.binding import Binding
 from textual.dom import DOMNode
@@ -16,9 +17,10 @@ from textual.screen import Screen
 
 from medsft.core.printable import printable
 from medsft.core.run.rundir import RunDir
-from medsft.tui.dialogs import TextDialog, key_help
 from medsft.tui.palette import Palette
 from medsft.tui.themes import DARK, LIGHT
+from medsft.tui.widgets.dialogs import TextDialog, key_help
+from medsft.tui.widgets.navigation import ShowMonitor, ShowRuns
 
 Start = Literal["wizard", "monitor", "runs"]
 
@@ -65,18 +67,32 @@ class MedsftApp(App[int]):
 
     def _first_screen(self) -> Screen[Any]:
         if self._start == "monitor":
-            from medsft.tui.monitor import MonitorScreen
+            from medsft.tui.screens.monitor import MonitorScreen
 
             if self._run_dir is None:
                 raise ValueError("the monitor needs a run")
             return MonitorScreen(self._run_dir)
         if self._start == "runs":
-            from medsft.tui.runs import RunsScreen
+            from medsft.tui.screens.runs import RunsScreen
 
             return RunsScreen(self.runs_folder)
         from medsft.tui.wizard.screen import WizardScreen
 
         return WizardScreen(self.settings_file)
+
+    @on(ShowMonitor)
+    def show_monitor(self, event: ShowMonitor) -> None:
+        """Open the monitor of a run on top of the screen that asks for it."""
+        from medsft.tui.screens.monitor import MonitorScreen
+
+        self.push_screen(MonitorScreen(event.run))
+
+    @on(ShowRuns)
+    def show_runs(self, event: ShowRuns) -> None:
+        """Put the list of runs in the place of the screen that asks for it."""
+        from medsft.tui.screens.runs import RunsScreen
+
+        self.switch_screen(RunsScreen(event.folder))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Offer every key of the screen in the command palette too, each action once."""

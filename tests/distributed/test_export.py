@@ -9,11 +9,11 @@ import pytest
 import tiny
 from tiny_tokenizers import write_llama_3, write_qwen, write_sentence_piece
 
-from medsft.core.data.tokenizers import open_tokenizer
-from medsft.core.engine.export import export_run
+from medsft.core.data.tokenizers.open import open_tokenizer
+from medsft.core.engine.commands.export import export_run
 from medsft.core.planning.plan import RunPlan
-from medsft.core.registry import load_settings
 from medsft.core.run.rundir import RunDir
+from medsft.core.settings import load_settings
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
 

@@ -11,7 +11,7 @@ import pytest
 import small_disks
 import tiny
 
-from medsft.core.engine import saving
+from medsft.core.engine.train import async_save
 from medsft.core.run import integrity
 from medsft.core.run.events import EventReader
 from medsft.core.run.launch import EngineError, run_engine, start
@@ -44,7 +44,7 @@ def test_a_checkpoint_that_a_disk_does_not_take(made, tmp_path, monkeypatch, cap
     with small_disks.mounted(tmp_path / "disk", "size=8m,nr_inodes=200") as folder:
         plan = plan_on(made, folder, layout)
         run = tiny.create(plan)
-        begin = saving.Saver.begin
+        begin = async_save.Saver.begin
 
         def spoil_first(saver, state):
             if state.iteration == 6 and saver._mesh.reports:
@@ -59,7 +59,7 @@ def test_a_checkpoint_that_a_disk_does_not_take(made, tmp_path, monkeypatch, cap
                             file.truncate(filler.stat().st_size - 60_000)
             return begin(saver, state)
 
-        monkeypatch.setattr(saving.Saver, "begin", spoil_first)
+        monkeypatch.setattr(async_save.Saver, "begin", spoil_first)
         with pytest.raises(Exception, match="exit code 6"):
             tiny.train(plan)
         monkeypatch.undo()

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from medsft.core.engine.loss import VocabShard, weighted_nll
+from medsft.core.engine.nn.loss import VocabShard, weighted_nll
 
 T, H, V, ROWS = 29, 8, 40, 48
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import tiny
 
-from medsft.core.engine.convert import Conversion, convert
-from medsft.core.engine.export import export_run
-from medsft.core.engine.formats.source import open_source
-from medsft.core.registry import load_settings
+from medsft.core.engine.commands.convert import Conversion, convert
+from medsft.core.engine.commands.export import export_run
+from medsft.core.engine.formats.open import open_source
 from medsft.core.run.rundir import RunDir
+from medsft.core.settings import load_settings
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
 

@@ -15,12 +15,12 @@ import pytest
 import tiny
 import torch
 
-from medsft.core.architecture import from_hf_config
 from medsft.core.config import from_mapping
 from medsft.core.engine.formats.hf import write_hf
+from medsft.core.models.config import from_hf_config
 from medsft.core.planning.plan import RunPlan
-from medsft.core.registry import load_settings
 from medsft.core.run.events import EventReader
+from medsft.core.settings import load_settings
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
 
@@ -41,9 +41,9 @@ LOAD_A_STAGE = """
 import resource, sys
 from pathlib import Path
 import psutil
-from medsft.core.engine.formats.source import open_source
-from medsft.core.engine.model import Decoder
-from medsft.core.engine.weights import load_weights
+from medsft.core.engine.formats.open import open_source
+from medsft.core.engine.nn.model import Decoder
+from medsft.core.engine.train.weights import load_weights
 
 source = open_source(Path(sys.argv[1]))
 stage = Decoder(source.config, layers=range(3), last=False)
@@ -99,7 +99,7 @@ def train_two_iterations(plan: RunPlan, log: Path) -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     world = plan.layout.world
-    start = f"RANK=$rank LOCAL_RANK=$rank {sys.executable} -m medsft.core.engine.worker {run.path} &"
+    start = f"RANK=$rank LOCAL_RANK=$rank {sys.executable} -m medsft.core.engine.commands.worker {run.path} &"
     script = f"for rank in $(seq 0 {world - 1}); do {start} done; wait"
     environment = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:

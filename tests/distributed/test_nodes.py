@@ -138,7 +138,9 @@ class Cluster:
 
     def workers(self, rank: int) -> list[psutil.Process]:
         processes = [psutil.Process(pid) for pid in self.pids(rank)]
-        return [p for p in processes if "medsft.core.engine.worker" in (line := p.cmdline()) and "--nnodes=2" not in line]
+        return [
+            p for p in processes if "medsft.core.engine.commands.worker" in (line := p.cmdline()) and "--nnodes=2" not in line
+        ]
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ def losses(run: RunDir) -> list[float]:
 def undisturbed(made: Path) -> list[float]:
     """The losses of one process."""
     from medsft.core.config_file import load_toml
-    from medsft.core.registry import load_settings
+    from medsft.core.settings import load_settings
 
     plan = tiny.plan_of(load_toml(made / "run.toml"), load_settings(made / "medsft.toml"), id="alone")
     return [loss for (loss,) in tiny.series(tiny.train(plan), "step", "loss")]

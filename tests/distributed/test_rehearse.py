@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import tiny
 
-from medsft.core.data.dataset import open_tokenized
-from medsft.core.data.subset import copy_documents
+from medsft.core import rehearsal as rehearsal
+from medsft.core.data.dataset.copy_documents import copy_documents
+from medsft.core.data.dataset.tokenized import open_tokenized
 from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.planner import make_plan
 from medsft.core.planning.selection import open_selection
-from medsft.core.run import rehearse as rehearsal
-from medsft.core.run.pipeline import tokenize_sets
+from medsft.core.workflow import tokenize_sets
 from medsft.errors import ConfigError
 
 pytestmark = pytest.mark.distributed

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import tiny
 
-from medsft.core.engine.model_card import model_card
+from medsft.core.engine.commands.model_card import model_card
 from medsft.core.files import unsealed
 from medsft.core.run.events import EventReader
-from medsft.core.run.pipeline import prepare
 from medsft.core.run.rundir import RunDir
+from medsft.core.workflow import prepare
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
 WHEN = [0, 3, 5, 6]

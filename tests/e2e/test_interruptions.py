@@ -28,8 +28,8 @@ from live import (
 from medsft.core.run import processes
 from medsft.core.run.events import EventReader
 from medsft.core.run.launch import read_launch, start
-from medsft.core.run.pipeline import follow_to_end, prepare, resume
 from medsft.core.run.rundir import RunDir
+from medsft.core.workflow import follow_to_end, prepare, resume
 from medsft.errors import AlreadyFinishedError, LaunchError, MismatchError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(280)]
@@ -220,10 +220,10 @@ def test_the_model_of_a_run_in_transformers(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from medsft.core.data.columns import Keys
-    from medsft.core.data.records import read_examples
-    from medsft.core.data.tokenizers import open_tokenizer
-    from medsft.core.engine.generate import answer_loss
+    from medsft.core.data.sources.columns import Keys
+    from medsft.core.data.sources.jsonl import read_examples
+    from medsft.core.data.tokenizers.open import open_tokenizer
+    from medsft.core.engine.commands.generate import answer_loss
 
     run = start(project(tmp_path, iters=4, eval_interval=4, nproc_per_node=1)())
     assert wait_for_end(run) == "finished"

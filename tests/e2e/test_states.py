@@ -34,10 +34,10 @@ import tiny
 from live import wait_for_end
 
 from medsft.core.planning.plan import RunPlan
-from medsft.core.registry import load_settings
 from medsft.core.run.launch import start
-from medsft.core.run.pipeline import check_against_existing, prepare, resume
 from medsft.core.run.rundir import RunDir, find_runs
+from medsft.core.settings import load_settings
+from medsft.core.workflow import check_against_existing, prepare, resume
 from medsft.errors import AlreadyFinishedError, MedsftError, MismatchError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(280)]
@@ -150,7 +150,7 @@ def become_unfinished(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [truncate, flip, flip_manifest, swap, become_a_file, become_unfinished])
 def test_a_damaged_last_checkpoint_is_passed_over(folder, made, harm: Callable[[Path], None]):
-    from medsft.core.engine.export import export_run
+    from medsft.core.engine.commands.export import export_run
 
     run = forget(folder)
     harm(run.checkpoint_path(LAST))
@@ -275,7 +275,7 @@ def test_a_strange_folder_is_in_the_way(folder):
 
 
 def test_an_early_checkpoint_is_exported_with_its_own_figures(folder):
-    from medsft.core.engine.export import export_run
+    from medsft.core.engine.commands.export import export_run
 
     run = run_in(folder)
     view = run.view()
@@ -317,7 +317,7 @@ HARMS: dict[str, Callable[[Path], None]] = {
 def test_no_damaged_file_is_taken_for_a_bug(folder, whose, harm):
     """Whichever file is damaged, lists stay lists, and what cannot go on says so as an error for people."""
     from medsft.cli.runs import _rows
-    from medsft.core.engine.export import export_run
+    from medsft.core.engine.commands.export import export_run
 
     damaged = run_in(folder).path if whose == "run" else model_in(folder)
     kept = folder / "kept"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from medsft.core.architecture import ModelConfig, from_hf_config
 from medsft.core.engine.formats.source import WeightSource
-from medsft.core.engine.model import Decoder
+from medsft.core.engine.nn.model import Decoder
+from medsft.core.models.config import ModelConfig, from_hf_config
 
 _SIZES = {
     "vocab_size": 96,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from medsft.core.engine import arithmetic
-from medsft.core.engine.native.compiled import Compiled
+from medsft.core.engine.kernels.cpu.compiled import Compiled
+from medsft.core.engine.train import arithmetic
 from medsft.errors import LaunchError
 
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from medsft.core.engine import native
-from medsft.core.engine.attention import Stream, attend
+from medsft.core.engine.kernels import cpu
+from medsft.core.engine.nn.attention import Stream, attend
 
 
 def plain(q, k, v, lengths, window=None):
@@ -93,11 +93,11 @@ def test_without_kernels(lengths, window, monkeypatch):
     for _ in range(2):
         out = attend(*qkv, Stream.of(lengths), window)
         results.append([out, *torch.autograd.grad((out * weight).sum(), qkv)])
-        monkeypatch.setattr(native, "takes", lambda *_, **__: False)
+        monkeypatch.setattr(cpu, "takes", lambda *_, **__: False)
     torch.testing.assert_close(*results, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.skipif(native.kernels() is None, reason="no C compiler")
+@pytest.mark.skipif(cpu.kernels() is None, reason="no C compiler")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_kernels_do_not_depend_on_the_number_of_threads(dtype):
     *qkv, weight = inputs((300, 129, 7), 6, 2, 16, dtype)

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from medsft.core.config import RunConfig, from_mapping
-from medsft.core.data.dataset import open_tokenized
-from medsft.core.engine.export import export_run
+from medsft.core.data.dataset.tokenized import open_tokenized
+from medsft.core.engine.commands.export import export_run
 from medsft.core.planning.plan import RunPlan
-from medsft.core.run.pipeline import check_against_existing, prepare, resume
 from medsft.core.run.rundir import RunDir
+from medsft.core.workflow import check_against_existing, prepare, resume
 from medsft.errors import ConfigError, MismatchError
 
 pytestmark = pytest.mark.timeout(240)

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 import small_disks
 
-from medsft.core.engine.native import compiled
-from medsft.core.engine.native.compiled import compiled_library
+from medsft.core.engine.kernels.cpu import compiled
+from medsft.core.engine.kernels.cpu.compiled import compiled_library
 
 pytestmark = pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="needs a C compiler")
 

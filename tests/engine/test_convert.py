@@ -13,12 +13,12 @@ import megatron_formulas as formulas
 import pytest
 import torch
 
-from medsft.core.architecture import ModelConfig
-from medsft.core.basemodel import inspect_base
-from medsft.core.engine import convert as module
-from medsft.core.engine.convert import Conversion, convert
+from medsft.core.engine.commands import convert as module
+from medsft.core.engine.commands.convert import Conversion, convert
 from medsft.core.engine.formats.hf import write_hf
-from medsft.core.engine.formats.source import open_source
+from medsft.core.engine.formats.open import open_source
+from medsft.core.models.config import ModelConfig
+from medsft.core.models.inspect import inspect_base
 from medsft.errors import MismatchError
 
 SIZES = {**formulas.SIZES, "vocab_size": 99}
@@ -155,7 +155,7 @@ def test_process_prints_the_result_or_one_message(base, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "medsft.core.engine.convert",
+        "medsft.core.engine.commands.convert",
         base,
         tmp_path / "m",
         "--to",
@@ -178,7 +178,7 @@ _MEASURE = """
 import re, sys
 from pathlib import Path
 import torch
-from medsft.core.engine.convert import Conversion, convert
+from medsft.core.engine.commands.convert import Conversion, convert
 
 def status(field):
     return 1024 * int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

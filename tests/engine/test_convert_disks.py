@@ -6,7 +6,7 @@ import pytest
 import small_disks
 import tiny
 
-from medsft.core.engine.convert import Conversion, convert
+from medsft.core.engine.commands.convert import Conversion, convert
 from medsft.errors import DiskError, ExitCode
 
 

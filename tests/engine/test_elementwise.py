@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medsft.core.engine.elementwise import rms_norm, rotate, swiglu
+from medsft.core.engine.nn.fused import rms_norm, rotate, swiglu
 
 
 def plain_norm(x, weight):

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from medsft.core.architecture import ModelConfig
-from medsft.core.engine import model as model_module
-from medsft.core.engine import native
-from medsft.core.engine.attention import Stream, attend
-from medsft.core.engine.elementwise import rms_norm, rotate, swiglu
-from medsft.core.engine.linear import Linear
-from medsft.core.engine.loss import weighted_nll
-from medsft.core.engine.model import Decoder
-from medsft.core.engine.precision import Masters, make_masters
+from medsft.core.engine.kernels import cpu
+from medsft.core.engine.nn import model as model_module
+from medsft.core.engine.nn.attention import Stream, attend
+from medsft.core.engine.nn.fused import rms_norm, rotate, swiglu
+from medsft.core.engine.nn.linear import Linear
+from medsft.core.engine.nn.loss import weighted_nll
+from medsft.core.engine.nn.model import Decoder
+from medsft.core.engine.parallel.master_weights import Masters, make_masters
+from medsft.core.models.config import ModelConfig
 
 LENGTHS = (150, 1, 70, 29)
 CONFIG = ModelConfig(
@@ -36,14 +36,14 @@ CONFIG = ModelConfig(
     max_position_embeddings=512,
     tie_embeddings=True,
 )
-needs_compiler = pytest.mark.skipif(native.kernels() is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(cpu.kernels() is None, reason="no C compiler")
 
 
 @pytest.fixture(autouse=True)
 def every_kernel(monkeypatch):
     """Products are taken on every processor, also where training leaves them to torch."""
-    monkeypatch.setattr(native, "torchs_product_is_slow", lambda: True)
-    monkeypatch.setattr(native, "bf16_is_slow", lambda: True)
+    monkeypatch.setattr(cpu, "torchs_product_is_slow", lambda: True)
+    monkeypatch.setattr(cpu, "bf16_is_slow", lambda: True)
 
 
 def normal(*shape, dtype=torch.bfloat16, scale=1.0):
@@ -51,13 +51,13 @@ def normal(*shape, dtype=torch.bfloat16, scale=1.0):
 
 
 def without_kernels(monkeypatch):
-    monkeypatch.setattr(native, "takes", lambda *_, **__: False)
+    monkeypatch.setattr(cpu, "takes", lambda *_, **__: False)
 
 
 def plainly(monkeypatch):
     """Train by the definitions: no kernels, operations that torch differentiates by itself."""
     without_kernels(monkeypatch)
-    monkeypatch.setattr(native, "bf16_is_slow", lambda: False)
+    monkeypatch.setattr(cpu, "bf16_is_slow", lambda: False)
     monkeypatch.setattr(model_module, "rms_norm", lambda x, w, eps: w * F.rms_norm(x.float(), w.shape, eps=eps).to(x.dtype))
     monkeypatch.setattr(model_module, "swiglu", lambda gate, up: F.silu(gate) * up)
     monkeypatch.setattr(model_module, "rotate", plain_rotate)
@@ -141,7 +141,7 @@ def test_products_are_as_good_as_torchs(tokens, size, features, bias, monkeypatc
         out = linear(*tensors)
         return [out, *torch.autograd.grad((out * normal(*out.shape).to(dtype)).sum(), tensors)]
 
-    assert native.multiplies(inputs[0].float(), inputs[1].float().T)
+    assert cpu.multiplies(inputs[0].float(), inputs[1].float().T)
     ours = run(torch.float32)
     without_kernels(monkeypatch)
     for kernel, operations, exact in zip(ours, run(torch.float32), run(torch.float64), strict=True):
@@ -158,7 +158,7 @@ def test_bf16_in_fp32_is_as_good_as_torchs(tokens, size, features, monkeypatch):
         return [out, *torch.autograd.grad((out * normal(*out.shape).to(dtype)).sum(), tensors)]
 
     ours = run(torch.bfloat16)
-    monkeypatch.setattr(native, "bf16_is_slow", lambda: False)
+    monkeypatch.setattr(cpu, "bf16_is_slow", lambda: False)
     for widened, operations, exact in zip(ours, run(torch.bfloat16), run(torch.float64), strict=True):
         assert widened.dtype == torch.bfloat16
         assert relative_error(widened, exact) < max(1.05 * relative_error(operations, exact), 2e-3)
@@ -193,10 +193,10 @@ def test_products_do_not_depend_on_the_threads():
 @needs_compiler
 def test_products_of_few_rows_and_of_other_dtypes_are_left_to_torch():
     many, square = normal(200, 8, dtype=torch.float32), normal(8, 8, dtype=torch.float32)
-    assert native.multiplies(many, square)
-    assert not native.multiplies(many[:100], square)
-    assert not native.multiplies(many.bfloat16(), square.bfloat16())
-    assert not native.multiplies(many.to("meta"), square)
+    assert cpu.multiplies(many, square)
+    assert not cpu.multiplies(many[:100], square)
+    assert not cpu.multiplies(many.bfloat16(), square.bfloat16())
+    assert not cpu.multiplies(many.to("meta"), square)
 
 
 @needs_compiler
@@ -225,7 +225,7 @@ def test_kernels_pass_on_what_is_not_a_number(dtype):
     x[1, 3] = torch.nan
     assert rms_norm(x, weight, 1e-5)[1].isnan().all()
     assert swiglu(x, x)[1, 3].isnan()
-    nll = native.cross_entropy_(x.clone(), torch.zeros(4, dtype=torch.int64))
+    nll = cpu.cross_entropy_(x.clone(), torch.zeros(4, dtype=torch.int64))
     assert nll.isnan().tolist() == [False, True, False, False]
     many = torch.cat([x.float()] * 50)
     assert linear(many, many[2:3]).isnan().flatten().tolist() == [False, True, False, False] * 50
@@ -236,23 +236,23 @@ def test_kernels_pass_on_what_is_not_a_number(dtype):
 @needs_compiler
 def test_a_label_outside_the_vocabulary_is_refused():
     with pytest.raises(IndexError):
-        native.cross_entropy_(normal(2, 8), torch.tensor([0, 8]))
+        cpu.cross_entropy_(normal(2, 8), torch.tensor([0, 8]))
 
 
 def test_without_a_compiler_there_are_no_kernels(monkeypatch):
-    native._load.cache_clear()
+    cpu._load.cache_clear()
     monkeypatch.setenv("CC", "/nowhere/cc")
     try:
-        assert not native.takes(normal(2, 2))
+        assert not cpu.takes(normal(2, 2))
         assert rms_norm(normal(2, 2), normal(2), 1e-5).isfinite().all()
     finally:
-        native._load.cache_clear()
+        cpu._load.cache_clear()
 
 
 def test_kernels_take_only_what_they_are_made_for():
-    assert not native.takes(normal(2, 2, dtype=torch.float64))
-    assert not native.takes(normal(2, 2), normal(2, 2, dtype=torch.float32))
-    assert not native.takes(normal(2, 2), normal(2, 2).to("meta"))
+    assert not cpu.takes(normal(2, 2, dtype=torch.float64))
+    assert not cpu.takes(normal(2, 2), normal(2, 2, dtype=torch.float32))
+    assert not cpu.takes(normal(2, 2), normal(2, 2).to("meta"))
 
 
 def gradients(decoder, dtype, loss):

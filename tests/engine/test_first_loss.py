@@ -9,7 +9,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from medsft.core.data.template import Role
+from medsft.core.data.tokenizers.template import Role
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.selection import Selection, open_selection
 

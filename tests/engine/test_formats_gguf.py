@@ -9,9 +9,9 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from medsft.core.engine.attention import Stream
-from medsft.core.engine.formats.source import open_source
-from medsft.core.engine.model import Decoder
+from medsft.core.engine.formats.open import open_source
+from medsft.core.engine.nn.attention import Stream
+from medsft.core.engine.nn.model import Decoder
 from medsft.errors import MismatchError
 
 NAMES = {

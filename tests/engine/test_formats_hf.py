@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from medsft.core.engine.attention import Stream
 from medsft.core.engine.formats.hf import open_hf, write_hf
-from medsft.core.engine.formats.source import open_source
-from medsft.core.engine.model import Decoder
+from medsft.core.engine.formats.open import open_source
+from medsft.core.engine.nn.attention import Stream
+from medsft.core.engine.nn.model import Decoder
 from medsft.errors import MismatchError
 
 IDS = torch.randint(96, (31,), generator=torch.Generator().manual_seed(1))

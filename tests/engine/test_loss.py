@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medsft.core.engine.loss import weighted_nll
+from medsft.core.engine.nn.loss import weighted_nll
 
 T, H, V = 37, 12, 50
 

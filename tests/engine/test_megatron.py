@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from medsft.core.architecture import ModelConfig
-from medsft.core.engine.attention import Stream
 from medsft.core.engine.formats.hf import open_hf, write_hf
 from medsft.core.engine.formats.megatron import open_megatron, write_megatron
 from medsft.core.engine.formats.megatron.layout import padded_rows
+from medsft.core.engine.nn.attention import Stream
+from medsft.core.models.config import ModelConfig
 from medsft.errors import MismatchError
 
 SIZES = formulas.SIZES

@@ -9,9 +9,9 @@ import megatron_formulas as formulas
 import pytest
 import torch
 
-from medsft.core.basemodel import inspect_base
 from medsft.core.engine.formats.megatron import open_megatron, write_megatron
-from medsft.core.megatron_folder import open_folder
+from medsft.core.models.inspect import inspect_base
+from medsft.core.models.megatron import open_folder
 from medsft.errors import MismatchError
 
 SIZES = formulas.SIZES

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medsft.core.engine.attention import Stream
-from medsft.core.engine.model import Decoder
+from medsft.core.engine.nn.attention import Stream
+from medsft.core.engine.nn.model import Decoder
 
 LENGTHS = (9, 1, 23)
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from medsft.core.engine.build import base_source
-from medsft.core.engine.formats.source import open_source
+from medsft.core.engine.formats.open import open_source
 from medsft.core.engine.formats.untrained import untrained_rows
+from medsft.core.engine.train.build import base_source
+from medsft.core.models.tensors import EMBEDDING, OUTPUT
 from medsft.core.planning.plan import BasePlan, RunPlan
-from medsft.core.tensors import EMBEDDING, OUTPUT
 
 pytestmark = pytest.mark.timeout(120)
 START, END = "<|im_start|>", "<|im_end|>"

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from medsft.core.engine.optim import TIED_TABLE, squared_norm
-from medsft.core.engine.precision import Masters
+from medsft.core.engine.parallel.master_weights import Masters
+from medsft.core.engine.train.optim import TIED_TABLE, squared_norm
 
 ALONE = SimpleNamespace(device=torch.device("cpu"), tp_rank=0)
 

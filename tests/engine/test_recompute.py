@@ -10,9 +10,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from medsft.core.engine.model import MLP
-from medsft.core.engine.recompute import computed_again
-from medsft.core.engine.weights import local_part
+from medsft.core.engine.nn.dtensor import local_part
+from medsft.core.engine.nn.model import MLP
+from medsft.core.engine.nn.recompute import computed_again
 
 TOKENS = 64
 

@@ -14,12 +14,12 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from medsft.core.architecture import from_hf_config
-from medsft.core.engine.attention import Stream
-from medsft.core.engine.mesh import Mesh
-from medsft.core.engine.model import Decoder
-from medsft.core.engine.sharding import build_stage
-from medsft.core.engine.weights import local_range
+from medsft.core.engine.nn.attention import Stream
+from medsft.core.engine.nn.dtensor import local_range
+from medsft.core.engine.nn.model import Decoder
+from medsft.core.engine.parallel.mesh import Mesh
+from medsft.core.engine.parallel.sharding import build_stage
+from medsft.core.models.config import from_hf_config
 from medsft.core.planning.layout import Layout, stage_layers
 
 LAYOUT = Layout(pp=8, dp=1, tp=8)

@@ -165,7 +165,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     from medsft.core.devices import Devices
-    from medsft.core.planning import choose, folders, planner
+    from medsft.core.planning import auto_layout, folders, planner
     from medsft.core.planning.memory import MemoryEstimate
 
     memory = {"weights": 3 << 30, "gradients": 2 << 30, "optimizer": 4 << 30, "activations": 1 << 30, "process": 1 << 29}
@@ -174,7 +174,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setattr(planner, "find_devices", lambda: Devices("cuda", 2, 16 << 30, "a device", bf16=True))
     monkeypatch.setattr(
-        choose, "estimate_memory", lambda *_: MemoryEstimate(**memory)
+        auto_layout, "estimate_memory", lambda *_: MemoryEstimate(**memory)
     )  # the pictures are not about its formula
     monkeypatch.setattr(folders, "free_bytes", lambda path: 500 << 30)
     monkeypatch.setattr(planner, "free_bytes", lambda path: 500 << 30)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsft.tui.chart import Series, draw, number_label
+from medsft.tui.widgets.chart import Series, draw, number_label
 
 
 def text(chart):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsft.core.config import RunConfig, check, from_mapping, to_mapping
-from medsft.core.data.columns import KeyProposal
+from medsft.core.data.sources.columns import KeyProposal
 from medsft.errors import Problem
 from medsft.tui.wizard.form import FIELDS, choices_of, default_text, name_for, parse, problems_of, proposals, to_text
 from medsft.tui.wizard.paths import complete

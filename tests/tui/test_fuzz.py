@@ -8,8 +8,8 @@ import pytest
 
 from medsft.core.run import launch
 from medsft.core.run.rundir import RunDir
-from medsft.tui import actions
 from medsft.tui.app import MedsftApp
+from medsft.tui.screens import actions
 
 KEYS = [
     *"abcdefgklmnorstuvwxy123456/?.-",

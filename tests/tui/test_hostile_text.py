@@ -15,8 +15,8 @@ from medsft.core.run.events import Event
 from medsft.core.run.rundir import RunDir
 from medsft.errors import ExitCode
 from medsft.tui.app import MedsftApp
-from medsft.tui.compare import CompareScreen
-from medsft.tui.dialogs import Confirm, TextDialog
+from medsft.tui.screens.compare import CompareScreen
+from medsft.tui.widgets.dialogs import Confirm, TextDialog
 from medsft.tui.wizard.paths import FilePicker, complete
 
 STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
@@ -137,7 +137,7 @@ def test_a_bug_in_a_screen_ends_like_any_other(place, tmp_path, monkeypatch):
         row = secret
         raise KeyError(row)
 
-    target = {"compose": "medsft.tui.runs.RunsScreen.on_mount", "scan": "medsft.tui.runs.Scanner.look"}[place]
+    target = {"compose": "medsft.tui.screens.runs.RunsScreen.on_mount", "scan": "medsft.tui.screens.runs.Scanner.look"}[place]
     monkeypatch.setattr(target, fail)
     run = MedsftApp.run
     monkeypatch.setattr(MedsftApp, "run", lambda self: run(self, headless=True, size=(80, 24)))

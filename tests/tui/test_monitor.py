@@ -9,10 +9,10 @@ import pytest
 from textual.widgets import Input, ProgressBar
 
 from medsft.core.run.events import Event
-from medsft.tui import samples
 from medsft.tui.app import MedsftApp
-from medsft.tui.dialogs import Confirm, TextDialog
-from medsft.tui.runs import RunsScreen
+from medsft.tui.screens.runs import RunsScreen
+from medsft.tui.widgets import samples
+from medsft.tui.widgets.dialogs import Confirm, TextDialog
 from medsft.tui.widgets.loglines import LogLines
 
 STATES = ("planned", "running", "stopping", "stopped", "finished", "failed", "lost")
@@ -204,9 +204,8 @@ async def test_a_run_of_100_000_steps_stays_responsive(make_run, until):
 
 
 def test_importing_the_screens_imports_nothing_heavy():
-    modules = "medsft.tui.app, medsft.tui.monitor, medsft.tui.runs, medsft.tui.wizard.screen"
-    code = (
-        f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'medsft.core.engine.worker') if m in sys.modules])"
-    )
+    modules = "medsft.tui.app, medsft.tui.screens.monitor, medsft.tui.screens.runs, medsft.tui.wizard.screen"
+    heavy = ("torch", "transformers", "medsft.core.engine.commands.worker")
+    code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

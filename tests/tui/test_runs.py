@@ -4,9 +4,9 @@ import pytest
 from textual.widgets import DataTable
 
 from medsft.tui.app import MedsftApp
-from medsft.tui.compare import CompareScreen, short_names
-from medsft.tui.dialogs import Confirm
-from medsft.tui.monitor import MonitorScreen
+from medsft.tui.screens.compare import CompareScreen, short_names
+from medsft.tui.screens.monitor import MonitorScreen
+from medsft.tui.widgets.dialogs import Confirm
 
 NOW = 1_764_000_000.0
 

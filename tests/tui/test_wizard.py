@@ -10,14 +10,14 @@ from typer.testing import CliRunner
 from medsft.cli.app import app as cli
 from medsft.core.config import command_line
 from medsft.core.config_file import load_toml
-from medsft.core.data import findings
+from medsft.core.data.dataset import findings
 from medsft.core.planning.planner import preview
-from medsft.core.registry import load_settings
 from medsft.core.run import launch
 from medsft.core.run.draft import Draft, draft_path, save_draft
 from medsft.core.run.rundir import RunDir
-from medsft.tui.dialogs import TextDialog
-from medsft.tui.monitor import MonitorScreen
+from medsft.core.settings import load_settings
+from medsft.tui.screens.monitor import MonitorScreen
+from medsft.tui.widgets.dialogs import TextDialog
 from medsft.tui.wizard.fields import Choice, FieldRow
 from medsft.tui.wizard.paths import FilePicker
 

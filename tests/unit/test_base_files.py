@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import tiny
 
-from medsft.core.basemodel import inspect_base
-from medsft.core.tensors import EMBEDDING, OUTPUT
+from medsft.core.models.inspect import inspect_base
+from medsft.core.models.tensors import EMBEDDING, OUTPUT
 from medsft.errors import MismatchError
 
 RAW = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 
-from medsft.core.basemodel import inspect_base
+from medsft.core.models.inspect import inspect_base
 from medsft.errors import MismatchError
 
 RAW = {
@@ -120,7 +120,7 @@ def test_no_torch_is_needed(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from medsft.core.basemodel import inspect_base
+from medsft.core.models.inspect import inspect_base
 inspect_base(Path({str(folder)!r}))
 assert not {{"torch", "numpy", "gguf"}} & set(sys.modules)
 """

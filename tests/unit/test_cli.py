@@ -77,7 +77,7 @@ def test_dashes_and_several_values(typed: str, understood: str) -> None:
 
 def test_defaults_then_file_then_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[RunConfig] = []
-    monkeypatch.setattr("medsft.core.run.commands.node_commands", lambda config, settings: seen.append(config) or [])
+    monkeypatch.setattr("medsft.core.cluster.scripts.node_commands", lambda config, settings: seen.append(config) or [])
     Path("run.toml").write_text('[training]\nlr = 1e-4\nepochs = 5\n[data]\ndata = ["x.jsonl"]\nretokenize = true\n')
     flags = ("--epochs", "2", "--run-name", "r", "--data", "a", "b", "--no_retokenize")
     assert invoke("sft", "--config", "run.toml", *flags, "--print_commands").exit_code == 0
@@ -143,14 +143,14 @@ def test_wrong_usage_exits_2_with_a_message(arguments: tuple[str, ...]) -> None:
     ],
 )
 def test_an_error_is_one_message_and_its_exit_code(monkeypatch: pytest.MonkeyPatch, error: MedsftError, code: int) -> None:
-    monkeypatch.setattr("medsft.core.registry.load_settings", _raise(error))
+    monkeypatch.setattr("medsft.core.settings.load_settings", _raise(error))
     result = invoke("checkpoints", "list")
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", f"medsft: {error}\n")
     assert "Traceback" in invoke("checkpoints", "list", "--debug").stderr
 
 
 def test_a_bug_shows_no_record_text_without_debug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medsft.core.registry.load_settings", _raise(KeyError(SECRET)))
+    monkeypatch.setattr("medsft.core.settings.load_settings", _raise(KeyError(SECRET)))
     result = invoke("checkpoints", "list")
     assert result.exit_code == ExitCode.TRAINING
     assert SECRET not in result.output

@@ -12,7 +12,7 @@ import pytest
 
 from medsft.core.demo import rules, steps
 from medsft.core.demo.clinical import check, generate
-from medsft.core.registry import load_settings
+from medsft.core.settings import load_settings
 from medsft.errors import LaunchError
 
 TRAIN, HELD_OUT = generate()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import small_disks
 
-from medsft.core import disk, files, registry
+from medsft.core import disk, files, settings
 from medsft.core.config import RunConfig
 from medsft.core.config_file import save_toml
 from medsft.core.run.draft import Draft, save_draft
@@ -53,8 +53,8 @@ def test_a_folder_that_cannot_be_made(spoilt):
 
 
 WRITERS = {
-    "checkpoints add": lambda folder: registry.add_checkpoint(folder / "medsft.toml", "a", 7, Path("/models/a")),
-    "datasets add": lambda folder: registry.add_dataset(folder / "medsft.toml", "a", 1000),
+    "checkpoints add": lambda folder: settings.add_checkpoint(folder / "medsft.toml", "a", 7, Path("/models/a")),
+    "datasets add": lambda folder: settings.add_dataset(folder / "medsft.toml", "a", 1000),
     "wizard's draft": lambda folder: save_draft(folder / "draft.json", Draft({"lr": "x" * 5000})),
     "wizard's TOML": lambda folder: save_toml(RunConfig(), folder / "run.toml"),
 }
@@ -78,11 +78,11 @@ def test_small_files_that_a_person_asks_for(spoilt, write, below):
 def test_a_settings_file_survives_a_full_disk(tmp_path):
     with small_disks.mounted(tmp_path / "disk", "size=1m") as folder:
         file = folder / "medsft.toml"
-        registry.add_dataset(file, "a", 1)
+        settings.add_dataset(file, "a", 1)
         before = file.read_bytes()
         small_disks.spoil(folder, "full")
         with pytest.raises(ConfigError):
-            registry.add_dataset(file, "b", 2)
+            settings.add_dataset(file, "b", 2)
         assert file.read_bytes() == before
 
 

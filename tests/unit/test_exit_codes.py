@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from medsft.cli.guard import Guard, _never_one
-from medsft.core.engine.process import run_process
+from medsft.core.engine.commands.entry_point import run_process
 from medsft.core.run.launch import EngineError
 from medsft.errors import AlreadyFinishedError, ExitCode
 

@@ -19,15 +19,15 @@ import pytest
 import tiny
 from odd_files import Raw, Tensor, gguf_fields, gguf_head, gguf_text, rank_content, write_megatron, write_pt
 
-from medsft.core import pickles
-from medsft.core.architecture import read_hf_config
-from medsft.core.basemodel import inspect_base
-from medsft.core.data.tokenizer_config import read_tokenizer_config
-from medsft.core.data.tokenizers import open_tokenizer
-from medsft.core.gguf_header import config_of
-from medsft.core.megatron_folder import open_folder
-from medsft.core.safetensors_header import read_header
-from medsft.core.weight_files import find_weight_files
+from medsft.core.data.tokenizers.open import open_tokenizer
+from medsft.core.data.tokenizers.tokenizer_config import read_tokenizer_config
+from medsft.core.models import pickles
+from medsft.core.models.config import read_hf_config
+from medsft.core.models.gguf import config_of
+from medsft.core.models.inspect import inspect_base
+from medsft.core.models.megatron import open_folder
+from medsft.core.models.safetensors import read_header
+from medsft.core.models.weight_files import find_weight_files
 from medsft.errors import MedsftError, MismatchError
 
 pytestmark = pytest.mark.timeout(60)

@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 from medsft.cli.app import app
 from medsft.cli.argv import normalise
 from medsft.core.config import from_mapping
-from medsft.core.registry import load_settings
-from medsft.core.run.pipeline import prepare
+from medsft.core.settings import load_settings
+from medsft.core.workflow import prepare
 from medsft.errors import ExitCode
 
 MODEL = Path(str(files("mistral_common") / "data" / "tokenizer.model.v1"))

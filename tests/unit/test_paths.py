@@ -110,7 +110,7 @@ def test_what_the_system_refuses(monkeypatch: pytest.MonkeyPatch, error: OSError
         for line in ("plan --config run.toml", "checkpoints list", "checkpoints add n 0.00004 base"):
             code, text = invoke(line)
             assert (code, error.strerror in text) == (ExitCode.USAGE, True), text
-    monkeypatch.setattr("medsft.core.registry.write_atomically", refuse)
+    monkeypatch.setattr("medsft.core.settings.write_atomically", refuse)
     code, text = invoke("checkpoints add n 0.00004 base")
     says = "Permission denied: " if error.errno == errno.EACCES else "is read-only: "
     assert (code, says in text, "medsft.toml" in text) == (ExitCode.USAGE, True, True)

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from medsft.cli.app import app
 from medsft.cli.argv import normalise
-from medsft.core import scanning
 from medsft.core.config import check, field_types, from_mapping
 from medsft.core.config_file import load_toml
-from medsft.core.registry import load_settings
+from medsft.core.models import scanning
 from medsft.core.run.rundir import find_runs
+from medsft.core.settings import load_settings
 from medsft.errors import ExitCode
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from medsft.core import registry
-from medsft.core.other_folders import how_to_fetch
-from medsft.core.scanning import scan
+from medsft.core import settings
+from medsft.core.models.other_folders import how_to_fetch
+from medsft.core.models.scanning import scan
 from medsft.errors import ConfigError
 
 TOML = """\
@@ -37,7 +37,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_paths_are_relative_to_the_file_and_sizes_are_numbers(project: Path) -> None:
-    found = registry.load_settings(cwd=project).checkpoints
+    found = settings.load_settings(cwd=project).checkpoints
     assert {key: entry.path for key, entry in found.items()} == {
         ("meditron", 7.0): project / "ckpt/seven",
         ("meditron", 0.135): project / "smol.gguf",
@@ -48,14 +48,14 @@ def test_paths_are_relative_to_the_file_and_sizes_are_numbers(project: Path) -> 
 
 
 def test_project_wins_over_user_and_explicit_file_is_alone(project: Path, tmp_path: Path) -> None:
-    registry.add_checkpoint(registry.user_file(), "meditron", 7, Path("/user/seven"))
-    registry.add_checkpoint(registry.user_file(), "other", 1, Path("/user/one"))
-    both = registry.load_settings(cwd=project)
+    settings.add_checkpoint(settings.user_file(), "meditron", 7, Path("/user/seven"))
+    settings.add_checkpoint(settings.user_file(), "other", 1, Path("/user/one"))
+    both = settings.load_settings(cwd=project)
     assert both.checkpoints["meditron", 7.0].path == project / "ckpt/seven"
     assert both.checkpoints["other", 1.0].path == Path("/user/one")
     explicit = tmp_path / "else.toml"
     explicit.write_text("[datasets.a]\nn_docs = 3\n")
-    alone = registry.load_settings(explicit, cwd=project)
+    alone = settings.load_settings(explicit, cwd=project)
     assert not alone.checkpoints
     assert alone.expected_documents("a") == 3
     assert alone.expected_documents("pubmedqa") is None
@@ -72,7 +72,7 @@ def test_project_wins_over_user_and_explicit_file_is_alone(project: Path, tmp_pa
 )
 def test_a_checkpoint_that_is_not_there_says_what_to_do(project: Path, name: str, size: float, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        registry.load_settings(cwd=project).find_checkpoint(name, size)
+        settings.load_settings(cwd=project).find_checkpoint(name, size)
     assert message in str(caught.value)
 
 
@@ -82,7 +82,7 @@ def test_everything_wrong_is_reported_at_once(project: Path) -> None:
         "[datasets.d]\nn_docs = 0\n"
     )
     with pytest.raises(ConfigError) as caught:
-        registry.load_settings(cwd=project)
+        settings.load_settings(cwd=project)
     places = [problem.where.rpartition("medsft.toml: ")[2] for problem in caught.value.problems]
     assert places == [
         "[checkpoint]",
@@ -97,40 +97,40 @@ def test_everything_wrong_is_reported_at_once(project: Path) -> None:
 def test_broken_toml_names_the_file(project: Path) -> None:
     (project / "medsft.toml").write_text("[checkpoints")
     with pytest.raises(ConfigError, match=r"medsft\.toml: not valid TOML"):
-        registry.load_settings(cwd=project)
+        settings.load_settings(cwd=project)
     with pytest.raises(ConfigError, match="not valid TOML"):
-        registry.add_dataset(project / "medsft.toml", "a", 1)
+        settings.add_dataset(project / "medsft.toml", "a", 1)
 
 
 def test_writing_keeps_comments_and_the_rest(project: Path) -> None:
     file = project / "medsft.toml"
-    registry.add_checkpoint(file, "meditron", 7, project / "new" / "seven")
-    registry.add_checkpoint(file, "meditron", 0.135, Path("/else/smol.gguf"), tokenizer=project / "tok.json")
-    registry.add_dataset(file, "pubmedqa", 5)
+    settings.add_checkpoint(file, "meditron", 7, project / "new" / "seven")
+    settings.add_checkpoint(file, "meditron", 0.135, Path("/else/smol.gguf"), tokenizer=project / "tok.json")
+    settings.add_dataset(file, "pubmedqa", 5)
     text = file.read_text()
     assert "# the models of the ward" in text
     assert '7 = "new/seven"  # the small one' in text
-    settings = registry.load_settings(cwd=project)
-    assert settings.checkpoints["meditron", 0.135].tokenizer == project / "tok.json"
-    assert len(settings.checkpoints) == 3
-    assert settings.expected_documents("pubmedqa") == 5
+    ours = settings.load_settings(cwd=project)
+    assert ours.checkpoints["meditron", 0.135].tokenizer == project / "tok.json"
+    assert len(ours.checkpoints) == 3
+    assert ours.expected_documents("pubmedqa") == 5
 
 
 def test_remove_takes_one_entry_and_refuses_unknown_ones(project: Path) -> None:
     file = project / "medsft.toml"
     for size in (0.135, 7.0, 70.0):
-        registry.remove_checkpoint(file, "meditron", size)
-        assert ("meditron", size) not in registry.load_settings(cwd=project).checkpoints
-    registry.remove_dataset(file, "pubmedqa")
-    assert not registry.load_settings(cwd=project).datasets
-    for action in (lambda: registry.remove_checkpoint(file, "meditron", 7), lambda: registry.remove_dataset(file, "pubmedqa")):
+        settings.remove_checkpoint(file, "meditron", size)
+        assert ("meditron", size) not in settings.load_settings(cwd=project).checkpoints
+    settings.remove_dataset(file, "pubmedqa")
+    assert not settings.load_settings(cwd=project).datasets
+    for action in (lambda: settings.remove_checkpoint(file, "meditron", 7), lambda: settings.remove_dataset(file, "pubmedqa")):
         with pytest.raises(ConfigError, match="has no"):
             action()
 
 
 def test_names_that_cannot_be_folders_are_refused(project: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be part of a folder name"):
-        registry.add_checkpoint(project / "medsft.toml", "a/b", 7, project)
+        settings.add_checkpoint(project / "medsft.toml", "a/b", 7, project)
 
 
 def test_scan_finds_checkpoints_and_proposes_names(tmp_path: Path) -> None:
@@ -164,11 +164,11 @@ def test_a_model_with_gguf_files_beside_its_weights_is_found_once(tmp_path: Path
 
 def test_a_name_is_corrected_and_a_path_as_on_the_hub_is_explained(project: Path) -> None:
     (project / "medsft.toml").write_text('[checkpoints.Llama3]\n8 = "meta-llama/Llama-3.1-8B"\n')
-    settings = registry.load_settings(cwd=project)
+    ours = settings.load_settings(cwd=project)
     with pytest.raises(ConfigError, match="did you mean `Llama3`"):
-        settings.find_checkpoint("llama3", 8)
+        ours.find_checkpoint("llama3", 8)
     with pytest.raises(ConfigError, match=r"medsft downloads nothing.*hf download meta-llama/Llama-3\.1-8B"):
-        settings.find_checkpoint("Llama3", 8)
+        ours.find_checkpoint("Llama3", 8)
 
 
 def test_a_folder_of_models_is_not_taken_for_an_owner_on_the_hub() -> None:
@@ -184,7 +184,7 @@ def test_entries_that_are_added_at_once_are_all_kept(tmp_path: Path) -> None:
         from medsft.core import registry
         sys.stdin.read()
         for number in range(10):
-            registry.add_dataset(Path(sys.argv[1]), f"{sys.argv[2]}-{number}", 1)
+            settings.add_dataset(Path(sys.argv[1]), f"{sys.argv[2]}-{number}", 1)
     """
     file = tmp_path / "new" / "medsft.toml"
     commands = [
@@ -194,5 +194,5 @@ def test_entries_that_are_added_at_once_are_all_kept(tmp_path: Path) -> None:
         assert command.stdin is not None
         command.stdin.close()
     assert [command.wait() for command in commands] == [0, 0, 0]
-    assert len(registry.load_settings(file).datasets) == 30
+    assert len(settings.load_settings(file).datasets) == 30
     assert [path.name for path in file.parent.iterdir()] == ["medsft.toml"]

@@ -16,8 +16,8 @@ from pathlib import Path
 from medsft.core.config import RunConfig
 from medsft.core.demo.clinical import Row, check, generate
 from medsft.core.files import write_atomically
-from medsft.core.registry import add_checkpoint, add_dataset
 from medsft.core.run.launch import run_engine
+from medsft.core.settings import add_checkpoint, add_dataset
 from medsft.errors import LaunchError
 
 CHECKPOINT, SIZE, RUN_NAME = "smollm2", 0.135, "clinical"

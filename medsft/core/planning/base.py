@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from medsft.core.basemodel import BaseModel, describe_without_weights, inspect_base, lacks_weights
 from medsft.core.config import RunConfig
-from medsft.core.data.dataset import document_blocks, open_tokenized
-from medsft.core.data.tokenizers import OpenedTokenizer, Tokenizer, find_tokenizer_file, open_tokenizer, tokenizer_instead
+from medsft.core.data.dataset.tokenized import document_blocks, open_tokenized
+from medsft.core.data.tokenizers.base import OpenedTokenizer, Tokenizer
+from medsft.core.data.tokenizers.open import find_tokenizer_file, open_tokenizer, tokenizer_instead
+from medsft.core.models.inspect import BaseModel, describe_without_weights, inspect_base, lacks_weights
 from medsft.core.planning.plan import BasePlan, absolute
-from medsft.core.registry import CheckpointEntry
+from medsft.core.settings import CheckpointEntry
 from medsft.errors import MismatchError
 
 _SAMPLE_BYTES = 1 << 16

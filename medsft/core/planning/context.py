@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from medsft.core.architecture import ModelConfig
 from medsft.core.config import RunConfig
+from medsft.core.models.config import ModelConfig
 from medsft.core.planning.sets import PlannedSet
 from medsft.errors import Problem
 

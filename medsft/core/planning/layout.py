@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from medsft.core.architecture import ModelConfig
+from medsft.core.models.config import ModelConfig
 from medsft.errors import Problem
 
 _ORIGINAL_DIVISOR = 128

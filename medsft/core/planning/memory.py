@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from medsft.core.architecture import ModelConfig
+from medsft.core.models.config import ModelConfig
 from medsft.core.planning.layout import Layout, stage_layers
 
 PROCESS_BYTES = {"cpu": 450 << 20, "cuda": 1 << 30}

@@ -13,14 +13,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from medsft.core.basemodel import inspect_base
 from medsft.core.config import format_number
-from medsft.core.data.dataset import set_exists
-from medsft.core.data.manifest import read_manifest
+from medsft.core.data.dataset.manifest import read_manifest
+from medsft.core.data.dataset.tokenized import set_exists
+from medsft.core.models.inspect import inspect_base
 from medsft.core.planning.base import sampled_fingerprint
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.sets import training_folder
-from medsft.core.registry import CheckpointEntry, load_settings
+from medsft.core.settings import CheckpointEntry, load_settings
 from medsft.errors import MedsftError, MismatchError
 
 

@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medsft.core.basemodel import BaseModel
 from medsft.core.config import RunConfig, check, format_number
 from medsft.core.devices import Devices, assumed_devices, find_devices
+from medsft.core.models.inspect import BaseModel
+from medsft.core.planning.auto_layout import Choice, Situation, batches_in_turn, choose, sample_batches
 from medsft.core.planning.base import find_base, ids_in_use, plan_base
-from medsft.core.planning.choose import Choice, Situation, batches_in_turn, choose, sample_batches
 from medsft.core.planning.context import check_context, context_to_watch
 from medsft.core.planning.folders import check_places, export_folder_name, family_in_names, free_bytes, run_folder
 from medsft.core.planning.layout import bubble_share, padded_model
@@ -25,7 +25,7 @@ from medsft.core.planning.plan import BasePlan, Estimates, RunPlan, absolute
 from medsft.core.planning.row_concerns import row_concerns
 from medsft.core.planning.schedule import plan_eval_interval, plan_global_batch, plan_iterations
 from medsft.core.planning.sets import PlannedSet, training_set, training_set_or_guess, validation_set, validation_set_or_guess
-from medsft.core.registry import CheckpointEntry, Settings, check_with_settings
+from medsft.core.settings import CheckpointEntry, Settings, check_with_settings
 from medsft.errors import ConfigError, MedsftError, MismatchError, Problem
 
 _TOLERATED_BUBBLE = 0.2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from medsft.core.data.findings import overlap, overlap_sentence
+from medsft.core.data.dataset.findings import overlap, overlap_sentence
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.sets import PlannedSet
 from medsft.core.units import count

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from medsft.core.config import RunConfig
-from medsft.core.data.dataset import TokenizedData, open_tokenized
-from medsft.core.data.report import DocumentSelection, apply_truncation, refuse_unsupervised
+from medsft.core.data.dataset.report import DocumentSelection, apply_truncation, refuse_unsupervised
+from medsft.core.data.dataset.tokenized import TokenizedData, open_tokenized
 from medsft.core.planning.order import SampleOrder, hidden_split
 from medsft.core.planning.plan import DataPlan, RunPlan
 from medsft.core.planning.schedule import plan_global_batch

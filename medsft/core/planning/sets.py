@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from medsft.core.config import RunConfig
-from medsft.core.data.columns import Keys
-from medsft.core.data.dataset import open_tokenized, set_exists
-from medsft.core.data.findings import Survey, given_twice, set_sentences, survey
-from medsft.core.data.lines import open_lines, refuse_flood
-from medsft.core.data.make import refuse_rows
+from medsft.core.data.dataset.findings import Survey, given_twice, survey
+from medsft.core.data.dataset.tokenized import open_tokenized, set_exists
+from medsft.core.data.dataset.write import refuse_rows
+from medsft.core.data.sources.columns import Keys
+from medsft.core.data.sources.lines import open_lines, refuse_flood
 from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.plan import DataPlan, absolute
 from medsft.core.planning.selection import (
@@ -136,7 +136,7 @@ def _planned(chosen: Selection, config: RunConfig, flag: str) -> PlannedSet:
         learnable=chosen.learnable,
         hashes=None if data.row_hashes is None else data.row_hashes[chosen.indices],
         notes=data.manifest.notes,
-        remarks=(*set_sentences(data, flag), *_cut(chosen, spans, config, flag)),
+        remarks=(*data.manifest.remarks(flag), *_cut(chosen, spans, config, flag)),
     )
 
 

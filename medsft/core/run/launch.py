@@ -183,7 +183,7 @@ def write_start(plan: RunPlan) -> RunDir:
 def spawn_supervisor(run: RunDir, node: int = 0) -> None:
     """Start the process that works on the run on this node."""
     log = run.logs / f"supervisor{node_suffix(node)}.log"
-    command = [sys.executable, "-m", "medsft.core.run.supervise", str(run.path), str(node)]
+    command = [sys.executable, "-m", "medsft.core.cluster.supervisor", str(run.path), str(node)]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # one that comes early waits until it can be a stop
     try:
         process = _spawn_detached(command, log)
@@ -205,7 +205,16 @@ def node_suffix(node: int) -> str:
 
 def start_export(run: RunDir, to: Path, iteration: int) -> None:
     """Export a checkpoint in a process of its own, and return at once; how it goes is in `logs/export.log`."""
-    command = [sys.executable, "-m", "medsft.core.engine.export", str(run.path), "--to", str(to), "--iteration", str(iteration)]
+    command = [
+        sys.executable,
+        "-m",
+        "medsft.core.engine.commands.export",
+        str(run.path),
+        "--to",
+        str(to),
+        "--iteration",
+        str(iteration),
+    ]
     _spawn_detached(command, run.logs / "export.log")
 
 
@@ -218,11 +227,11 @@ def _spawn_detached(command: Sequence[str], log: Path) -> subprocess.Popen[bytes
 
 
 def run_engine(module: str, arguments: Sequence[str]) -> str:
-    """Run `python -m medsft.core.engine.MODULE` to its end and return its standard output; its errors pass through.
+    """Run `python -m medsft.core.engine.commands.MODULE` to its end and return its standard output; its errors pass through.
 
     Raises the `MedsftError` that the process reports by its exit code.
     """
-    command = [sys.executable, "-m", f"medsft.core.engine.{module}", *arguments]
+    command = [sys.executable, "-m", f"medsft.core.engine.commands.{module}", *arguments]
     environment = {**engine_environment(1), PARENT_VARIABLE: str(os.getpid())}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == 0:
@@ -254,6 +263,9 @@ def engine_environment(processes: int) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "OMP_NUM_THREADS": str(max(1, cores // processes)),
+        # A thread that waits for the others looks so often whether they have come before it sleeps. libgomp's own 300,000 spin a
+        # time slice away where another process has the core of the one that is waited for; measured in docs/performance.md.
+        "GOMP_SPINCOUNT": "10000",
         # glibc gives large tensors back to the system and faults every page in again for the next: keep them instead.
         "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(8 << 30),

@@ -1,4 +1,4 @@
-"""The widget around `medsft.tui.chart`: a border with the title, y labels, the lines, and the span of x below."""
+"""The widget around `medsft.tui.widgets.chart`: a border with the title, y labels, the lines, and the span of x below."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from medsft.core.units import count
-from medsft.tui.chart import Cell, Chart, Series, draw
+from medsft.tui.widgets.chart import Cell, Chart, Series, draw
 
 _COLOURS = ("primary", "warning", "success", "error", "accent", "secondary")
 _DIM = Style(dim=True)

@@ -12,7 +12,7 @@ from medsft.core.config import RunConfig, check, field_types, flag, format_numbe
 from medsft.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from medsft.core.data.columns import KeyProposal
+    from medsft.core.data.sources.columns import KeyProposal
 
 FIELDS: dict[str, Field[Any]] = {f.name: f for f in fields(RunConfig)}
 YES, NO = "yes", "no"

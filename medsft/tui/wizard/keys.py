@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textual.binding import Binding
 
-from medsft.tui.dialogs import COMMON
+from medsft.tui.widgets.dialogs import COMMON
 from medsft.tui.wizard.messages import State
 
 BASE_PAGE, DATA_PAGE, TRAINING_PAGE, PARALLEL_PAGE, ITERATIONS_PAGE, REVIEW_PAGE = range(6)

@@ -12,9 +12,9 @@ from medsft.core.config import RunConfig
 from medsft.errors import Problem
 
 if TYPE_CHECKING:
-    from medsft.core.architecture import ModelConfig
+    from medsft.core.models.config import ModelConfig
     from medsft.core.run.rundir import RunDir
-    from medsft.tui.wizard.work import BaseEntry, Outlook
+    from medsft.tui.wizard.backend import BaseEntry, Outlook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,17 +17,17 @@ from textual.widgets import Button, Collapsible, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from medsft.core.config import command_line
-from medsft.tui.samples import show_samples
+from medsft.tui.widgets.samples import show_samples
 from medsft.tui.widgets.text import put, shown
 from medsft.tui.widgets.textfield import TextField
-from medsft.tui.wizard import outlook as words
+from medsft.tui.wizard import plan_text as words
 from medsft.tui.wizard.fields import AUTO, Choice, FieldRow
 from medsft.tui.wizard.form import fields_in, problems_of
 from medsft.tui.wizard.messages import Edited, State, Wanted
 from medsft.tui.wizard.paths import PathSuggester, near
 
 if TYPE_CHECKING:
-    from medsft.tui.wizard.work import BaseEntry
+    from medsft.tui.wizard.backend import BaseEntry
 
 _DATA_FILES = (".jsonl", ".jsonl.gz")
 _MOST_STAGES = 16

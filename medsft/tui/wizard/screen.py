@@ -21,24 +21,25 @@ from medsft.core.config import command_line, format_number
 from medsft.core.config_file import save_toml
 from medsft.core.run.draft import Draft, draft_path, load_draft, save_draft
 from medsft.errors import MedsftError
-from medsft.tui.dialogs import TextDialog
-from medsft.tui.samples import show_samples
+from medsft.tui.widgets.dialogs import TextDialog
+from medsft.tui.widgets.navigation import ShowMonitor
+from medsft.tui.widgets.samples import show_samples
 from medsft.tui.widgets.sizehint import SizeHint
 from medsft.tui.widgets.text import put
-from medsft.tui.wizard import outlook as words
-from medsft.tui.wizard import work as core
+from medsft.tui.wizard import backend as core
+from medsft.tui.wizard import plan_text as words
+from medsft.tui.wizard.busy import do_slowly
 from medsft.tui.wizard.fields import FieldRow
 from medsft.tui.wizard.form import FIELDS, parse, proposals
 from medsft.tui.wizard.keys import DATA_PAGE, ITERATIONS_PAGE, KEYS, REVIEW_PAGE, TITLES, possible
 from medsft.tui.wizard.messages import Busy, Edited, Entries, Looked, Started, State, Wanted
 from medsft.tui.wizard.pages import PAGES, BasePage, Page
 from medsft.tui.wizard.paths import FilePicker
-from medsft.tui.wizard.slow import do_slowly
 from medsft.tui.wizard.state import renewed
 from medsft.tui.wizard.steps import Steps
 
 if TYPE_CHECKING:
-    from medsft.core.data.columns import KeyProposal
+    from medsft.core.data.sources.columns import KeyProposal
 
 _SCROLLED_LINES = 3
 _BETWEEN_PAGES_SECONDS = 0.05
@@ -390,6 +391,4 @@ leave: the same texts are there when you come back. Empty fields keep their defa
                 f"Tokenised, the set gives {event.result:,} iterations. Look at it, then start again.", severity="warning"
             )
             return
-        from medsft.tui.monitor import MonitorScreen
-
-        self.app.push_screen(MonitorScreen(event.result))
+        self.post_message(ShowMonitor(event.result))

@@ -9,7 +9,7 @@ from typing import Any
 from medsft.errors import Problem
 from medsft.tui.wizard.form import answered, parse
 from medsft.tui.wizard.messages import State
-from medsft.tui.wizard.outlook import plan_of
+from medsft.tui.wizard.plan_text import plan_of
 from medsft.tui.wizard.steps import page_of
 
 _NO_BASE = Problem("--checkpoint", "no base model is chosen yet", "Choose one from the list, or search a folder.")

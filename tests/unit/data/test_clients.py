@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from tiny_tokenizers import write_llama_3, write_qwen, write_sentence_piece
 
-from medsft.core.data.encode import encode_documents
-from medsft.core.data.end_tokens import end_tokens, pad_id
-from medsft.core.data.export import export_tokenizer
-from medsft.core.data.records import Example
-from medsft.core.data.template import Role
-from medsft.core.data.tokenizer_config import chat_template
-from medsft.core.data.tokenizers import OpenedTokenizer, open_tokenizer
+from medsft.core.data.dataset.encode import encode_documents
+from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.tokenizers.base import OpenedTokenizer
+from medsft.core.data.tokenizers.end_tokens import end_tokens, pad_id
+from medsft.core.data.tokenizers.export import export_tokenizer
+from medsft.core.data.tokenizers.open import open_tokenizer
+from medsft.core.data.tokenizers.template import Role
+from medsft.core.data.tokenizers.tokenizer_config import chat_template
 
 CASES = Path(__file__).parents[2] / "cases" / "templates"
 EXAMPLES = [

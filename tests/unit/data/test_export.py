@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from medsft.core.data.encode import encode_documents
-from medsft.core.data.export import export_tokenizer
-from medsft.core.data.records import Example
-from medsft.core.data.tokenizers import OpenedTokenizer, open_tokenizer
+from medsft.core.data.dataset.encode import encode_documents
+from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.tokenizers.base import OpenedTokenizer
+from medsft.core.data.tokenizers.export import export_tokenizer
+from medsft.core.data.tokenizers.open import open_tokenizer
 
 EXAMPLES = [
     Example(question="What is the dose of aspirin?\n\n 5 mg  or 6?", answer="Qué é 🙂 患者\r\n- x", system="Be brief."),

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import small_disks
 
-from medsft.core.data import gguf_cache
-from medsft.core.data.records import Example
-from medsft.core.data.tokenizers import open_tokenizer
+from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.tokenizers import gguf_cache
+from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.errors import DataError, DiskError, ExitCode
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medsft.core.data.indexed import IndexedReader, IndexedWriter, bin_path, idx_path, token_dtype
+from medsft.core.data.dataset.indexed import IndexedReader, IndexedWriter, bin_path, idx_path, token_dtype
 from medsft.errors import DataError
 
 Documents = list[list[int]]

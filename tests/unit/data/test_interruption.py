@@ -14,15 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from medsft.core.data.dataset import open_tokenized
-from medsft.core.data.tokenize import TokenizeRequest, tokenize
+from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
+from medsft.core.data.dataset.tokenized import open_tokenized
 
 # Each chunk waits for a file, so that the test decides when tokenising goes on.
 SCRIPT = """
 import sys, time, json
 from pathlib import Path
 from medsft.core.data import make, records, workers
-from medsft.core.data.tokenize import TokenizeRequest, tokenize
+from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
 folder, tokenizer, data, flags = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
 workers._SMALL_INPUT_BYTES, records._BLOCK_BYTES = 0, 2000
 def wait(progress):

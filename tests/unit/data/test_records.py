@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from medsft.core.data import lines
-from medsft.core.data.columns import Keys
-from medsft.core.data.lines import Line, read_lines
-from medsft.core.data.records import BadRow, BadRows, Example, parse_row, propose_keys, read_examples
+from medsft.core.data.sources import lines
+from medsft.core.data.sources.columns import Keys
+from medsft.core.data.sources.jsonl import BadRow, BadRows, Example, parse_row, propose_keys, read_examples
+from medsft.core.data.sources.lines import Line, read_lines
 from medsft.core.planning.sets import line_sizes
 from medsft.errors import DataError
 

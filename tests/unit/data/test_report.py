@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medsft.core.data.dataset import TokenizedData, open_tokenized, role_prefix, text_prefix
-from medsft.core.data.indexed import IndexedWriter
-from medsft.core.data.manifest import Manifest, write_manifest
-from medsft.core.data.report import apply_truncation, length_report, samples
-from medsft.core.data.template import Role
-from medsft.core.data.tokenize import TokenizeRequest, tokenize
-from medsft.core.data.tokenizers import open_tokenizer
+from medsft.core.data.dataset.indexed import IndexedWriter
+from medsft.core.data.dataset.manifest import Manifest, write_manifest
+from medsft.core.data.dataset.report import apply_truncation, length_report, samples
+from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
+from medsft.core.data.dataset.tokenized import TokenizedData, open_tokenized, role_prefix, text_prefix
+from medsft.core.data.tokenizers.open import open_tokenizer
+from medsft.core.data.tokenizers.template import Role
 from medsft.errors import DataError
 
 TAIL = 1

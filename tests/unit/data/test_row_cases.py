@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from medsft.core.data.columns import Keys
-from medsft.core.data.dataset import TokenizedData
-from medsft.core.data.findings import overlap, set_sentences, survey
-from medsft.core.data.lines import read_lines
-from medsft.core.data.make import refuse_rows
-from medsft.core.data.records import propose_keys, read_examples
-from medsft.core.data.template import Role
-from medsft.core.data.tokenize import TokenizeRequest, tokenize
+from medsft.core.data.dataset.findings import overlap, survey
+from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
+from medsft.core.data.dataset.tokenized import TokenizedData
+from medsft.core.data.dataset.write import refuse_rows
+from medsft.core.data.sources.columns import Keys
+from medsft.core.data.sources.jsonl import propose_keys, read_examples
+from medsft.core.data.sources.lines import read_lines
+from medsft.core.data.tokenizers.template import Role
 from medsft.errors import DataError
 
 CASES = Path(__file__).parents[2] / "cases" / "rows"
@@ -151,7 +151,7 @@ def test_d03_the_text_column_that_is_not_read_is_named_and_instruction_comes_fir
     assert (proposed.question, proposed.answer) == ("instruction", "output")
     data = made("d03", question="instruction", answer="output")
     assert data.manifest.findings.unused_text == {"input": 2}
-    assert set_sentences(data, "--data") == [
+    assert data.manifest.remarks("--data") == [
         "--data: the text under these keys is not used: `input` (in 2 of 3 rows).",
     ]
 
@@ -213,7 +213,7 @@ def test_d18_absent_null_and_empty_system_messages_are_none(made) -> None:
     assert [Role.SYSTEM in data.roles(number) for number in range(4)] == [True, False, False, False]
     assert len({data.tokens(number).tobytes() for number in (1, 2, 3)}) == 1
     assert data.manifest.findings.without_system == 3
-    assert "3 of 4 rows have no system message" in "\n".join(set_sentences(data, "--data"))
+    assert "3 of 4 rows have no system message" in "\n".join(data.manifest.remarks("--data"))
     with pytest.raises(DataError, match=r"no row has the key 'sytem'. The keys of the first row: `prompt`, `gold`"):
         made("d18", name="slip", system="sytem")
 
@@ -245,7 +245,7 @@ def test_a_key_with_a_dot_in_its_own_name_comes_first(tmp_path: Path) -> None:
 def test_d21_repeated_rows_are_counted(made) -> None:
     data = made("d21")
     assert (data.num_documents, data.manifest.findings.repeated) == (51, 49)
-    assert set_sentences(data, "--data") == ["--data: 49 of 51 rows repeat an earlier one."]
+    assert data.manifest.remarks("--data") == ["--data: 49 of 51 rows repeat an earlier one."]
 
 
 def test_d22_a_few_rows_are_a_set(made) -> None:
@@ -279,7 +279,7 @@ def test_d27_rows_of_both_sets_are_counted(made) -> None:
 def test_the_same_file_twice_is_said(made) -> None:
     data = made("d22", "d22")
     assert data.manifest.findings.repeated == 3
-    assert f"--data: {case('d22')} is given twice." in set_sentences(data, "--data")
+    assert f"--data: {case('d22')} is given twice." in data.manifest.remarks("--data")
 
 
 def test_only_bad_rows_are_an_error_that_names_them_under_skip_too(tmp_path: Path, hf_folder: Path) -> None:
@@ -296,5 +296,5 @@ def test_a_set_of_before_has_no_findings_and_is_used(made) -> None:
     (data.folder / "manifest.json").write_text(json.dumps(record))
     (data.folder / "set-rows.npy").unlink()
     old = made("d22")
-    assert (old.manifest.findings, old.row_hashes, set_sentences(old, "--data")) == (None, None, [])
+    assert (old.manifest.findings, old.row_hashes, old.manifest.remarks("--data")) == (None, None, [])
     assert old.fingerprint == data.fingerprint

@@ -8,10 +8,10 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from medsft.core.data import sandbox
-from medsft.core.data.chat_template import load_chat_template
-from medsft.core.data.records import Example
-from medsft.core.data.sandbox import compile_template
+from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.tokenizers import sandbox
+from medsft.core.data.tokenizers.chat_template import load_chat_template
+from medsft.core.data.tokenizers.sandbox import compile_template
 from medsft.errors import DataError
 
 MESSAGES = [{"role": "user", "content": "hello"}]

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
-from medsft.core.data.encode import encode_documents
-from medsft.core.data.records import Example
-from medsft.core.data.template import Role
-from medsft.core.data.tokenizers import MEDITRON_EXTRA_IDS, OpenedTokenizer, open_tokenizer
+from medsft.core.data.dataset.encode import encode_documents
+from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.tokenizers.base import OpenedTokenizer
+from medsft.core.data.tokenizers.open import MEDITRON_EXTRA_IDS, open_tokenizer
+from medsft.core.data.tokenizers.template import Role
 from medsft.errors import DataError
 
 ORIGINAL_IDS = {

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsft.core.data import sooner
-from medsft.core.data.sentence_piece import SentencePieceTokenizer
-from medsft.core.data.sooner import (
+from medsft.core.data.tokenizers import fast
+from medsft.core.data.tokenizers.fast import (
     REFERENCE_ONLY,
     EncodeAll,
     Faster,
@@ -24,6 +23,7 @@ from medsft.core.data.sooner import (
     by_fastokens,
     open_faster,
 )
+from medsft.core.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from medsft.errors import DataError
 
 TOKENS = ("<s>", "<|end|>", "end")
@@ -38,7 +38,7 @@ SPLITS = {
     for name, digits in {"Llama 3": r"\p{N}{1,3}", "Qwen 2": r"\p{N}"}.items()
 }
 KINDS = ("GPT-2", "digits", "Llama 3", "Qwen 2", "Llama 2", "Llama 2, new")
-LONG = "the dose " * (sooner._WORTH_OPENING // 9 + 1)
+LONG = "the dose " * (fast._WORTH_OPENING // 9 + 1)
 PARTS = (
     *(" ", " ", " ", "  ", "\t", "\n", " \n", "\n ", "\r\n", "\u00a0", "\u2003", "\x1c", "\u0085", "▁", "▁▁"),
     *("the", "dose", "aspirin,", "isn't", "'s", "'S", "(n=12)", "5", "12345", "mg/kg", "-", "...", "é"),
@@ -174,9 +174,9 @@ def test_gigatoken_is_opened_again_before_it_remembers_too_much(
     _, encode = sentence_piece_pair(sentence_piece_model)
     assert encode._faster is not None
     library = encode._faster.encode
-    assert isinstance(library, sooner._Gigatoken)
+    assert isinstance(library, fast._Gigatoken)
     before, ids = library._encode, lists(encode(CORPUS))
-    monkeypatch.setattr(sooner, "_REMEMBERED", library._characters + 1)
+    monkeypatch.setattr(fast, "_REMEMBERED", library._characters + 1)
     assert lists(encode(CORPUS)) == ids
     assert library._encode is not before
     assert library._characters == 0
@@ -212,7 +212,7 @@ def test_it_is_opened_once_there_is_much_to_encode() -> None:
     assert opened == ["opened"]
 
 
-@pytest.mark.parametrize("hard", ["abc", sooner.PROBES[3], sooner.PROBES[-1]])
+@pytest.mark.parametrize("hard", ["abc", fast.PROBES[3], fast.PROBES[-1]])
 def test_one_that_errs_on_hard_texts_or_on_the_vocabulary_is_not_used(hard: str) -> None:
     assert lists(encoder(wrong_for(hard, LONG))([LONG])) == lists(letters([LONG]))
 
@@ -258,7 +258,7 @@ def test_an_interruption_is_no_panic(interrupt: type[BaseException]) -> None:
 
 def test_one_that_errs_later_stops_the_set_with_the_remedy() -> None:
     encode = encoder(wrong_for("bad"))
-    encode([LONG, *["good"] * (sooner._COMPARED - 1)])
+    encode([LONG, *["good"] * (fast._COMPARED - 1)])
     with pytest.raises(DataError, match="other ids") as raised:
         encode(["bad"])
     assert REFERENCE_ONLY in raised.value.hint
@@ -268,7 +268,7 @@ def test_one_that_errs_later_stops_the_set_with_the_remedy() -> None:
 def test_one_in_so_many_texts_is_compared_also_across_calls() -> None:
     encode = encoder(wrong_for("bad"))
     encode([LONG])
-    encode(["good"] * (sooner._COMPARED - 2))
+    encode(["good"] * (fast._COMPARED - 2))
     encode(["bad"])
     with pytest.raises(DataError):
         encode(["bad"])

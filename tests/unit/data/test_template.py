@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from medsft.core.data.chat_template import load_chat_template
-from medsft.core.data.records import Example
-from medsft.core.data.template import Role, Template, builtin_template
+from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.tokenizers.chat_template import load_chat_template
+from medsft.core.data.tokenizers.template import Role, Template, builtin_template
 from medsft.errors import DataError
 
 PLAIN = Example(question="What?", answer="That.")

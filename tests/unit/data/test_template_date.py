@@ -10,9 +10,9 @@ import pytest
 from tiny_tokenizers import write_llama_3
 
 from medsft.core.config import check, from_mapping
-from medsft.core.data import chat_template
-from medsft.core.data.manifest import differences, read_manifest
-from medsft.core.data.tokenize import TokenizeRequest, tokenize
+from medsft.core.data.dataset.manifest import differences, read_manifest
+from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
+from medsft.core.data.tokenizers import chat_template
 from medsft.core.planning.plan import _BY_CONTENT
 from medsft.errors import DataError
 
@@ -59,7 +59,7 @@ def test_the_date_is_in_the_documents_in_the_recipe_and_in_a_warning(request_: T
 def test_another_day_is_another_set_and_the_flag_keeps_the_first(
     request_: TokenizeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import medsft.core.data.tokenize as module
+    import medsft.core.data.dataset.tokenize as module
 
     monkeypatch.setattr(module, "date", _Today)
     first = tokenize(request_)

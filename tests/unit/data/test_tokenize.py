@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medsft.core.data import lines, make, workers
-from medsft.core.data.columns import Keys
-from medsft.core.data.dataset import TokenizedData, open_tokenized
-from medsft.core.data.encode import encode_documents
-from medsft.core.data.make import Progress
-from medsft.core.data.records import Example
-from medsft.core.data.tokenize import TokenizeRequest, tokenize, wait_for_tokenized
-from medsft.core.data.tokenizers import HuggingFaceTokenizer, open_tokenizer
+from medsft.core.data.dataset.encode import encode_documents
+from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize, wait_for_tokenized
+from medsft.core.data.dataset.tokenized import TokenizedData, open_tokenized, workers, write
+from medsft.core.data.dataset.write import Progress
+from medsft.core.data.sources import lines
+from medsft.core.data.sources.columns import Keys
+from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.tokenizers.hugging_face import HuggingFaceTokenizer
+from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.errors import DataError, DiskError, LaunchError
 
 WriteRows = Callable[[Path, Iterable[object]], Path]
@@ -302,7 +303,7 @@ def test_a_full_disk_is_a_clear_error_and_keeps_the_old_set(request_: TokenizeRe
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(make, "write_manifest", full)
+    monkeypatch.setattr(write, "write_manifest", full)
     with pytest.raises(DiskError, match="The disk is full") as caught:
         tokenize(replace(request_, retokenize=True))
     assert caught.value.exit_code == 3

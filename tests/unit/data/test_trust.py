@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsft.core.data import dataset
-from medsft.core.data.dataset import open_tokenized
-from medsft.core.data.indexed import IndexedWriter
-from medsft.core.data.tokenize import TokenizeRequest, tokenize
+from medsft.core.data.dataset.indexed import IndexedWriter
+from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
+from medsft.core.data.dataset.tokenized import open_tokenized, tokenized
 from medsft.errors import DataError
 
 TOKENS = [[5, 6, 7, 8], [9], [10, 11, 12]]
@@ -33,7 +32,7 @@ def request_(tmp_path: Path, hf_folder: Path) -> TokenizeRequest:
 
 
 def test_needs_to_be_trusted_once_and_is_remembered(request_: TokenizeRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "_BLOCK_TOKENS", 2)
+    monkeypatch.setattr(tokenized, "_BLOCK_TOKENS", 2)
     _write(request_.folder, TOKENS, ROLES)
     with pytest.raises(DataError, match="has no manifest") as caught:
         tokenize(request_)

@@ -15,10 +15,10 @@ from medsft.core.planning import base, planner
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
 from medsft.core.planning.selection import open_selection
-from medsft.core.registry import Settings, load_settings
 from medsft.core.run.events import Event
-from medsft.core.run.pipeline import check_against_existing, prepare, tokenize_sets
 from medsft.core.run.rundir import RunDir
+from medsft.core.settings import Settings, load_settings
+from medsft.core.workflow import check_against_existing, prepare, tokenize_sets
 from medsft.errors import AlreadyFinishedError, MismatchError
 
 OLD_PLAN = Path(__file__).parents[2] / "golden" / "plan-0.1.0.json"

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import tiny
 
-from medsft.core.basemodel import inspect_base
 from medsft.core.config import RunConfig
-from medsft.core.data.tokenizers import open_tokenizer
+from medsft.core.data.tokenizers.open import open_tokenizer
+from medsft.core.models.inspect import inspect_base
 from medsft.core.planning.base import plan_base, sampled_fingerprint
-from medsft.core.registry import CheckpointEntry, Settings
-from medsft.core.run.pipeline import request_for
+from medsft.core.settings import CheckpointEntry, Settings
+from medsft.core.workflow import request_for
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import tiny
 
-from medsft.core.architecture import from_hf_config
 from medsft.core.config import RunConfig, from_mapping
+from medsft.core.models.config import from_hf_config
 from medsft.core.planning.planner import make_plan, replan
-from medsft.core.registry import Settings, load_settings
-from medsft.core.run.pipeline import tokenize_sets
 from medsft.core.run.rundir import RunDir
+from medsft.core.settings import Settings, load_settings
+from medsft.core.workflow import tokenize_sets
 from medsft.errors import ConfigError, MismatchError
 
 RAW = {

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from medsft.core.architecture import ModelConfig, from_hf_config
 from medsft.core.config import RunConfig
+from medsft.core.models.config import ModelConfig, from_hf_config
 from medsft.core.planning.folders import (
     export_folder_name,
     family_in_names,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medsft.core.architecture import ModelConfig
+from medsft.core.models.config import ModelConfig
 from medsft.core.planning.layout import (
     Layout,
     bubble_share,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from medsft.core.architecture import ModelConfig
+from medsft.core.models.config import ModelConfig
 from medsft.core.planning.layout import Layout
 from medsft.core.planning.memory import Workload, estimate_memory, stage_parameters
 

@@ -10,8 +10,8 @@ import tiny
 from medsft.core.planning.places import moved_to, places_of, with_places
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.launch import Launch, plan_of
-from medsft.core.run.pipeline import prepare, resume
 from medsft.core.run.rundir import RunDir
+from medsft.core.workflow import prepare, resume
 from medsft.errors import MismatchError
 
 

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import tiny
 
-from medsft.core.architecture import from_hf_config
 from medsft.core.config import RunConfig, from_mapping
 from medsft.core.devices import Devices
+from medsft.core.models.config import from_hf_config
 from medsft.core.planning import planner
-from medsft.core.planning.choose import Situation, choose, sample_batches
+from medsft.core.planning.auto_layout import Situation, choose, sample_batches
 from medsft.core.planning.layout import Layout
 from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, preview, replan
-from medsft.core.registry import Settings, load_settings
-from medsft.core.run.pipeline import tokenize_sets
+from medsft.core.settings import Settings, load_settings
+from medsft.core.workflow import tokenize_sets
 from medsft.errors import ConfigError, DataError, MismatchError
 
 LAPTOP = Devices("cpu", 8, 32 * 10**9, "a laptop", bf16=False)

@@ -11,13 +11,13 @@ import pytest
 import tiny
 
 from medsft.core.config import RunConfig, from_mapping
-from medsft.core.data import findings
+from medsft.core.data.dataset import findings
 from medsft.core.devices import Devices
 from medsft.core.planning import planner
 from medsft.core.planning.planner import make_plan, preview
 from medsft.core.planning.sets import training_set
-from medsft.core.registry import Settings, load_settings
-from medsft.core.run.pipeline import tokenize_sets
+from medsft.core.settings import Settings, load_settings
+from medsft.core.workflow import tokenize_sets
 from medsft.errors import DataError
 
 MODEL = {"model_type": "llama", "vocab_size": 84, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}

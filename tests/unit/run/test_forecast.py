@@ -13,16 +13,16 @@ from rich.console import Console
 from medsft.cli import console, plan_table
 from medsft.core.config import from_mapping
 from medsft.core.devices import Devices
+from medsft.core.forecast import forecast
 from medsft.core.planning import planner
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.planner import make_plan
-from medsft.core.registry import load_settings
+from medsft.core.rehearsal import Rehearsal, rehearsal_path
 from medsft.core.run.events import EventWriter
-from medsft.core.run.forecast import forecast
-from medsft.core.run.pipeline import tokenize_sets
-from medsft.core.run.rehearse import Rehearsal, rehearsal_path
 from medsft.core.run.rundir import RunDir
-from medsft.tui.wizard import outlook, work
+from medsft.core.settings import load_settings
+from medsft.core.workflow import tokenize_sets
+from medsft.tui.wizard import backend, plan_text
 
 RAW = {
     "model_type": "llama",
@@ -82,10 +82,10 @@ def test_by_the_speed_of_an_earlier_run(made, capsys, monkeypatch):
     tokens = plan.train.tokens * plan.epochs + plan.val.tokens * plan.num_validations / 3
     assert guess.seconds == pytest.approx(tokens / 50.0)
     assert guess.basis == "at the 50 tokens/s of llama-0.001b-tp1-pp1-tiny-same"
-    seen = work.look_ahead(config, None, samples=False)
+    seen = backend.look_ahead(config, None, samples=False)
     assert seen.forecast == guess
-    assert shown(plan, capsys, monkeypatch).strip() == dict(outlook.plan_rows(seen))["time"]
-    assert "about" in dict(outlook.plan_rows(seen))["time"]
+    assert shown(plan, capsys, monkeypatch).strip() == dict(plan_text.plan_rows(seen))["time"]
+    assert "about" in dict(plan_text.plan_rows(seen))["time"]
 
 
 def test_a_rehearsal_knows_better(made):

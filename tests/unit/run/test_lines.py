@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from medsft.core.run.events import Event
-from medsft.core.run.lines import event_line, view_line
 from medsft.core.run.view import fold
+from medsft.core.text.events import event_line, view_line
 
 STEP = {"iteration": 12, "total": 1200, "loss": 1.25, "lr": 2e-5, "grad_norm": 0.5, "tokens_per_second": 4321.0}
 

@@ -15,7 +15,7 @@ from medsft.core.run.events import EventWriter
 from medsft.core.run.listing import BROKEN, list_runs, look
 from medsft.core.run.rundir import RunDir
 from medsft.errors import ConfigError
-from medsft.tui.runs import Scanner
+from medsft.tui.screens.runs import Scanner
 
 NAME = "llama-7b-tp1-pp1-base-broken"
 GOOD = "llama-7b-tp1-pp1-base-good"

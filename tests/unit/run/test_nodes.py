@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from medsft.core.cluster import connection, rendezvous
+from medsft.core.cluster.connection import Hub, News, Wire, connect, next_news
+from medsft.core.cluster.membership import Company
+from medsft.core.cluster.rendezvous import source_hash, start_together
 from medsft.core.config import RunConfig
 from medsft.core.planning.layout import Layout
-from medsft.core.run import nodes, wire
-from medsft.core.run.company import Company
 from medsft.core.run.launch import Launch
-from medsft.core.run.nodes import source_hash, start_together
-from medsft.core.run.wire import Hub, News, Wire, connect, next_news
 from medsft.errors import ConfigError, DataError, ExitCode, LaunchError, MedsftError, MismatchError
 
 
@@ -65,7 +65,7 @@ def test_what_ends_node_0_ends_all(port):
 
 
 def test_flags_that_differ_are_all_named_on_every_node(port, monkeypatch):
-    monkeypatch.setattr(nodes, "_GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(rendezvous, "_GRACE_SECONDS", 1.0)
     for error in outcomes(config(port, 0, tp=1), config(port, 1, lr=1e-3)):
         assert error.exit_code == ExitCode.MISMATCH
         assert "--lr: 2e-05 on node 0, 0.001 on node 1" in error.message
@@ -73,7 +73,7 @@ def test_flags_that_differ_are_all_named_on_every_node(port, monkeypatch):
 
 
 def test_two_nodes_of_one_rank(port, monkeypatch):
-    monkeypatch.setattr(nodes, "_GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(rendezvous, "_GRACE_SECONDS", 1.0)
     for error in outcomes(config(port, 0, nodes=3), config(port, 1, nodes=3), config(port, 1, nodes=3)):
         assert error.exit_code == ExitCode.MISMATCH
         assert "--rank 1 is on" in error.message
@@ -81,7 +81,7 @@ def test_two_nodes_of_one_rank(port, monkeypatch):
 
 def test_other_source_code(port, monkeypatch):
     made = iter([{"torch": "1"}, {"torch": "2"}])
-    monkeypatch.setattr(nodes, "_software", lambda: next(made))
+    monkeypatch.setattr(rendezvous, "_software", lambda: next(made))
     for error in outcomes(config(port, 0), config(port, 1)):
         assert error.exit_code == ExitCode.MISMATCH
         assert "torch: " in error.message
@@ -105,7 +105,7 @@ def test_what_cannot_work_is_said_before_anybody_is_waited_for(port, monkeypatch
     with pytest.raises(ConfigError, match="--port"):
         start_together(config(65535, 0), refuse)
     for wrong in ("soon", "nan", "inf", "-1"):
-        monkeypatch.setenv(nodes.JOIN_VARIABLE, wrong)
+        monkeypatch.setenv(rendezvous.JOIN_VARIABLE, wrong)
         with pytest.raises(ConfigError, match="MEDSFT_JOIN_SECONDS"):
             start_together(config(port, 1), refuse)
     with socket.create_server(("", port + 1)), pytest.raises(LaunchError, match=f"Port {port + 1} cannot be opened"):
@@ -113,8 +113,8 @@ def test_what_cannot_work_is_said_before_anybody_is_waited_for(port, monkeypatch
 
 
 def test_a_message_sent_before_closing_arrives_and_silence_is_noticed(port, monkeypatch):
-    monkeypatch.setattr(wire, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(wire, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "BEAT_SECONDS", 0.1)
     inbox: SimpleQueue[News] = SimpleQueue()
     hub = Hub(port, SimpleQueue())
     connect("127.0.0.1", port, inbox, seconds=5)
@@ -181,7 +181,7 @@ def test_who_comes_or_leaves_while_node_0_plans(port, leaves):
 
     def come(box: SimpleQueue[News]) -> Wire:
         wire = connect("127.0.0.1", port + 1, box, seconds=10)
-        wire.send("join", **nodes._card(config(port, 1)))
+        connection.send("join", **rendezvous._card(config(port, 1)))
         return wire
 
     def plan():

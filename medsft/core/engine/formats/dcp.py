@@ -23,10 +23,10 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
-from medsft.core.architecture import read_hf_config, to_hf_config
 from medsft.core.engine.formats.source import Slices, WeightSource, sha256_of_files
 from medsft.core.files import new_folder
-from medsft.core.tensors import check_complete, check_left_over
+from medsft.core.models.config import read_hf_config, to_hf_config
+from medsft.core.models.tensors import check_complete, check_left_over
 from medsft.errors import MismatchError
 
 Part = Literal["model", "exp_avg", "exp_avg_sq"]

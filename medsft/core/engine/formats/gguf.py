@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from medsft.core.engine.formats.source import Slices, WeightSource, sha256_of_files
-from medsft.core.gguf_header import config_of, gguf_name, open_reader
+from medsft.core.models.gguf import config_of, gguf_name, open_reader
 
 _PLAIN = {GGMLQuantizationType.F32: torch.float32, GGMLQuantizationType.F16: torch.float16}
 """Types that are stored as they are; all others are expanded to fp32."""

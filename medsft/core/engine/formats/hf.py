@@ -16,11 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from medsft.core.architecture import ModelConfig, end_token_ids, read_hf_config, to_hf_config
 from medsft.core.engine.formats.source import Slices, WeightSource, sha256_of_files
 from medsft.core.files import new_folder
-from medsft.core.tensors import EMBEDDING, OUTPUT, check_complete
-from medsft.core.weight_files import TIED_HINT, find_weight_files, look_at_weights, tied_but_different
+from medsft.core.models.config import ModelConfig, end_token_ids, read_hf_config, to_hf_config
+from medsft.core.models.tensors import EMBEDDING, OUTPUT, check_complete
+from medsft.core.models.weight_files import TIED_HINT, find_weight_files, look_at_weights, tied_but_different
 from medsft.errors import MismatchError
 
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}

@@ -15,8 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from medsft.core.architecture import ModelConfig
-from medsft.core.basemodel import inspect_base
+from medsft.core.models.config import ModelConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """What weights are computed in and written as, under the names that people type."""
@@ -48,33 +47,6 @@ class WeightSource(Protocol):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of the files that hold the weights."""
-
-
-def open_source(path: Path, *, iteration: int | None = None) -> WeightSource:
-    """Open a Hugging Face folder, a Megatron-LLM folder, a GGUF file, a run of medsft or one of its checkpoints.
-
-    `iteration` picks one of several in the folder; None takes the latest. Raises `MismatchError` as `inspect_base` does, and
-    for files that are damaged or do not fit the model's description.
-    """
-    base = inspect_base(path, iteration)
-    # Only the format that is there is imported (each imports this module): the others take a rank half a second to start.
-    match base.kind:
-        case "hf":
-            from medsft.core.engine.formats.hf import open_hf
-
-            return open_hf(base.weights)
-        case "megatron":
-            from medsft.core.engine.formats.megatron import open_megatron
-
-            return open_megatron(path, iteration)
-        case "gguf":
-            from medsft.core.engine.formats.gguf import open_gguf
-
-            return open_gguf(base.weights)
-        case _:
-            from medsft.core.engine.formats.dcp import open_dcp
-
-            return open_dcp(base.weights)
 
 
 def sha256_of_files(paths: Iterable[Path]) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medsft.core.engine.formats.source import WeightSource
-from medsft.core.tensors import EMBEDDING, OUTPUT
+from medsft.core.models.tensors import EMBEDDING, OUTPUT
 
 _SHORT = 1e-3
 """A row this much shorter than is usual was never trained: weight decay took nearly all of it."""

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from medsft.core.architecture import ModelConfig
 from medsft.core.engine.formats.source import Slices, WeightSource
-from medsft.core.tensors import EMBEDDING, OUTPUT
+from medsft.core.models.config import ModelConfig
+from medsft.core.models.tensors import EMBEDDING, OUTPUT
 
 TABLES = (EMBEDDING, OUTPUT)
 BLOCK_ROWS = 4096

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from medsft.core.architecture import ModelConfig
-from medsft.core.megatron_folder import FAMILY_CONSTANTS
+from medsft.core.models.config import ModelConfig
+from medsft.core.models.megatron import FAMILY_CONSTANTS
 from medsft.errors import MismatchError
 
 _PLAIN = (str, int, float, bool, type(None))

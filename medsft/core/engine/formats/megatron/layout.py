@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medsft.core.architecture import ModelConfig
+from medsft.core.models.config import ModelConfig
 from medsft.errors import MismatchError
 
 EMBEDDING, LM_HEAD, FINAL_NORM = "embedding", "lm_head", "final_layernorm.weight"

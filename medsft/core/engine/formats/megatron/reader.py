@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsft.core import megatron_folder, pickles
-from medsft.core.architecture import ModelConfig
 from medsft.core.engine.formats.megatron.layout import EMBEDDING, LM_HEAD, Placement, chunks, place, shard_shape
 from medsft.core.engine.formats.source import Slices, sha256_of_files
-from medsft.core.megatron_folder import MegatronFolder
-from medsft.core.tensors import listed
+from medsft.core.models import megatron, pickles
+from medsft.core.models.config import ModelConfig
+from medsft.core.models.megatron import MegatronFolder
+from medsft.core.models.tensors import listed
 from medsft.errors import MismatchError
 
 _GLOBAL_IN_ERROR = re.compile(r"GLOBAL ([\w.]+)")
@@ -44,7 +44,7 @@ def open_megatron(
     which no mark in the file tells apart. The constants win over what the files say. Look at `warnings` of what is returned.
     Raises `MismatchError` as `megatron_folder.open_folder` does, and for tensors that are missing or of another shape.
     """
-    folder = megatron_folder.open_folder(
+    folder = megatron.open_folder(
         root, iteration, norm_eps=norm_eps, rope_theta=rope_theta, rope_scaling_factor=rope_scaling_factor
     )
     config = folder.config
@@ -185,17 +185,17 @@ def _refuse_left_over(folder: MegatronFolder, left: Sequence[tuple[int | None, s
 def _models(content: Any, path: Path) -> Iterator[Mapping[str, Any]]:
     """Yield the `language_model` of each chunk: one in `model`, or one each in `model0`, `model1`, ..."""
     if "model" in content:
-        yield megatron_folder.language_model(content, path)
+        yield megatron.language_model(content, path)
         return
     index = 0
     while f"model{index}" in content:
-        yield megatron_folder.language_model({"model": content[f"model{index}"]}, path)
+        yield megatron.language_model({"model": content[f"model{index}"]}, path)
         index += 1
 
 
 def _tensors(language: Mapping[str, Any], path: Path) -> Iterator[tuple[int | None, str, Tensor]]:
     """Yield (local layer or None, key in the trainer's spelling, tensor) from either spelling."""
-    table = megatron_folder.embedding_table(language)
+    table = megatron.embedding_table(language)
     if table is not None:
         yield None, EMBEDDING, table
     if "lm_head" in language:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medsft.core.architecture import ModelConfig, to_hf_config
 from medsft.core.engine.formats.megatron import layout
 from medsft.core.engine.formats.megatron.arguments import build_args, check_expressible
 from medsft.core.engine.formats.megatron.layout import Chunk, check_divisible, chunks, hf_names, padded_rows, place, shard_shape
@@ -20,7 +19,8 @@ from medsft.core.engine.formats.megatron.reserved import ReservedFile
 from medsft.core.engine.formats.source import WeightSource
 from medsft.core.engine.formats.vocabulary import BLOCK_ROWS, NewRows, ResizedSource
 from medsft.core.files import new_folder, write_atomically
-from medsft.core.megatron_folder import SIDECAR, TRACKER, layout_in_name, rank_folder
+from medsft.core.models.config import ModelConfig, to_hf_config
+from medsft.core.models.megatron import SIDECAR, TRACKER, layout_in_name, rank_folder
 from medsft.errors import MismatchError
 
 Files = dict[tuple[int, int], ReservedFile]

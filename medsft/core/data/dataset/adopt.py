@@ -1,0 +1,72 @@
+"""A set of another program: check what can be checked without knowing how it was made, then remember that it was."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from medsft.core.data.dataset.indexed import IndexedReader
+from medsft.core.data.dataset.manifest import Manifest, write_manifest
+from medsft.core.data.dataset.tokenized import TokenizedData, document_blocks, open_tokenized, role_facts, save_spans
+from medsft.core.data.dataset.write import answer_tail
+from medsft.core.data.tokenizers.base import OpenedTokenizer
+from medsft.core.data.tokenizers.template import Role
+from medsft.errors import DataError
+
+_REMEDY = "tokenise the data again with --data and --retokenize"
+
+
+def trust(folder: Path, opened: OpenedTokenizer) -> TokenizedData:
+    """Give a set without a manifest one, from its own files.
+
+    Reads the whole set once. A folder that cannot be written stays without a manifest and is checked again next time.
+    Raises DataError when the set cannot be right for this tokenizer.
+    """
+    data = open_tokenized(folder, trusted_only=False)
+    if not data.num_documents:
+        raise DataError(f"{folder} holds no documents", hint="give --data and --retokenize")
+    for reader in (data.text, data.role):
+        if not reader.starts_follow_sizes():
+            raise DataError(f"{folder}: the documents do not follow one another in the files", hint=_REMEDY)
+    text_sha256, highest = _digest(data.text)
+    if highest >= opened.tokenizer.vocab_size:
+        raise DataError(
+            f"{folder} has token {highest}, but the tokenizer {opened.tokenizer.source} has only "
+            f"{opened.tokenizer.vocab_size} tokens: it was made with another one",
+            hint="give the tokenizer it was made with, or tokenise the data again",
+        )
+    role_sha256, highest_role = _digest(data.role)
+    if highest_role >= len(Role):
+        raise DataError(f"{folder} has role {highest_role}; the roles are 0, 1 and 2", hint=_REMEDY)
+    blocks = document_blocks(data.role)
+    facts = [role_facts(data.role.span(first, last), data.role.sizes[first:last]) for first, last in blocks]
+    system, question, answer = np.sum([fact.counts for fact in facts], axis=0).tolist()
+    manifest = Manifest(
+        recipe=None,
+        documents=data.num_documents,
+        tokens=system + question + answer,
+        tokens_by_role=(system, question, answer),
+        vocab_size=opened.tokenizer.vocab_size,
+        answer_tail=answer_tail(opened),
+        text_bytes=data.text.nbytes,
+        text_sha256=text_sha256,
+        role_bytes=data.role.nbytes,
+        role_sha256=role_sha256,
+    )
+    with suppress(OSError):
+        save_spans(folder, np.concatenate([fact.spans for fact in facts]))
+        write_manifest(folder, manifest)
+    return TokenizedData(folder, data.text, data.role, manifest)
+
+
+def _digest(reader: IndexedReader) -> tuple[str, int]:
+    """(SHA-256 of the ``.bin`` file, highest number in it)."""
+    digest, highest = hashlib.sha256(), 0
+    for first, last in document_blocks(reader):
+        block = reader.span(first, last)
+        digest.update(block.tobytes())
+        highest = max(highest, int(block.max(initial=0)))
+    return digest.hexdigest(), highest

@@ -1,0 +1,53 @@
+"""Copies documents of a tokenised set into a set of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from medsft.core.data.dataset.indexed import IndexedWriter, bin_path
+from medsft.core.data.dataset.manifest import write_manifest
+from medsft.core.data.dataset.tokenized import TokenizedData, open_tokenized, role_facts, role_prefix, text_prefix
+from medsft.core.data.tokenizers.template import Role
+
+
+def copy_documents(data: TokenizedData, documents: Sequence[int] | npt.NDArray[np.int64], folder: Path) -> TokenizedData:
+    """Write the set `folder` with these documents in this order; a document may occur more than once.
+
+    For small sets: everything is copied through memory. Its manifest names no recipe, so it is never taken for the source.
+    """
+    folder.mkdir(parents=True)
+    sizes = data.lengths[np.asarray(documents)]
+    tokens = np.concatenate([data.tokens(int(document)) for document in documents])
+    roles = np.concatenate([data.roles(int(document)) for document in documents])
+    with (
+        IndexedWriter(text_prefix(folder), tokens.dtype) as text_writer,
+        IndexedWriter(role_prefix(folder), np.uint16) as role_writer,
+    ):
+        text_writer.add(tokens, sizes)
+        role_writer.add(roles, sizes)
+        text, role = text_writer.close(), role_writer.close()
+    counts = np.zeros(len(Role), np.int64)
+    found = role_facts(roles, sizes).counts
+    counts[: len(found)] += found
+    system, question, answer = counts.tolist()
+    manifest = replace(
+        data.manifest,
+        recipe=None,
+        documents=len(sizes),
+        tokens=len(tokens),
+        tokens_by_role=(system, question, answer),
+        special_in_text=0,
+        bad_rows={},
+        findings=None,
+        text_bytes=bin_path(text_prefix(folder)).stat().st_size,
+        text_sha256=text.sha256,
+        role_bytes=bin_path(role_prefix(folder)).stat().st_size,
+        role_sha256=role.sha256,
+    )
+    write_manifest(folder, manifest)
+    return open_tokenized(folder)

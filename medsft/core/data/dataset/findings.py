@@ -1,0 +1,188 @@
+"""What is worth knowing of rows that can all be used: text that is not read, repeated rows, missing system messages.
+
+It is counted while the rows are checked, by the processes that have them parsed anyway, and kept in the manifest of a set. Of
+each row a hash of eight bytes stays, so that repeats are found, and later those between two sets.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from medsft.core.data.sources.columns import Keys, find, names, shown, unused_text
+from medsft.core.data.sources.jsonl import BadRow, BadRows, Example, example_of, read_object
+from medsft.core.data.sources.lines import read_lines
+from medsft.core.units import count
+from medsft.errors import DataError
+
+Hashes = npt.NDArray[np.uint64]
+SURVEYED_ROWS = 1000
+"""Of each file, for a look before anything is tokenised."""
+_MOST_COLUMNS = 50
+_SHOWN_COLUMNS = 8
+_HASH_BYTES = 8
+"""Two of a million different rows share one with a chance of 3 in 100 million."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts over some rows."""
+
+    keys: Keys
+    rows: int = 0
+    unused: Counter[str] = field(default_factory=Counter)
+    """Key -> rows with text under it that is not read"""
+    with_system: int = 0
+    with_system_key: int = 0
+    other_keys: tuple[str, ...] = ()
+    """Keys of the first row without the one of the system message"""
+    digests: bytearray = field(default_factory=bytearray)
+
+    def add(self, row: Mapping[str, object], example: Example) -> None:
+        """Count one row that can be used."""
+        self.rows += 1
+        self.digests += _digest(example)
+        if len(row) > 2 or not (self.keys.question in row and self.keys.answer in row):  # the question and the answer are there
+            self._count_unused(row)
+        if self.keys.system is not None:
+            self.with_system += example.system is not None
+            there = find(row, self.keys.system)[0]
+            self.with_system_key += there
+            if not there and not self.other_keys:
+                self.other_keys = tuple(names(row))
+
+    def _count_unused(self, row: Mapping[str, object]) -> None:
+        for key in unused_text(row, self.keys.used):
+            if key in self.unused or len(self.unused) < _MOST_COLUMNS:
+                self.unused[key] += 1
+
+    def merge(self, later: Tally) -> None:
+        """Add the counts of later rows."""
+        self.rows += later.rows
+        self.unused += later.unused
+        self.with_system += later.with_system
+        self.with_system_key += later.with_system_key
+        self.other_keys = self.other_keys or later.other_keys
+        self.digests += later.digests
+
+    def hashes(self) -> Hashes:
+        """A number for each row, in their order; equal for rows with the same texts."""
+        return np.frombuffer(bytes(self.digests), "<u8")
+
+    def findings(self) -> Findings:
+        """What they amount to."""
+        hashes = self.hashes()
+        return Findings(
+            rows=self.rows,
+            repeated=len(hashes) - len(np.unique(hashes)),
+            unused_text=dict(self.unused.most_common()),
+            without_system=self.rows - self.with_system if self.keys.system is not None else 0,
+        )
+
+    def refuse_unknown_system_key(self) -> None:
+        """Raise DataError when no row at all has the key of the system message: that is a slip, not rows without one."""
+        if self.keys.system is not None and self.rows and not self.with_system_key:
+            raise DataError(
+                f"--system_key: no row has the key '{self.keys.system}'. The keys of the first row: {shown(self.other_keys)}",
+                hint="correct the key, or leave --system_key away",
+            )
+
+
+def _digest(example: Example) -> bytes:
+    system = example.system or ""
+    text = f"{len(example.question)} {len(example.answer)} {example.question}{example.answer}{system}"
+    return sha256(text.encode("utf-8")).digest()[:_HASH_BYTES]  # most processors have it built in, and hashlib uses that
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What was found in rows that can all be used."""
+
+    rows: int
+    repeated: int
+    """Rows whose texts an earlier row has"""
+    unused_text: Mapping[str, int] = field(default_factory=dict)
+    """Key -> rows with text under it that is not read"""
+    without_system: int = 0
+    """Rows without a system message, when a key of one was given"""
+
+    def sentences(self, flag: str, *, first_rows: bool = False) -> list[str]:
+        """Each in a sentence for people; `flag` names the rows, `first_rows` says that only some were looked at."""
+        of = f"the first {count(self.rows)}" if first_rows else count(self.rows)
+        lines = []
+        if self.unused_text:
+            named = [
+                f"{shown([key])} (in {count(rows)} of {of} rows)"
+                for key, rows in list(self.unused_text.items())[:_SHOWN_COLUMNS]
+            ]
+            more = len(self.unused_text) - len(named)
+            listed = ", ".join(named) + (f" and {more} more" if more else "")
+            lines.append(f"{flag}: the text under these keys is not used: {listed}.")
+        if self.repeated:
+            lines.append(f"{flag}: {count(self.repeated)} of {of} rows repeat an earlier one.")
+        if self.without_system:
+            lines.append(f"{flag}: {count(self.without_system)} of {of} rows have no system message.")
+        return lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What the first rows of some files are like."""
+
+    tally: Tally
+    """Of the rows that can be used"""
+    bad: BadRows
+    complete: bool
+    """Whether that is all there are"""
+
+
+def survey(files: Sequence[Path], keys: Keys) -> Survey:
+    """Look at the first `SURVEYED_ROWS` rows of each file as tokenising would. Raises DataError for files that it refuses."""
+    tally, bad, complete = Tally(keys), BadRows(), True
+    for index, path in enumerate(files):
+        for number, line in enumerate(read_lines(path, index)):
+            if number == SURVEYED_ROWS:
+                complete = False
+                break
+            try:
+                row = read_object(line.raw)
+                tally.add(row, example_of(row, keys))
+            except BadRow as error:
+                bad.add(line, error)
+    return Survey(tally=tally, bad=bad, complete=complete)
+
+
+def given_twice(files: Sequence[str], contents: Sequence[object], flag: str) -> list[str]:
+    """A sentence for each file whose content an earlier one has; `contents` tells contents apart."""
+    first: dict[object, str] = {}
+    lines = []
+    for path, content in zip(files, contents, strict=True):
+        if content in first:
+            other = "is given twice" if first[content] == path else f"is the same as {first[content]}"
+            lines.append(f"{flag}: {path} {other}.")
+        first.setdefault(content, path)
+    return lines
+
+
+def overlap(train: Hashes | None, val: Hashes | None) -> int:
+    """How many rows of `val` are in `train` too; 0 where hashes are missing (a set of before, or of another program)."""
+    if train is None or val is None or not len(train) or not len(val):
+        return 0
+    wanted, times = np.unique(val, return_counts=True)
+    places = np.minimum(np.searchsorted(wanted, train), len(wanted) - 1)
+    found = np.zeros(len(wanted), bool)
+    found[places[wanted[places] == train]] = True
+    return int(times[found].sum())
+
+
+def overlap_sentence(repeats: int, rows: int) -> list[str]:
+    """What an overlap means, nothing for none."""
+    if not repeats:
+        return []
+    return [f"--val: {count(repeats)} of {count(rows)} rows are in --data too: the validation loss will look too good."]

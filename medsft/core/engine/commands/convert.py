@@ -1,0 +1,358 @@
+"""Convert a checkpoint of any known format to any other, at any tp and pp, with the memory of about one layer.
+
+    python -m medsft.core.engine.commands.convert SRC DST --to hf|megatron|dcp [...]
+
+prints the result as JSON on standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from medsft.core.data.tokenizers.gguf_cache import converted_tokenizer
+from medsft.core.disk import writing_to
+from medsft.core.engine.commands.entry_point import run_process
+from medsft.core.engine.commands.handover import RunState, run_state
+from medsft.core.engine.commands.verify import logit_difference
+from medsft.core.engine.formats.dcp import fill_dcp
+from medsft.core.engine.formats.hf import fill_hf
+from medsft.core.engine.formats.megatron import open_megatron, write_megatron
+from medsft.core.engine.formats.megatron.layout import padded_rows
+from medsft.core.engine.formats.open import open_source
+from medsft.core.engine.formats.source import DTYPES, Slices, WeightSource
+from medsft.core.engine.formats.vocabulary import NewRows, ResizedSource
+from medsft.core.files import new_folder, parents_of, sync_entry
+from medsft.core.models.config import ModelConfig
+from medsft.core.models.inspect import BaseModel, inspect_base
+from medsft.core.run.integrity import damage, find_good
+from medsft.core.run.rundir import RunDir
+from medsft.errors import DataError, ExitCode, MismatchError
+
+TARGETS = ("hf", "megatron", "dcp")
+LARGEST_DIFFERENCE = 1e-3
+"""Logits of the same weights may differ by this: kernels add up in an order that depends on where in memory a tensor lies."""
+_MEGATRON_DIVISOR = 128
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """What to convert, and how. The command line has an option for each field."""
+
+    source: Path
+    destination: Path
+    to: str
+    """One of `TARGETS`."""
+    tp: int = 1
+    pp: int = 1
+    """Layout of a Megatron-LLM destination."""
+    dtype: str = "keep"
+    """`keep` (the narrowest type that holds every weight exactly), or one of `DTYPES`."""
+    iteration: int | None = None
+    """Which iteration of the source to read; None takes its latest."""
+    as_iteration: int | None = None
+    """Number of a Megatron-LLM destination, 0 for `release`; None keeps the source's."""
+    true_vocab_size: int | None = None
+    """Rows that belong to tokens: more are cut off, missing ones are made. None takes what the source says."""
+    vocab_divisible_by: int | None = None
+    """Pad the tables to a multiple of this (times tp). None: 128 for Megatron-LLM, no padding for the others."""
+    new_token_init: NewRows = "mean"
+    """What the rows of new tokens hold."""
+    optimizer: bool = False
+    """From a run to Megatron-LLM: write the optimiser, the schedule and random states too, so that it can go on there."""
+    legacy_rotary: bool = False
+    norm_eps: float | None = None
+    rope_theta: float | None = None
+    rope_scaling_factor: float | None = None
+    """The last four are for a Megatron-LLM source; see `open_megatron`."""
+    verify: bool | None = None
+    """Compare logits before and after; None does so for a model that fits into the free memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """What was written."""
+
+    destination: str
+    format: str
+    parameters: int
+    bytes: int
+    dtype: str
+    vocab_size: int
+    """Rows that belong to tokens."""
+    created_rows: tuple[int, ...]
+    """Ids of new tokens whose rows were made."""
+    largest_logit_difference: float | None
+    """Between source and destination over some fixed tokens; None when not verified."""
+    warnings: tuple[str, ...]
+
+
+def convert(job: Conversion) -> Converted:
+    """Write the destination and verify it.
+
+    Raises `MismatchError` when the source cannot be read, does not fit the destination, or the destination exists (nothing is
+    written then); and when logits differ although every weight was kept exactly (the destination is left to be looked at).
+    Raises `DiskError` when the disk does not take the destination, of which nothing is left.
+    """
+    base, passed_over = _good_base(job)
+    job = replace(job, iteration=base.iteration) if base.kind == "medsft-run" else job
+    state = run_state(base) if base.kind == "medsft-run" else None
+    _check(job, base)
+    # Opening a GGUF file parses its vocabulary, which takes seconds; and quantised files are small.
+    source = _open(base, job) if base.kind == "gguf" else _Fresh(lambda: _open(base, job))
+    exact = _exact_dtype(source)
+    dtype = exact if job.dtype == "keep" else DTYPES[job.dtype]
+    tokens = job.true_vocab_size or (state.vocab_size if state else source.config.vocab_size)
+    created = ResizedSource(source, tokens).created
+    warnings = [*passed_over, *base.warnings, *_vocabulary_warning(job, base)]
+    tokenizer = _tokenizer_files(base, warnings)
+    with writing_to(job.destination, ExitCode.TRAINING):
+        _write(job, base, source, tokens, dtype, state, tokenizer)
+    difference = None
+    if job.verify or (job.verify is None and _fits(source.config)):
+        difference = logit_difference(source, _Fresh(lambda: open_source(job.destination)))
+        if not math.isfinite(difference):
+            raise MismatchError(
+                f"{job.source}: the model computes logits that are not finite: weights are NaN, infinite or too large.",
+                hint=f"{job.destination} was written and is as damaged; take another copy of the model, and remove it.",
+            )
+        if torch.promote_types(exact, dtype) == dtype and difference > LARGEST_DIFFERENCE:
+            raise MismatchError(
+                f"{job.destination}: logits differ from the source's by up to {difference:g}, but no weight was rounded.",
+                hint="Do not use it; please report this.",
+            )
+    return Converted(
+        destination=str(job.destination),
+        format=job.to,
+        parameters=source.config.with_vocab(tokens).num_parameters(),
+        bytes=sum(path.stat().st_size for path in job.destination.rglob("*") if path.is_file()),
+        dtype=str(dtype).removeprefix("torch."),
+        vocab_size=tokens,
+        created_rows=tuple(created),
+        largest_logit_difference=difference,
+        warnings=tuple(warnings),
+    )
+
+
+def _good_base(job: Conversion) -> tuple[BaseModel, list[str]]:
+    """Return the source, of a run its latest good checkpoint, and a line for each later one that is damaged.
+
+    Raises `MismatchError` when the checkpoint that was asked for is damaged, or all are.
+    """
+    base = inspect_base(job.source, job.iteration)
+    if base.kind != "medsft-run":
+        return base, []
+    if job.iteration is not None:
+        problem = damage(base.weights)
+        if problem:
+            raise MismatchError(f"{base.weights} is damaged: {problem}", hint="Convert another: --iteration N.")
+        return base, []
+    number, passed_over = find_good(RunDir(job.source))
+    if number is None:
+        raise MismatchError("\n".join([f"{job.source}: no checkpoint to convert.", *passed_over]))
+    return inspect_base(job.source, number), passed_over
+
+
+def _check(job: Conversion, base: BaseModel) -> None:
+    if job.to != "megatron" and job.destination.exists():
+        raise MismatchError(f"{job.destination}: exists already.", hint="Choose another folder, or move this one away.")
+    if job.optimizer and (job.to != "megatron" or base.kind != "medsft-run"):
+        raise MismatchError("--optimizer is for a run of medsft as the source and --to megatron.")
+
+
+def _open(base: BaseModel, job: Conversion) -> WeightSource:
+    if base.kind != "megatron":
+        return open_source(job.source, iteration=job.iteration)
+    return open_megatron(
+        job.source,
+        job.iteration,
+        legacy_rotary=job.legacy_rotary,
+        norm_eps=job.norm_eps,
+        rope_theta=job.rope_theta,
+        rope_scaling_factor=job.rope_scaling_factor,
+    )
+
+
+def _write(
+    job: Conversion,
+    base: BaseModel,
+    source: WeightSource,
+    tokens: int,
+    dtype: torch.dtype,
+    state: RunState | None,
+    tokenizer: Sequence[Path],
+) -> None:
+    if job.to == "megatron":
+        _write_megatron(job, base, source, tokens, dtype, state, tokenizer)
+    else:
+        rows = padded_rows(tokens, job.vocab_divisible_by, tp=1) if job.vocab_divisible_by else tokens
+        resized = ResizedSource(source, tokens, rows=rows, new_rows=job.new_token_init)
+        with new_folder(job.destination) as aside, _with_tokenizer(tokenizer, aside):
+            if job.to == "hf":
+                tensors = ((name, resized.read(name)) for name in resized.names())
+                fill_hf(aside, resized.config, tensors, dtype=dtype, name=job.destination)
+            else:
+                fill_dcp(aside, resized, dtype=dtype)
+
+
+@contextmanager
+def _with_tokenizer(files: Sequence[Path], folder: Path) -> Iterator[None]:
+    """Copy a tokenizer beside what the block writes into a folder; the copies go again when that fails."""
+    made = []
+    try:
+        for file in files:
+            copy = folder / file.name
+            if not copy.exists():  # one more iteration in the folder of the source
+                made.append(copy)
+                shutil.copyfile(file, copy)
+                sync_entry(copy)
+        yield
+    except BaseException:
+        for copy in made:
+            with suppress(OSError):
+                copy.unlink(missing_ok=True)
+        raise
+
+
+def _write_megatron(
+    job: Conversion,
+    base: BaseModel,
+    source: WeightSource,
+    tokens: int,
+    dtype: torch.dtype,
+    state: RunState | None,
+    tokenizer: Sequence[Path],
+) -> None:
+    iteration = base.iteration if job.as_iteration is None else job.as_iteration
+    with parents_of(job.destination / "any"), _with_tokenizer(tokenizer, job.destination):
+        write_megatron(
+            job.destination,
+            source,
+            tp=job.tp,
+            pp=job.pp,
+            dtype=dtype,
+            iteration=iteration or None,
+            true_vocab_size=tokens,
+            vocab_divisible_by=job.vocab_divisible_by or _MEGATRON_DIVISOR,
+            new_rows=job.new_token_init,
+            with_tokenizer_model=any(file.name == "tokenizer.model" for file in tokenizer),
+            training_args=state.arguments if state else base.saved_arguments,
+            optimizer=state.optimizer if state and job.optimizer else None,
+        )
+
+
+def _tokenizer_files(base: BaseModel, warnings: list[str]) -> list[Path]:
+    """Return the files of the source's tokenizer; that of a GGUF file is unpacked first."""
+    if base.tokenizer is None:
+        return []
+    folder = base.tokenizer.parent if base.tokenizer.is_file() else base.tokenizer
+    if base.kind == "gguf":
+        try:
+            folder = converted_tokenizer(base.weights).parent
+        except DataError as error:
+            warnings.append(f"The destination has no tokenizer: {error.message}")
+            return []
+    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def _vocabulary_warning(job: Conversion, base: BaseModel) -> list[str]:
+    if base.vocab_known or job.true_vocab_size is not None or base.config is None:
+        return []
+    return [f"All {base.config.vocab_size} rows of the tables were kept; --true_vocab_size N cuts those that are padding."]
+
+
+def _exact_dtype(source: WeightSource) -> torch.dtype:
+    """Return the narrowest dtype that holds every weight of `source` as it is."""
+    found = {source.dtype(name) for name in source.names()}
+    result = found.pop()
+    for dtype in found:
+        result = torch.promote_types(result, dtype)
+    return result
+
+
+def _fits(config: ModelConfig) -> bool:
+    return config.num_parameters() * torch.float32.itemsize < psutil.virtual_memory().available
+
+
+class _Fresh:
+    """A source that is opened anew from time to time.
+
+    Files are memory-mapped, and the pages that were read count as this process's memory until their file is closed.
+    """
+
+    def __init__(self, opener: Callable[[], WeightSource]) -> None:
+        self._opener = opener
+        self._source = opener()
+        self._read = 0
+        self.config = self._source.config
+        self._limit = self.config.num_parameters() * self._source.dtype("model.norm.weight").itemsize // 40
+
+    def names(self) -> tuple[str, ...]:
+        return self._source.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._source.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._source.dtype(name)
+
+    def file(self, name: str) -> Path:
+        return self._source.file(name)
+
+    def fingerprint(self) -> str:
+        return self._source.fingerprint()
+
+    def read(self, name: str, slices: Slices | None = None) -> Tensor:
+        if self._read > self._limit:
+            del self._source  # before the next one is opened
+            self._source, self._read = self._opener(), 0
+        result = self._source.read(name, slices)
+        self._read += result.nbytes
+        return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="convert", description="Convert a checkpoint; the result is JSON on standard output.")
+    parser.add_argument("source", type=Path)
+    parser.add_argument("destination", type=Path)
+    parser.add_argument("--to", required=True, choices=TARGETS)
+    parser.add_argument("--dtype", default="keep", choices=("keep", *DTYPES))
+    parser.add_argument("--new_token_init", default="mean", choices=("mean", "copy_last"))
+    for name in ("tp", "pp"):
+        parser.add_argument(f"--{name}", type=int, default=1)
+    for name in ("iteration", "as_iteration", "true_vocab_size", "vocab_divisible_by"):
+        parser.add_argument(f"--{name}", type=int)
+    for name in ("norm_eps", "rope_theta", "rope_scaling_factor"):
+        parser.add_argument(f"--{name}", type=float)
+    for name in ("optimizer", "legacy_rotary"):
+        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--verify", action="store_true", default=None)
+    parser.add_argument("--no_verify", dest="verify", action="store_false")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of the process; prints the result."""
+    options: dict[str, Any] = vars(_parser().parse_args(arguments))
+    result = convert(Conversion(**{field.name: options[field.name] for field in fields(Conversion)}))
+    print(json.dumps(asdict(result), indent=2))  # noqa: T201 - its result
+
+
+if __name__ == "__main__":
+    sys.exit(run_process(main))

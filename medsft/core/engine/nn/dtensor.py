@@ -1,0 +1,20 @@
+"""This rank's part of a weight that may be divided over ranks."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return this rank's shard as a plain tensor on the same memory, through which gradients pass."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def local_range(parameter: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return (offset of this rank's shard in the full parameter, its shape)."""
+    if not isinstance(parameter, DTensor):
+        return (0,) * parameter.ndim, tuple(parameter.shape)
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return tuple(offset), tuple(shape)

@@ -1,0 +1,100 @@
+"""RMSNorm, SwiGLU and rotation as single steps of differentiation.
+
+Written as plain tensor operations, each would keep several intermediate results per token for the backward, partly in fp32.
+Here each keeps its inputs and computes the rest again, which is cheap next to the matrix products around it. On a CPU each
+takes one pass over memory where `native` could be compiled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from medsft.core.engine.kernels import cpu
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return x / rms(x) * weight over the last dimension, divided in fp32 and rounded to the dtype of `x` before `weight`."""
+    return _RMSNorm.apply(x, weight, eps)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """Return silu(gate) * up."""
+    return _SwiGLU.apply(gate, up)
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate `heads` [T, H, d] by angles given as cosines and sines [T, 1, d / 2].
+
+    Element i of the first half of a head is paired with element i of the second.
+    """
+    return _Rotate.apply(heads, cos, sin)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if cpu.takes(x, weight):
+            out, inverse = cpu.rms_norm(x, weight, eps)
+            ctx.save_for_backward(x, weight, inverse)
+            return out
+        inverse = x.float().square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).to(x.dtype) * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        if cpu.takes(x, weight, grad):
+            return *cpu.rms_norm_backward(x, weight, inverse, grad), None
+        unit = x * inverse  # fp32, as `inverse` is
+        grad_weight = (grad * unit).sum(tuple(range(x.ndim - 1)))
+        grad_unit = (grad * weight).float()
+        along = (grad_unit * unit).mean(-1, keepdim=True)
+        grad_x = grad_unit.addcmul(unit, along, value=-1).mul_(inverse)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        if cpu.takes(gate, up):
+            return cpu.swiglu(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        if cpu.takes(gate, up, grad):
+            return cpu.swiglu_backward(gate, up, grad)
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return cpu.rotate(heads, cos, sin) if cpu.takes(heads, cos, sin) else _rotated(heads, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        turned = cpu.rotate(grad, cos, sin, back=True) if cpu.takes(grad, cos, sin) else _rotated(grad, cos, -sin)
+        return turned, None, None
+
+
+def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    out = torch.empty_like(heads)
+    first, second = heads.chunk(2, dim=-1)
+    out_first, out_second = out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+    return out

@@ -1,0 +1,201 @@
+"""Cross entropy of the tokens that count, without ever holding their whole logits.
+
+The logits of N tokens over a vocabulary V are the largest tensor of a training step (N x V, in fp32 several times over). Here
+they exist for a chunk of rows at a time, and rows of weight 0 are not projected at all. Because the loss is the end of the
+network, its gradients are computed in the forward pass, while the chunk is at hand; the backward pass only scales them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from medsft.core.engine.kernels import cpu
+from medsft.core.engine.nn.linear import product
+
+LOGITS_BYTES = 128 * 2**20
+"""Size of the largest fp32 tensor of logits that exists at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What `weighted_nll` adds up. Everything but `loss` is detached."""
+
+    loss: Tensor
+    """fp32 scalar, differentiable: sum over tokens of weight * nll, in nats."""
+    nll: Tensor
+    """fp32 [T]: -log p(label) of each token, 0 where the weight is 0."""
+    correct: Tensor
+    """bool [T]: the label is the most likely token; False where the weight is 0, and everywhere while training."""
+
+
+@dataclass(frozen=True, slots=True)
+class VocabShard:
+    """Which rows of the output projection this tensor-parallel rank holds; its `head_weight` is only those."""
+
+    first_row: int
+    group: dist.ProcessGroup
+
+
+def weighted_nll(
+    hidden: Tensor,
+    head_weight: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    *,
+    vocab_size: int,
+    shard: VocabShard | None = None,
+    chunk_rows: int | None = None,
+) -> Sums:
+    """Return sum(weights * -log softmax(hidden @ head_weight.T)[labels]) and what it is made of.
+
+    `hidden` [T, h], `head_weight` [V, h], `labels` int64 [T] (any value where the weight is 0), `weights` [T] of at least 0.
+    Rows of the output projection from `vocab_size` on are padding and take no part. `chunk_rows` bounds how many tokens are
+    projected at a time (default: 128 MiB of fp32 logits). The softmax is in fp32 whatever the dtype of the weights.
+
+    With a `shard`, all ranks of its group call this with the same arguments but for their rows of the projection. All get the
+    same sums; the gradient of `hidden` is each rank's part of a sum over the group.
+    """
+    rows = weights.nonzero().squeeze(1)
+    chunk = chunk_rows or max(1, LOGITS_BYTES // (4 * vocab_size))
+    first_row = shard.first_row if shard else 0
+    table = _Table(min(max(vocab_size - first_row, 0), len(head_weight)), first_row, shard.group if shard else None)
+    training = torch.is_grad_enabled() and (hidden.requires_grad or head_weight.requires_grad)
+    loss, row_nll, row_correct = _WeightedNLL.apply(
+        hidden.index_select(0, rows), head_weight, labels[rows], weights[rows].float(), table, chunk, training
+    )
+    nll = torch.zeros(len(labels), device=hidden.device).index_copy(0, rows, row_nll)
+    correct = torch.zeros(len(labels), dtype=torch.bool, device=hidden.device).index_copy(0, rows, row_correct)
+    return Sums(loss, nll, correct)
+
+
+class _WeightedNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        table: _Table,
+        chunk: int,
+        training: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        nll = torch.zeros(len(labels), device=hidden.device)
+        correct = torch.zeros(len(labels), dtype=torch.bool, device=hidden.device)
+        grads = _Gradients.of(hidden, head, single_chunk=0 < len(labels) <= chunk) if training else None
+        for start in range(0, len(labels), chunk):
+            part = slice(start, start + chunk)
+            logits = table.logits(hidden[part], head)
+            if grads is not None and table.group is None and cpu.takes(logits):
+                nll[part] = cpu.cross_entropy_(logits, labels[part])
+                grads.add(part, logits, hidden, head, weights)
+                continue
+            if grads is None:
+                correct[part] = table.most_likely(logits) == labels[part]
+            log_p = table.log_softmax(logits)
+            del logits
+            nll[part] = -table.pick(log_p, labels[part])
+            if grads is not None:
+                error = table.subtract_one(log_p.exp_(), labels[part])
+                grads.add(part, error.to(hidden.dtype), hidden, head, weights)
+        ctx.grads = grads
+        ctx.mark_non_differentiable(nll, correct)
+        return (weights * nll).sum(), nll, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grads, ctx.grads = ctx.grads, None
+        hidden = grads.hidden.mul_(grad_loss)
+        head = grads.head.mul_(grad_loss).to(hidden.dtype)
+        return hidden, head, None, None, None, None, None
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """This rank's columns of the logits, and what has to be agreed on with the ranks that have the others."""
+
+    columns: int
+    """How many of the rows held here are in the vocabulary; the rest is padding."""
+    first: int
+    """Token of the first column."""
+    group: dist.ProcessGroup | None
+
+    def logits(self, hidden: Tensor, head: Tensor) -> Tensor:
+        """Return [rows, columns]; a rank that holds nothing but padding has one column without any probability."""
+        logits = product(hidden, head[: max(self.columns, 1)].T)
+        return logits if self.columns else logits.fill_(torch.finfo(logits.dtype).min)
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """Return log p [rows, columns] in fp32 over the whole vocabulary."""
+        log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+        if self.group is None:
+            return log_p
+        own = logits[:, 0].float() - log_p[:, 0]  # log of the sum of exponentials over this rank's columns
+        highest = self._all_reduce(own.clone(), dist.ReduceOp.MAX)
+        total = highest + self._all_reduce((own - highest).exp(), dist.ReduceOp.SUM).log()
+        return log_p.add_((own - total)[:, None])
+
+    def most_likely(self, logits: Tensor) -> Tensor:
+        """Return the token [rows] with the highest logit; of equal ones the first."""
+        value, column = logits.max(dim=-1)
+        token = column + self.first
+        if self.group is None:
+            return token
+        highest = self._all_reduce(value.clone(), dist.ReduceOp.MAX)
+        token = token.masked_fill(value < highest, torch.iinfo(token.dtype).max)
+        return self._all_reduce(token, dist.ReduceOp.MIN)
+
+    def pick(self, log_p: Tensor, labels: Tensor) -> Tensor:
+        """Return log p [rows] of the labels, whichever rank holds them."""
+        columns, here = self._columns_of(labels)
+        picked = log_p.gather(1, columns[:, None]).squeeze(1) * here
+        return self._all_reduce(picked, dist.ReduceOp.SUM)
+
+    def subtract_one(self, p: Tensor, labels: Tensor) -> Tensor:
+        """Subtract 1 from the probability of the labels in place: the gradient of the nll by the logits."""
+        columns, here = self._columns_of(labels)
+        return p.scatter_add_(1, columns[:, None], -here.to(p.dtype)[:, None])
+
+    def _columns_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        columns = labels - self.first
+        here = (columns >= 0) & (columns < self.columns)
+        return columns * here, here
+
+    def _all_reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        if self.group is not None:
+            dist.all_reduce(values, op=operation, group=self.group)
+        return values
+
+
+@dataclass(slots=True)
+class _Gradients:
+    """Gradients of the loss, filled chunk by chunk."""
+
+    hidden: Tensor
+    head: Tensor
+    single_chunk: bool
+
+    @classmethod
+    def of(cls, hidden: Tensor, head: Tensor, *, single_chunk: bool) -> _Gradients:
+        """Allocate them. Several chunks are added up in fp32; a single one is written where it belongs."""
+        head_grad = torch.empty_like(head) if single_chunk else torch.zeros_like(head, dtype=torch.float32)
+        return cls(torch.empty_like(hidden), head_grad, single_chunk)
+
+    def add(self, part: slice, error: Tensor, hidden: Tensor, head: Tensor, weights: Tensor) -> None:
+        """Add one chunk, given the gradient `error` [rows, columns] of each token's nll by its logits."""
+        # The weight is put on the narrow factor of each product, which saves a pass over [rows, columns].
+        scale = weights[part, None].to(hidden.dtype)
+        columns = error.shape[1]
+        self.hidden[part] = product(error, head[:columns]) * scale
+        if self.single_chunk:
+            product(error.T, hidden * scale, self.head[:columns])
+            self.head[columns:].zero_()
+        else:
+            self.head[:columns] += product(error.T, hidden[part] * scale)

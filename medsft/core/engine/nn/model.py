@@ -1,0 +1,181 @@
+"""The decoder of the Llama family, driven by `ModelConfig`. It knows nothing of parallelism.
+
+Modules and parameters bear the names of Hugging Face's checkpoints. The input is one token stream [T] (see `Stream`), so
+activations are [T, hidden] and there is neither a batch dimension nor padding. How parallelism fits around it:
+
+- tensor parallel: projections are `nn.Linear`; the number of heads is what their (local) output holds;
+- FSDP: each `DecoderLayer` is one unit, entered through its `forward`;
+- pipeline: a `Decoder` can hold any contiguous range of layers, under their global indices.
+"""
+
+from __future__ import annotations
+
+import zlib
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from medsft.core.engine.nn.attention import Stream, attend
+from medsft.core.engine.nn.fused import rms_norm, rotate, swiglu
+from medsft.core.engine.nn.linear import Linear
+from medsft.core.engine.nn.recompute import computed_again
+from medsft.core.engine.nn.rope import Rotary, rotary
+from medsft.core.models.config import ModelConfig
+
+_INIT_STD = 0.02
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension; the division is done in fp32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [..., size]; the result has the dtype of x."""
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions, and per-head norms where the family has them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden, self.head_dim, self.window = config.hidden_size, config.head_dim, config.sliding_window
+        q_size, kv_size = config.num_heads * self.head_dim, config.num_kv_heads * self.head_dim
+        self.q_proj = Linear(hidden, q_size, bias=config.attention_bias)
+        self.k_proj = Linear(hidden, kv_size, bias=config.attention_bias)
+        self.v_proj = Linear(hidden, kv_size, bias=config.attention_bias)
+        self.o_proj = Linear(q_size, hidden, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+
+    def forward(self, x: Tensor, tables: Rotary, stream: Stream) -> Tensor:
+        """Mix the tokens of each document: x [T, hidden] to [T, hidden]."""
+        q, k, v = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        mixed = attend(rotate(q, *tables), rotate(k, *tables), v, stream, self.window)
+        return self.o_proj(mixed.flatten(1))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        # -1 and not num_heads: under tensor parallel only this rank's heads are here.
+        return x.view(x.shape[0], -1, self.head_dim)
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, *, lean: bool = False) -> Tensor:
+        """Transform each token of x [T, hidden] on its own; `lean` keeps gate and up for the backward, not their product."""
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        product = swiglu(gate, up)
+        with computed_again(product, partial(swiglu, gate.detach(), up.detach())) if lean else nullcontext():
+            return self.down_proj(product)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each after a norm and added to what came in.
+
+    `recompute` says what is computed again in the backward pass instead of kept: `none` (nothing that takes a matrix product),
+    `selective` (the MLP, which keeps most and costs least), or `full` (everything but what came in).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.recompute = "none"
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, tables: Rotary, stream: Stream) -> Tensor:
+        """Return x [T, hidden] one layer on."""
+        if self.recompute == "full" and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, tables, stream, use_reentrant=False)
+        return self._forward(x, tables, stream)
+
+    def _forward(self, x: Tensor, tables: Rotary, stream: Stream) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), tables, stream)
+        if self.recompute == "selective" and torch.is_grad_enabled():
+            return x + checkpoint(self._feed_forward, x, use_reentrant=False)
+        return x + self._feed_forward(x)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.post_attention_layernorm(x), lean=self.recompute == "none")
+
+
+class Trunk(nn.Module):
+    """Everything but the output projection: what Hugging Face keeps under `model.`."""
+
+    def __init__(self, config: ModelConfig, layers: range, *, embed: bool, norm: bool) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if embed else None
+        # A dictionary and not a list, so that a pipeline stage keeps the layers' global numbers in their names.
+        self.layers = nn.ModuleDict({str(index): DecoderLayer(config) for index in layers})
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps) if norm else None
+
+
+class Decoder(nn.Module):
+    """A model, or the part of it that one pipeline stage holds.
+
+    `layers` are the global indices held here (all by default); `first` adds the embedding in front, `last` the final norm
+    and the output projection. A last stage of a model with tied embeddings that is not also the first has a copy of
+    `model.embed_tokens.weight` for its output: whoever trains it adds up both gradients.
+    """
+
+    def __init__(self, config: ModelConfig, *, layers: range | None = None, first: bool = True, last: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.first = first
+        held = range(config.num_layers) if layers is None else layers
+        self.model = Trunk(config, held, embed=first or (last and config.tie_embeddings), norm=last)
+        has_head = last and not config.tie_embeddings
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False) if has_head else None
+
+    def forward(self, inputs: Tensor, stream: Stream) -> Tensor:
+        """Return hidden states [T, hidden], after the final norm on the last stage.
+
+        `inputs` are token ids [T] on the first stage and the previous stage's hidden states on the others.
+        """
+        trunk = self.model
+        hidden = trunk.embed_tokens(inputs) if self.first and trunk.embed_tokens is not None else inputs
+        tables = rotary(self.config, stream.positions, hidden.dtype)
+        for layer in trunk.layers.values():
+            hidden = layer(hidden, tables, stream)
+        return hidden if trunk.norm is None else trunk.norm(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Project `hidden` [N, hidden] of the last stage onto the vocabulary: [N, vocab]."""
+        return F.linear(hidden, self.head_weight()) if self.lm_head is None else self.lm_head(hidden)
+
+    def head_weight(self) -> Tensor:
+        """Return the output projection [vocab, hidden] of a last stage: the embedding itself where they are tied."""
+        if self.lm_head is not None:
+            return self.lm_head.weight
+        assert self.model.embed_tokens is not None, "not a last stage"
+        return self.model.embed_tokens.weight
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Fill with random numbers that depend on (seed, parameter name) only, so that stages agree with the whole."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            elif name.endswith(".bias"):
+                parameter.zero_()
+            else:
+                generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * _INIT_STD)

@@ -1,0 +1,134 @@
+"""Tensor and data parallelism applied to a plain decoder: which parameter lies where, and what is communicated.
+
+    Decoder on the meta device --tensor plan--> DTensors over tp --fully_shard--> over dp too --to_empty--> this rank's shards
+
+With tensor parallel the residual stream between the projections is split over the tokens (sequence parallel, Korthikanti et al.
+2022), so the number of tokens in a stream must be a multiple of tp.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from medsft.core.engine.nn.dtensor import local_part, local_range
+from medsft.core.engine.nn.model import Decoder, DecoderLayer
+from medsft.core.engine.parallel.mesh import Mesh
+from medsft.core.models.config import ModelConfig
+from medsft.core.planning.layout import stage_layers
+
+
+def build_stage(
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    compute_dtype: torch.dtype,
+    recompute: str = "none",
+    decoder_class: type[Decoder] = Decoder,
+) -> Decoder:
+    """Return this rank's part of the model, sharded and allocated but not filled, parameters in fp32.
+
+    `decoder_class` is the class of a stage: a pipeline schedule calls its stages in its own way.
+    """
+    layout = mesh.layout
+    with torch.device("meta"):
+        decoder = decoder_class(
+            config,
+            layers=stage_layers(config, layout.pp)[mesh.pp_rank],
+            first=mesh.is_first_stage,
+            last=mesh.is_last_stage,
+        )
+    for layer in decoder.model.layers.values():
+        assert isinstance(layer, DecoderLayer)
+        layer.recompute = recompute
+    if layout.tp > 1:
+        shard_tensors(decoder, mesh.devices["tp"])
+    if layout.dp > 1:
+        shard_data_parallel(decoder, mesh.devices["dp"], compute_dtype=compute_dtype)
+    decoder.to_empty(device=mesh.device)
+    return decoder
+
+
+def shard_tensors(decoder: Decoder, tp_mesh: DeviceMesh) -> None:
+    """Split projections by heads and features, the embedding and the output projection by rows of the vocabulary."""
+    trunk = decoder.model
+    for layer in trunk.layers.values():
+        assert isinstance(layer, DecoderLayer)
+        parallelize_module(layer, tp_mesh, _layer_plan(layer))
+    rest: dict[str, ParallelStyle] = {}
+    if trunk.embed_tokens is not None:
+        trunk.embed_tokens = ShardedEmbedding(trunk.embed_tokens, tp_mesh)
+    if trunk.norm is not None:
+        rest["model.norm"] = SequenceParallel(sequence_dim=0)
+    if decoder.lm_head is not None:
+        # The loss takes the weight itself, see `head_rows`; the style only decides how it is split.
+        rest["lm_head"] = ColwiseParallel()
+    parallelize_module(decoder, tp_mesh, rest)
+
+
+class ShardedEmbedding(nn.Embedding):
+    """An embedding whose rows are divided over the tensor-parallel ranks, as Megatron's.
+
+    Each rank looks up the tokens that it has rows of; the sum over the ranks is divided over the tokens. Unlike DTensor's own
+    embedding, its gradient is never larger than this rank's rows.
+    """
+
+    def __init__(self, whole: nn.Embedding, tp_mesh: DeviceMesh) -> None:
+        rows = distribute_tensor(whole.weight, tp_mesh, [Shard(0)])
+        super().__init__(whole.num_embeddings, whole.embedding_dim, _weight=rows)
+        self.tp_mesh = tp_mesh
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return this rank's tokens [T / tp, hidden] of `ids` [T], which all ranks have."""
+        rows = local_part(self.weight)
+        (first, *_), _ = local_range(self.weight)
+        own = ids - first
+        here = (own >= 0) & (own < len(rows))
+        hidden = F.embedding(own.where(here, 0), rows) * here[:, None]
+        return DTensor.from_local(hidden, self.tp_mesh, (Partial(),)).redistribute(placements=(Shard(0),)).to_local()
+
+
+def _layer_plan(layer: DecoderLayer) -> dict[str, ParallelStyle]:
+    plan: dict[str, ParallelStyle] = {
+        "input_layernorm": SequenceParallel(sequence_dim=0),
+        "self_attn": PrepareModuleInput(input_layouts=(Shard(0), None, None), desired_input_layouts=(Replicate(), None, None)),
+        "self_attn.q_proj": ColwiseParallel(),
+        "self_attn.k_proj": ColwiseParallel(),
+        "self_attn.v_proj": ColwiseParallel(),
+        "self_attn.o_proj": RowwiseParallel(output_layouts=Shard(0)),
+        "post_attention_layernorm": SequenceParallel(sequence_dim=0),
+        "mlp": PrepareModuleInput(input_layouts=(Shard(0),), desired_input_layouts=(Replicate(),)),
+        "mlp.gate_proj": ColwiseParallel(),
+        "mlp.up_proj": ColwiseParallel(),
+        "mlp.down_proj": RowwiseParallel(output_layouts=Shard(0)),
+    }
+    attention = layer.self_attn
+    if attention.q_norm is not None:
+        # Heads are split, the norm's weight is one for all of them: its gradient is a sum over the ranks.
+        plan["self_attn.q_norm"] = SequenceParallel(sequence_dim=1, use_local_output=True)
+        plan["self_attn.k_norm"] = SequenceParallel(sequence_dim=1, use_local_output=True)
+    return plan
+
+
+def shard_data_parallel(decoder: Decoder, dp_mesh: DeviceMesh, *, compute_dtype: torch.dtype) -> None:
+    """Divide masters, gradients and optimiser state over the data-parallel ranks, layer by layer.
+
+    Weights are gathered once an iteration, in the computing format, and kept over its micro-batches: gathering them again for
+    each would cost more than it saves in memory at the model sizes that fit at all.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in decoder.model.layers.values():
+        fully_shard(layer, mesh=dp_mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(decoder, mesh=dp_mesh, mp_policy=policy, reshard_after_forward=False)

@@ -1,0 +1,188 @@
+"""From (iteration, rank) to the token streams a rank computes. Every rank derives them alone; nothing is broadcast.
+
+    SampleOrder -> documents of the global batch -> dealt to ranks and micro-batches by length -> token streams
+
+Each rank knows the weights of the whole global batch, so the loss can be divided by their sum before anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsft.core.data.dataset.tokenized import TokenizedData
+from medsft.core.data.tokenizers.template import Role
+from medsft.core.engine.nn.attention import Stream
+from medsft.core.planning.order import SampleOrder, deal_in_order, deal_to_ranks
+
+_FILLER_LENGTH = 128
+"""Filler is cut into pieces of this many tokens, so that attention over it costs little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """The documents of a set that are used, cut to the longest length that is trained on."""
+
+    data: TokenizedData
+    indices: np.ndarray
+    """int64 [n]: number of each used document in the set."""
+    seq: int
+    loss_mask: float
+    """Weight of labels that are not the answer's."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def num_inputs(self, numbers: np.ndarray) -> np.ndarray:
+        """Return how many (input, label) pairs each of these documents gives: its tokens less one, at most `seq`."""
+        return np.minimum(self.data.lengths[self.indices[numbers]] - 1, self.seq)
+
+    def pairs(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (inputs, labels, answer) of one document, each [num_inputs]; see `answer`."""
+        tokens = self.data.tokens(int(self.indices[number]))[: self.seq + 1].astype(np.int64)
+        return tokens[:-1], tokens[1:], self.answer(number)
+
+    def answer(self, number: int) -> np.ndarray:
+        """Return whether each label of one document belongs to its answer, bool [num_inputs]."""
+        return self.data.roles(int(self.indices[number]))[1 : self.seq + 1] == Role.ANSWER
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Some documents as one token stream of T tokens."""
+
+    documents: tuple[int, ...]
+    """Numbers in the set, to name them when something goes wrong."""
+    tokens: Tensor
+    """int64 [T]"""
+    labels: Tensor
+    """int64 [T]"""
+    weights: Tensor
+    """float32 [T]; 0 on filler."""
+    answer: Tensor
+    """bool [T]: the label belongs to an answer."""
+    stream: Stream
+    weight_sum: float
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Return the micro-batch on another device."""
+        if device.type == "cpu":
+            return self
+        stream = Stream(self.stream.positions.to(device), self.stream.boundaries, self.stream.offsets.to(device))
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            labels=self.labels.to(device),
+            weights=self.weights.to(device),
+            answer=self.answer.to(device),
+            stream=stream,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RankBatch:
+    """What one rank does in one iteration, and what it must know of the rest."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    weight_sum: float
+    """Of all labels of the global batch, on every rank."""
+    tokens: int
+    """Inputs of the global batch, without filler."""
+    supervised_tokens: int
+    """Labels of the global batch that belong to answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batcher:
+    """Builds the batches of one data-parallel rank."""
+
+    documents: Documents
+    order: SampleOrder
+    dp: int
+    dp_rank: int
+    micro_batch: int
+    multiple_of: int = 1
+    """Streams are filled up to a multiple of this (tensor parallel splits them)."""
+    fixed_tokens: int | None = None
+    """Streams are filled up to exactly this (pipeline stages exchange tensors of one shape)."""
+    num_micro_batches: int | None = None
+    """Fewer are made up to this many by empty ones (a pipeline's schedule has a fixed number)."""
+    in_order: bool = False
+    """Deal as the original does, without regard to lengths."""
+
+    def batch(self, iteration: int) -> RankBatch:
+        """Return this rank's part of an iteration counted from 0."""
+        return self.build(self.order.batch(iteration))
+
+    def build(self, numbers: np.ndarray) -> RankBatch:
+        """Return this rank's part of a global batch of these documents."""
+        lengths = self.documents.num_inputs(numbers)
+        answers = sum(int(np.count_nonzero(self.documents.answer(int(number)))) for number in numbers)
+        tokens = int(lengths.sum())
+        mine = self._deal(lengths)[self.dp_rank]
+        mine += [[]] * max(0, (self.num_micro_batches or 0) - len(mine))
+        return RankBatch(
+            micro_batches=tuple(self._micro_batch([int(numbers[i]) for i in part]) for part in mine),
+            weight_sum=answers + self.documents.loss_mask * (tokens - answers),
+            tokens=tokens,
+            supervised_tokens=answers,
+        )
+
+    def _deal(self, lengths: np.ndarray) -> list[list[list[int]]]:
+        if self.in_order:
+            return deal_in_order(len(lengths), dp=self.dp, micro_batch=self.micro_batch)
+        return deal_to_ranks(lengths, dp=self.dp, micro_batch=self.micro_batch)
+
+    def _micro_batch(self, numbers: Sequence[int]) -> MicroBatch:
+        triples = [self.documents.pairs(number) for number in numbers]
+        lengths = [len(inputs) for inputs, _, _ in triples if len(inputs)]
+        filler = self._filler(sum(lengths))
+        zeros = np.zeros(filler, np.int64)
+        answer = np.concatenate([*(a for _, _, a in triples), zeros.astype(bool)])
+        weights = np.where(answer, np.float32(1), np.float32(self.documents.loss_mask))
+        weights[len(weights) - filler :] = 0
+        pieces = [min(_FILLER_LENGTH, filler - start) for start in range(0, filler, _FILLER_LENGTH)]
+        return MicroBatch(
+            documents=tuple(int(self.documents.indices[number]) for number in numbers),
+            tokens=torch.from_numpy(np.concatenate([*(t for t, _, _ in triples), zeros])),
+            labels=torch.from_numpy(np.concatenate([*(label for _, label, _ in triples), zeros])),
+            weights=torch.from_numpy(weights),
+            answer=torch.from_numpy(answer),
+            stream=Stream.of([*lengths, *pieces]),
+            weight_sum=float(weights.sum(dtype=np.float64)),
+        )
+
+    def _filler(self, tokens: int) -> int:
+        if self.fixed_tokens is not None:
+            return self.fixed_tokens - tokens
+        if tokens == 0:  # a rank without a document (the end of a validation set) still takes part in the collectives
+            return self.multiple_of
+        return -tokens % self.multiple_of
+
+    def in_turn(self) -> Iterator[np.ndarray]:
+        """Yield the numbers of all documents in their order, as global batches; the last may be smaller."""
+        for start in range(0, len(self.documents), self.order.global_batch):
+            yield np.arange(start, min(start + self.order.global_batch, len(self.documents)))
+
+    def largest_micro_batch(self, batches: Iterable[np.ndarray]) -> int:
+        """Return the most tokens in any micro-batch of any rank over these global batches, without reading a token."""
+        largest = 0
+        for numbers in batches:
+            lengths = self.documents.num_inputs(numbers)
+            largest = max(largest, *(int(lengths[part].sum()) for rank in self._deal(lengths) for part in rank))
+        return largest
+
+
+def prefetch(batcher: Batcher, iterations: range) -> Iterator[RankBatch]:
+    """Yield the batches of `iterations`, each built while the one before it is computed."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
+        upcoming = None
+        for iteration in iterations:
+            current = upcoming or pool.submit(batcher.batch, iteration)
+            upcoming = pool.submit(batcher.batch, iteration + 1) if iteration + 1 in iterations else None
+            yield current.result()

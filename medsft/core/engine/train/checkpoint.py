@@ -1,0 +1,207 @@
+"""Checkpoints of a run: torch.distributed.checkpoint folders that any layout can read.
+
+This is the format: what is in it, how it gets its name, how it is checked and read. `saving` writes it.
+
+    .iter_0000800.saving/ --all ranks write--> hashes --> config.json, manifest.json --fsync--> rename --> tracker
+
+A checkpoint exists when its name does. Its manifest holds the size and SHA-256 of every file; loading checks them, and a
+damaged checkpoint is named and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+
+from medsft.core.disk import probe, trouble
+from medsft.core.engine.parallel.master_weights import Masters
+from medsft.core.engine.parallel.mesh import Mesh
+from medsft.core.engine.train.arithmetic import arithmetic
+from medsft.core.files import sealed, sync_entry
+from medsft.core.models.config import ModelConfig, to_hf_config
+from medsft.core.run.integrity import MANIFEST, find_good, hash_file
+from medsft.core.run.rundir import RunDir, read_manifest
+from medsft.errors import MismatchError
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_READERS = 4
+
+
+@dataclass(slots=True)
+class TrainState:
+    """What a resume needs beside weights and moments."""
+
+    iteration: int = 0
+    """Completed iterations; the data position follows from it."""
+    tokens: int = 0
+    supervised_tokens: int = 0
+
+
+def commit(
+    run: RunDir,
+    aside: Path,
+    final: Path,
+    state: TrainState,
+    model: ModelConfig,
+    identity: str,
+    files: dict[str, dict[str, Any]],
+) -> list[str]:
+    """Complete the folder, give it its name, then move the tracker. Returns what went wrong. Reporting rank only."""
+    try:
+        config = aside / "config.json"
+        config.write_text(json.dumps(to_hf_config(model, dtype="float32"), indent=1) + "\n")
+        for path in (aside / ".metadata", config):
+            files[path.name] = hash_file(path)
+        manifest = {"iteration": state.iteration, "identity": identity, "state": _state_fields(state), "files": files}
+        manifest["arithmetic"] = arithmetic()
+        (aside / MANIFEST).write_text(sealed(manifest))
+        for path in (config, aside / MANIFEST, aside):
+            sync_entry(path)
+        replaced = final.with_name(f".{final.name}.saving.replaced")
+        if final.exists():
+            final.rename(replaced)
+        aside.rename(final)
+        sync_entry(run.path)
+        run.set_latest_checkpoint(state.iteration)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        return [describe(error, run.path)]
+    return []
+
+
+def _state_fields(state: TrainState) -> dict[str, int]:
+    return {"iteration": state.iteration, "tokens": state.tokens, "supervised_tokens": state.supervised_tokens}
+
+
+def describe(error: BaseException, folder: Path) -> str:
+    """Return why `folder` could not be written.
+
+    The words of an error that came from another rank, or out of torch's own file format, say nothing of the disk: it is asked.
+    """
+    found = trouble(error, folder) or probe(folder)
+    if found is not None:
+        return found.message
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return f"{cause.strerror} ({cause.filename})" if cause.filename else cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def tensors(masters: Masters, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return weights and moments by name; moments that do not exist yet are made, as zeros."""
+    ensure_moments(masters, optimizer)
+    result: dict[str, Any] = {"model": {name: p.detach() for name, p in masters.by_name.items()}}
+    for moment in _MOMENTS:
+        result[moment] = {name: optimizer.state[p][moment] for name, p in masters.by_name.items()}
+    return result
+
+
+def ensure_moments(masters: Masters, optimizer: torch.optim.Optimizer, *, fill: bool = True) -> None:
+    """Give every parameter its Adam state: zeros, as the first update would, or what is there where all is read over it."""
+    make = torch.zeros_like if fill else torch.empty_like
+    for parameter in masters.by_name.values():
+        if not optimizer.state[parameter]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                **{moment: make(parameter, memory_format=torch.preserve_format) for moment in _MOMENTS},
+            }
+
+
+def random_state(mesh: Mesh) -> dict[str, Any]:
+    """Return this rank's generators, under its own number: a rank without a predecessor (another layout) keeps its seed."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state()}
+    if mesh.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    return {f"rank_{mesh.rank}": state}
+
+
+def hash_own_files(folder: Path, mesh: Mesh) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of the files that this rank wrote."""
+    return {path.name: hash_file(path) for path in folder.glob(f"__{mesh.rank}_*.distcp")}
+
+
+def find_good_checkpoint(run: RunDir, mesh: Mesh) -> tuple[int | None, list[str]]:
+    """Return (iteration of the latest undamaged checkpoint or None, a line for each damaged one). Every rank must call it.
+
+    One rank reads and hashes, all use its answer: on a shared folder the others would read the same bytes again.
+    """
+    found = find_good(run) if mesh.reports else None
+    return mesh.gather(found)[0]  # type: ignore[return-value]
+
+
+def load_checkpoint(path: Path, mesh: Mesh, masters: Masters, optimizer: torch.optim.Optimizer, *, identity: str) -> TrainState:
+    """Fill masters, moments and random states from a checkpoint written at any layout, and return the rest.
+
+    Raises `MismatchError` when it belongs to another plan.
+    """
+    manifest = read_manifest(path)
+    if manifest["identity"] != identity:
+        raise MismatchError(f"{path} belongs to plan {manifest['identity']}, this run has {identity}.")
+    ensure_moments(masters, optimizer, fill=False)
+    wanted = tensors(masters, optimizer)
+    dcp.load(wanted, storage_reader=_Reader(path))
+    state = TrainState(**manifest["state"])
+    for parameter in masters.by_name.values():
+        optimizer.state[parameter]["step"].fill_(state.iteration)
+    _restore_random(path, mesh)
+    return state
+
+
+class _Reader(FileSystemReader):
+    """Reads with several threads: one neither copies nor touches new memory as fast as a disk or the page cache delivers."""
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> torch.futures.Future[None]:
+        """Fill the tensors of `plan`, one part in each thread: they touch different ones."""
+        parts = [replace(plan, items=plan.items[first::_READERS]) for first in range(_READERS)]
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="reading") as pool:
+            read = super().read_data
+            for future in [pool.submit(read, part, planner) for part in parts]:
+                future.result()
+        done: torch.futures.Future[None] = torch.futures.Future()
+        done.set_result(None)
+        return done
+
+
+def _restore_random(path: Path, mesh: Mesh) -> None:
+    keys = FileSystemReader(path).read_metadata().state_dict_metadata
+    mine = f"random.rank_{mesh.rank}."
+    if not any(key.startswith(mine) for key in keys):
+        return
+    wanted: dict[str, Any] = {"random": random_state(mesh)}
+    # Alone: at another layout some ranks have nothing to restore and do not come here.
+    dcp.load(wanted, storage_reader=FileSystemReader(path), no_dist=True)
+    state: Mapping[str, Any] = wanted["random"][f"rank_{mesh.rank}"]
+    torch.set_rng_state(state["torch"])
+    if mesh.device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def remove_old_checkpoints(run: RunDir, *, keep_last: int) -> None:
+    """Remove all before the latest `keep_last` whole checkpoints (0 keeps all), and what a killed save or removal left.
+
+    A checkpoint loses its name first, so that none is left with some of its files. Reporting rank only.
+    """
+    kept = run.whole_checkpoints()[-keep_last:] if keep_last > 0 else []
+    for iteration in run.checkpoints() if kept else []:
+        if iteration < kept[0]:
+            path = run.checkpoint_path(iteration)
+            with suppress(OSError):
+                path.rename(path.with_name(f".{path.name}.saving.removed"))
+    for rest in run.path.glob(".iter_*.saving*"):
+        if rest.is_dir():
+            shutil.rmtree(rest, ignore_errors=True)
+        else:
+            rest.unlink(missing_ok=True)  # a file that had the name of a checkpoint

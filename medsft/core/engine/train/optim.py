@@ -1,0 +1,66 @@
+"""AdamW over the masters, and the norm of the gradient over the whole mesh."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
+
+from medsft.core.config import RunConfig
+from medsft.core.engine.parallel.master_weights import Masters, local_gradient
+from medsft.core.engine.parallel.mesh import Mesh
+
+TIED_TABLE = "model.embed_tokens.weight"
+
+
+def make_optimizer(masters: Masters, config: RunConfig) -> torch.optim.AdamW:
+    """Return AdamW with decoupled decay on matrices (embedding and output projection included), none on norms and biases."""
+    matrices = [p for p in masters.by_name.values() if p.ndim >= 2]
+    vectors = [p for p in masters.by_name.values() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_eps,
+        fused=True,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Use `lr` for the next update of every parameter."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+@torch.no_grad()
+def squared_norm(masters: Masters, mesh: Mesh, *, tied_copy: bool) -> Tensor:
+    """Return this rank's share of the squared gradient norm, fp64 [1]: summed over all ranks it counts each value once.
+
+    A tensor that tensor-parallel ranks share counts on the first of them; `tied_copy` says that this stage's embedding is the
+    copy of the first stage's, which counts there.
+    """
+    total = torch.zeros(1, dtype=torch.float64, device=mesh.device)
+    for name, master in masters.by_name.items():
+        if master.grad is None or (tied_copy and name == TIED_TABLE):
+            continue
+        if mesh.tp_rank > 0 and _shared_over_tp(master):
+            continue
+        # Row by row: added up in fp32 at once, the squares of a table of 25 million lose the fourth digit of its norm.
+        total += torch.linalg.vector_norm(local_gradient(master), dim=-1).double().square().sum()
+    return total
+
+
+def _shared_over_tp(master: nn.Parameter) -> bool:
+    if not isinstance(master, DTensor):
+        return False
+    names = master.device_mesh.mesh_dim_names or ()
+    return "tp" in names and isinstance(master.placements[names.index("tp")], Replicate)
+
+
+@torch.no_grad()
+def clip_gradients(masters: Masters, norm: float, limit: float) -> None:
+    """Scale all gradients by limit / (norm + 1e-6) when that is below 1, as the original does; 0 clips nothing."""
+    coefficient = limit / (norm + 1e-6)
+    if limit > 0 and coefficient < 1:
+        torch._foreach_mul_([local_gradient(m) for m in masters.by_name.values() if m.grad is not None], coefficient)

@@ -1,0 +1,65 @@
+"""Forward and backward over a rank's micro-batches, with or without pipeline stages.
+
+What is differentiated is sum(weight * nll) / (sum of weights of the global batch), so gradients only have to be added up over
+micro-batches and ranks. FSDP divides its sum by dp; the loss is multiplied by dp beforehand to undo that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+
+from medsft.core.engine.nn.model import Decoder
+from medsft.core.engine.parallel.mesh import Mesh
+from medsft.core.engine.train.batches import RankBatch
+from medsft.core.engine.train.head import LossHead, StepSums
+
+
+class Stepper(Protocol):
+    """Runs the micro-batches of a batch."""
+
+    def train(self, batch: RankBatch, scales: Sequence[float]) -> StepSums:
+        """Add the gradients of `scale * sum(weight * nll)` of each micro-batch to the masters'."""
+
+    def evaluate(self, batch: RankBatch) -> StepSums:
+        """Return the sums without gradients."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeModel:
+    """A stepper for a rank that holds all layers."""
+
+    decoder: Decoder
+    head: LossHead
+    mesh: Mesh
+
+    def train(self, batch: RankBatch, scales: Sequence[float]) -> StepSums:
+        """See `Stepper.train`."""
+        sums = StepSums()
+        last = len(batch.micro_batches) - 1
+        for index, (micro, scale) in enumerate(zip(batch.micro_batches, scales, strict=True)):
+            self._synchronise(index == last)
+            micro = micro.to(self.mesh.device)
+            loss = self.head(self.decoder(micro.tokens, micro.stream), micro, sums, scale)
+            (loss * self.mesh.layout.dp).backward()
+        return sums
+
+    @torch.no_grad()
+    def evaluate(self, batch: RankBatch) -> StepSums:
+        """See `Stepper.evaluate`."""
+        sums = StepSums()
+        for micro in batch.micro_batches:
+            micro = micro.to(self.mesh.device)
+            self.head(self.decoder(micro.tokens, micro.stream), micro, sums, 1.0)
+        return sums
+
+    def _synchronise(self, last: bool) -> None:
+        """Let FSDP reduce gradients and free gathered weights after the last micro-batch only."""
+        if isinstance(self.decoder, FSDPModule):
+            self.decoder.set_is_last_backward(last)
+            self.decoder.set_requires_gradient_sync(last)
+            self.decoder.set_reshard_after_backward(last)

@@ -1,0 +1,264 @@
+"""The training loop. Each line of `train` is one thing that happens in an iteration."""
+
+from __future__ import annotations
+
+import math
+import resource
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+from medsft.core.engine.parallel.master_weights import Masters, complete_gradients, local_gradient
+from medsft.core.engine.parallel.mesh import Mesh
+from medsft.core.engine.train.async_save import Saver
+from medsft.core.engine.train.batches import Batcher, RankBatch, prefetch
+from medsft.core.engine.train.checkpoint import TrainState, remove_old_checkpoints
+from medsft.core.engine.train.head import StepSums
+from medsft.core.engine.train.optim import TIED_TABLE, clip_gradients, set_learning_rate, squared_norm
+from medsft.core.engine.train.step import Stepper
+from medsft.core.engine.train.validate import evaluate
+from medsft.core.planning.plan import RunPlan
+from medsft.core.planning.schedule import learning_rate
+from medsft.core.run.events import EventWriter
+from medsft.core.run.rundir import RunDir
+from medsft.errors import TrainingError
+
+_NAMED_DOCUMENTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One iteration, as every rank sees it after the reduction."""
+
+    loss: float
+    user_loss: float
+    norm: float
+    stop: bool
+    """Somebody asked for a stop."""
+    save: bool
+    """Somebody asked for a checkpoint."""
+    written: bool
+    """Every rank has written its part of the checkpoint under way."""
+
+
+@dataclass(slots=True)
+class Trainer:
+    """Everything a rank trains with."""
+
+    plan: RunPlan
+    run: RunDir
+    mesh: Mesh
+    masters: Masters
+    optimizer: torch.optim.Optimizer
+    stepper: Stepper
+    train_batches: Batcher
+    val_batches: Batcher | None
+    state: TrainState
+    saver: Saver
+    events: EventWriter | None
+    """Only on the rank that reports."""
+    tied_copy: bool = False
+    """Whether this stage's embedding is a copy of the first stage's."""
+    stop_signal: bool = False
+    _rates: deque[float] = field(default_factory=lambda: deque(maxlen=50))
+
+    def train(self) -> bool:
+        """Train to the end of the plan, or until a stop is asked for. Return whether the end was reached.
+
+        Raises `TrainingError` before the weights are touched when a loss or gradient is not finite.
+        """
+        signal.signal(signal.SIGTERM, self._on_signal)
+        total = self.plan.num_iterations
+        self._phase("training")
+        if self.validates_after(self.state.iteration) and self.state.iteration == 0 and not self._has_validated():
+            self._evaluate()
+        for batch in self._batches(total):
+            started = time.monotonic()
+            iteration = self.state.iteration + 1
+            lr = learning_rate(self.plan.config, iteration, total)
+            result = self.step(batch, iteration, lr)
+            self._count(batch)
+            self._report_step(batch, result, lr, time.monotonic() - started)
+            if result.written:
+                self._finish_save()
+            last = iteration == total
+            if self.validates_after(iteration):
+                self._evaluate()
+            if last or result.stop or result.save or iteration % self.plan.config.save_interval == 0:
+                self._begin_save()
+            if result.stop and not last:
+                break
+        self._finish_save()
+        return self.state.iteration == total
+
+    def validates_after(self, iteration: int) -> bool:
+        """Whether there is a validation after this iteration, of which 0 is before the first."""
+        return self.val_batches is not None and self.plan.validates_after(iteration)
+
+    def _has_validated(self) -> bool:
+        """Whether an earlier start, which saved nothing yet, has validated the base model; every rank must call it."""
+        found = bool(self.run.view().eval_steps) if self.mesh.reports else None
+        return bool(self.mesh.gather(found)[0])
+
+    def _on_signal(self, *_: object) -> None:
+        self.stop_signal = True
+
+    def _batches(self, total: int) -> Iterator[RankBatch]:
+        return prefetch(self.train_batches, range(self.state.iteration, total))
+
+    def step(self, batch: RankBatch, iteration: int, lr: float) -> StepResult:
+        """Compute gradients, agree on them with all ranks, and update.
+
+        Raises `TrainingError`, with the weights as they were, when the loss or the gradient is not finite.
+        """
+        sums = self.stepper.train(batch, self._scales(batch))
+        complete_gradients(self.masters, self.mesh)
+        add_tied_gradients(self.masters, self.mesh, tied=self.plan.base.model.tie_embeddings)
+        result = self._reduce(batch, sums)
+        if not (math.isfinite(result.loss) and math.isfinite(result.norm)):
+            self._refuse(batch, sums, result, iteration)
+        clip_gradients(self.masters, result.norm, self.plan.config.clip_grad)
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.step()
+        self.masters.publish()
+        self.masters.zero_grad()
+        return result
+
+    def _scales(self, batch: RankBatch) -> list[float]:
+        """Return the factor of each micro-batch's sum(weight * nll) in the loss that is minimised.
+
+        In the mean of means a micro-batch without weight counts as 0 (the original's mean of it is NaN), and the empty ones
+        that a pipeline is filled up with do not count.
+        """
+        if self.plan.config.loss_norm == "microbatch" or self.plan.config.follows_original:
+            parts = sum(1 for micro in batch.micro_batches if micro.documents) * self.mesh.layout.dp
+            return [1 / (micro.weight_sum * parts) if micro.weight_sum else 0.0 for micro in batch.micro_batches]
+        scale = 1 / batch.weight_sum if batch.weight_sum else 0.0
+        return [scale] * len(batch.micro_batches)
+
+    def _reduce(self, batch: RankBatch, sums: StepSums) -> StepResult:
+        """Add up loss, norm and requests over all ranks in one message, so that all act alike."""
+        wants = (self.run.requested("stop"), self.run.requested("save")) if self.mesh.reports else (False, False)
+        values = torch.tensor(
+            [sums.loss, sums.other_nll, wants[0] or self.stop_signal, wants[1], self.saver.is_written()],
+            dtype=torch.float64,
+            device=self.mesh.device,
+        )
+        square = squared_norm(self.masters, self.mesh, tied_copy=self.tied_copy)
+        loss, other, stop, save, written, total = self.mesh.sum(torch.cat([values, square])).tolist()
+        others = batch.tokens - batch.supervised_tokens
+        if save and self.mesh.reports:
+            self.run.clear_request("save")
+        return StepResult(
+            loss=loss,
+            user_loss=other / others if others else 0.0,
+            norm=math.sqrt(total),
+            stop=stop > 0,
+            save=save > 0,
+            written=written == self.mesh.layout.world,
+        )
+
+    def _refuse(self, batch: RankBatch, sums: StepSums, result: StepResult, iteration: int) -> None:
+        """Raise for an iteration whose loss or gradient is not finite, naming its documents."""
+        named = {d for part in self.mesh.gather(sums.bad_documents) for d in part}  # type: ignore[attr-defined]
+        if not named:
+            mine = [d for micro in batch.micro_batches for d in micro.documents]
+            named = {d for part in self.mesh.gather(mine) for d in part}  # type: ignore[attr-defined]
+        listed = ", ".join(str(d) for d in sorted(named)[:_NAMED_DOCUMENTS])
+        more = f" and {len(named) - _NAMED_DOCUMENTS} more" if len(named) > _NAMED_DOCUMENTS else ""
+        what = f"The loss is {result.loss}" if not math.isfinite(result.loss) else f"The gradient's norm is {result.norm}"
+        raise TrainingError(
+            f"{what} in iteration {iteration}; the weights were not touched. Documents (numbered from 0 in "
+            f"{self.plan.train.folder}): {listed}{more}.",
+            hint="Look at these documents with `medsft inspect`, or lower --lr; a resume goes on from the last checkpoint.",
+        )
+
+    def _count(self, batch: RankBatch) -> None:
+        self.state.iteration += 1
+        self.state.tokens += batch.tokens
+        self.state.supervised_tokens += batch.supervised_tokens
+
+    def _report_step(self, batch: RankBatch, result: StepResult, lr: float, seconds: float) -> None:
+        memory = int(self.mesh.max(torch.tensor([peak_memory(self.mesh.device)], dtype=torch.float64)).item())
+        if self.events is None:
+            return
+        self._rates.append(seconds)
+        left = self.plan.num_iterations - self.state.iteration
+        extra = {"loss_user": result.user_loss} if self.plan.config.loss_mask else {}
+        self.events.write(
+            "step",
+            iteration=self.state.iteration,
+            total=self.plan.num_iterations,
+            loss=result.loss,
+            lr=lr,
+            grad_norm=result.norm,
+            tokens=batch.tokens,
+            supervised_tokens=batch.supervised_tokens,
+            tokens_per_second=round(batch.tokens / seconds, 1),
+            step_seconds=round(seconds, 4),
+            eta_seconds=round(left * sum(self._rates) / len(self._rates), 1),
+            memory_bytes=memory,
+            epoch=round(self.state.iteration * self.plan.global_batch / self.plan.train.documents, 4),
+            **extra,
+        )
+
+    def _evaluate(self) -> None:
+        assert self.val_batches is not None
+        self._phase("evaluating")
+        started = time.monotonic()
+        found = evaluate(self.stepper, self.val_batches, self.mesh)
+        if self.events:
+            self.events.write(
+                "eval",
+                iteration=self.state.iteration,
+                loss=found.loss,
+                perplexity=found.perplexity,
+                accuracy=found.accuracy,
+                tokens=found.tokens,
+                seconds=round(time.monotonic() - started, 2),
+            )
+        self._phase("training")
+
+    def _begin_save(self) -> None:
+        """Start a checkpoint of the current iteration, after the one under way."""
+        self._finish_save()
+        self._phase("saving")
+        self.saver.begin(self.state)
+        self._phase("training")
+
+    def _finish_save(self) -> None:
+        """Complete the checkpoint under way, if there is one, and remove old ones."""
+        saved = self.saver.finish()
+        if saved is None or self.events is None:
+            return
+        remove_old_checkpoints(self.run, keep_last=self.plan.config.keep_last)
+        self.events.write(
+            "checkpoint",
+            iteration=saved.iteration,
+            folder=saved.path.name,
+            bytes=saved.bytes,
+            seconds=round(saved.seconds, 2),
+            stalled_seconds=round(saved.stalled_seconds, 2),
+        )
+
+    def _phase(self, name: str) -> None:
+        if self.events:
+            self.events.write("phase", name=name)
+
+
+def add_tied_gradients(masters: Masters, mesh: Mesh, *, tied: bool) -> None:
+    """Add up the gradients of a tied embedding's two copies, on the first and on the last pipeline stage."""
+    if tied and mesh.ends is not None and (mesh.is_first_stage or mesh.is_last_stage):
+        dist.all_reduce(local_gradient(masters.by_name[TIED_TABLE]), group=mesh.ends)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes this rank has used: resident memory on a CPU, allocated memory on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

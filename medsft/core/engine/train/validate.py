@@ -1,0 +1,41 @@
+"""Validation: one full pass over the validation set, the same documents every time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from medsft.core.engine.parallel.mesh import Mesh
+from medsft.core.engine.train.batches import Batcher
+from medsft.core.engine.train.step import Stepper
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Measured over the answer tokens of the whole validation set."""
+
+    loss: float
+    """Mean -log p, in nats."""
+    accuracy: float
+    """Share of tokens that were the most likely one."""
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(min(self.loss, 700.0))
+
+
+def evaluate(stepper: Stepper, batcher: Batcher, mesh: Mesh) -> Evaluation:
+    """Return loss and accuracy on every document of the batcher's set, once each. Every rank must call it."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    tokens = 0
+    for numbers in batcher.in_turn():
+        batch = batcher.build(numbers)
+        part = stepper.evaluate(batch)
+        sums += torch.tensor([part.answer_nll, part.correct], dtype=torch.float64)
+        tokens += batch.supervised_tokens
+    answer_nll, correct = mesh.sum(sums.to(mesh.device)).tolist()
+    return Evaluation(loss=answer_nll / max(1, tokens), accuracy=correct / max(1, tokens), tokens=tokens)

@@ -1,0 +1,256 @@
+"""A look at a base checkpoint without torch: which kind, which model, which layout, how big. Plans are made from this."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from medsft.core.files import sizes_differ, unsealed
+from medsft.core.models import gguf, megatron
+from medsft.core.models.checked_json import plain
+from medsft.core.models.config import ModelConfig, read_hf_config
+from medsft.core.models.other_folders import hub_snapshot, refuse_by_name, what_a_file_is
+from medsft.core.models.weight_files import find_weight_files, look_at_weights
+from medsft.errors import MismatchError
+
+Kind = Literal["hf", "megatron", "gguf", "medsft-run", "dcp"]
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_ITERATION = re.compile(r"iter_(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """What can be known of a checkpoint before any weight is read."""
+
+    kind: Kind
+    """`hf`: Hugging Face folder; `megatron`: Megatron-LLM folder; `gguf`: one file; `medsft-run`: folder of a run of ours;
+    `dcp`: one torch.distributed.checkpoint folder, as a run's checkpoint or `convert --to dcp`."""
+    path: Path
+    """What was asked for."""
+    weights: Path
+    """Where the weights to read lie: the folder of the iteration that was asked for, or `path` itself."""
+    config: ModelConfig | None
+    """The model; None where only torch could tell."""
+    tp: int | None = None
+    pp: int | None = None
+    """Layout from the ranks (Megatron-LLM), else from a name with `-tpT-ppP`, else None."""
+    iteration: int | None = None
+    """The iteration that will be read; None where there are none, and for `release`."""
+    iterations: tuple[int, ...] = ()
+    """Saved iterations to choose from, ascending."""
+    tokenizer: Path | None = None
+    """A folder with `tokenizer.json`, a `tokenizer.model`, or the GGUF file itself; None when there is none beside it."""
+    size_bytes: int
+    """Bytes of the files that will be read."""
+    vocab_known: bool = True
+    """False where `config.vocab_size` counts all rows of padded tables, because no file says how many belong to tokens."""
+    saved_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """The trainer's arguments that a Megatron-LLM folder holds, plain values."""
+    warnings: tuple[str, ...] = ()
+
+
+def inspect_base(path: Path, iteration: int | None = None) -> BaseModel:
+    """Say what lies at `path`, checked as far as that goes without torch and without reading weights.
+
+    `iteration` picks `iter_N` or `checkpoint-N` inside; None takes the latest that is complete.
+    Raises `MismatchError` for a path that is none of the known kinds, is incomplete or damaged, lacks that iteration, or is a
+    model that cannot be fine-tuned here: of another family, quantised, or with weights that its description has no place for.
+    """
+    try:
+        return _inspect(path, iteration)
+    except OSError as error:
+        raise MismatchError(f"{path}: cannot be read: {error.strerror or error}: {plain(str(error.filename))}.") from None
+
+
+def _inspect(path: Path, iteration: int | None) -> BaseModel:
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise MismatchError(f"{path}: a base model is a folder or a .gguf file.", hint=what_a_file_is(path))
+        return _gguf(path)
+    if not path.is_dir():
+        raise MismatchError(f"{path}: no such file or folder.", hint="Check the entry in medsft.toml.")
+    snapshot = hub_snapshot(path)
+    if snapshot is not None:
+        return _inspect(snapshot, iteration)
+    kinds: tuple[tuple[bool, Callable[[Path, int | None], BaseModel]], ...] = (
+        ((path / "plan.json").is_file(), _run),
+        (megatron.is_megatron(path), _megatron),
+        ((path / ".metadata").is_file(), _dcp),
+        ((path / "config.json").is_file() or bool(_numbered(path, _CHECKPOINT)), _hugging_face),
+    )
+    for found, inspect in kinds:
+        if found:
+            return inspect(path, iteration)
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return _gguf(ggufs[0])
+    refuse_by_name(path)
+    hint = (
+        f"It holds {len(ggufs)} GGUF files; name one of them: {ggufs[0]}"
+        if ggufs
+        else "Known: a Hugging Face folder (config.json), a Megatron-LLM folder (release/ or iter_NNNNNNN/ with mp_rank_*/), "
+        "a .gguf file, a run of medsft (plan.json)."
+    )
+    raise MismatchError(f"{path}: not a checkpoint of a known kind.", hint=hint)
+
+
+def lacks_weights(path: Path) -> bool:
+    """Whether `path` is a Hugging Face folder that describes a model and has none of its weights."""
+    weights = ("*.safetensors", "*.bin", "checkpoint-*", "plan.json", ".metadata")
+    described = (path / "config.json").is_file() and not megatron.is_megatron(path)
+    return (
+        described
+        and not (path / "adapter_config.json").is_file()
+        and not any(True for pattern in weights for _ in path.glob(pattern))
+    )
+
+
+def describe_without_weights(path: Path) -> BaseModel:
+    """Say what the `config.json` of a Hugging Face folder tells of a model whose weights are elsewhere: enough to plan with.
+
+    Its `size_bytes` is 0. Raises `MismatchError` as `inspect_base` does, but not for the weights.
+    """
+    tp, pp = megatron.layout_in_name(path) or (None, None)
+    config, tokenizer = read_hf_config(path), _tokenizer_beside(path)
+    return BaseModel(kind="hf", path=path, weights=path, config=config, tp=tp, pp=pp, tokenizer=tokenizer, size_bytes=0)
+
+
+def _hugging_face(path: Path, iteration: int | None) -> BaseModel:
+    numbered = _numbered(path, _CHECKPOINT)
+    if iteration is None and not (path / "config.json").is_file():
+        iteration = max(numbered)
+    folder = path if iteration is None else _pick(path, numbered, iteration, "checkpoint-{}")
+    tp, pp = megatron.layout_in_name(path) or (None, None)
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) == 1 and lacks_weights(folder):
+        return _gguf(ggufs[0])
+    refuse_by_name(folder)
+    config = read_hf_config(folder)
+    files = find_weight_files(folder)
+    return BaseModel(
+        kind="hf",
+        path=path,
+        weights=folder,
+        config=config,
+        tp=tp,
+        pp=pp,
+        iteration=iteration,
+        iterations=tuple(numbered),
+        tokenizer=_tokenizer_beside(folder, path),
+        size_bytes=_total(files),
+        warnings=look_at_weights(files, config, where=str(folder)),
+    )
+
+
+def _megatron(path: Path, iteration: int | None) -> BaseModel:
+    found = megatron.open_folder(path, iteration)
+    tokenizer = _tokenizer_beside(found.folder, path) or _file_there(found.args.get("vocab_file"))
+    return BaseModel(
+        kind="megatron",
+        path=path,
+        weights=found.folder,
+        config=found.config,
+        tp=found.tp,
+        pp=found.pp,
+        iteration=found.iteration,
+        iterations=megatron.iterations(path),
+        tokenizer=tokenizer,
+        size_bytes=_total(found.files.values()),
+        vocab_known=found.vocab_known,
+        saved_arguments=found.args,
+        warnings=found.warnings,
+    )
+
+
+def _run(path: Path, iteration: int | None) -> BaseModel:
+    numbered = {number: folder for number, folder in _numbered(path, _ITERATION).items() if (folder / ".metadata").is_file()}
+    if not numbered:
+        raise MismatchError(f"{path}: a run without a checkpoint; it cannot be a base model yet.")
+    incomplete = {number: problem for number, folder in numbered.items() if (problem := _incomplete(folder))}
+    number = max(numbered.keys() - incomplete.keys(), default=max(numbered)) if iteration is None else iteration
+    folder = _pick(path, numbered, number, "iter_{:07d}")
+    if number in incomplete:
+        raise MismatchError(f"{folder} is damaged: {incomplete[number]}.", hint="Copy it again, or take another iteration.")
+    tp, pp = megatron.layout_in_name(path) or (None, None)
+    return BaseModel(
+        kind="medsft-run",
+        path=path,
+        weights=folder,
+        config=read_hf_config(folder) if (folder / "config.json").is_file() else None,
+        tp=tp,
+        pp=pp,
+        iteration=number,
+        iterations=tuple(numbered),
+        tokenizer=_tokenizer_beside(folder, path),
+        size_bytes=_total(folder.glob("*.distcp")),
+        warnings=tuple(
+            f"{numbered[later].name} of {path.name} is damaged ({problem}): iteration {number} is taken instead."
+            for later, problem in incomplete.items()
+            if later > number
+        ),
+    )
+
+
+def _incomplete(checkpoint: Path) -> str | None:
+    """Return what is wrong with the sizes of a checkpoint's files, as far as it has a manifest, or None."""
+    try:
+        return sizes_differ(checkpoint, unsealed((checkpoint / "manifest.json").read_bytes())["files"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "its manifest.json cannot be read"
+
+
+def _dcp(path: Path, iteration: int | None) -> BaseModel:
+    if iteration is not None:
+        raise MismatchError(f"{path}: one checkpoint, without iterations to choose from.")
+    return BaseModel(
+        kind="dcp",
+        path=path,
+        weights=path,
+        config=read_hf_config(path),
+        tokenizer=_tokenizer_beside(path),
+        size_bytes=_total(path.glob("*.distcp")),
+    )
+
+
+def _gguf(path: Path) -> BaseModel:
+    config = gguf.config_of(path)
+    return BaseModel(kind="gguf", path=path, weights=path, config=config, tokenizer=path, size_bytes=path.stat().st_size)
+
+
+def _tokenizer_beside(*folders: Path) -> Path | None:
+    for folder in folders:
+        if (folder / "tokenizer.json").is_file():
+            return folder
+        if (folder / "tokenizer.model").is_file():
+            return folder / "tokenizer.model"
+    return None
+
+
+def _file_there(name: Any) -> Path | None:
+    """Return the path that saved arguments name, if there is anything: they may be of another machine, or odd."""
+    try:
+        return Path(name) if isinstance(name, str) and name and Path(name).exists() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _numbered(path: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    found = {int(match[1]): entry for entry in path.iterdir() if (match := pattern.fullmatch(entry.name)) and entry.is_dir()}
+    return dict(sorted(found.items()))
+
+
+def _pick(path: Path, numbered: dict[int, Path], iteration: int, form: str) -> Path:
+    if iteration not in numbered:
+        there = ", ".join(form.format(number) for number in numbered) or "no numbered checkpoint"
+        raise MismatchError(f"{path}: there is no {form.format(iteration)} in it.", hint=f"It has: {there}.")
+    return numbered[iteration]
+
+
+def _total(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)

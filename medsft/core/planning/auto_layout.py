@@ -1,0 +1,193 @@
+"""Chooses what a person left open: processes, levels and micro-batch, by what fits the memory of the devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from medsft.core.config import RunConfig
+from medsft.core.devices import Devices
+from medsft.core.models.config import ModelConfig
+from medsft.core.planning.layout import (
+    Layout,
+    check_layout,
+    check_processes,
+    padded_model,
+    smaller_first,
+    valid_tensor_levels,
+)
+from medsft.core.planning.memory import MemoryEstimate, Workload, estimate_memory
+from medsft.core.planning.order import SampleOrder, deal_in_order, deal_to_ranks, micro_batches_per_rank
+from medsft.errors import ConfigError, Problem
+
+_FITS = 0.9
+"""Share of a device's memory that a plan may fill; the estimate is no better than that."""
+_LARGEST_MICRO_BATCH = 32
+_ENOUGH_TOKENS = {"cpu": 2560, "cuda": 1 << 30}
+"""Larger streams do not make a CPU faster, they only take its memory; much smaller ones spend their time on the weights."""
+_SAMPLED_BATCHES = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What is chosen by."""
+
+    config: RunConfig
+    global_batch: int
+    """Documents in one iteration."""
+    model: ModelConfig
+    """Sizes without padding, which depends on the level in the original's recipe."""
+    tp: int | None
+    """Level of the flag or of the base model's folder."""
+    pp: int | None
+    devices: Devices
+    precision: str
+    batches: tuple[np.ndarray, ...]
+    """Lengths of the documents of some global batches; see `sample_batches`."""
+    longest: int
+    """(input, label) pairs of the longest document."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A layout with its micro-batches and what they need."""
+
+    layout: Layout
+    nproc_per_node: int
+    micro_batch: int
+    num_micro_batches: int
+    stream_tokens: int
+    """Tokens of the largest micro-batch."""
+    memory: MemoryEstimate
+    """Of the rank that needs most."""
+
+
+def sample_batches(order: SampleOrder, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the lengths of the documents in the first global batches of the run, each int64 [global_batch]."""
+    count = min(_SAMPLED_BATCHES, -(-len(lengths) // order.global_batch))
+    return tuple(lengths[order.batch(iteration)] for iteration in range(count))
+
+
+def batches_in_turn(global_batch: int, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the lengths of the documents in the first batches of a validation, each int64 [at most global_batch]."""
+    starts = islice(range(0, len(lengths), global_batch), _SAMPLED_BATCHES)
+    return tuple(lengths[start : start + global_batch] for start in starts)
+
+
+def choose(situation: Situation) -> Choice:
+    """Choose the layout, then the largest micro-batch that fits. Raises `ConfigError` for levels that cannot work."""
+    nproc = _processes(situation)
+    world = nproc * situation.config.nodes
+    tp, pp = _levels(situation, nproc)
+    problems = check_processes(tp, pp, nproc_per_node=nproc, nodes=situation.config.nodes)
+    layout = Layout(pp=pp, dp=max(1, world // (tp * pp)), tp=tp)
+    problems += check_layout(situation.model, layout, global_batch=situation.config.global_batch)
+    if not problems and situation.config.follows_original:
+        problems += _check_blocks(situation.config, layout)
+    if problems:
+        raise ConfigError(problems)
+    return _largest_micro_batch(situation, layout, nproc)
+
+
+def _processes(situation: Situation) -> int:
+    """Return the processes on each node: as asked, one for each GPU, or on a CPU what the levels need."""
+    config, devices = situation.config, situation.devices
+    if config.nproc_per_node:
+        return config.nproc_per_node
+    if devices.kind == "cuda":
+        return devices.count
+    return max(1, -(-(situation.tp or 1) * (situation.pp or 1) // config.nodes))
+
+
+def _levels(situation: Situation, nproc: int) -> tuple[int, int]:
+    """Return (tp, pp) as given, or else with the least splitting whose memory fits; the most splitting when none does."""
+    tp, pp, model = situation.tp, situation.pp, situation.model
+    if tp is not None and pp is not None:
+        return tp, pp
+    world = nproc * situation.config.nodes
+    valid = valid_tensor_levels(model)
+    candidates = [
+        (t, p)
+        for t, p in smaller_first(world)
+        if t in valid and nproc % t == 0 and p <= model.num_layers and t == (tp or t) and p == (pp or p)
+    ]
+    for t, p in candidates:
+        layout = Layout(pp=p, dp=world // (t * p), tp=t)
+        if _fits(situation, _with_micro_batch(situation, layout, nproc, situation.config.micro_batch or 1)):
+            return t, p
+    return candidates[-1] if candidates else (tp or 1, pp or 1)
+
+
+def _check_blocks(config: RunConfig, layout: Layout) -> list[Problem]:
+    """The original deals blocks of `micro_batch * dp` documents: the global batch must be made of whole ones."""
+    if config.global_batch % layout.dp:
+        below = config.global_batch - config.global_batch % layout.dp
+        message = (
+            f"{config.global_batch} is not a multiple of the {layout.dp} data-parallel ranks, as --compat megatron-llm needs"
+        )
+        return [Problem("--global_batch", message, f"Nearest sizes that work: {below} and {below + layout.dp}.")]
+    share = config.global_batch // layout.dp
+    if config.micro_batch and share % config.micro_batch:
+        message = f"{config.micro_batch} does not divide the {share} documents of a rank, as --compat megatron-llm needs"
+        fitting = ", ".join(str(size) for size in range(1, share + 1) if share % size == 0)
+        return [Problem("--micro_batch", message, f"Sizes that work: {fitting}.")]
+    return []
+
+
+def _largest_micro_batch(situation: Situation, layout: Layout, nproc: int) -> Choice:
+    """Take the micro-batch that was asked for, or the largest power of two that fits and is of use.
+
+    A pipeline gets at least four micro-batches a stage where the global batch has them, so that it is rarely idle.
+    """
+    config = situation.config
+    if config.micro_batch:
+        return _with_micro_batch(situation, layout, nproc, config.micro_batch)
+    share = situation.global_batch // layout.dp
+    most = min(_LARGEST_MICRO_BATCH, share // (4 * layout.pp) if layout.pp > 1 else share)
+    chosen = _with_micro_batch(situation, layout, nproc, 1)
+    size = 2
+    while size <= most and not (config.follows_original and share % size):
+        larger = _with_micro_batch(situation, layout, nproc, size)
+        if not _fits(situation, larger) or larger.stream_tokens > _ENOUGH_TOKENS[situation.devices.kind]:
+            break
+        chosen, size = larger, size * 2
+    return chosen
+
+
+def _fits(situation: Situation, choice: Choice) -> bool:
+    return choice.memory.total <= _FITS * situation.devices.memory_per_rank(choice.nproc_per_node)
+
+
+def _with_micro_batch(situation: Situation, layout: Layout, nproc: int, micro_batch: int) -> Choice:
+    tokens = _largest_stream(situation, layout.dp, micro_batch)
+    count = micro_batches_per_rank(situation.global_batch, dp=layout.dp, micro_batch=micro_batch)
+    workload = Workload(
+        stream_tokens=tokens,
+        num_micro_batches=count,
+        bf16=situation.precision == "bf16",
+        recompute=situation.config.recompute,
+        device_kind=situation.devices.kind,
+    )
+    model = padded_model(situation.model, tp=layout.tp, like_original=situation.config.follows_original)
+    return Choice(
+        layout=layout,
+        nproc_per_node=nproc,
+        micro_batch=micro_batch,
+        num_micro_batches=count,
+        stream_tokens=tokens,
+        memory=estimate_memory(model, layout, workload),
+    )
+
+
+def _largest_stream(situation: Situation, dp: int, micro_batch: int) -> int:
+    """Return the most tokens of a micro-batch in the sampled batches, at least the longest document's."""
+    largest = situation.longest
+    for batch in situation.batches:
+        if situation.config.follows_original:
+            ranks = deal_in_order(len(batch), dp=dp, micro_batch=micro_batch)
+        else:
+            ranks = deal_to_ranks(batch, dp=dp, micro_batch=micro_batch)
+        largest = max([largest, *(int(batch[part].sum()) for rank in ranks for part in rank)])
+    return largest

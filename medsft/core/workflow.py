@@ -1,0 +1,186 @@
+"""From a config to a running run: tokenise, plan, check what is there, start. What the CLI, the wizard and scripts call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+from medsft.core.cluster.rendezvous import start_together
+from medsft.core.config import RunConfig, check
+from medsft.core.data.dataset.manifest import read_manifest
+from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
+from medsft.core.data.dataset.tokenized import set_exists
+from medsft.core.data.dataset.write import ProgressCallback
+from medsft.core.data.sources.columns import Keys
+from medsft.core.models.inspect import inspect_base
+from medsft.core.planning.folders import check_places
+from medsft.core.planning.plan import RunPlan, difference
+from medsft.core.planning.planner import make_plan, replan
+from medsft.core.planning.sets import training_folder, validation_folder
+from medsft.core.run.events import Event, follow
+from medsft.core.run.exports import look_at_export
+from medsft.core.run.rundir import RunDir
+from medsft.core.run.rundir import read_manifest as read_checkpoint_manifest
+from medsft.core.run.view import RunView
+from medsft.core.settings import Settings, check_with_settings
+from medsft.errors import AlreadyFinishedError, ConfigError, MismatchError
+
+
+def tokenize_sets(
+    config: RunConfig, settings: Settings, *, tokenizer: Path | None = None, progress: ProgressCallback | None = None
+) -> None:
+    """Make or check the tokenised sets of a run: `RUN_NAME`, and `RUN_NAME-val` when there is validation data or that set.
+
+    With `tokenizer` no base model is needed. Raises `ConfigError`, `DataError` or `MismatchError`.
+    """
+    problems = [*(check(config) if tokenizer else check_with_settings(config, settings)), *check_places(config)]
+    if problems:
+        raise ConfigError(problems)
+    tokenize(request_for(config, settings, tokenizer=tokenizer), progress=progress)
+    if config.val or set_exists(validation_folder(config)):
+        tokenize(request_for(config, settings, tokenizer=tokenizer, validation=True), progress=progress)
+
+
+def trust_sets(config: RunConfig, settings: Settings) -> None:
+    """Check the sets of another program that a run would use and remember them, if `--trust_cache` asks for it.
+
+    Raises `ConfigError`, `DataError` or `MismatchError`.
+    """
+    for folder, validation in ((training_folder(config), False), (validation_folder(config), True)):
+        if config.trust_cache and set_exists(folder) and read_manifest(folder) is None:
+            tokenize(replace(request_for(config, settings, validation=validation), data=()))
+
+
+def request_for(
+    config: RunConfig, settings: Settings, *, tokenizer: Path | None = None, validation: bool = False
+) -> TokenizeRequest:
+    """Return what `config` asks of the data layer for one of its two sets; `tokenizer` stands in for the base model's."""
+    return TokenizeRequest(
+        out_dir=Path(config.tokenized_data_dir),
+        name=f"{config.run_name}-val" if validation else config.run_name,
+        data=config.val if validation else config.data,
+        tokenizer=tokenizer or _tokenizer(config, settings),
+        template=config.template,
+        keys=Keys(question=config.question_key, answer=config.answer_key, system=config.system_key),
+        bad_rows=config.bad_rows,  # type: ignore[arg-type]
+        special_in_text="control" if config.follows_original else config.special_in_text,  # type: ignore[arg-type]
+        prefer_model_file=config.follows_original,
+        template_date=date.fromisoformat(config.template_date) if config.template_date else None,
+        document_index=not config.follows_original,
+        retokenize=config.retokenize,
+        trust_cache=config.trust_cache,
+    )
+
+
+def _tokenizer(config: RunConfig, settings: Settings) -> Path:
+    entry = settings.find_checkpoint(config.checkpoint, config.size)
+    tokenizer = entry.tokenizer or inspect_base(entry.path, config.intermediate_iter).tokenizer
+    if tokenizer is None:
+        raise MismatchError(
+            f"{entry.path}: no tokenizer beside the model.",
+            hint='Name it in medsft.toml: { path = "...", tokenizer = "..." }.',
+        )
+    return tokenizer
+
+
+def prepare(
+    config: RunConfig,
+    settings: Settings,
+    *,
+    progress: ProgressCallback | None = None,
+    confirm: Callable[[RunPlan], RunConfig] | None = None,
+) -> RunPlan:
+    """Tokenise and plan, and compare with what exists. `confirm` may ask a person and return a config with other `iters`.
+
+    A run that exists keeps its number of iterations. Raises `AlreadyFinishedError`, or `MismatchError` with every difference
+    between this plan and the one that the existing run has.
+    """
+    tokenize_sets(config, settings, progress=progress)
+    plan = make_plan(config, settings)
+    existing = existing_plan(plan)
+    if confirm is not None:
+        accepted = replace(config, iters=existing.config.iters) if existing else confirm(plan)
+        plan = make_plan(accepted, settings)
+    check_against_existing(plan)
+    return plan
+
+
+def existing_plan(plan: RunPlan) -> RunPlan | None:
+    """Return the plan of the run that is in this plan's folder, or None.
+
+    A damaged one is as good as none where the checkpoints are of this plan, or there are none: it can be written anew. Raises
+    `MismatchError` where that is not so.
+    """
+    run = RunDir(Path(plan.run_dir))
+    if not run.exists():
+        return None
+    try:
+        return RunPlan.read(run.plan_path)
+    except MismatchError as error:
+        whole = run.latest_checkpoint()
+        if whole is None or read_checkpoint_manifest(run.checkpoint_path(whole)).get("identity") == plan.identity:
+            return None
+        raise MismatchError(error.message, hint="Its checkpoints are of another plan than these flags make.") from None
+
+
+def check_against_existing(plan: RunPlan) -> None:
+    """Raise `AlreadyFinishedError` or `MismatchError` unless `plan` may start or go on in its folder.
+
+    A run whose model is damaged may go on, to export it again; so may one that was killed before it could log its end.
+    """
+    run = RunDir(Path(plan.run_dir))
+    existing, found = existing_plan(plan), look_at_export(plan, run)
+    logged = not run.exists() or run.view().outcome == "finished"
+    if found.there and not found.damage and (logged or not found.of_this_plan):
+        message = f"This run is finished; its model is in {plan.export_dir}"
+        hint = "To train it once more beside the first, give it a name of its own: --id NAME"
+        if existing is not None and (changes := difference(existing, plan)):
+            message += "\nIt was trained with something else than is asked for now:\n" + _listed(changes)
+            hint = "To train with what is asked for now, give that run a name of its own: --id NAME"
+        raise AlreadyFinishedError(message, hint=hint)
+    if found.there and found.damage and run.latest_checkpoint() is None:
+        raise MismatchError(
+            f"{plan.export_dir} is damaged: {found.damage}. There is no checkpoint any more to export it from again.",
+            hint="Move it away to train once more.",
+        )
+    if existing is None or existing.identity == plan.identity:
+        return
+    raise MismatchError(
+        f"{plan.run_dir} holds a run with another plan:\n{_listed(difference(existing, plan))}",
+        hint="Go on with what it was planned with, or start another run beside it: --id NAME",
+    )
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def run(config: RunConfig, settings: Settings, *, progress: ProgressCallback | None = None) -> RunView:
+    """Do it all and wait for the end: tokenise, plan, train or go on, export. Returns the view of the ended run.
+
+    With several nodes, call it on each. Raises what `prepare` and `start_together` raise; a run that failed is returned with
+    `outcome == "failed"`.
+    """
+    folder = start_together(config, lambda: prepare(config, settings, progress=progress))
+    for _ in follow_to_end(folder, node=config.rank):
+        pass
+    return folder.view()
+
+
+def follow_to_end(folder: RunDir, *, node: int = 0) -> Iterator[Event]:
+    """Yield the events of a run from its first on, until no process works on it any more (on this node, if it is not 0)."""
+    return follow(folder.events_path, ended=lambda: not folder.alive(node))
+
+
+def resume(folder: RunDir, **changes: object) -> RunPlan:
+    """Return the plan to go on with: the run's own, with `changes` to fields that do not make it another run (`tp`, `pp`, ...).
+
+    Raises `AlreadyFinishedError`, `ConfigError` for levels that cannot work, or `MismatchError` when its data or base model
+    have changed.
+    """
+    recorded = RunPlan.read(folder.plan_path)
+    plan = replan(recorded, run_dir=folder.path, changes=changes)
+    check_against_existing(plan)
+    return plan

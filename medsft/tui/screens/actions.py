@@ -1,0 +1,64 @@
+"""What both the monitor and the list of runs can do with a run: go on, and export. Slow work; call it in a worker thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from textual.screen import Screen
+
+from medsft.core.run.rundir import RunDir
+from medsft.errors import MedsftError
+
+
+def go_on(run: RunDir) -> str:
+    """Resume a run and return what to tell. Raises `MedsftError`."""
+    from medsft.core.run.launch import start  # these imports take longer than the first paint should
+    from medsft.core.workflow import resume
+
+    plan = resume(run)
+    start(plan)
+    return f"Going on with {plan.layout}."
+
+
+def export(run: RunDir) -> str:
+    """Start the export of the latest checkpoint into a folder of its own, and return what to tell. Raises `MedsftError`.
+
+    The folder carries the iteration: the plain name is that of the finished model, and tells a later start that there is
+    nothing left to train.
+    """
+    from medsft.core.run.launch import plan_of, start_export
+
+    plan = plan_of(run)
+    iteration = run.latest_checkpoint()
+    if iteration is None:
+        raise MedsftError("There is no checkpoint to export.")
+    folder = Path(plan.export_dir)
+    to = folder if iteration == plan.num_iterations else folder.with_name(f"{folder.name}-iter{iteration:07d}")
+    if to.exists():
+        return f"The model of iteration {iteration:,} is there already: {to}"
+    start_export(run, to, iteration)
+    return f"Exporting iteration {iteration:,} to {to}. The log (logs/export.log) tells when it is done."
+
+
+def ask(screen: Screen[Any], run: RunDir, what: str) -> bool:
+    """Ask a run to `stop` or to `save`, and return whether that could be done; where not, tell why."""
+    try:
+        run.request(what)
+    except (MedsftError, OSError) as error:
+        _refuse(screen, error)
+        return False
+    return True
+
+
+def _refuse(screen: Screen[Any], error: Exception) -> None:
+    screen.notify(str(error), title="Not done", severity="error", timeout=15, markup=False)
+
+
+def tell(screen: Screen[Any], action: Callable[[], str]) -> None:
+    """Do something slow in a worker thread of `screen`, and tell there how it went."""
+    try:
+        screen.app.call_from_thread(screen.notify, action(), markup=False)
+    except (MedsftError, OSError) as error:
+        screen.app.call_from_thread(_refuse, screen, error)

@@ -1,0 +1,52 @@
+"""Documents as the model reads them, for people: roles and loss weights in words and in colour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual.content import Content
+
+from medsft.core.printable import printable
+from medsft.core.units import count
+
+if TYPE_CHECKING:
+    from medsft.core.config import RunConfig
+    from medsft.core.data.dataset.report import Sample
+    from medsft.core.run.rundir import RunDir
+
+_COLOURS = {"SYSTEM": "$secondary", "QUESTION": "$primary", "ANSWER": "$success"}
+
+
+def current_batch(run: RunDir, iteration: int, most: int = 8) -> list[Sample]:
+    """Decode the first documents of the batch of an iteration counted from 1. Raises `MedsftError`."""
+    from medsft.core.data.dataset.report import samples
+    from medsft.core.planning.selection import open_selection
+    from medsft.core.run.launch import plan_of
+    from medsft.core.settings import Settings
+    from medsft.core.workflow import request_for
+
+    plan = plan_of(run)
+    chosen, _ = open_selection(plan)
+    documents = chosen.indices[chosen.order.batch(max(0, iteration - 1))[:most]].tolist()
+    opened = request_for(plan.config, Settings(), tokenizer=Path(plan.base.tokenizer)).job.open_tokenizer()
+    return samples(chosen.data, opened.tokenizer, documents)
+
+
+def show_samples(shown: Iterable[Sample], config: RunConfig) -> Content:
+    """Return the documents, each part under its role and weight; where --seq cuts is said in words."""
+    parts: list[Content | str] = []
+    for sample in shown:
+        over = sample.length - 1 - config.seq
+        cut = f", {count(over)} too many for --seq {count(config.seq)}" if over > 0 else ""
+        parts += [Content.styled(f"Document {count(sample.document)}: {count(sample.length)} tokens{cut}", "bold"), "\n"]
+        for part in sample.parts:
+            role = part.role.name
+            weight = 1.0 if role == "ANSWER" else config.loss_mask
+            learnt = "learnt" if weight == 1 else f"learnt with weight {weight:g}" if weight else "read, not learnt"
+            parts.append(Content.styled(f"▌{role.lower()}, {count(part.tokens)} tokens, {learnt}", f"{_COLOURS[role]} italic"))
+            text, style = printable(part.text.rstrip("\n")), _COLOURS[role] if weight else f"dim {_COLOURS[role]}"
+            parts += ["\n", Content.styled(text, style), "\n"]
+        parts.append("\n")
+    return Content.assemble(*parts)

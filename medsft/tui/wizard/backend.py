@@ -1,0 +1,231 @@
+"""What the wizard asks of the core: slow functions for worker threads, and what they return.
+
+Imports of settings, planner and tokenizers stand inside the functions, so that the first page paints before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsft.core.config import RunConfig
+from medsft.core.run.rundir import RunDir
+from medsft.errors import ConfigError, MedsftError, Problem
+
+if TYPE_CHECKING:
+    from medsft.core.data.dataset.report import LengthReport, Sample
+    from medsft.core.data.dataset.write import Progress
+    from medsft.core.data.sources.columns import KeyProposal
+    from medsft.core.forecast import Forecast
+    from medsft.core.models.inspect import BaseModel
+    from medsft.core.models.scanning import Found
+    from medsft.core.planning.plan import RunPlan
+    from medsft.core.settings import CheckpointEntry, Settings
+
+_SHOWN_SAMPLES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseEntry:
+    """A base model to choose from."""
+
+    name: str
+    size: float
+    path: Path
+    listed: bool
+    """In medsft.toml already."""
+    base: BaseModel | None = None
+    problem: str = ""
+    """Why it cannot be used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What the core makes of a config that is still being filled in."""
+
+    config: RunConfig
+    problems: tuple[Problem, ...] = ()
+    plan: RunPlan | None = None
+    disk_free: int = 0
+    """Bytes, where the plan's run would be."""
+    exact: bool = False
+    """Whether the documents were counted in a tokenised set."""
+    forecast: Forecast | None = None
+    """How long the run will take; None where nothing like it has run yet."""
+    keys: KeyProposal | None = None
+    sets: tuple[str, ...] = ()
+    """Tokenised sets that exist."""
+    report: LengthReport | None = None
+    samples: tuple[Sample, ...] = ()
+    samples_problem: str = ""
+
+
+def base_entries(settings_file: Path | None) -> list[BaseEntry]:
+    """Return the models of medsft.toml with what a look at each says. Raises `ConfigError` when the file is wrong."""
+    from medsft.core.models.inspect import inspect_base
+    from medsft.core.settings import load_settings
+
+    def entry(listed: CheckpointEntry) -> BaseEntry:
+        try:
+            base, problem = inspect_base(listed.path), ""
+        except MedsftError as error:
+            base, problem = None, error.message
+        return BaseEntry(name=listed.name, size=listed.size, path=listed.path, listed=True, base=base, problem=problem)
+
+    return [entry(listed) for listed in load_settings(settings_file).checkpoints.values()]
+
+
+def find_bases(path: Path) -> list[BaseEntry]:
+    """Return the checkpoint at a path, or all in the folder and below it. Raises `ConfigError` when there is no such folder."""
+    from medsft.core.models.scanning import scan
+
+    def entry(found: Found) -> BaseEntry:
+        return BaseEntry(name=found.name, size=found.size, path=found.base.path, listed=False, base=found.base)
+
+    if path.is_file():
+        wanted = path.resolve()
+        return [entry(found) for found in scan(path.parent) if found.base.path.resolve() == wanted]
+    return [entry(found) for found in scan(path)]
+
+
+def add_base(entry: BaseEntry, settings_file: Path | None) -> Path:
+    """Write a model that was found into the settings, and return their file. Raises `MedsftError` or `OSError`."""
+    from medsft.core.settings import add_checkpoint, project_file
+
+    file = settings_file or project_file()
+    add_checkpoint(file, entry.name, entry.size, entry.path)
+    return file
+
+
+def look_ahead(config: RunConfig, settings_file: Path | None, *, samples: bool) -> Outlook:
+    """Plan what can be planned. What a person got wrong is in `problems`; `samples` asks for decoded rows too."""
+    from medsft.core.forecast import forecast
+    from medsft.core.planning.folders import free_bytes
+    from medsft.core.planning.planner import preview
+    from medsft.core.settings import load_settings
+
+    try:
+        settings = load_settings(settings_file)
+    except ConfigError as error:
+        return Outlook(config=config, problems=error.problems)
+    found = preview(config, settings)
+    shown, trouble = _samples(config, settings) if samples else ((), "")
+    return Outlook(
+        config=config,
+        problems=_tidied(found.problems),
+        plan=found.plan,
+        disk_free=free_bytes(Path(found.plan.run_dir)) if found.plan else 0,
+        exact=found.exact,
+        forecast=forecast(found.plan) if found.plan else None,
+        keys=_keys(config),
+        sets=_sets(config.tokenized_data_dir),
+        report=_report(config),
+        samples=shown,
+        samples_problem=trouble,
+    )
+
+
+def _tidied(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Return each problem once, under the flag that its message begins with."""
+    tidied = []
+    for problem in problems:
+        flag, colon, message = problem.message.partition(": ")
+        own = colon and flag.startswith("--") and " " not in flag
+        tidied.append(Problem(flag, message, problem.hint) if own else problem)
+    return tuple(dict.fromkeys(tidied))
+
+
+def _keys(config: RunConfig) -> KeyProposal | None:
+    from medsft.core.data.sources.jsonl import propose_keys
+
+    try:
+        return propose_keys(config.data[0]) if config.data else None
+    except (MedsftError, OSError):
+        return None  # the plan names the problem
+
+
+def _sets(folder: Path) -> tuple[str, ...]:
+    from medsft.core.data.dataset.tokenized import set_exists
+
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted(p.name for p in folder.iterdir() if not p.name.endswith("-val") and set_exists(p)))
+
+
+def _report(config: RunConfig) -> LengthReport | None:
+    from medsft.core.data.dataset.report import length_report
+    from medsft.core.data.dataset.tokenized import open_tokenized, set_exists
+
+    folder = config.tokenized_data_dir / config.run_name
+    try:
+        return length_report(open_tokenized(folder), config.seq) if config.run_name and set_exists(folder) else None
+    except MedsftError:
+        return None
+
+
+def _samples(config: RunConfig, settings: Settings) -> tuple[tuple[Sample, ...], str]:
+    """Return the first rows as the model would read them, or why that cannot be shown."""
+    try:
+        return _read_samples(config, settings), ""
+    except MedsftError as error:
+        return (), error.message
+
+
+@lru_cache(maxsize=1)
+def _opened(job: object) -> object:
+    return job.open_tokenizer()  # type: ignore[attr-defined]
+
+
+def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
+    from medsft.core.data.dataset.encode import encode_documents
+    from medsft.core.data.dataset.report import Sample, SamplePart
+    from medsft.core.data.sources.jsonl import read_examples
+    from medsft.core.workflow import request_for
+
+    if not config.data:
+        return ()
+    job = request_for(config, settings).job
+    opened = _opened(job)
+    shown = []
+    examples = read_examples(config.data, job.keys, skip_bad=True)
+    for number, example in enumerate(islice(examples, _SHOWN_SAMPLES)):
+        encoded = encode_documents([example], opened, control=job.special_in_text == "control")  # type: ignore[arg-type]
+        texts = groupby(opened.template.render(example), key=lambda segment: segment.role)  # type: ignore[attr-defined]
+        parts = tuple(
+            SamplePart(role, "".join(segment.text for segment in segments), int((encoded.roles == role).sum()))
+            for role, segments in texts
+        )
+        shown.append(Sample(number, int(encoded.sizes[0]), parts))
+    return tuple(shown)
+
+
+def tokenise(config: RunConfig, settings_file: Path | None, progress: Callable[[Progress], None]) -> None:
+    """Make the tokenised sets. Raises `MedsftError`."""
+    from medsft.core.settings import load_settings
+    from medsft.core.workflow import tokenize_sets
+
+    tokenize_sets(config, load_settings(settings_file), progress=progress)
+
+
+def start_run(
+    config: RunConfig, settings_file: Path | None, expected: int, progress: Callable[[Progress], None]
+) -> RunDir | int:
+    """Tokenise, plan and start. Returns the run; or, where tokenising changed it, the number of iterations to confirm.
+
+    Raises `MedsftError`.
+    """
+    from medsft.core.planning.planner import make_plan
+    from medsft.core.run.launch import start
+    from medsft.core.settings import load_settings
+    from medsft.core.workflow import check_against_existing, existing_plan
+
+    tokenise(config, settings_file, progress)
+    plan = make_plan(config, load_settings(settings_file))
+    if plan.num_iterations != expected and existing_plan(plan) is None:
+        return plan.num_iterations
+    check_against_existing(plan)
+    return start(plan)
