@@ -263,8 +263,8 @@ def engine_environment(processes: int) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "OMP_NUM_THREADS": str(max(1, cores // processes)),
-        # A thread that waits for the others looks so often whether they have come before it sleeps. libgomp's own 300,000 spin a
-        # time slice away where another process has the core of the one that is waited for; measured in docs/performance.md.
+        # How often a waiting thread looks for the others before it sleeps. libgomp's own 300,000 looks spin a time slice away
+        # where another process has the core of the thread that is waited for; measured in docs/performance.md.
         "GOMP_SPINCOUNT": "10000",
         # glibc gives large tensors back to the system and faults every page in again for the next: keep them instead.
         "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
