@@ -30,7 +30,7 @@ test: lint
 # The kernels in C under AddressSanitizer, which needs gcc.
 sanitize: venv
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) CC="gcc -fsanitize=address -g" ASAN_OPTIONS=detect_leaks=0,handle_segv=0 \
-	$(BIN)/pytest $(addprefix tests/engine/test_, $(addsuffix .py, attention elementwise fast_paths loss model))
+	$(BIN)/pytest tests/engine/nn tests/engine/kernels
 
 # Measures medsft, and the peers that `make bench-peers` installed. BENCH="train --repeats 1" runs a part.
 BENCH ?=

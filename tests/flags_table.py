@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import Field, fields
-from pathlib import Path
 from typing import Any
 
+from kept import ROOT
 from typer.main import get_command
 
 from medsft.cli.app import app
 from medsft.core.config import GROUPS, RunConfig, flag, format_number
 
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 BEGIN, END = "<!-- flags: made by tests/flags_table.py -->\n", "<!-- end of flags -->\n"
 
 

@@ -13,7 +13,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "medsft"
+from kept import ROOT
+
+PACKAGE = ROOT / "medsft"
 INNER = {"medsft.core.engine.formats.megatron", "medsft.core.engine.kernels.cpu"}
 """Packages that are a part of the room around them."""
 Arrows = dict[str, set[str]]

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kept import OLD_PROJECTS
 from tiny import series
 
 from medsft.core.run.events import EventReader
 from medsft.core.run.rundir import find_runs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
-PROJECT = Path(__file__).parents[1] / "old" / "0.1.0"
+PROJECT = OLD_PROJECTS / "0.1.0"
 COMMANDS = (
     ("runs", "--plain"),
     ("sft", "--config", "run.toml", "--plain"),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kept import OLD_PROJECTS
 from safetensors.numpy import load_file
 from tiny import series
 
@@ -17,13 +18,12 @@ from medsft.core.run.events import Event, EventReader
 from medsft.core.run.rundir import RunDir, find_runs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(280)]
-OLD = Path(__file__).parents[1] / "old"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The project folder that 0.1.0 wrote, moved to another place; nobody has given a sign of life in it for long."""
-    moved = shutil.copytree(OLD / "0.1.0", tmp_path / "moved")
+    moved = shutil.copytree(OLD_PROJECTS / "0.1.0", tmp_path / "moved")
     for heartbeat in moved.rglob("heartbeat"):
         os.utime(heartbeat, (0, 0))
     return moved

@@ -13,6 +13,7 @@ from typing import Any
 import flags_table
 import pytest
 import tiny
+from kept import ROOT
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -25,7 +26,6 @@ from medsft.core.run.rundir import find_runs
 from medsft.core.settings import load_settings
 from medsft.errors import ExitCode
 
-ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 MODEL = "models/Llama-3.1-8B"
 LIGHT = ("checkpoints", "tokenize", "inspect", "plan")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from kept import GOLDEN
 
 from medsft.core.config import RunConfig, from_mapping
 from medsft.core.devices import Devices
@@ -21,7 +22,7 @@ from medsft.core.settings import Settings, load_settings
 from medsft.core.workflow import check_against_existing, prepare, tokenize_sets
 from medsft.errors import AlreadyFinishedError, MismatchError
 
-OLD_PLAN = Path(__file__).parents[2] / "golden" / "plan-0.1.0.json"
+OLD_PLAN = GOLDEN / "plan-0.1.0.json"
 """Written by version 0.1.0 for the project below: 10 iterations of 64 documents, 16 epochs where 3 were asked for."""
 LAPTOP = Devices("cpu", 8, 32 * 10**9, "a laptop", bf16=False)
 RAW = {

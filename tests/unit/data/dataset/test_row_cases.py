@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kept import ROW_CASES
 
 from medsft.core.data.dataset.findings import overlap, survey
 from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
@@ -21,11 +22,9 @@ from medsft.core.data.sources.lines import read_lines
 from medsft.core.data.tokenizers.template import Role
 from medsft.errors import DataError
 
-CASES = Path(__file__).parents[2] / "cases" / "rows"
-
 
 def case(start: str) -> Path:
-    (path,) = CASES.glob(f"{start}_*")
+    (path,) = ROW_CASES.glob(f"{start}_*")
     return path
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medsft.core.data.dataset import workers, write
 from medsft.core.data.dataset.encode import encode_documents
 from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize, wait_for_tokenized
-from medsft.core.data.dataset.tokenized import TokenizedData, open_tokenized, workers, write
+from medsft.core.data.dataset.tokenized import TokenizedData, open_tokenized
 from medsft.core.data.dataset.write import Progress
 from medsft.core.data.sources import lines
 from medsft.core.data.sources.columns import Keys

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medsft.core.data.dataset import tokenized
 from medsft.core.data.dataset.indexed import IndexedWriter
 from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
-from medsft.core.data.dataset.tokenized import open_tokenized, tokenized
+from medsft.core.data.dataset.tokenized import open_tokenized
 from medsft.errors import DataError
 
 TOKENS = [[5, 6, 7, 8], [9], [10, 11, 12]]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from kept import TEMPLATES
 
 from medsft.core.data.sources.jsonl import Example
 from medsft.core.data.tokenizers.chat_template import load_chat_template
@@ -135,17 +136,14 @@ def test_templates_that_cannot_be_used_say_why(tmp_path: Path, jinja: str | None
     assert "--template meditron" in caught.value.hint
 
 
-CASES = Path(__file__).parents[2] / "cases" / "templates"
-
-
 def test_a_prompt_that_opens_a_thought_is_refused_by_name(tmp_path: Path) -> None:
-    folder = _chat_folder(tmp_path, (CASES / "r1.jinja").read_text(), bos_token="<s>", eos_token="<｜end▁of▁sentence｜>")
+    folder = _chat_folder(tmp_path, (TEMPLATES / "r1.jinja").read_text(), bos_token="<s>", eos_token="<｜end▁of▁sentence｜>")
     with pytest.raises(DataError, match=r"cannot be told from the rest: its prompt opens <think>"):
         load_chat_template(folder, ("<｜end▁of▁sentence｜>",))
 
 
 def test_what_a_template_leaves_out_of_an_answer_is_told(tmp_path: Path) -> None:
-    source = (CASES / "r1.jinja").read_text().replace("<think>\n", "")
+    source = (TEMPLATES / "r1.jinja").read_text().replace("<think>\n", "")
     folder = _chat_folder(tmp_path, source, bos_token="<s>", eos_token="<｜end▁of▁sentence｜>")
     template = load_chat_template(folder, ("<｜end▁of▁sentence｜>",))
     [note] = template.notes
@@ -154,7 +152,7 @@ def test_what_a_template_leaves_out_of_an_answer_is_told(tmp_path: Path) -> None
 
 
 def test_a_template_without_an_end_needs_a_tokenizer_that_has_one(tmp_path: Path) -> None:
-    source = (CASES / "noeos.jinja").read_text()
+    source = (TEMPLATES / "noeos.jinja").read_text()
     with pytest.raises(DataError, match="writes no end token after an answer, and the tokenizer names none") as caught:
         load_chat_template(_chat_folder(tmp_path, source), ("<s>",))
     assert "eos_token" in caught.value.hint

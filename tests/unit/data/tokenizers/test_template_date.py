@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from kept import TEMPLATES
 from tiny_tokenizers import write_llama_3
 
 from medsft.core.config import check, from_mapping
@@ -15,8 +16,6 @@ from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
 from medsft.core.data.tokenizers import chat_template
 from medsft.core.planning.plan import _BY_CONTENT
 from medsft.errors import DataError
-
-CASES = Path(__file__).parents[2] / "cases" / "templates"
 
 
 class _Today(date):
@@ -31,7 +30,7 @@ class _Today(date):
 
 @pytest.fixture
 def request_(tmp_path: Path) -> TokenizeRequest:
-    folder = write_llama_3(tmp_path / "base", template=(CASES / "date.jinja").read_text())
+    folder = write_llama_3(tmp_path / "base", template=(TEMPLATES / "date.jinja").read_text())
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"q {n}", "gold": "a"}) + "\n" for n in range(5)))
     return TokenizeRequest(out_dir=tmp_path / "sets", name="set", data=(rows,), tokenizer=folder, template="model", workers=1)

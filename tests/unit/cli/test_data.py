@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import tiny
+from kept import ROW_CASES
 from typer.testing import CliRunner
 
 from medsft.cli.app import app
 
-ALPACA = Path(__file__).parents[1] / "cases" / "rows" / "d03_alpaca.jsonl"
+ALPACA = ROW_CASES / "d03_alpaca.jsonl"
 UNUSED = "the text under these keys is not used: `input` (in 2 of 3 rows)."
 REPEATED = "--val: 3 of 3 rows are in --data too: the validation loss will look too good."
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kept import TEMPLATES
 from tiny_tokenizers import write_llama_3, write_qwen, write_sentence_piece
 
 from medsft.core.data.dataset.encode import encode_documents
@@ -19,7 +20,6 @@ from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.data.tokenizers.tokenizer_config import chat_template
 
-CASES = Path(__file__).parents[2] / "cases" / "templates"
 EXAMPLES = [
     Example(question="What is the dose of aspirin?\n\n 5 mg  or 6?", answer="Qué é 🙂 患者\r\n- x", system="Be brief."),
     Example(question="leading", answer="trailing"),
@@ -120,7 +120,7 @@ def test_llama_cpp_finds_the_added_tokens_of_a_sentence_piece_model(tmp_path: Pa
 
 
 def test_what_ends_an_answer_is_special_in_the_export(tmp_path: Path) -> None:
-    opened = open_tokenizer(write_qwen(tmp_path / "base", template=(CASES / "nsp.jinja").read_text()), template="model")
+    opened = open_tokenizer(write_qwen(tmp_path / "base", template=(TEMPLATES / "nsp.jinja").read_text()), template="model")
     assert opened.template.stop_token == "</think>"
     assert opened.stop_id == opened.tokenizer.special_ids["</think>"]
     loaded = _exported(opened, tmp_path / "out")
@@ -136,7 +136,7 @@ def test_what_ends_an_answer_is_special_in_the_export(tmp_path: Path) -> None:
 @pytest.mark.parametrize("base", ["llama-3", "qwen"])
 def test_an_end_token_is_added_where_the_template_writes_none(tmp_path: Path, base: str) -> None:
     write = {"llama-3": write_llama_3, "qwen": write_qwen}[base]
-    opened = open_tokenizer(write(tmp_path / "base", template=(CASES / "noeos.jinja").read_text()), template="model")
+    opened = open_tokenizer(write(tmp_path / "base", template=(TEMPLATES / "noeos.jinja").read_text()), template="model")
     [note] = opened.template.notes
     assert "writes no end token" in note
     loaded = _exported(opened, tmp_path / "out")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import tiny
 import typer
+from kept import GOLDEN
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
@@ -26,7 +27,6 @@ from medsft.core.run.events import EventWriter
 from medsft.core.run.rundir import RunDir
 from medsft.errors import ConfigError, DataError, ExitCode, LaunchError, MedsftError, MismatchError, Problem, TrainingError
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "flags.txt"
 SECRET = "PATIENT-NAME-IN-A-RECORD"
 
 
@@ -49,7 +49,7 @@ def flags_of(command: Any, name: str) -> list[str]:
 
 def test_commands_and_flags_are_those_of_the_golden_file() -> None:
     """A flag is a promise: change the golden file by hand, together with the change log."""
-    assert "\n".join(flags_of(get_command(app), "medsft")) + "\n" == GOLDEN.read_text()
+    assert "\n".join(flags_of(get_command(app), "medsft")) + "\n" == (GOLDEN / "flags.txt").read_text()
 
 
 @pytest.mark.parametrize("command", ["sft", "plan", "rehearse", "tokenize", "inspect"])
