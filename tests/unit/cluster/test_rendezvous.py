@@ -181,7 +181,7 @@ def test_who_comes_or_leaves_while_node_0_plans(port, leaves):
 
     def come(box: SimpleQueue[News]) -> Wire:
         wire = connect("127.0.0.1", port + 1, box, seconds=10)
-        connection.send("join", **rendezvous._card(config(port, 1)))
+        wire.send("join", **rendezvous._card(config(port, 1)))
         return wire
 
     def plan():
