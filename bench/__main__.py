@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.table import say
 
-PARTS = ("train", "profile", "scaling", "around", "layouts", "crowded")
+PARTS = ("train", "profile", "scaling", "end_to_end", "layouts", "crowded")
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         "train": lambda: _train(options),
         "profile": lambda: _profile(options),
         "scaling": lambda: _scaling(options),
-        "around": lambda: _around(options),
+        "end_to_end": lambda: _end_to_end(options),
         "layouts": lambda: _layouts(options),
         "crowded": lambda: _crowded(options),
     }
@@ -49,7 +49,7 @@ def main() -> None:
         say(f"A picture: {path.with_suffix('.svg')}")
 
 
-# Each part imports what it needs when it runs: `around` measures imports and starts, `train` needs torch.
+# Each part imports what it needs when it runs: `end_to_end` measures imports and starts, `train` needs torch.
 def _train(options: argparse.Namespace) -> dict[str, Any]:
     from bench import train
 
@@ -69,10 +69,10 @@ def _scaling(options: argparse.Namespace) -> dict[str, Any]:
     return scaling.measure(options.work)
 
 
-def _around(options: argparse.Namespace) -> dict[str, Any]:
-    from bench import around
+def _end_to_end(options: argparse.Namespace) -> dict[str, Any]:
+    from bench import end_to_end
 
-    return around.measure(options.work)
+    return end_to_end.measure(options.work)
 
 
 def _layouts(options: argparse.Namespace) -> dict[str, Any]:
