@@ -49,7 +49,7 @@ def _validations(plan: RunPlan) -> str:
         return ""
     interval = f"every {count(plan.eval_interval)} iterations" if plan.eval_interval > 1 else "after each iteration"
     parts = [interval, "after the last"]
-    if not plan.config.follows_original:
+    if plan.config.rules.validates_epochs:
         parts = ["before the first", *parts[:1], *(["after each epoch"] if plan.epoch_ends else []), *parts[1:]]
     return f"{count(plan.num_validations)}: {', '.join(parts)}"
 

@@ -69,7 +69,7 @@ def sft(
 
 def _print_cluster(config: RunConfig, settings: Path | None, slurm: bool) -> None:
     from medsft.core.cluster.scripts import ADDR_PLACEHOLDER, node_commands, slurm_script
-    from medsft.core.config import check
+    from medsft.core.config_check import check
     from medsft.core.planning.folders import check_places
     from medsft.errors import ConfigError
 

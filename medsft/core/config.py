@@ -1,21 +1,19 @@
 """What a person asks for: `RunConfig`. Flags, wizard labels and TOML comments come from the one description here.
 
-A `RunConfig` is frozen and plain. `check` reports every problem at once, each under the flag a person types.
+A `RunConfig` is frozen and plain. `config_check` says what is wrong with its values.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from medsft.core.compat import COMPAT_RULES, CompatRules
 from medsft.core.files import at_home
-from medsft.core.other_tools import did_you_mean, suggestion
+from medsft.core.other_tools import suggestion
 from medsft.errors import ConfigError, Problem
 
 GROUPS = {
@@ -171,7 +169,7 @@ class RunConfig:
         "none",
         "Follow the original's recipe in every detail, to repeat an old experiment",
         "training",
-        choices=("none", "megatron-llm"),
+        choices=tuple(COMPAT_RULES),
         advanced=True,
     )
 
@@ -202,9 +200,9 @@ class RunConfig:
     id: str | None = _option(None, "Suffix that tells this run from another with the same settings", "output")
 
     @property
-    def follows_original(self) -> bool:
-        """Whether the run repeats the original's recipe in every detail."""
-        return self.compat == "megatron-llm"
+    def rules(self) -> CompatRules:
+        """What `--compat` asks for where medsft and the original differ; of an unknown value, medsft's own way."""
+        return COMPAT_RULES.get(self.compat, COMPAT_RULES["none"])
 
 
 NOT_PART_OF_A_RUN = frozenset(
@@ -290,76 +288,6 @@ def _number(kind: type, value: Any, expected: str) -> Any:
         return kind(value)
     except (ValueError, OverflowError):
         raise ValueError(f"must be {expected}, not {value!r}") from None
-
-
-def check(config: RunConfig) -> list[Problem]:
-    """Return what is wrong with the values taken alone, without looking at the disk."""
-    problems: list[Problem] = []
-    for f in fields(RunConfig):
-        problems.extend(_check_range(f.name, f.metadata, getattr(config, f.name)))
-    if not config.run_name:
-        problems.append(Problem("--run_name", "a name is needed", "It names the run and its tokenised set."))
-    problems.extend(check_names(config))
-    if config.template_date is not None and not _is_date(config.template_date):
-        problems.append(Problem("--template_date", f"`{config.template_date}` is no date", "Write it as 2026-11-28."))
-    if math.isfinite(config.lr) and config.lr < config.min_lr < math.inf:
-        problems.append(Problem("--min_lr", f"{config.min_lr:g} is above --lr {config.lr:g}"))
-    if config.follows_original and config.seed >= 2**32:
-        problems.append(Problem("--seed", f"{config.seed} is too large with --compat", "Must be below 4294967296."))
-    if config.question_key == config.answer_key:
-        problems.append(Problem("--answer_key", f"`{config.answer_key}` is the key of the question, too"))
-    if config.nodes > 1 and config.addr is None:
-        problems.append(Problem("--addr", "needed with --nodes above 1", "Give the address of node 0."))
-    if config.rank >= config.nodes:
-        problems.append(Problem("--rank", f"{config.rank} is not below --nodes {config.nodes}", "Ranks count from 0."))
-    return problems
-
-
-def check_names(config: RunConfig) -> list[Problem]:
-    """Return what is wrong with the names that become a part of folder names."""
-    names = {name: getattr(config, name) for name in ("run_name", "id", "checkpoint")}
-    return [problem for name, text in names.items() if text for problem in check_folder_name(flag(name), text)]
-
-
-def check_folder_name(where: str, text: str) -> list[Problem]:
-    """Return what keeps a name from being a part of a run's folder name, under `where`: `../x` would lead out of its parent."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", text):
-        return [Problem(where, f"`{text}` cannot be part of a folder name", "Use letters, digits, `.`, `_`, `+`, `-`.")]
-    if re.search(r"-tp\d+-pp\d+", text):
-        return [Problem(where, "must not contain `-tpN-ppN`: that part names the levels of a run")]
-    return []
-
-
-def _is_date(text: str) -> bool:
-    try:
-        return date.fromisoformat(text).isoformat() == text
-    except ValueError:
-        return False
-
-
-_LARGEST_WHOLE_NUMBER = 10**9
-"""Of options that have no limit of their own: more is a slip of the keyboard, and the arithmetic of a plan overflows."""
-
-
-def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> list[Problem]:
-    if value is None:
-        return []
-    choices, low, high = metadata["choices"], metadata["minimum"], metadata["maximum"]
-    if isinstance(value, float) and not math.isfinite(value):  # a comparison with nan holds for no limit
-        return [Problem(flag(name), f"{value} is not a finite number")]
-    if isinstance(value, int) and high is None:
-        high = _LARGEST_WHOLE_NUMBER
-    if choices and value not in choices:
-        return [Problem(flag(name), f"`{value}` is not one of {', '.join(choices)}", did_you_mean(str(value), choices))]
-    # Epsilon 0: a weight that no document touches is 0 / 0. A mean with coefficient 1 is corrected by a division by 0.
-    positive, below = name in ("size", "epochs", "lr", "adam_eps"), name in ("adam_beta1", "adam_beta2")
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
-    if low is not None and (value < low or (positive and value <= 0)):
-        return [Problem(flag(name), f"{shown} is too small", f"Must be {'above 0' if positive else f'{low:g} or more'}.")]
-    if high is not None and (value > high or (below and value == high)):
-        limit = str(high) if isinstance(high, int) else format_number(high)
-        return [Problem(flag(name), f"{shown} is too large", f"Must be {f'below {limit}' if below else f'{limit} or less'}.")]
-    return []
 
 
 def to_mapping(config: RunConfig, *, only_changed: bool = False) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from datetime import date
 from pathlib import Path
 
 from medsft.core.cluster.rendezvous import start_together
-from medsft.core.config import RunConfig, check
+from medsft.core.config import RunConfig
+from medsft.core.config_check import check
 from medsft.core.data.dataset.manifest import read_manifest
 from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
 from medsft.core.data.dataset.tokenized import set_exists
@@ -65,10 +66,10 @@ def request_for(
         template=config.template,
         keys=Keys(question=config.question_key, answer=config.answer_key, system=config.system_key),
         bad_rows=config.bad_rows,  # type: ignore[arg-type]
-        special_in_text="control" if config.follows_original else config.special_in_text,  # type: ignore[arg-type]
-        prefer_model_file=config.follows_original,
+        special_in_text=config.rules.special_in_text or config.special_in_text,  # type: ignore[arg-type]
+        prefer_model_file=config.rules.prefers_tokenizer_model,
         template_date=date.fromisoformat(config.template_date) if config.template_date else None,
-        document_index=not config.follows_original,
+        document_index=config.rules.document_index,
         retokenize=config.retokenize,
         trust_cache=config.trust_cache,
     )

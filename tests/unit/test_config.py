@@ -15,12 +15,12 @@ from medsft.cli.argv import normalise
 from medsft.core.config import (
     GROUPS,
     RunConfig,
-    check,
     command_line,
     field_types,
     from_mapping,
     to_mapping,
 )
+from medsft.core.config_check import check
 from medsft.core.config_file import load_toml, save_toml
 from medsft.errors import ConfigError
 

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from medsft.cli.app import app
 from medsft.cli.argv import normalise
-from medsft.core.config import check, field_types, from_mapping
+from medsft.core.config import field_types, from_mapping
+from medsft.core.config_check import check
 from medsft.core.config_file import load_toml
 from medsft.core.models import scanning
 from medsft.core.run.rundir import find_runs

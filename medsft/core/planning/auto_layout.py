@@ -84,7 +84,7 @@ def choose(situation: Situation) -> Choice:
     problems = check_processes(tp, pp, nproc_per_node=nproc, nodes=situation.config.nodes)
     layout = Layout(pp=pp, dp=max(1, world // (tp * pp)), tp=tp)
     problems += check_layout(situation.model, layout, global_batch=situation.config.global_batch)
-    if not problems and situation.config.follows_original:
+    if not problems and situation.config.rules.deals_in_order:
         problems += _check_blocks(situation.config, layout)
     if problems:
         raise ConfigError(problems)
@@ -125,12 +125,12 @@ def _check_blocks(config: RunConfig, layout: Layout) -> list[Problem]:
     if config.global_batch % layout.dp:
         below = config.global_batch - config.global_batch % layout.dp
         message = (
-            f"{config.global_batch} is not a multiple of the {layout.dp} data-parallel ranks, as --compat megatron-llm needs"
+            f"{config.global_batch} is not a multiple of the {layout.dp} data-parallel ranks, as --compat {config.compat} needs"
         )
         return [Problem("--global_batch", message, f"Nearest sizes that work: {below} and {below + layout.dp}.")]
     share = config.global_batch // layout.dp
     if config.micro_batch and share % config.micro_batch:
-        message = f"{config.micro_batch} does not divide the {share} documents of a rank, as --compat megatron-llm needs"
+        message = f"{config.micro_batch} does not divide the {share} documents of a rank, as --compat {config.compat} needs"
         fitting = ", ".join(str(size) for size in range(1, share + 1) if share % size == 0)
         return [Problem("--micro_batch", message, f"Sizes that work: {fitting}.")]
     return []
@@ -148,7 +148,7 @@ def _largest_micro_batch(situation: Situation, layout: Layout, nproc: int) -> Ch
     most = min(_LARGEST_MICRO_BATCH, share // (4 * layout.pp) if layout.pp > 1 else share)
     chosen = _with_micro_batch(situation, layout, nproc, 1)
     size = 2
-    while size <= most and not (config.follows_original and share % size):
+    while size <= most and not (config.rules.deals_in_order and share % size):
         larger = _with_micro_batch(situation, layout, nproc, size)
         if not _fits(situation, larger) or larger.stream_tokens > _ENOUGH_TOKENS[situation.devices.kind]:
             break
@@ -170,7 +170,7 @@ def _with_micro_batch(situation: Situation, layout: Layout, nproc: int, micro_ba
         recompute=situation.config.recompute,
         device_kind=situation.devices.kind,
     )
-    model = padded_model(situation.model, tp=layout.tp, like_original=situation.config.follows_original)
+    model = padded_model(situation.model, tp=layout.tp, vocab_multiple=situation.config.rules.vocab_multiple)
     return Choice(
         layout=layout,
         nproc_per_node=nproc,
@@ -185,7 +185,7 @@ def _largest_stream(situation: Situation, dp: int, micro_batch: int) -> int:
     """Return the most tokens of a micro-batch in the sampled batches, at least the longest document's."""
     largest = situation.longest
     for batch in situation.batches:
-        if situation.config.follows_original:
+        if situation.config.rules.deals_in_order:
             ranks = deal_in_order(len(batch), dp=dp, micro_batch=micro_batch)
         else:
             ranks = deal_to_ranks(batch, dp=dp, micro_batch=micro_batch)

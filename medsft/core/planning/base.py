@@ -45,7 +45,7 @@ def plan_base(config: RunConfig, entry: CheckpointEntry, base: BaseModel, *, in_
     vocab, token_rows = rows, None
     new, reused, control = tuple[str, ...](), dict[str, int](), dict[str, int]()
     source = entry.tokenizer or base.tokenizer
-    if source is not None and config.follows_original:
+    if source is not None and config.rules.prefers_tokenizer_model:
         source = find_tokenizer_file(source, prefer_model_file=True)  # named, so that the export takes no other
     if source is not None:
         opened = open_tokenizer(source, template=config.template)
@@ -59,7 +59,7 @@ def plan_base(config: RunConfig, entry: CheckpointEntry, base: BaseModel, *, in_
         # A Megatron-LLM table is padded and does not say how far; its tokenizer does.
         vocab = tokenizer.vocab_size if base.kind == "megatron" else max(rows, tokenizer.vocab_size)
         new = tuple(token for token, number in tokenizer.added_tokens if number >= rows)
-        if not config.follows_original:
+        if config.rules.remakes_rows:
             token_rows = min(rows, tokenizer.vocab_size)
             reused = _in_the_padding(tokenizer, rows)
             control = _controlling(opened, in_use, rows, reused)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from medsft.core.models.config import ModelConfig
 from medsft.errors import Problem
 
-_ORIGINAL_DIVISOR = 128
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
@@ -48,13 +46,14 @@ def padded_vocab(vocab_size: int, *, tp: int, divisible_by: int = 1) -> int:
     return -(-vocab_size // unit) * unit
 
 
-def padded_model(model: ModelConfig, *, tp: int, like_original: bool) -> ModelConfig:
+def padded_model(model: ModelConfig, *, tp: int, vocab_multiple: int | None) -> ModelConfig:
     """Return the sizes in training: the vocabulary padded so that every valid tensor level divides it.
 
-    That is the same for every level, so that a checkpoint can be read at another. The original pads to a multiple of 128 * tp.
+    That is the same for every level, so that a checkpoint can be read at another. With `vocab_multiple`, to a multiple of
+    `vocab_multiple * tp` instead.
     """
-    if like_original:
-        return model.with_vocab(padded_vocab(model.vocab_size, tp=tp, divisible_by=_ORIGINAL_DIVISOR))
+    if vocab_multiple is not None:
+        return model.with_vocab(padded_vocab(model.vocab_size, tp=tp, divisible_by=vocab_multiple))
     return model.with_vocab(padded_vocab(model.vocab_size, tp=math.lcm(*valid_tensor_levels(model))))
 
 

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from medsft.core.config import NOT_PART_OF_A_RUN, RunConfig, check_names, from_mapping, to_mapping
+from medsft.core.config import NOT_PART_OF_A_RUN, RunConfig, from_mapping, to_mapping
+from medsft.core.config_check import check_names
 from medsft.core.files import sealed, unsealed
 from medsft.core.models.config import ModelConfig
 from medsft.core.planning.layout import Layout, padded_model
@@ -122,24 +123,24 @@ class RunPlan:
     @property
     def trained_model(self) -> ModelConfig:
         """Return the sizes in training: those of the base model with new tokens, the tables with their padding."""
-        return padded_model(self.base.model, tp=self.layout.tp, like_original=self.config.follows_original)
+        return padded_model(self.base.model, tp=self.layout.tp, vocab_multiple=self.config.rules.vocab_multiple)
 
     @property
     def softmax_rows(self) -> int:
         """Return how many rows of the output projection the loss runs over: the original lets the padding take part."""
-        return (self.trained_model if self.config.follows_original else self.base.model).vocab_size
+        return (self.trained_model if self.config.rules.softmax_over_padding else self.base.model).vocab_size
 
     def validates_after(self, iteration: int) -> bool:
         """Whether the run validates after this iteration, counted from 1; 0 is before the first, the base model's loss."""
         if iteration == self.num_iterations or (iteration > 0 and iteration % self.eval_interval == 0):
             return True
-        return not self.config.follows_original and (iteration == 0 or iteration in self.epoch_ends)
+        return self.config.rules.validates_epochs and (iteration == 0 or iteration in self.epoch_ends)
 
     @property
     def num_validations(self) -> int:
         """Return after how many iterations `validates_after` holds."""
         count = -(-self.num_iterations // self.eval_interval)
-        if self.config.follows_original:
+        if not self.config.rules.validates_epochs:
             return count
         between = self.epoch_ends - {self.num_iterations}
         return 1 + count + sum(iteration % self.eval_interval != 0 for iteration in between)
@@ -173,7 +174,7 @@ class RunPlan:
 
     def _original_fields(self) -> dict[str, Any]:
         """Return what the original's loss depends on beside the recipe, so that no resume changes it."""
-        if not self.config.follows_original:
+        if not self.config.rules.loss_depends_on_layout:
             return {}
         return {
             "rows in the softmax (--tp, --compat megatron-llm)": self.softmax_rows,

@@ -12,7 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medsft.core.config import RunConfig, check, format_number
+from medsft.core.config import RunConfig, format_number
+from medsft.core.config_check import check
 from medsft.core.devices import Devices, assumed_devices, find_devices
 from medsft.core.models.inspect import BaseModel
 from medsft.core.planning.auto_layout import Choice, Situation, batches_in_turn, choose, sample_batches
@@ -95,7 +96,7 @@ def replan(plan: RunPlan, *, run_dir: Path, changes: Mapping[str, object]) -> Ru
     Base model and sets are looked for where they are now (`places`). Raises what `make_plan` raises.
     """
     # The original's loss depends on the micro-batch, so that it is not chosen anew.
-    kept: dict[str, object] = {"micro_batch": plan.micro_batch} if plan.config.follows_original else {}
+    kept: dict[str, object] = {"micro_batch": plan.micro_batch} if plan.config.rules.loss_depends_on_layout else {}
     kept["tokenized_data_dir"] = find_sets_again(plan, run_dir)
     config = replace(plan.config, **{**kept, **changes})  # type: ignore[arg-type]
     entry = find_base_again(plan, run_dir)
@@ -255,7 +256,7 @@ def _situation(found: _Found, base: BasePlan, precision: str, amount: _Amount) -
 
 def _estimates(found: _Found, base: BasePlan, choice: Choice, *, precision: str, num_iterations: int) -> Estimates:
     config, devices = found.config, found.devices
-    trained = padded_model(base.model, tp=choice.layout.tp, like_original=config.follows_original)
+    trained = padded_model(base.model, tp=choice.layout.tp, vocab_multiple=config.rules.vocab_multiple)
     parameters = trained.num_parameters()
     checkpoint = 12 * parameters  # masters and both moments
     saves = math.ceil(num_iterations / config.save_interval)
@@ -280,7 +281,7 @@ def _amount_concerns(plan: RunPlan) -> list[str]:
             f"--global_batch {config.global_batch} is more than there are documents: each iteration takes all "
             f"{plan.global_batch:,} once."
         )
-    asked = config.iters is None and config.max_iters is None and not config.follows_original
+    asked = config.iters is None and config.max_iters is None and config.rules.iterations_multiple is None
     if asked and plan.epochs > _TOLERATED_EPOCHS * config.epochs:
         lines.append(
             f"Whole iterations of {plan.global_batch} documents make {plan.epochs:.3g} epochs of "

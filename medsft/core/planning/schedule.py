@@ -7,7 +7,8 @@ from fractions import Fraction
 
 from medsft.core.config import RunConfig
 
-_ORIGINAL_EVAL_INTERVAL = 100
+_LARGEST_EVAL_INTERVAL = 100
+"""The original's."""
 _FEWEST_EVALS = 5
 _MOST_EPOCH_ENDS = 20
 """A set that is seen more often than this is small: its epochs are too short to validate after each."""
@@ -19,7 +20,7 @@ def plan_global_batch(config: RunConfig, documents: int) -> int:
     Otherwise an iteration would hold the same documents several times, and `--epochs 1` would be many epochs. The original
     fills its iterations up in this way, and so does `--compat megatron-llm`.
     """
-    return config.global_batch if config.follows_original else min(config.global_batch, documents)
+    return config.global_batch if config.rules.repeats_documents else min(config.global_batch, documents)
 
 
 def plan_iterations(config: RunConfig, documents: int, global_batch: int) -> int:
@@ -30,8 +31,8 @@ def plan_iterations(config: RunConfig, documents: int, global_batch: int) -> int
     """
     if config.iters is not None:
         wanted = config.iters
-    elif config.follows_original:
-        wanted = 10 * math.ceil(math.ceil(config.epochs * documents / global_batch) / 10)
+    elif multiple := config.rules.iterations_multiple:
+        wanted = multiple * math.ceil(math.ceil(config.epochs * documents / global_batch) / multiple)
     else:  # as typed, in decimals: the binary number next to 1.1 is a little larger, and would cost an iteration more
         wanted = max(1, math.ceil(Fraction(repr(float(config.epochs))) * documents / global_batch))
     return wanted if config.max_iters is None else min(wanted, config.max_iters)
@@ -41,9 +42,9 @@ def plan_eval_interval(config: RunConfig, num_iterations: int) -> int:
     """Return --eval_interval; when it is not given at most the original's, less where that gives a short run few values."""
     if config.eval_interval is not None:
         return config.eval_interval
-    if config.follows_original:
-        return _ORIGINAL_EVAL_INTERVAL
-    return max(1, min(_ORIGINAL_EVAL_INTERVAL, num_iterations // _FEWEST_EVALS))
+    if config.rules.eval_interval is not None:
+        return config.rules.eval_interval
+    return max(1, min(_LARGEST_EVAL_INTERVAL, num_iterations // _FEWEST_EVALS))
 
 
 def epoch_ends(documents: int, global_batch: int, num_iterations: int) -> frozenset[int]:
@@ -61,7 +62,7 @@ def learning_rate(config: RunConfig, iteration: int, num_iterations: int) -> flo
     iteration. The original counts from 0, so its first update has a rate of 0 and its last stays above the minimum:
     `--compat megatron-llm` does the same.
     """
-    count = iteration - 1 if config.compat == "megatron-llm" else iteration
+    count = iteration - 1 + config.rules.rate_counts_from
     warmup = config.warmup_fraction * num_iterations
     if warmup > 0 and count <= warmup:
         return config.lr * count / warmup

@@ -79,7 +79,7 @@ def withheld_parts(
     config: RunConfig, num_documents: int, *, has_validation: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Return how the original divides its training set, see `hidden_split`; None where nothing is divided."""
-    if has_validation or not config.follows_original:
+    if has_validation or not config.rules.withholds_documents:
         return None
     return hidden_split(num_documents, config.seed)
 
@@ -90,7 +90,7 @@ def order_of(config: RunConfig, num_documents: int, *, drawn_before: int = 0) ->
         num_documents,
         plan_global_batch(config, num_documents),
         config.seed,
-        numpy_legacy=config.follows_original,
+        numpy_legacy=config.rules.numpy_order,
         drawn_before=drawn_before,
     )
 

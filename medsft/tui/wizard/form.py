@@ -8,7 +8,8 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsft.core.config import RunConfig, check, field_types, flag, format_number, from_mapping
+from medsft.core.config import RunConfig, field_types, flag, format_number, from_mapping
+from medsft.core.config_check import check
 from medsft.errors import ConfigError, Problem
 
 if TYPE_CHECKING:

@@ -116,7 +116,7 @@ def iterations_text(outlook: Outlook | None) -> Content:
     epochs, batch = format_number(config.epochs), plan.global_batch
     if config.iters is None:
         asked = f"{documents} documents x {epochs} epochs / {batch} documents = {count(plan.num_iterations)} iterations"
-        rule = "rounded up to a multiple of 10" if config.follows_original else "rounded up"
+        rule = f"rounded up to a multiple of {multiple}" if (multiple := config.rules.iterations_multiple) else "rounded up"
     else:
         asked = f"{count(config.iters)} iterations, as you entered"
         rule = f"that is {plan.epochs:.3g} epochs over {documents} documents"

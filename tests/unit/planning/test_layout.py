@@ -127,9 +127,9 @@ def test_layers_that_do_not_divide_evenly_differ_by_one_in_the_middle():
 
 def test_tables_are_padded_alike_for_every_level():
     model = replace(LLAMA_7B, num_kv_heads=8, vocab_size=32003)
-    rows = {padded_model(model, tp=tp, like_original=False).vocab_size for tp in valid_tensor_levels(model)}
+    rows = {padded_model(model, tp=tp, vocab_multiple=None).vocab_size for tp in valid_tensor_levels(model)}
     assert rows == {32008}
-    assert padded_model(model, tp=2, like_original=True).vocab_size == padded_vocab(32003, tp=2, divisible_by=128) == 32256
+    assert padded_model(model, tp=2, vocab_multiple=128).vocab_size == padded_vocab(32003, tp=2, divisible_by=128) == 32256
 
 
 def test_least_splitting_comes_first():

@@ -109,15 +109,15 @@ def base_source(plan: RunPlan) -> tuple[WeightSource, list[str]]:
     Rows in the base's table that a new token takes are made anew like those behind it, and so are rows of control tokens in the
     documents that the base never trained. The original leaves them as they are, and so does a run that repeats it.
     """
-    base, original = plan.base, plan.config.follows_original
+    base, rules = plan.base, plan.config.rules
     source = open_source(Path(base.path), iteration=base.iteration)
     untrained = untrained_rows(source, base.control_tokens.values())
     named = {row: token for token, row in base.control_tokens.items()}
     tokens = ", ".join(named[row] for row in sorted(set().union(*untrained.values())))
-    copies = original or plan.config.new_token_init == "copy_last"
+    copies = (rules.new_token_init or plan.config.new_token_init) == "copy_last"
     remade = {table: {*rows, *base.reused_rows.values()} for table, rows in untrained.items()}
     notes = []
-    if tokens and original:
+    if tokens and not rules.remakes_rows:
         notes.append(
             f"The base model never trained the rows of {tokens}, which the documents hold; as in the original, they stay."
         )
@@ -129,8 +129,8 @@ def base_source(plan: RunPlan) -> tuple[WeightSource, list[str]]:
         base.model.vocab_size,
         rows=plan.trained_model.vocab_size,
         new_rows="copy_last" if copies else "mean",
-        remade=None if original else remade or {table: set(base.reused_rows.values()) for table in TABLES},
-        trained=None if original else base.token_rows,
+        remade=(remade or {table: set(base.reused_rows.values()) for table in TABLES}) if rules.remakes_rows else None,
+        trained=base.token_rows if rules.remakes_rows else None,
     )
     return resized, notes
 
@@ -150,7 +150,7 @@ def make_batchers(plan: RunPlan, mesh: Mesh) -> tuple[Batcher, Batcher | None]:
     """Return the batches of training and of validation. Raises what `open_selection` raises."""
     train, val = open_selection(plan)
     # A validation is a sum over all documents, so how they are dealt does not matter; the original's dealing has no last batch.
-    in_order = plan.config.follows_original
+    in_order = plan.config.rules.deals_in_order
     return _batcher(plan, train, mesh, in_order=in_order), _batcher(plan, val, mesh, in_order=False) if val else None
 
 

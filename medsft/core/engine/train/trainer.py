@@ -135,7 +135,7 @@ class Trainer:
         In the mean of means a micro-batch without weight counts as 0 (the original's mean of it is NaN), and the empty ones
         that a pipeline is filled up with do not count.
         """
-        if self.plan.config.loss_norm == "microbatch" or self.plan.config.follows_original:
+        if (self.plan.config.rules.loss_norm or self.plan.config.loss_norm) == "microbatch":
             parts = sum(1 for micro in batch.micro_batches if micro.documents) * self.mesh.layout.dp
             return [1 / (micro.weight_sum * parts) if micro.weight_sum else 0.0 for micro in batch.micro_batches]
         scale = 1 / batch.weight_sum if batch.weight_sum else 0.0

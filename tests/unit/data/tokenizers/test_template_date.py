@@ -10,7 +10,8 @@ import pytest
 from kept import TEMPLATES
 from tiny_tokenizers import write_llama_3
 
-from medsft.core.config import check, from_mapping
+from medsft.core.config import from_mapping
+from medsft.core.config_check import check
 from medsft.core.data.dataset.manifest import differences, read_manifest
 from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
 from medsft.core.data.tokenizers import chat_template
