@@ -1,4 +1,8 @@
-"""Tiny models, tokenizers, sets and runs that tests make for themselves."""
+"""Tiny models, tokenizers, sets and runs that tests make for themselves.
+
+`project` has a model that can be trained. `plannable` has one of which only the sizes are real: all that a plan needs, in a
+hundredth of the time.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from medsft.core.config import RunConfig, from_mapping
+from medsft.core.devices import Devices
 from medsft.core.models.config import read_hf_config
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import Event, EventReader
@@ -33,6 +38,14 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    **{
+        name: size for name, size in SIZES.items() if name not in ("head_dim", "max_position_embeddings", "tie_word_embeddings")
+    },
+}
+"""What a config.json must say of such a model, and nothing more."""
+LAPTOP = Devices("cpu", 8, 32 * 10**9, "a laptop", bf16=False)
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -80,6 +93,17 @@ def write_weights(folder: Path, dtype: str = "BF16") -> Path:
     return write_tensors(folder / "model.safetensors", describe_weights(folder, dtype))
 
 
+def write_base(folder: Path, *, weights: bool = True, tokenizer: bool = True, **changes: Any) -> Path:
+    """A base model without torch: the config.json of `LLAMA` with some values changed, and weights of zeros."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**LLAMA, **changes}))
+    if weights:
+        write_weights(folder)
+    if tokenizer:
+        write_tokenizer(folder)
+    return folder
+
+
 def write_rows(path: Path, count: int, *, seed: int = 0, longest: int = 60) -> Path:
     """Rows whose answer is the question backwards; lengths are very uneven."""
     draw = random.Random(seed)
@@ -98,6 +122,23 @@ def project(folder: Path, family: str = "llama", *, rows: int = 40, **changes: A
     write_rows(folder / "val.jsonl", 11, seed=1)
     (folder / "medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n')
     return config_in(folder)
+
+
+def plannable(folder: Path, **changes: Any) -> tuple[RunConfig, Settings]:
+    """A folder with a base model of zeros, data and medsft.toml, and a config: what a run needs, and `changes`."""
+    write_base(folder / "base")
+    settings = folder / "medsft.toml"
+    settings.write_text('[checkpoints.tiny]\n0.001 = "base"\n[datasets.words]\nn_docs = 40\n')
+    config = {
+        "checkpoint": "tiny",
+        "size": 0.001,
+        "run_name": "words",
+        "data": [write_rows(folder / "train.jsonl", 40)],
+        "val": [write_rows(folder / "val.jsonl", 11, seed=1)],
+        "tokenized_data_dir": folder / "tokenized",
+        "save_checkpoint_dir": folder / "runs",
+    }
+    return from_mapping({**config, **changes}), load_settings(settings)
 
 
 def config_in(folder: Path) -> tuple[RunConfig, Settings]:

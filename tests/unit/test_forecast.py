@@ -11,8 +11,6 @@ import tiny
 from rich.console import Console
 
 from medsft.cli import console, plan_table
-from medsft.core.config import from_mapping
-from medsft.core.devices import Devices
 from medsft.core.forecast import forecast
 from medsft.core.planning import planner
 from medsft.core.planning.plan import RunPlan
@@ -20,35 +18,16 @@ from medsft.core.planning.planner import make_plan
 from medsft.core.rehearsal import Rehearsal, rehearsal_path
 from medsft.core.run.events import EventWriter
 from medsft.core.run.rundir import RunDir
-from medsft.core.settings import load_settings
 from medsft.core.workflow import tokenize_sets
 from medsft.tui.wizard import backend, plan_text
-
-RAW = {
-    "model_type": "llama",
-    "vocab_size": 84,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A project with tokenised sets; weights are not looked into."""
-    monkeypatch.setattr(planner, "find_devices", lambda: Devices("cpu", 8, 32 * 10**9, "a laptop", bf16=False))
+    monkeypatch.setattr(planner, "find_devices", lambda: tiny.LAPTOP)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text(json.dumps(RAW))
-    tiny.write_weights(tmp_path / "base")
-    tiny.write_tokenizer(tmp_path / "base")
-    tiny.write_rows(tmp_path / "train.jsonl", 40)
-    tiny.write_rows(tmp_path / "val.jsonl", 11, seed=1)
-    (tmp_path / "medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n')
-    values = {"checkpoint": "tiny", "size": 0.001, "run_name": "words", "data": ["train.jsonl"], "val": ["val.jsonl"]}
-    config, settings = from_mapping({**values, "global_batch": 8}), load_settings()
+    config, settings = tiny.plannable(Path(), global_batch=8)
     tokenize_sets(config, settings)
     return config, settings
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import shlex
 from pathlib import Path
 
@@ -19,25 +18,13 @@ from medsft.errors import ExitCode
 from medsft.tui.wizard.form import parse
 
 RUN = "--checkpoint tiny --size 0.001 --run_name words --data train.jsonl --nproc_per_node 1"
-RAW = {
-    "model_type": "llama",
-    "vocab_size": 84,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    Path("base").mkdir()
-    Path("base/config.json").write_text(json.dumps(RAW))
-    tiny.write_weights(Path("base"))
-    tiny.write_tokenizer(Path("base"))
+    tiny.write_base(Path("base"))
     tiny.write_rows(Path("train.jsonl"), 8)
     Path("medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n')
     Path("file").touch()

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
@@ -14,27 +13,9 @@ import tiny
 from medsft.core.models.inspect import inspect_base
 from medsft.errors import MismatchError
 
-RAW = {
-    "model_type": "llama",
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 112,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-
-
-def write_hf(folder: Path, *, weights: bool = True, **changes: Any) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(RAW | changes))
-    if weights:
-        tiny.write_weights(folder)
-    return folder
-
 
 def test_hugging_face_folder(tmp_path):
-    folder = write_hf(tmp_path / "llama2-7b-tp4-pp1")
+    folder = tiny.write_base(tmp_path / "llama2-7b-tp4-pp1", tokenizer=False)
     for name in ("tokenizer.json", "optimizer.pt"):
         (folder / name).write_bytes(b"123")
     base = inspect_base(folder)
@@ -47,7 +28,7 @@ def test_hugging_face_folder(tmp_path):
 
 def write_shards(folder: Path) -> list[Path]:
     """Two files with the tensors in turn, and their index."""
-    tensors = tiny.describe_weights(write_hf(folder, weights=False))
+    tensors = tiny.describe_weights(tiny.write_base(folder, weights=False, tokenizer=False))
     files = [f"model-0000{part + 1}-of-00002.safetensors" for part in (0, 1)]
     places = {name: files[number % 2] for number, name in enumerate(tensors)}
     for file in files:
@@ -66,7 +47,7 @@ def test_shards_are_counted_and_missed(tmp_path):
 
 def test_numbered_checkpoints(tmp_path):
     for number, dtype in ((500, "BF16"), (1500, "F32")):
-        tiny.write_weights(write_hf(tmp_path / f"out/checkpoint-{number}", weights=False), dtype)
+        tiny.write_weights(tiny.write_base(tmp_path / f"out/checkpoint-{number}", weights=False, tokenizer=False), dtype)
     (tmp_path / "out/tokenizer.model").touch()
     latest = inspect_base(tmp_path / "out")
     size = (tmp_path / "out/checkpoint-1500/model.safetensors").stat().st_size
@@ -83,7 +64,7 @@ def test_run_and_its_checkpoints(tmp_path):
     for number, complete in ((10, True), (20, True), (30, False)):
         folder = run / f"iter_{number:07d}"
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(RAW))
+        (folder / "config.json").write_text(json.dumps(tiny.LLAMA))
         (folder / "__0_0.distcp").write_bytes(b"\0" * number)
         if complete:
             (folder / ".metadata").touch()
@@ -103,7 +84,7 @@ def test_run_and_its_checkpoints(tmp_path):
         (lambda path: None, "no such file or folder"),
         (lambda path: path.mkdir(), "not a checkpoint of a known kind"),
         (lambda path: path.touch(), "a folder or a .gguf file"),
-        (lambda path: write_hf(path, weights=False), "no weights"),
+        (lambda path: tiny.write_base(path, weights=False, tokenizer=False), "no weights"),
         (lambda path: path.with_suffix(".gguf").write_bytes(b"GGUF" + b"\0" * 9), "cannot be read as GGUF"),
     ],
     ids=["nothing", "empty", "file", "no weights", "damaged GGUF"],
@@ -116,7 +97,7 @@ def test_what_is_no_base_model(make, message, tmp_path):
 
 
 def test_no_torch_is_needed(tmp_path):
-    folder = write_hf(tmp_path / "m")
+    folder = tiny.write_base(tmp_path / "m", tokenizer=False)
     code = f"""
 import sys
 from pathlib import Path

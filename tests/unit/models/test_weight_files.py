@@ -16,21 +16,12 @@ from medsft.core.models.inspect import inspect_base
 from medsft.core.models.tensors import EMBEDDING, OUTPUT
 from medsft.errors import MismatchError
 
-RAW = {
-    "model_type": "llama",
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 112,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+SIZES = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3}
 
 
 def write(folder: Path, tensors: dict[str, Any] | None = None, **changes: Any) -> Path:
     """A model of zeros; `tensors` are added to its own, or taken away where their value is None."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(RAW | changes))
+    tiny.write_base(folder, weights=False, tokenizer=False, **SIZES, **changes)
     held = {**tiny.describe_weights(folder), **(tensors or {})} if tensors is not None else tiny.describe_weights(folder)
     tiny.write_tensors(folder / "model.safetensors", {name: held[name] for name in held if held[name] is not None})
     return folder
@@ -122,7 +113,7 @@ def test_a_second_table_of_a_tied_model_must_be_the_first(tmp_path):
 )
 def test_another_kind_of_model(tmp_path, changes, message):
     write(tmp_path / "m")
-    (tmp_path / "m" / "config.json").write_text(json.dumps(RAW | changes))
+    (tmp_path / "m" / "config.json").write_text(json.dumps(tiny.LLAMA | SIZES | changes))
     with pytest.raises(MismatchError, match=message) as caught:
         inspect_base(tmp_path / "m")
     assert "config.json" in str(caught.value)
@@ -182,7 +173,7 @@ def only(*names: str) -> Callable[[Path], None]:
     ("make", "message"),
     [
         (adapter, "an adapter .* it belongs to meta-llama/Llama-3.1-8B.*merge"),
-        (lambda folder: (adapter(folder), (folder / "config.json").write_text(json.dumps(RAW))), "an adapter"),
+        (lambda folder: adapter(tiny.write_base(folder, weights=False)), "an adapter"),
         (only("tekken.json", "params.json", "consolidated.safetensors"), "Mistral's own format"),
         (only("params.json", "consolidated.00.pth", "tokenizer.model"), "own format"),
         (only("tekken.json"), "Mistral's own format"),

@@ -10,56 +10,29 @@ import pytest
 import tiny
 from kept import GOLDEN
 
-from medsft.core.config import RunConfig, from_mapping
-from medsft.core.devices import Devices
+from medsft.core.config import RunConfig
 from medsft.core.planning import base, planner
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
 from medsft.core.planning.selection import open_selection
 from medsft.core.run.events import Event
 from medsft.core.run.rundir import RunDir
-from medsft.core.settings import Settings, load_settings
+from medsft.core.settings import Settings
 from medsft.core.workflow import check_against_existing, prepare, tokenize_sets
 from medsft.errors import AlreadyFinishedError, MismatchError
 
 OLD_PLAN = GOLDEN / "plan-0.1.0.json"
 """Written by version 0.1.0 for the project below: 10 iterations of 64 documents, 16 epochs where 3 were asked for."""
-LAPTOP = Devices("cpu", 8, 32 * 10**9, "a laptop", bf16=False)
-RAW = {
-    "model_type": "llama",
-    "vocab_size": 84,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig, Settings]:
     """The project of the old plan: a base model whose weights are not looked into, and 40 tokenised documents."""
-    monkeypatch.setattr(planner, "find_devices", lambda: LAPTOP)
+    monkeypatch.setattr(planner, "find_devices", lambda: tiny.LAPTOP)
     # The old base's file was no safetensors, which is looked at today; the plan knows it by this alone.
     known = json.loads(OLD_PLAN.read_text())["base"]["fingerprint"]
     monkeypatch.setattr(base, "sampled_fingerprint", lambda _: known)
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text(json.dumps(RAW))
-    tiny.write_weights(tmp_path / "base")
-    tiny.write_tokenizer(tmp_path / "base")
-    tiny.write_rows(tmp_path / "train.jsonl", 40)
-    tiny.write_rows(tmp_path / "val.jsonl", 11, seed=1)
-    (tmp_path / "medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n[datasets.words]\nn_docs = 40\n')
-    values = {
-        "checkpoint": "tiny",
-        "size": 0.001,
-        "run_name": "words",
-        "data": [tmp_path / "train.jsonl"],
-        "val": [tmp_path / "val.jsonl"],
-        "tokenized_data_dir": tmp_path / "tokenized",
-        "save_checkpoint_dir": tmp_path / "runs",
-    }
-    config, settings = from_mapping(values), load_settings(tmp_path / "medsft.toml")
+    config, settings = tiny.plannable(tmp_path)
     tokenize_sets(config, settings)
     return config, settings
 

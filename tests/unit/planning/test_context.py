@@ -10,40 +10,24 @@ from typing import Any
 import pytest
 import tiny
 
-from medsft.core.config import RunConfig, from_mapping
+from medsft.core.config import RunConfig
 from medsft.core.models.config import from_hf_config
 from medsft.core.planning.planner import make_plan, replan
 from medsft.core.run.rundir import RunDir
-from medsft.core.settings import Settings, load_settings
+from medsft.core.settings import Settings
 from medsft.core.workflow import tokenize_sets
 from medsft.errors import ConfigError, MismatchError
 
-RAW = {
-    "model_type": "llama",
-    "vocab_size": 84,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-
 
 def set_context(tmp_path: Path, **changes: Any) -> None:
-    (tmp_path / "base").mkdir(exist_ok=True)
-    (tmp_path / "base" / "config.json").write_text(json.dumps(RAW | changes))
-    tiny.write_weights(tmp_path / "base")
+    tiny.write_base(tmp_path / "base", tokenizer=False, **changes)
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> tuple[RunConfig, Settings]:
     """40 tokenised documents, of which the longest has between 40 and 90 tokens."""
+    config, settings = tiny.plannable(tmp_path, val=[])
     set_context(tmp_path, max_position_embeddings=512)
-    tiny.write_tokenizer(tmp_path / "base")
-    tiny.write_rows(tmp_path / "train.jsonl", 40)
-    (tmp_path / "medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n')
-    values: dict[str, Any] = {"checkpoint": "tiny", "size": 0.001, "run_name": "words", "data": [tmp_path / "train.jsonl"]}
-    values |= {"tokenized_data_dir": tmp_path / "tokenized", "save_checkpoint_dir": tmp_path / "runs"}
-    config, settings = from_mapping(values), load_settings(tmp_path / "medsft.toml")
     tokenize_sets(config, settings)
     return config, settings
 
@@ -82,7 +66,7 @@ def test_documents_that_are_not_tokenised_yet_are_warned_about(project, tmp_path
 
 
 def test_the_context_of_each_scaling():
-    raw = {**RAW, "max_position_embeddings": 1000}
+    raw = {**tiny.LLAMA, "max_position_embeddings": 1000}
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     contexts = [
         from_hf_config({**raw, "rope_scaling": scaling}, where="").context

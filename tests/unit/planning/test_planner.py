@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from medsft.core.config import RunConfig, from_mapping
+from medsft.core.config import RunConfig
 from medsft.core.devices import Devices
 from medsft.core.models.config import from_hf_config
 from medsft.core.planning import planner
@@ -25,18 +25,8 @@ from medsft.core.settings import Settings, load_settings
 from medsft.core.workflow import tokenize_sets
 from medsft.errors import ConfigError, DataError, MismatchError
 
-LAPTOP = Devices("cpu", 8, 32 * 10**9, "a laptop", bf16=False)
-RAW = {
-    "model_type": "llama",
-    "vocab_size": 84,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 LLAMA_2_70B = {
-    **RAW,
+    **tiny.LLAMA,
     "vocab_size": 32000,
     "hidden_size": 8192,
     "intermediate_size": 28672,
@@ -49,35 +39,13 @@ LLAMA_2_70B = {
 
 @pytest.fixture(autouse=True)
 def _laptop(monkeypatch):
-    monkeypatch.setattr(planner, "find_devices", lambda: LAPTOP)
-
-
-def write_base(folder: Path, raw: dict[str, Any], *, weights: bool = True) -> None:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(raw))
-    tiny.write_tokenizer(folder)
-    if weights:
-        tiny.write_weights(folder)
+    monkeypatch.setattr(planner, "find_devices", lambda: tiny.LAPTOP)
 
 
 @pytest.fixture
 def project(tmp_path) -> tuple[RunConfig, Settings]:
     """A base model whose weights are not looked into, and JSONL."""
-    write_base(tmp_path / "base", RAW)
-    tiny.write_rows(tmp_path / "train.jsonl", 40)
-    tiny.write_rows(tmp_path / "val.jsonl", 11, seed=1)
-    (tmp_path / "medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n[datasets.words]\nn_docs = 40\n')
-    values = {
-        "checkpoint": "tiny",
-        "size": 0.001,
-        "run_name": "words",
-        "data": [tmp_path / "train.jsonl"],
-        "val": [tmp_path / "val.jsonl"],
-        "tokenized_data_dir": tmp_path / "tokenized",
-        "save_checkpoint_dir": tmp_path / "runs",
-        "global_batch": 8,
-    }
-    return from_mapping(values), load_settings(tmp_path / "medsft.toml")
+    return tiny.plannable(tmp_path, global_batch=8)
 
 
 @pytest.fixture
@@ -215,7 +183,7 @@ def test_a_differing_number_of_documents_is_a_warning(tokenised):
 
 
 def test_memory_that_does_not_suffice_is_a_warning(tokenised, monkeypatch):
-    monkeypatch.setattr(planner, "find_devices", lambda: replace(LAPTOP, memory_bytes=10**8))
+    monkeypatch.setattr(planner, "find_devices", lambda: replace(tiny.LAPTOP, memory_bytes=10**8))
     plan = make_plan(*tokenised)
     assert plan.micro_batch == 1
     assert "out of memory" in "\n".join(plan.warnings)
@@ -223,7 +191,7 @@ def test_memory_that_does_not_suffice_is_a_warning(tokenised, monkeypatch):
 
 def test_llama_2_70b_is_planned_from_its_config_alone(tmp_path, project):
     config, _ = project
-    write_base(tmp_path / "llama", LLAMA_2_70B, weights=False)
+    tiny.write_base(tmp_path / "llama", weights=False, **LLAMA_2_70B)
     (tmp_path / "medsft.toml").write_text('[checkpoints.llama]\n70 = "llama"\n')
     settings = load_settings(tmp_path / "medsft.toml")
     large = replace(config, checkpoint="llama", size=70, tp=8, pp=8, nodes=8, nproc_per_node=8, global_batch=64)

@@ -10,41 +10,21 @@ from pathlib import Path
 import pytest
 import tiny
 
-from medsft.core.config import RunConfig, from_mapping
+from medsft.core.config import RunConfig
 from medsft.core.data.dataset import findings
-from medsft.core.devices import Devices
 from medsft.core.planning import planner
 from medsft.core.planning.planner import make_plan, preview
 from medsft.core.planning.sets import training_set
-from medsft.core.settings import Settings, load_settings
+from medsft.core.settings import Settings
 from medsft.core.workflow import tokenize_sets
 from medsft.errors import DataError
-
-MODEL = {"model_type": "llama", "vocab_size": 84, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
-LAPTOP = Devices("cpu", 8, 32 * 10**9, "a laptop", bf16=False)
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig, Settings]:
     """A base model that has no weights, and JSONL."""
-    monkeypatch.setattr(planner, "find_devices", lambda: LAPTOP)
-    base = tmp_path / "base"
-    base.mkdir()
-    (base / "config.json").write_text(json.dumps(MODEL | {"num_attention_heads": 4, "num_key_value_heads": 2}))
-    tiny.write_weights(base)
-    tiny.write_tokenizer(base)
-    (tmp_path / "medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n')
-    values = {
-        "checkpoint": "tiny",
-        "size": 0.001,
-        "run_name": "words",
-        "data": [tiny.write_rows(tmp_path / "train.jsonl", 40)],
-        "val": [tiny.write_rows(tmp_path / "val.jsonl", 11, seed=1)],
-        "tokenized_data_dir": tmp_path / "tokenized",
-        "save_checkpoint_dir": tmp_path / "runs",
-        "global_batch": 8,
-    }
-    return from_mapping(values), load_settings(tmp_path / "medsft.toml")
+    monkeypatch.setattr(planner, "find_devices", lambda: tiny.LAPTOP)
+    return tiny.plannable(tmp_path, global_batch=8)
 
 
 def test_what_tokenising_would_refuse_is_refused_ahead(project, tmp_path):
