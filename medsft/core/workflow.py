@@ -15,6 +15,7 @@ from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
 from medsft.core.data.dataset.tokenized import set_exists
 from medsft.core.data.dataset.write import ProgressCallback
 from medsft.core.data.sources.columns import Keys
+from medsft.core.data.tokenizers.open import no_tokenizer_beside
 from medsft.core.models.inspect import inspect_base
 from medsft.core.planning.folders import check_places
 from medsft.core.planning.plan import RunPlan, difference
@@ -77,13 +78,12 @@ def request_for(
 
 def _tokenizer(config: RunConfig, settings: Settings) -> Path:
     entry = settings.find_checkpoint(config.checkpoint, config.size)
-    tokenizer = entry.tokenizer or inspect_base(entry.path, config.intermediate_iter).tokenizer
-    if tokenizer is None:
-        raise MismatchError(
-            f"{entry.path}: no tokenizer beside the model.",
-            hint='Name it in medsft.toml: { path = "...", tokenizer = "..." }.',
-        )
-    return tokenizer
+    if entry.tokenizer:
+        return entry.tokenizer
+    base = inspect_base(entry.path, config.intermediate_iter)
+    if base.tokenizer is None:
+        raise no_tokenizer_beside(base.weights)
+    return base.tokenizer
 
 
 def prepare(

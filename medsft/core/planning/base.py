@@ -11,7 +11,7 @@ import numpy as np
 from medsft.core.config import RunConfig
 from medsft.core.data.dataset.tokenized import document_blocks, open_tokenized
 from medsft.core.data.tokenizers.base import OpenedTokenizer, Tokenizer
-from medsft.core.data.tokenizers.open import find_tokenizer_file, open_tokenizer, tokenizer_instead
+from medsft.core.data.tokenizers.open import find_tokenizer_file, no_tokenizer_beside, open_tokenizer
 from medsft.core.models.inspect import BaseModel, describe_without_weights, inspect_base, lacks_weights
 from medsft.core.planning.plan import BasePlan, absolute
 from medsft.core.settings import CheckpointEntry
@@ -64,10 +64,7 @@ def plan_base(config: RunConfig, entry: CheckpointEntry, base: BaseModel, *, in_
             reused = _in_the_padding(tokenizer, rows)
             control = _controlling(opened, in_use, rows, reused)
     elif base.size_bytes:
-        raise MismatchError(
-            f"{base.path}: no tokenizer beside the model{tokenizer_instead(base.weights)}.",
-            hint='Name it in medsft.toml: { path = "...", tokenizer = "..." }.',
-        )
+        raise no_tokenizer_beside(base.weights)
     return BasePlan(
         path=absolute(base.path),
         kind=base.kind,

@@ -60,7 +60,7 @@ _MAGIC: Sequence[tuple[bytes, _Kind]] = (
     (b"\x28\xb5\x2f\xfd", _Kind("packed with zstd", "zstd -d {file} -o {out}", "unpack it")),
     (b"BZh", _Kind("packed with bzip2", "bunzip2 -c {file} > {out}", "unpack it")),
     (b"\xfd7zXZ\0", _Kind("packed with xz", "xz -dc {file} > {out}", "unpack it")),
-    (b"\x1f\x8b", _Kind("packed with gzip twice", "gunzip -c {file} > {out}.gz", "unpack it once")),
+    (b"\x1f\x8b", _Kind("packed with gzip twice", "gunzip -c < {file} > {out}", "unpack it")),
     (
         b"PK\x03\x04",
         _Kind("a zip archive or an Excel workbook", "unzip {file}", "save the sheet as CSV, or unpack the archive"),
@@ -94,12 +94,14 @@ def refuse_other_kinds(path: Path, head: bytes, *, packed: bool) -> None:
     kind = _kind(head, whole)
     if kind is None:
         return
-    source = path.with_suffix("") if packed else path
+    source = path
+    if packed:  # never the file itself, whatever it is called
+        source = path.with_suffix("") if path.suffix == ".gz" else path.with_name(f"{path.name}-unpacked")
     command = kind.command.replace("{file}", shlex.quote(str(source)))
     command = command.replace("{out}", shlex.quote(str(path.with_name(f"{path.name.split('.')[0]}-rows.jsonl"))))
     lines = [f"{kind.before}:" if command else kind.before, command]
     if packed and command:
-        lines.insert(1, f"gunzip -c {shlex.quote(str(path))} > {shlex.quote(str(source))}")
+        lines.insert(1, f"gunzip -c < {shlex.quote(str(path))} > {shlex.quote(str(source))}")
     raise DataError(f"{path} is {kind.what}, not JSONL (one JSON object on each line)", hint="\n    ".join(filter(None, lines)))
 
 

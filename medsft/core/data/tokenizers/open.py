@@ -12,7 +12,7 @@ from medsft.core.data.tokenizers.gguf_cache import converted_tokenizer
 from medsft.core.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from medsft.core.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from medsft.core.data.tokenizers.template import builtin_template
-from medsft.errors import DataError
+from medsft.errors import DataError, MismatchError
 
 MEDITRON_EXTRA_IDS = (
     "[bib_ref]", "[/bib_ref]", "[fig_ref]", "[/fig_ref]", "[bib]", "[/bib]", "[fig]", "[/fig]",
@@ -70,14 +70,22 @@ def find_tokenizer_file(path: Path, *, prefer_model_file: bool = False) -> Path:
     if len(ggufs) == 1:
         return ggufs[0]
     raise DataError(
-        f"{path} holds no tokenizer.json and no tokenizer.model{tokenizer_instead(path)}"
+        f"{path} holds no tokenizer.json and no tokenizer.model{_tokenizer_instead(path)}"
         if path.is_dir()
         else f"{path} does not exist",
         hint="give the tokenizer with --tokenizer, or its path in the checkpoint's entry of medsft.toml",
     )
 
 
-def tokenizer_instead(folder: Path) -> str:
+def no_tokenizer_beside(model: Path) -> MismatchError:
+    """The error for a base model, a folder or a file, that has no tokenizer with it and none in its entry of medsft.toml."""
+    return MismatchError(
+        f"{model}: no tokenizer beside the model{_tokenizer_instead(model)}.",
+        hint='Name it in medsft.toml: { path = "...", tokenizer = "..." }.',
+    )
+
+
+def _tokenizer_instead(folder: Path) -> str:
     """Say which tokenizer is there instead of one that is read, and what to do, or nothing."""
     if (folder / "tekken.json").is_file():
         return ": tekken.json is Mistral's own format, which is not read; take the tokenizer.json of the same model"

@@ -89,6 +89,19 @@ def test_another_kind_of_file_is_named_and_the_command_of_the_message_turns_it_i
     assert all(question and answer for question, answer in rows)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.jsonl", "rows"])
+def test_what_is_packed_twice_is_unpacked_by_the_commands_whatever_its_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    packed = gzip.compress(gzip.compress(b'{"prompt": "q", "gold": "a"}\n'))
+    path.write_bytes(packed)
+    message = refusal(path)
+    assert message.startswith(f"{path} is packed with gzip twice, not JSONL")
+    _, *commands = message.split("\n    ")[1:]
+    subprocess.run("\n".join(commands), shell=True, check=True, executable="/bin/sh")
+    assert path.read_bytes() == packed
+    assert read(tmp_path / "rows-rows.jsonl") == [("q", "a")]
+
+
 def test_csv_keeps_lines_inside_quotes(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(case("d10").read_bytes())
