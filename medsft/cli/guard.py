@@ -81,12 +81,12 @@ class Guard(Group):
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         """Read the top group's own options."""
-        with _printable_usage_errors(), _never_one():  # the help of all commands is shown here
+        with _usage_errors_in_our_words(), _never_one():  # the help of all commands is shown here
             return super().make_context(info_name, args, *rest, **extra)
 
     def invoke(self, ctx: Any) -> Any:
         """Read the options of the command, and run it."""
-        with _printable_usage_errors(), _never_one():
+        with _usage_errors_in_our_words(), _never_one():
             return super().invoke(ctx)
 
 
@@ -117,14 +117,24 @@ def _seen_enough() -> typer.Exit:
 
 
 @contextmanager
-def _printable_usage_errors() -> Iterator[None]:
-    """Typer shows what is wrong with a command line by itself, with the words that were typed, or that a `*` found."""
+def _usage_errors_in_our_words() -> Iterator[None]:
+    """Typer shows what is wrong with a command line in a box of its own, with the words that were typed, or that a `*` found.
+
+    Here it is one message, as every other error. Typer's classes are private: what they have in common is told by name.
+    """
     try:
         yield
     except Exception as error:
-        if hasattr(error, "format_message") and hasattr(error, "message"):
-            error.message = printable(str(error.message))
-        raise
+        if type(error).__name__ == "NoArgsIsHelpError" or not hasattr(error, "format_message"):
+            raise
+        message = printable(str(error.format_message())).rstrip(".")
+        context = getattr(error, "ctx", None)
+        if context is None:  # an option without its value
+            raise ConfigError([Problem("command line", message)]) from None
+        hint = context.get_usage()
+        if "extra argument" in message and any("--data" in parameter.opts for parameter in context.command.params):
+            hint = "Files of rows follow a flag: --data FILE, and --val FILE for those to validate on."
+        raise ConfigError([Problem(context.command_path.removeprefix("medsft "), message, hint)]) from None
 
 
 def _refuse_unknown_flags(group: Any, arguments: Sequence[str]) -> None:

@@ -69,6 +69,10 @@ def add_checkpoint(
     console.note(f"{file}: [checkpoints.{name}] {size} is now {path} ({base.kind}).")
     for warning in base.warnings:
         console.note(f"warning: {warning}")
+    if tokenizer is None and base.tokenizer is None:
+        from medsft.core.data.tokenizers.open import no_tokenizer_beside
+
+        console.note(f"warning: {no_tokenizer_beside(base.weights)}")
 
 
 @checkpoints.command("remove")
@@ -114,6 +118,8 @@ def scan_checkpoints(
                 entries.add_checkpoint(file, one.name, one.size, one.base.path)
     elif found:
         console.note("`--add` writes these into medsft.toml.")
+    if not found and not json:
+        console.note(f"No base model that can be fine-tuned was found in {folder} or below it.")
 
 
 @datasets.command("list")

@@ -154,7 +154,7 @@ def test_a_bug_shows_no_record_text_without_debug(monkeypatch: pytest.MonkeyPatc
     result = invoke("checkpoints", "list")
     assert result.exit_code == ExitCode.TRAINING
     assert SECRET not in result.output
-    assert re.fullmatch(r"medsft: this is a bug in medsft: KeyError at test_cli\.py:\d+\. .*--debug.*\n", result.stderr)
+    assert re.fullmatch(r"medsft: this is a bug in medsft: KeyError at test_app\.py:\d+\. .*--debug.*\n", result.stderr)
     assert SECRET in invoke("--debug", "checkpoints", "list").stderr
 
 
