@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medsft.errors import MismatchError
+from medsft.errors import MedsftError, MismatchError
 
 LARGEST_JSON = 64 * 2**20
 """Bytes; the index of a model of 10^12 parameters has some 10 MB."""
@@ -61,10 +61,13 @@ def parse_object(content: bytes, *, where: str) -> dict[str, Any]:
     return value
 
 
-def refuse_pointer(path: Path, start: bytes) -> None:
-    """Raise `MismatchError` when a file that starts so is what git leaves in place of a large file that it did not fetch."""
+def refuse_pointer(path: Path, start: bytes, error: type[MedsftError] = MismatchError) -> None:
+    """Raise `error` when a file that starts so is what git leaves in place of a large file that it did not fetch.
+
+    `error` is that of other unusable files of the kind: `MismatchError` for a model's, `DataError` for rows and tokenizers.
+    """
     if start.startswith(_LFS_POINTER):
-        raise MismatchError(
+        raise error(
             f"{path}: a pointer of Git LFS, not the file itself.",
             hint="Run `git lfs pull` in that folder, or download the file again.",
         )

@@ -28,7 +28,7 @@ from medsft.core.models.inspect import inspect_base
 from medsft.core.models.megatron import open_folder
 from medsft.core.models.safetensors import read_header
 from medsft.core.models.weight_files import find_weight_files
-from medsft.errors import MedsftError, MismatchError
+from medsft.errors import DataError, MedsftError, MismatchError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -190,7 +190,7 @@ def test_a_tokenizer_that_git_did_not_fetch(tmp_path, name):
     tiny.write_tokenizer(tmp_path)
     file = tmp_path / name
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    with pytest.raises(MismatchError, match="pointer of Git LFS"):
+    with pytest.raises(DataError, match="pointer of Git LFS"):
         open_tokenizer(file if name != "tokenizer_config.json" else tmp_path / "tokenizer.json", template="chatml")
 
 

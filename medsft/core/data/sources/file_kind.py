@@ -16,6 +16,7 @@ from pathlib import Path
 
 import orjson
 
+from medsft.core.models.checked_json import refuse_pointer
 from medsft.errors import DataError
 
 _HEAD_BYTES = 2**16
@@ -68,7 +69,6 @@ _MAGIC: Sequence[tuple[bytes, _Kind]] = (
     (b"\xd0\xcf\x11\xe0", _Kind("an old Excel or Word file", "", "save the sheet as CSV")),
     (b"SQLite format 3\0", _Kind("an SQLite database", "", "export its rows as JSONL")),
     (b"%PDF", _Kind("a PDF", "", "give JSONL with questions and answers")),
-    (b"version https://git-lfs", _Kind("a pointer of Git LFS and not the data", "git lfs pull", "fetch the data")),
 )
 _ARRAY = _Kind("a JSON array", f"{_ROWS_OF.format(rows=_LOADED)} {{file}} > {{out}}")
 _KEYED = _Kind("one JSON object whose values are the rows", f"{_ROWS_OF.format(rows=f'{_LOADED}.values()')} {{file}} > {{out}}")
@@ -90,6 +90,7 @@ def refuse_other_kinds(path: Path, head: bytes, *, packed: bool) -> None:
 
     `packed`: they were unpacked from gzip. The message holds no text of the file.
     """
+    refuse_pointer(path, head, DataError)
     whole, head = len(head) <= _HEAD_BYTES, head[:_HEAD_BYTES]
     kind = _kind(head, whole)
     if kind is None:

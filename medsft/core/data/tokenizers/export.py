@@ -20,7 +20,7 @@ from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.end_tokens import pad_id
 from medsft.core.data.tokenizers.fast import PROBES
 from medsft.core.data.tokenizers.hugging_face import HuggingFaceTokenizer
-from medsft.core.data.tokenizers.sentence_piece import SentencePieceTokenizer
+from medsft.core.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from medsft.core.data.tokenizers.sentencepiece_to_json import fast_tokenizer
 from medsft.core.data.tokenizers.template import Role, Segment
 from medsft.core.data.tokenizers.tokenizer_config import read_tokenizer_config

@@ -1,11 +1,11 @@
-"""Two libraries that give the ids of `tokenizers` and of `sentencepiece` in a fraction of the time, and the proof that they do.
+"""Fast tokenizer back ends, used only after they reproduce the ids of `tokenizers` and `sentencepiece`.
 
-    fastokens   vocabularies of bytes: Llama 3's, Qwen's
-    gigatoken   vocabularies of characters, which spell what they lack in bytes: SentencePiece's and what was made from them
+    fastokens   byte-level vocabularies: Llama 3's, Qwen's
+    gigatoken   vocabularies of characters with byte fallback: SentencePiece's, and those converted from it
 
-Both read a tokenizer.json. The slower two define what is right. A faster one is used for large inputs only, after it gave the
-same ids for texts that are hard on tokenizers and for pieces of the vocabulary itself, and then it is compared with the slower
-one now and then, so that a set with other ids cannot come to be.
+Both read a tokenizer.json. `tokenizers` and `sentencepiece` are the reference. A back end is used for large inputs only, after
+it gave the reference's ids for texts that are hard on tokenizers and for pieces of the vocabulary itself. From then on one text
+in `_COMPARED` is encoded by both, and a difference is an error, so that no set with other ids is written.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PROBES = (
 PROBED_PIECES = 2000
 """Of a vocabulary, one after the other in one more text"""
 _WORTH_OPENING = 2**19
-"""Characters: below, the slower library is done before the faster one is open."""
+"""Characters: below, the reference has encoded the input before a back end is open."""
 _COMPARED = 200
 """One in so many texts is encoded by both."""
 _REMEMBERED = 2**25
@@ -49,11 +49,11 @@ _REMEMBERED = 2**25
 
 
 @dataclass(frozen=True, slots=True)
-class Faster:
-    """One of the faster libraries, opened."""
+class FastBackend:
+    """One of the fast libraries, opened."""
 
     name: str
-    """For the message when it errs"""
+    """For the message when its ids differ"""
     encode: EncodeAll
 
 
@@ -62,66 +62,70 @@ def as_ids(ids: Iterable[int]) -> TokenIds:
     return np.frombuffer(array("i", ids), np.int32)
 
 
-class SoonerEncoder:
-    """Encodes texts as `reference` does; by what `open_faster` returns once there is much to encode."""
+class FastEncoder:
+    """Gives the ids of `reference`; a back end gives them once there is much to encode.
 
-    def __init__(self, reference: EncodeAll, open_faster: Callable[[], Faster], *, vocabulary: str) -> None:
+    `open_backend` opens it. `vocabulary` is a text made of pieces of the vocabulary; the back end must give the reference's ids
+    for it, too.
+    """
+
+    def __init__(self, reference: EncodeAll, open_backend: Callable[[], FastBackend], *, vocabulary: str) -> None:
         self._reference = reference
-        self._open_faster = open_faster
+        self._open_backend = open_backend
         self._probes = [*PROBES, vocabulary]
         self._characters = 0
         self._texts = 0
-        self._faster: Faster | None = None
+        self._backend: FastBackend | None = None
         self._decided = REFERENCE_ONLY in os.environ
 
     def __call__(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Return the ids of each text. Raises DataError when the faster library errs in one of those compared."""
+        """Return the ids of each text. Raises DataError when the back end gives other ids for a text that is compared."""
         if not self._decided:
             self._characters += sum(map(len, texts))
             if self._characters >= _WORTH_OPENING:
-                self._decided, self._faster = True, self._proven()
-        if self._faster is None:
+                self._decided, self._backend = True, self._proven()
+        if self._backend is None:
             return self._reference(texts)
         try:
-            ids = self._faster.encode(texts)
+            ids = self._backend.encode(texts)
         except ValueError:  # fastokens refuses a byte that its vocabulary cannot spell; tokenizers leaves it out
             return self._reference(texts)
         except (Exception, KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # a panic in Rust is no Exception; what the library keeps may be broken
-            self._faster = None
+            self._backend = None
             return self._reference(texts)
-        self._compare(self._faster, texts, ids)
+        self._compare(self._backend, texts, ids)
         return ids
 
-    def _proven(self) -> Faster | None:
+    def _proven(self) -> FastBackend | None:
         try:
-            faster = self._open_faster()
-            same = all(self._same(probe, faster.encode([probe])[0]) for probe in self._probes)
+            backend = self._open_backend()
+            same = all(self._same(probe, backend.encode([probe])[0]) for probe in self._probes)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # not installed here, or a kind of tokenizer it does not know; a panic in Rust is no Exception
             return None
-        return faster if same else None
+        return backend if same else None
 
     def _same(self, text: str, ids: TokenIds) -> bool:
         return np.array_equal(ids, self._reference([text])[0])
 
-    def _compare(self, faster: Faster, texts: Sequence[str], ids: Sequence[TokenIds]) -> None:
+    def _compare(self, backend: FastBackend, texts: Sequence[str], ids: Sequence[TokenIds]) -> None:
         for index in range(-self._texts % _COMPARED, len(texts), _COMPARED):
             if not self._same(texts[index], ids[index]):
                 raise DataError(
-                    f"{faster.name} gives other ids for this tokenizer than the library it stands in for",
+                    f"{backend.name} gives other ids for this tokenizer than the library it stands in for",
                     hint=f"set {REFERENCE_ONLY}=1 and try again: slower, without it",
                 )
         self._texts += len(texts)
 
 
-def open_faster(tokenizer_json: str) -> Faster:
+def open_fast_backend(tokenizer_json: str) -> FastBackend:
     """Open the library for a vocabulary of this kind. Raises an exception of its own where that does not know the tokenizer."""
     if orjson.loads(tokenizer_json)["model"].get("byte_fallback"):
-        return Faster("gigatoken", _Gigatoken(tokenizer_json))
-    return Faster("fastokens", by_fastokens(tokenizer_json))
+        return FastBackend("gigatoken", _Gigatoken(tokenizer_json))
+    return FastBackend("fastokens", by_fastokens(tokenizer_json))
 
 
 def by_fastokens(tokenizer_json: str) -> EncodeAll:

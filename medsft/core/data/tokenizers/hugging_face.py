@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsft.core.data.tokenizers.base import asking_library
-from medsft.core.data.tokenizers.fast import PROBED_PIECES, EncodeAll, SoonerEncoder, TokenIds, as_ids, open_faster
+from medsft.core.data.tokenizers.fast import PROBED_PIECES, EncodeAll, FastEncoder, TokenIds, as_ids, open_fast_backend
 from medsft.core.data.tokenizers.special_tokens import count_in_text, pattern_of, pieces
 from medsft.core.data.tokenizers.template import Segment
 from medsft.core.data.tokenizers.tokenizer_config import named_tokens, read_tokenizer_config
@@ -36,7 +36,7 @@ class HuggingFaceTokenizer:
     def __init__(self, file: Path, template_tokens: Sequence[str]) -> None:
         self.source = file
         content = file.read_bytes()
-        refuse_pointer(file, content)
+        refuse_pointer(file, content, DataError)
         self._native, self._plain = _loaded(content, file), _loaded(content, file)
         in_file = self._native.get_vocab(with_added_tokens=True)
         _check_ids(in_file, file)
@@ -75,7 +75,7 @@ class HuggingFaceTokenizer:
     def _encode_all(self) -> EncodeAll:
         ids = sorted(self._native.get_vocab(with_added_tokens=False).values())[:: -(-self.vocab_size // PROBED_PIECES)]
         vocabulary = self._native.decode(ids, skip_special_tokens=False)
-        return SoonerEncoder(self._encode_native, lambda: open_faster(self._native.to_str()), vocabulary=vocabulary)
+        return FastEncoder(self._encode_native, lambda: open_fast_backend(self._native.to_str()), vocabulary=vocabulary)
 
     def _encode_native(self, texts: Sequence[str]) -> list[TokenIds]:
         return [as_ids(encoding.ids) for encoding in self._native.encode_batch_fast(list(texts), add_special_tokens=False)]

@@ -10,7 +10,7 @@ from medsft.core.data.tokenizers.base import OpenedTokenizer, Tokenizer
 from medsft.core.data.tokenizers.chat_template import load_chat_template
 from medsft.core.data.tokenizers.gguf_cache import converted_tokenizer
 from medsft.core.data.tokenizers.hugging_face import HuggingFaceTokenizer
-from medsft.core.data.tokenizers.sentence_piece import SentencePieceTokenizer
+from medsft.core.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from medsft.core.data.tokenizers.template import builtin_template
 from medsft.errors import DataError, MismatchError
 

@@ -32,10 +32,7 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a small file.
-
-    Raises DataError when it cannot be read, is no file, is too large, or is no UTF-8; `MismatchError` for a pointer of Git LFS.
-    """
+    """The text of a small file. Raises DataError when it cannot be read, is no file, is too large, or is no UTF-8."""
     try:
         state = path.stat()
         if not_a_file(state):
@@ -45,7 +42,7 @@ def read_text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}", hint=_COPY) from None
-    refuse_pointer(path, content)
+    refuse_pointer(path, content, DataError)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:

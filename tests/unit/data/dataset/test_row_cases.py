@@ -124,7 +124,6 @@ def test_csv_keeps_lines_inside_quotes(tmp_path: Path) -> None:
         (b'{\n "prompt": "x",\n "gold": "y"\n}\n{\n "prompt": "z"}', "JSON spread over several lines"),
         (b'{"data": [\n{"prompt": "x"}]}', "one JSON object with an array in it"),
         (b"<!DOCTYPE html><html>", "HTML or XML"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
         (b"a question\twhat\nanother\tanswer\n", "CSV with tabs"),
         (b"Dear colleague,\n\nyou asked\nwhy\n", "plain text"),
         (b"\0" * 5000 + b"\n", "binary data"),
@@ -138,6 +137,11 @@ def test_files_are_recognised_by_what_is_in_them(tmp_path: Path, head: bytes, wh
     assert message.startswith(f"{path} is {what}")
     assert "question\t" not in message
     assert "colleague" not in message
+
+
+def test_rows_that_git_did_not_fetch(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert "a.jsonl: a pointer of Git LFS, not the file itself" in refusal(tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize(

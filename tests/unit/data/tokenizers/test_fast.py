@@ -1,4 +1,4 @@
-"""The faster libraries, held against `tokenizers` and `sentencepiece`."""
+"""The fast back ends, held against `tokenizers` and `sentencepiece`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from medsft.core.data.tokenizers import fast
 from medsft.core.data.tokenizers.fast import (
     REFERENCE_ONLY,
     EncodeAll,
-    Faster,
-    SoonerEncoder,
+    FastBackend,
+    FastEncoder,
     TokenIds,
     as_ids,
     by_fastokens,
-    open_faster,
+    open_fast_backend,
 )
-from medsft.core.data.tokenizers.sentence_piece import SentencePieceTokenizer
+from medsft.core.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from medsft.errors import DataError
 
 TOKENS = ("<s>", "<|end|>", "end")
@@ -88,7 +88,7 @@ def tokenizer_json(kind: str) -> str:
 
 
 @cache
-def pair_of(kind: str) -> tuple[EncodeAll, SoonerEncoder]:
+def pair_of(kind: str) -> tuple[EncodeAll, FastEncoder]:
     """How tokenizers encodes, and the encoder for large inputs after much was encoded."""
     from tokenizers import Tokenizer
 
@@ -97,7 +97,7 @@ def pair_of(kind: str) -> tuple[EncodeAll, SoonerEncoder]:
     def reference(texts: Sequence[str]) -> list[TokenIds]:
         return [as_ids(encoding.ids) for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
-    encode = SoonerEncoder(reference, lambda: open_faster(tokenizer_json(kind)), vocabulary=" ".join(CORPUS))
+    encode = FastEncoder(reference, lambda: open_fast_backend(tokenizer_json(kind)), vocabulary=" ".join(CORPUS))
     encode([LONG])
     return reference, encode
 
@@ -111,22 +111,22 @@ def test_ids_are_those_of_tokenizers(kind: str, texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_has_a_faster_library(kind: str) -> None:
+def test_each_kind_has_a_fast_back_end(kind: str) -> None:
     _, encode = pair_of(kind)
-    assert encode._faster is not None
-    assert encode._faster.name == ("gigatoken" if kind.startswith("Llama 2") else "fastokens")
+    assert encode._backend is not None
+    assert encode._backend.name == ("gigatoken" if kind.startswith("Llama 2") else "fastokens")
 
 
 @settings(max_examples=300)
 @given(texts=hard_texts)
 def test_ids_are_those_of_sentencepiece(sentence_piece_model: Path, texts: list[str]) -> None:
     reference, encode = sentence_piece_pair(sentence_piece_model)
-    assert encode._faster is not None
+    assert encode._backend is not None
     assert lists(encode(texts)) == lists(reference(texts))
 
 
 @cache
-def sentence_piece_pair(file: Path) -> tuple[EncodeAll, SoonerEncoder]:
+def sentence_piece_pair(file: Path) -> tuple[EncodeAll, FastEncoder]:
     """How sentencepiece encodes, and the tokenizer's encoder for large inputs after much was encoded."""
     tokenizer = SentencePieceTokenizer(file, ())
 
@@ -134,7 +134,7 @@ def sentence_piece_pair(file: Path) -> tuple[EncodeAll, SoonerEncoder]:
         return [as_ids(tokenizer.pieces.encode(text, out_type=int)) for text in texts]
 
     encode = tokenizer._encode_all
-    assert isinstance(encode, SoonerEncoder)
+    assert isinstance(encode, FastEncoder)
     encode([LONG])
     return reference, encode
 
@@ -172,8 +172,8 @@ def test_gigatoken_is_opened_again_before_it_remembers_too_much(
     sentence_piece_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, encode = sentence_piece_pair(sentence_piece_model)
-    assert encode._faster is not None
-    library = encode._faster.encode
+    assert encode._backend is not None
+    library = encode._backend.encode
     assert isinstance(library, fast._Gigatoken)
     before, ids = library._encode, lists(encode(CORPUS))
     monkeypatch.setattr(fast, "_REMEMBERED", library._characters + 1)
@@ -182,20 +182,20 @@ def test_gigatoken_is_opened_again_before_it_remembers_too_much(
     assert library._characters == 0
 
 
-# --- when a faster library is used --------------------------------------------------------------------------------
+# --- when a back end is used --------------------------------------------------------------------------------------
 
 
 def letters(texts: Sequence[str]) -> list[TokenIds]:
     return [as_ids(map(ord, text)) for text in texts]
 
 
-def encoder(faster: EncodeAll, opened: list[str] | None = None) -> SoonerEncoder:
-    def open_it() -> Faster:
+def encoder(faster: EncodeAll, opened: list[str] | None = None) -> FastEncoder:
+    def open_it() -> FastBackend:
         if opened is not None:
             opened.append("opened")
-        return Faster("a library", faster)
+        return FastBackend("a library", faster)
 
-    return SoonerEncoder(letters, open_it, vocabulary="abc")
+    return FastEncoder(letters, open_it, vocabulary="abc")
 
 
 def wrong_for(*texts: str) -> Callable[[Sequence[str]], list[TokenIds]]:
@@ -223,10 +223,10 @@ class Panic(BaseException):
 
 @pytest.mark.parametrize("error", [ImportError, ValueError, Panic])
 def test_one_that_cannot_be_opened_is_not_used(error: type[BaseException]) -> None:
-    def refuse() -> Faster:
+    def refuse() -> FastBackend:
         raise error("unknown kind")
 
-    encode = SoonerEncoder(letters, refuse, vocabulary="")
+    encode = FastEncoder(letters, refuse, vocabulary="")
     assert lists(encode([LONG])) == lists(letters([LONG]))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medsft.core.data.tokenizers.base import asking_library
-from medsft.core.data.tokenizers.fast import PROBED_PIECES, EncodeAll, SoonerEncoder, TokenIds, as_ids, open_faster
+from medsft.core.data.tokenizers.fast import PROBED_PIECES, EncodeAll, FastEncoder, TokenIds, as_ids, open_fast_backend
 from medsft.core.data.tokenizers.sentencepiece_to_json import fast_tokenizer
 from medsft.core.data.tokenizers.special_tokens import count_in_text, pattern_of, pieces
 from medsft.core.data.tokenizers.template import Segment
@@ -37,7 +37,7 @@ class SentencePieceTokenizer:
     def __init__(self, file: Path, extra_ids: Sequence[str]) -> None:
         self.source = file
         content = file.read_bytes()
-        refuse_pointer(file, content)
+        refuse_pointer(file, content, DataError)
         self.pieces = _loaded(content, file)
         size = self.pieces.vocab_size()
         names = [*_BUILT_IN, *_own_names(self.pieces), *extra_ids]
@@ -66,7 +66,9 @@ class SentencePieceTokenizer:
         model = self.pieces
         ids = range(0, model.vocab_size(), -(-model.vocab_size() // PROBED_PIECES))
         vocabulary = "".join(model.id_to_piece(id_) for id_ in ids).replace("▁", " ")
-        return SoonerEncoder(self._encode_native, lambda: open_faster(fast_tokenizer(model).to_str()), vocabulary=vocabulary)
+        return FastEncoder(
+            self._encode_native, lambda: open_fast_backend(fast_tokenizer(model).to_str()), vocabulary=vocabulary
+        )
 
     def _encode_native(self, texts: Sequence[str]) -> list[TokenIds]:
         return [as_ids(self.pieces.encode(text, out_type=int)) for text in texts]
