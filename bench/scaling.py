@@ -21,7 +21,7 @@ import torch
 from bench import documents
 from bench.runs import Job, medsft_outcome, plan_of, train, unpack_base
 from bench.table import Row, print_table, say
-from medsft.core.engine.nn.attention import Stream, attend
+from medsft.core.engine.nn.attention import PackedSequences, attend
 from medsft.core.engine.nn.loss import weighted_nll
 from medsft.core.engine.nn.model import Decoder
 from medsft.core.models.config import ModelConfig, read_hf_config
@@ -78,11 +78,11 @@ def step(config: ModelConfig, lengths: list[int], *, layers: int = _LAYERS) -> C
     # torch's own initial weights make such large logits that most of a softmax is denormal, which takes many times as long.
     decoder.init_weights(0)
     decoder.bfloat16()
-    stream, tokens = Stream.of(lengths), torch.randint(config.vocab_size, (sum(lengths),))
+    sequences, tokens = PackedSequences.of(lengths), torch.randint(config.vocab_size, (sum(lengths),))
     weights = (torch.arange(len(tokens)) % 4 == 0).float()
 
     def run() -> None:
-        hidden = decoder(tokens, stream)
+        hidden = decoder(tokens, sequences)
         weighted_nll(hidden, decoder.head_weight(), tokens, weights, vocab_size=config.vocab_size).loss.backward()
 
     return run
@@ -90,10 +90,10 @@ def step(config: ModelConfig, lengths: list[int], *, layers: int = _LAYERS) -> C
 
 def attention(config: ModelConfig, lengths: list[int]) -> Callable[[], None]:
     """Return forward and backward of attention alone."""
-    stream, total = Stream.of(lengths), sum(lengths)
+    sequences, total = PackedSequences.of(lengths), sum(lengths)
     heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
     qkv = [torch.randn(total, count, config.head_dim).bfloat16().requires_grad_() for count in heads]
-    return lambda: attend(*qkv, stream).sum().backward()
+    return lambda: attend(*qkv, sequences).sum().backward()
 
 
 def _cpu_seconds(run: Callable[[], None]) -> float:

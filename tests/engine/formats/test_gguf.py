@@ -10,7 +10,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from medsft.core.engine.formats.open import open_source
-from medsft.core.engine.nn.attention import Stream
+from medsft.core.engine.nn.attention import PackedSequences
 from medsft.core.engine.nn.model import Decoder
 from medsft.errors import MismatchError
 
@@ -123,6 +123,6 @@ def test_a_real_quantised_model_knows_the_capital_of_france(load):
     model = load(open_source(Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"))
     the_capital_of_france_is = torch.tensor([504, 3575, 282, 4649, 314])
     with torch.no_grad():
-        best = model.logits(model(the_capital_of_france_is, Stream.of([5])))[-1].argmax()
+        best = model.logits(model(the_capital_of_france_is, PackedSequences.of([5])))[-1].argmax()
     paris = 7042
     assert best == paris

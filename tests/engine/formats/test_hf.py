@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from medsft.core.engine.formats.hf import open_hf, write_hf
 from medsft.core.engine.formats.open import open_source
-from medsft.core.engine.nn.attention import Stream
+from medsft.core.engine.nn.attention import PackedSequences
 from medsft.core.engine.nn.model import Decoder
 from medsft.errors import MismatchError
 
@@ -23,7 +23,7 @@ def random_model(config) -> Decoder:
 
 @torch.no_grad()
 def logits(model: Decoder) -> torch.Tensor:
-    return model.logits(model(IDS, Stream.of([len(IDS)])))
+    return model.logits(model(IDS, PackedSequences.of([len(IDS)])))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from medsft.core.engine.formats.hf import open_hf, write_hf
 from medsft.core.engine.formats.megatron import open_megatron, write_megatron
 from medsft.core.engine.formats.megatron.layout import padded_rows
-from medsft.core.engine.nn.attention import Stream
+from medsft.core.engine.nn.attention import PackedSequences
 from medsft.core.models.config import ModelConfig
 from medsft.errors import MismatchError
 
@@ -132,7 +132,7 @@ def test_logits_are_those_of_transformers(load, tmp_path):
     formulas.write_folder(tmp_path / "m", dict(reference.state_dict()), SIZES, tp=2, pp=2, iteration=4)
     model = load(open_megatron(tmp_path / "m"))
     ids = torch.arange(3, 43) % 128
-    ours = model.logits(model(ids, Stream.of([len(ids)])))
+    ours = model.logits(model(ids, PackedSequences.of([len(ids)])))
     torch.testing.assert_close(ours, reference(ids[None]).logits[0], atol=1e-5, rtol=1e-4)
 
 

@@ -12,12 +12,12 @@ from torch.func import functional_call
 
 from medsft.core.engine.kernels import cpu
 from medsft.core.engine.nn import model as model_module
-from medsft.core.engine.nn.attention import Stream, attend
+from medsft.core.engine.nn.attention import PackedSequences, attend
 from medsft.core.engine.nn.fused import rms_norm, rotate, swiglu
 from medsft.core.engine.nn.linear import Linear
 from medsft.core.engine.nn.loss import weighted_nll
 from medsft.core.engine.nn.model import Decoder
-from medsft.core.engine.parallel.master_weights import Masters, make_masters
+from medsft.core.engine.parallel.master_weights import MasterWeights, make_master_weights
 from medsft.core.models.config import ModelConfig
 
 LENGTHS = (150, 1, 70, 29)
@@ -36,13 +36,13 @@ CONFIG = ModelConfig(
     max_position_embeddings=512,
     tie_embeddings=True,
 )
-needs_compiler = pytest.mark.skipif(cpu.kernels() is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
 
 
 @pytest.fixture(autouse=True)
 def every_kernel(monkeypatch):
     """Products are taken on every processor, also where training leaves them to torch."""
-    monkeypatch.setattr(cpu, "torchs_product_is_slow", lambda: True)
+    monkeypatch.setattr(cpu, "torch_fp32_matmul_is_slow", lambda: True)
     monkeypatch.setattr(cpu, "bf16_is_slow", lambda: True)
 
 
@@ -51,7 +51,7 @@ def normal(*shape, dtype=torch.bfloat16, scale=1.0):
 
 
 def without_kernels(monkeypatch):
-    monkeypatch.setattr(cpu, "takes", lambda *_, **__: False)
+    monkeypatch.setattr(cpu, "supports", lambda *_, **__: False)
 
 
 def plainly(monkeypatch):
@@ -61,7 +61,7 @@ def plainly(monkeypatch):
     monkeypatch.setattr(model_module, "rms_norm", lambda x, w, eps: w * F.rms_norm(x.float(), w.shape, eps=eps).to(x.dtype))
     monkeypatch.setattr(model_module, "swiglu", lambda gate, up: F.silu(gate) * up)
     monkeypatch.setattr(model_module, "rotate", plain_rotate)
-    monkeypatch.setattr(model_module, "computed_again", lambda *_: nullcontext())
+    monkeypatch.setattr(model_module, "recompute_in_backward", lambda *_: nullcontext())
 
 
 def plain_rotate(heads, cos, sin):
@@ -105,11 +105,11 @@ in_each_dtype = pytest.mark.parametrize("dtype", AS_EXACT_AS_NEED_BE, ids=str)
         (swiglu, (normal(37, 50, scale=3), normal(37, 50))),
         (turned, (normal(37, 5, 12),)),
         (
-            lambda q, k, v: attend(q, k, v, Stream.of((300,))),
+            lambda q, k, v: attend(q, k, v, PackedSequences.of((300,))),
             (normal(300, 6, 16), normal(300, 2, 16), normal(300, 2, 16, scale=2)),
         ),
         (
-            lambda q, k, v: attend(q, k, v, Stream.of((300,)), 70),
+            lambda q, k, v: attend(q, k, v, PackedSequences.of((300,)), 70),
             (normal(300, 6, 16), normal(300, 2, 16), normal(300, 2, 16, scale=2)),
         ),
     ],
@@ -141,7 +141,7 @@ def test_products_are_as_good_as_torchs(tokens, size, features, bias, monkeypatc
         out = linear(*tensors)
         return [out, *torch.autograd.grad((out * normal(*out.shape).to(dtype)).sum(), tensors)]
 
-    assert cpu.multiplies(inputs[0].float(), inputs[1].float().T)
+    assert cpu.prefers_own_matmul(inputs[0].float(), inputs[1].float().T)
     ours = run(torch.float32)
     without_kernels(monkeypatch)
     for kernel, operations, exact in zip(ours, run(torch.float32), run(torch.float64), strict=True):
@@ -193,10 +193,10 @@ def test_products_do_not_depend_on_the_threads():
 @needs_compiler
 def test_products_of_few_rows_and_of_other_dtypes_are_left_to_torch():
     many, square = normal(200, 8, dtype=torch.float32), normal(8, 8, dtype=torch.float32)
-    assert cpu.multiplies(many, square)
-    assert not cpu.multiplies(many[:100], square)
-    assert not cpu.multiplies(many.bfloat16(), square.bfloat16())
-    assert not cpu.multiplies(many.to("meta"), square)
+    assert cpu.prefers_own_matmul(many, square)
+    assert not cpu.prefers_own_matmul(many[:100], square)
+    assert not cpu.prefers_own_matmul(many.bfloat16(), square.bfloat16())
+    assert not cpu.prefers_own_matmul(many.to("meta"), square)
 
 
 @needs_compiler
@@ -230,7 +230,12 @@ def test_kernels_pass_on_what_is_not_a_number(dtype):
     many = torch.cat([x.float()] * 50)
     assert linear(many, many[2:3]).isnan().flatten().tolist() == [False, True, False, False] * 50
     heads = x[:, None]
-    assert attend(heads, heads, heads, Stream.of((1, 1, 2))).isnan().any(-1).flatten().tolist() == [False, True, False, False]
+    assert attend(heads, heads, heads, PackedSequences.of((1, 1, 2))).isnan().any(-1).flatten().tolist() == [
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 @needs_compiler
@@ -243,23 +248,23 @@ def test_without_a_compiler_there_are_no_kernels(monkeypatch):
     cpu._load.cache_clear()
     monkeypatch.setenv("CC", "/nowhere/cc")
     try:
-        assert not cpu.takes(normal(2, 2))
+        assert not cpu.supports(normal(2, 2))
         assert rms_norm(normal(2, 2), normal(2), 1e-5).isfinite().all()
     finally:
         cpu._load.cache_clear()
 
 
 def test_kernels_take_only_what_they_are_made_for():
-    assert not cpu.takes(normal(2, 2, dtype=torch.float64))
-    assert not cpu.takes(normal(2, 2), normal(2, 2, dtype=torch.float32))
-    assert not cpu.takes(normal(2, 2), normal(2, 2).to("meta"))
+    assert not cpu.supports(normal(2, 2, dtype=torch.float64))
+    assert not cpu.supports(normal(2, 2), normal(2, 2, dtype=torch.float32))
+    assert not cpu.supports(normal(2, 2), normal(2, 2).to("meta"))
 
 
 def gradients(decoder, dtype, loss):
     """Loss and gradients of all masters for two micro-batches."""
     decoder = copy.deepcopy(decoder)
-    masters = make_masters(decoder, compute_dtype=dtype, data_parallel=False)
-    masters.publish()
+    masters = make_master_weights(decoder, compute_dtype=dtype, data_parallel=False)
+    masters.copy_to_compute()
     losses = [step(decoder, loss, seed) for seed in range(2)]
     return [sum(losses), *(master.grad for master in masters.by_name.values())]
 
@@ -268,7 +273,7 @@ def step(decoder, loss, seed):
     generator = torch.Generator().manual_seed(seed)
     tokens, labels = torch.randint(CONFIG.vocab_size, (2, sum(LENGTHS)), generator=generator)
     weights = (torch.rand(sum(LENGTHS), generator=generator) < 0.4).float()
-    value = loss(decoder(tokens, Stream.of(LENGTHS)), decoder.head_weight(), labels, weights) / weights.sum()
+    value = loss(decoder(tokens, PackedSequences.of(LENGTHS)), decoder.head_weight(), labels, weights) / weights.sum()
     value.backward()
     return value.detach()
 
@@ -296,14 +301,14 @@ def test_a_whole_step_in_bf16_is_as_good_as_the_plain_one(decoder, monkeypatch):
 
 def loss_curve(decoder, dtype, loss):
     decoder = copy.deepcopy(decoder)
-    masters: Masters = make_masters(decoder, compute_dtype=dtype, data_parallel=False)
-    masters.publish()
+    masters: MasterWeights = make_master_weights(decoder, compute_dtype=dtype, data_parallel=False)
+    masters.copy_to_compute()
     optimizer = torch.optim.AdamW(masters.by_name.values(), lr=3e-3, fused=True)
     losses = []
     for iteration in range(20):
         losses.append(step(decoder, loss, iteration % 4))
         optimizer.step()
-        masters.publish()
+        masters.copy_to_compute()
         masters.zero_grad()
     return torch.stack(losses).float()
 

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
 
 from medsft.core.engine.kernels import cpu
-from medsft.core.engine.nn.attention import Stream, attend
+from medsft.core.engine.nn.attention import PackedSequences, attend
 
 
 def plain(q, k, v, lengths, window=None):
@@ -45,7 +45,7 @@ CASES = [
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(6, 2, 16), (2, 2, 8), (3, 1, 24)])
 def test_equals_a_masked_softmax(lengths, window, heads, kv_heads, size):
     *qkv, weight = inputs(lengths, heads, kv_heads, size)
-    ours = attend(*qkv, Stream.of(lengths), window)
+    ours = attend(*qkv, PackedSequences.of(lengths), window)
     expected = plain(*qkv, lengths, window)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     got, want = (torch.autograd.grad((out * weight).sum(), qkv) for out in (ours, expected))
@@ -58,7 +58,7 @@ def test_bf16_is_as_good_as_the_plain_way(lengths, window):
     *qkv, weight = inputs(lengths, 6, 2, 16, torch.bfloat16)
     outputs = []
     for function, dtype in ((attend, torch.bfloat16), (plain, torch.bfloat16), (plain, torch.float32)):
-        where = Stream.of(lengths) if function is attend else lengths
+        where = PackedSequences.of(lengths) if function is attend else lengths
         out = function(*(x.to(dtype) for x in qkv), where, window)
         assert out.dtype == dtype
         outputs.append([out, *torch.autograd.grad((out * weight).sum(), qkv)])
@@ -72,18 +72,17 @@ def test_bf16_is_as_good_as_the_plain_way(lengths, window):
 def test_documents_do_not_see_each_other():
     lengths = (20, 13, 1, 30)
     q, k, v, _ = inputs(lengths, 4, 2, 16)
-    together = attend(q, k, v, Stream.of(lengths))
-    for start, end in pairwise(Stream.of(lengths).boundaries):
-        alone = attend(q[start:end], k[start:end], v[start:end], Stream.of([end - start]))
+    together = attend(q, k, v, PackedSequences.of(lengths))
+    for start, end in pairwise([0, *accumulate(lengths)]):
+        alone = attend(q[start:end], k[start:end], v[start:end], PackedSequences.of([end - start]))
         torch.testing.assert_close(together[start:end], alone)
 
 
-def test_stream_describes_its_documents():
-    stream = Stream.of([3, 1, 2])
-    assert stream.positions.tolist() == [0, 1, 2, 0, 0, 1]
-    assert stream.boundaries == (0, 3, 4, 6)
-    assert stream.offsets.tolist() == [0, 3, 4, 6]
-    assert stream.longest == 3
+def test_packed_sequences_describe_their_documents():
+    sequences = PackedSequences.of([3, 1, 2])
+    assert sequences.position_ids.tolist() == [0, 1, 2, 0, 0, 1]
+    assert sequences.cu_seqlens.tolist() == [0, 3, 4, 6]
+    assert sequences.max_seqlen == 3
 
 
 @pytest.mark.parametrize(("lengths", "window"), CASES)
@@ -91,13 +90,13 @@ def test_without_kernels(lengths, window, monkeypatch):
     *qkv, weight = inputs(lengths, 6, 2, 16)
     results = []
     for _ in range(2):
-        out = attend(*qkv, Stream.of(lengths), window)
+        out = attend(*qkv, PackedSequences.of(lengths), window)
         results.append([out, *torch.autograd.grad((out * weight).sum(), qkv)])
-        monkeypatch.setattr(cpu, "takes", lambda *_, **__: False)
+        monkeypatch.setattr(cpu, "supports", lambda *_, **__: False)
     torch.testing.assert_close(*results, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.skipif(cpu.kernels() is None, reason="no C compiler")
+@pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_kernels_do_not_depend_on_the_number_of_threads(dtype):
     *qkv, weight = inputs((300, 129, 7), 6, 2, 16, dtype)
@@ -106,7 +105,7 @@ def test_the_kernels_do_not_depend_on_the_number_of_threads(dtype):
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            out = attend(*qkv, Stream.of((300, 129, 7)))
+            out = attend(*qkv, PackedSequences.of((300, 129, 7)))
             results.append([out, *torch.autograd.grad((out * weight).sum(), qkv)])
     finally:
         torch.set_num_threads(before)
@@ -117,7 +116,7 @@ def test_the_kernels_do_not_depend_on_the_number_of_threads(dtype):
 @pytest.mark.parametrize("size", [64, 80, 128])
 def test_heads_as_wide_as_in_real_models(size):
     *qkv, weight = inputs((130, 65), 4, 2, size)
-    ours, expected = attend(*qkv, Stream.of((130, 65))), plain(*qkv, (130, 65))
+    ours, expected = attend(*qkv, PackedSequences.of((130, 65))), plain(*qkv, (130, 65))
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     got, want = (torch.autograd.grad((out * weight).sum(), qkv) for out in (ours, expected))
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)

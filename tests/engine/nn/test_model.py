@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medsft.core.engine.nn.attention import Stream
+from medsft.core.engine.nn.attention import PackedSequences
 from medsft.core.engine.nn.model import Decoder
 
 LENGTHS = (9, 1, 23)
@@ -30,7 +30,7 @@ def test_logits_equal_those_of_transformers(variant):
     reference = variant.reference()
     model, ids = own_model(variant, reference), tokens()
     with torch.no_grad():
-        ours = model.logits(model(ids, Stream.of(LENGTHS)))
+        ours = model.logits(model(ids, PackedSequences.of(LENGTHS)))
         torch.testing.assert_close(ours, reference_logits(reference, ids), atol=1e-4, rtol=0)
 
 
@@ -38,7 +38,7 @@ def test_gradients_equal_those_of_transformers(variant):
     reference = variant.reference()
     model, ids = own_model(variant, reference), tokens()
     weights = torch.randn(sum(LENGTHS), 96, generator=torch.Generator().manual_seed(2)) / 100
-    (model.logits(model(ids, Stream.of(LENGTHS))) * weights).sum().backward()
+    (model.logits(model(ids, PackedSequences.of(LENGTHS))) * weights).sum().backward()
     (reference_logits(reference, ids) * weights).sum().backward()
     expected = dict(reference.named_parameters())
     for name, parameter in model.named_parameters():
@@ -54,7 +54,7 @@ def test_parameters_are_those_of_the_configuration(variant):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_stages_in_a_row_are_the_whole_model(tiny, tied):
-    config, ids, stream = tiny.but(tie_word_embeddings=tied).config(), tokens(), Stream.of(LENGTHS)
+    config, ids, sequences = tiny.but(tie_word_embeddings=tied).config(), tokens(), PackedSequences.of(LENGTHS)
     whole = Decoder(config)
     front = Decoder(config, layers=range(1), last=False)
     middle = Decoder(config, layers=range(1, 2), first=False, last=False)
@@ -63,8 +63,8 @@ def test_stages_in_a_row_are_the_whole_model(tiny, tied):
         part.init_weights(seed=5)
     assert "model.layers.2.mlp.up_proj.weight" in end.state_dict()
     assert ("model.embed_tokens.weight" in end.state_dict()) == tied
-    hidden = end(middle(front(ids, stream), stream), stream)
-    torch.testing.assert_close(end.logits(hidden), whole.logits(whole(ids, stream)), atol=0, rtol=0)
+    hidden = end(middle(front(ids, sequences), sequences), sequences)
+    torch.testing.assert_close(end.logits(hidden), whole.logits(whole(ids, sequences)), atol=0, rtol=0)
 
 
 def test_random_weights_depend_on_the_seed(tiny):
@@ -76,10 +76,10 @@ def test_random_weights_depend_on_the_seed(tiny):
 
 
 def test_bf16_stays_bf16_and_close(tiny):
-    ids, stream = tokens(), Stream.of(LENGTHS)
+    ids, sequences = tokens(), PackedSequences.of(LENGTHS)
     model = Decoder(tiny.config())
     model.init_weights(seed=3)
-    wide = model(ids, stream)
-    narrow = model.bfloat16()(ids, stream)
+    wide = model(ids, sequences)
+    narrow = model.bfloat16()(ids, sequences)
     assert narrow.dtype == torch.bfloat16
     assert (narrow.float() - wide).norm() < 0.02 * wide.norm()

@@ -12,7 +12,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from medsft.core.engine.nn.dtensor import local_part
 from medsft.core.engine.nn.model import MLP
-from medsft.core.engine.nn.recompute import computed_again
+from medsft.core.engine.nn.recompute import recompute_in_backward
 
 TOKENS = 64
 
@@ -70,7 +70,7 @@ def test_it_is_computed_each_time_it_is_needed():
         times.append(1)
         return 2 * x.detach()
 
-    with computed_again(doubled, compute):
+    with recompute_in_backward(doubled, compute):
         out = (doubled @ weight).sum() + (doubled * weight[0, 0]).sum()
     assert not times
     out.backward()

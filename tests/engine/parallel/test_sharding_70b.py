@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from medsft.core.engine.nn.attention import Stream
+from medsft.core.engine.nn.attention import PackedSequences
 from medsft.core.engine.nn.dtensor import local_range
 from medsft.core.engine.nn.model import Decoder
 from medsft.core.engine.parallel.mesh import Mesh
@@ -82,7 +82,7 @@ def flow(decoder: Decoder, mesh: Mesh) -> tuple[tuple[int, ...], tuple[int, ...]
     else:
         inputs = torch.empty(TOKENS // LAYOUT.tp, LLAMA_2_70B.hidden_size, device="meta")
     # Decoder's own forward: a stage of a pipeline looks its micro-batches up first.
-    outputs = Decoder.forward(decoder, inputs, Stream.of([TOKENS - 10, 10], "meta"))
+    outputs = Decoder.forward(decoder, inputs, PackedSequences.of([TOKENS - 10, 10], "meta"))
     return tuple(inputs.shape), tuple(outputs.shape)
 
 

@@ -18,7 +18,7 @@ class Alone:
 def compiled(monkeypatch):
     def give(identity, disk=""):
         monkeypatch.setattr(arithmetic.torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(arithmetic.native, "compilation", lambda: Compiled(None, identity, disk))
+        monkeypatch.setattr(arithmetic.cpu, "compilation", lambda: Compiled(None, identity, disk))
 
     return give
 

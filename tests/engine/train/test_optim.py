@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from medsft.core.engine.parallel.master_weights import Masters
+from medsft.core.engine.parallel.master_weights import MasterWeights
 from medsft.core.engine.train.optim import TIED_TABLE, squared_norm
 
 ALONE = SimpleNamespace(device=torch.device("cpu"), tp_rank=0)
@@ -18,7 +18,7 @@ def masters_with(**gradients):
     for name, gradient in gradients.items():
         masters[name] = torch.nn.Parameter(torch.zeros_like(gradient))
         masters[name].grad = gradient
-    return Masters(masters, {})
+    return MasterWeights(masters, {})
 
 
 def test_the_norm_of_a_large_table_is_exact():

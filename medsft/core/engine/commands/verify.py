@@ -7,7 +7,7 @@ from torch import Tensor
 
 from medsft.core.engine.formats.source import WeightSource
 from medsft.core.engine.formats.vocabulary import BLOCK_ROWS
-from medsft.core.engine.nn.attention import Stream
+from medsft.core.engine.nn.attention import PackedSequences
 from medsft.core.engine.nn.model import Decoder
 
 TOKENS = 64
@@ -33,10 +33,10 @@ def logit_difference(before: WeightSource, after: WeightSource) -> float:
 def _hidden(source: WeightSource, tokens: Tensor) -> Tensor:
     """Return the last hidden states [T, hidden], computed with each layer loaded in turn."""
     config = source.config
-    stream = Stream.of([len(tokens)])
+    sequences = PackedSequences.of([len(tokens)])
     hidden = torch.cat([source.read("model.embed_tokens.weight", (slice(int(i), int(i) + 1),)) for i in tokens]).float()
     for layer in range(config.num_layers):
-        hidden = _layer(source, layer)(hidden, stream)
+        hidden = _layer(source, layer)(hidden, sequences)
     norm = source.read("model.norm.weight").float()
     scale = torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + config.norm_eps)
     return hidden * scale * norm

@@ -1,0 +1,82 @@
+"""Kernels of our own: the one place that says whether there is one for some tensors.
+
+    kernels_for(*tensors) -> Kernels | None    fused steps of a layer; None: torch's operations are used
+    matmul_for(a, b) -> Matmul | None          a matrix product that is faster than torch's here; None: torch's is used
+
+Each kind of device has a folder with the functions of `Kernels` (`kernels.cpu`); another is added there and asked for here.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from medsft.core.engine.kernels import cpu
+
+
+class Kernels(Protocol):
+    """The fused steps that a device has kernels for. A module with these functions is one.
+
+    T is the number of tokens, H that of query heads, K that of key/value heads, d the size of a head.
+    """
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        """Return (softmax(q k^T / sqrt(d)) v [T, H, d], log of the sum of each row's exponentials, fp32 [H, T]).
+
+        Contiguous `q` [T, H, d] and `k`, `v` [T, K, d]; int32 `cu_seqlens`, document i being the tokens from cu_seqlens[i] up
+        to cu_seqlens[i + 1]. Causal; with a `window` a token sees only that many tokens, itself included.
+        """
+
+    def attention_backward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        log_sums: Tensor,
+        grad: Tensor,
+        cu_seqlens: Tensor,
+        window: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of q, k and v, from what `attention` took and returned and the gradient of `out`."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Return (x / rms(x) * weight, 1 / rms(x) as fp32 [rows]) for x [..., size]."""
+
+    def rms_norm_backward(self, x: Tensor, weight: Tensor, inverse: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of x and, in the dtype of `weight`, of `weight`."""
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Return silu(gate) * up."""
+
+    def swiglu_backward(self, gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of gate and up."""
+
+    def rotate(self, heads: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+        """Return `heads` [T, H, d] rotated by the angles of `cos` and `sin` [T, 1, d / 2], or by the opposite ones."""
+
+    def cross_entropy_(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return -log softmax(logits)[labels], fp32 [rows]; contiguous `logits` become its gradient by them, in place.
+
+        Raises IndexError for a label that is not a column.
+        """
+
+
+class Matmul(Protocol):
+    """A product of two matrices."""
+
+    def __call__(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return a @ b, [n, m] for a [n, k] and b [k, m], in the contiguous `out` if that is given."""
+
+
+def kernels_for(*tensors: Tensor) -> Kernels | None:
+    """Return the kernels that take these tensors (all of one dtype, on one device), None where torch's operations are used."""
+    return cpu if cpu.supports(*tensors) else None
+
+
+def matmul_for(a: Tensor, b: Tensor) -> Matmul | None:
+    """Return the product that is faster than torch's for a [n, k] and b [k, m] or its transpose, None where torch's is used."""
+    if cpu.prefers_own_matmul(a, b):
+        return cpu.matmul
+    return cpu.matmul_in_fp32 if cpu.prefers_fp32_matmul(a, b) else None

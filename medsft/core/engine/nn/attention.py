@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,66 +15,70 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from medsft.core.engine.kernels import cpu
+from medsft.core.engine.kernels import Kernels, kernels_for
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
-    """Where the documents of a token stream [T] begin and end."""
+class PackedSequences:
+    """Documents laid end to end in one token stream [T]: where each begins and ends."""
 
-    positions: Tensor
+    position_ids: Tensor
     """int64 [T]: place of each token in its document, from 0."""
-    boundaries: tuple[int, ...]
-    """[documents + 1]: document i is the tokens boundaries[i] up to, not including, boundaries[i + 1]."""
-    offsets: Tensor
-    """`boundaries` as int32 on the device of `positions`, for the kernels that read it there."""
+    cu_seqlens: Tensor
+    """int32 [documents + 1]: cumulative lengths; document i is the tokens from cu_seqlens[i] up to, not including,
+    cu_seqlens[i + 1]. On the device of `position_ids`."""
+    lengths: tuple[int, ...]
+    """Length of each document, on the host."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Stream:
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> PackedSequences:
         """Describe documents of these `lengths` (each at least 1) laid end to end."""
-        boundaries = (0, *accumulate(lengths))
-        positions = torch.cat([torch.arange(length) for length in lengths])
-        offsets = torch.tensor(boundaries, dtype=torch.int32)
-        return cls(positions.to(device), boundaries, offsets.to(device))
+        position_ids = torch.cat([torch.arange(length) for length in lengths])
+        cu_seqlens = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32)
+        return cls(position_ids.to(device), cu_seqlens.to(device), tuple(lengths))
+
+    def to(self, device: torch.device) -> PackedSequences:
+        """Return the same on another device."""
+        return PackedSequences(self.position_ids.to(device), self.cu_seqlens.to(device), self.lengths)
 
     @property
-    def longest(self) -> int:
+    def max_seqlen(self) -> int:
         """Length of the longest document."""
-        return max(end - start for start, end in pairwise(self.boundaries))
+        return max(self.lengths)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, stream: Stream, window: int | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, sequences: PackedSequences, window: int | None = None) -> Tensor:
     """Return softmax(q k^T / sqrt(d)) v [T, H, d] where a token sees itself and what precedes it in its document.
 
     `q` is [T, H, d]; `k` and `v` are [T, K, d]. With a `window`, a token sees only that many tokens, itself included.
     """
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-        return _attend_flash(q, k, v, stream, window)
-    if cpu.takes(q, k, v):
-        return _TiledAttention.apply(q, k, v, stream.offsets, window)
-    lengths = [end - start for start, end in pairwise(stream.boundaries)]
-    # split and not slices: its backward joins the gradients in one go, where each slice's would fill a whole [T, H, d].
+        return _attend_flash(q, k, v, sequences, window)
+    if kernels := kernels_for(q, k, v):
+        return _FusedAttention.apply(q, k, v, sequences.cu_seqlens, window, kernels)
+    lengths = list(sequences.lengths)
+    # split, not slices: its backward joins the gradients once, where that of each slice would fill a whole [T, H, d].
     documents = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
     return torch.cat([_attend_document(*document, window) for document in documents])
 
 
-class _TiledAttention(torch.autograd.Function):
-    """The kernels of `native`. They keep one number a token and head for the backward beside their input and output."""
+class _FusedAttention(torch.autograd.Function):
+    """Attention by the device's kernels. Beside input and output it saves one number per token and head for the backward."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int | None) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, window: int | None, kernels: Kernels) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        out, log_sums = cpu.attention(q, k, v, offsets, window)
-        ctx.save_for_backward(q, k, v, out, log_sums, offsets)
-        ctx.window = window
+        out, log_sums = kernels.attention(q, k, v, cu_seqlens, window)
+        ctx.save_for_backward(q, k, v, out, log_sums, cu_seqlens)
+        ctx.window, ctx.kernels = window, kernels
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, log_sums, offsets = ctx.saved_tensors
-        grads = cpu.attention_backward(q, k, v, out, log_sums, grad.contiguous(), offsets, ctx.window)
-        return *grads, None, None
+        q, k, v, out, log_sums, cu_seqlens = ctx.saved_tensors
+        grads = ctx.kernels.attention_backward(q, k, v, out, log_sums, grad.contiguous(), cu_seqlens, ctx.window)
+        return *grads, None, None, None
 
 
 def _attend_document(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
@@ -87,15 +91,15 @@ def _attend_document(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Ten
     return out[0].transpose(0, 1)
 
 
-def _attend_flash(q: Tensor, k: Tensor, v: Tensor, stream: Stream, window: int | None) -> Tensor:
-    """All documents in one launch of the variable-length flash kernel, which takes 16-bit numbers only.
+def _attend_flash(q: Tensor, k: Tensor, v: Tensor, sequences: PackedSequences, window: int | None) -> Tensor:
+    """Return the same by torch's variable-length flash kernel, which computes all documents in one launch, in 16-bit numbers.
 
     Not run on a GPU yet.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     left = -1 if window is None else window - 1
-    longest = stream.longest
-    out = varlen_attn(q, k, v, stream.offsets, stream.offsets, longest, longest, window_size=(left, 0), enable_gqa=True)
+    offsets, longest = sequences.cu_seqlens, sequences.max_seqlen
+    out = varlen_attn(q, k, v, offsets, offsets, longest, longest, window_size=(left, 0), enable_gqa=True)
     assert isinstance(out, Tensor)
     return out

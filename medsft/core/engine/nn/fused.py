@@ -1,8 +1,8 @@
-"""RMSNorm, SwiGLU and rotation as single steps of differentiation.
+"""RMSNorm, SwiGLU and rotation, each fused into one autograd function.
 
-Written as plain tensor operations, each would keep several intermediate results per token for the backward, partly in fp32.
-Here each keeps its inputs and computes the rest again, which is cheap next to the matrix products around it. On a CPU each
-takes one pass over memory where `native` could be compiled.
+As plain tensor operations, each would make autograd save several intermediate results per token, partly in fp32. A fused
+function saves its inputs and computes the rest again in the backward pass, which is cheap next to the matrix products around
+it. Where `kernels_for` has a kernel, each passes over memory once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from medsft.core.engine.kernels import cpu
+from medsft.core.engine.kernels import kernels_for
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -38,8 +38,8 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if cpu.takes(x, weight):
-            out, inverse = cpu.rms_norm(x, weight, eps)
+        if kernels := kernels_for(x, weight):
+            out, inverse = kernels.rms_norm(x, weight, eps)
             ctx.save_for_backward(x, weight, inverse)
             return out
         inverse = x.float().square().mean(-1, keepdim=True).add_(eps).rsqrt_()
@@ -50,8 +50,8 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        if cpu.takes(x, weight, grad):
-            return *cpu.rms_norm_backward(x, weight, inverse, grad), None
+        if kernels := kernels_for(x, weight, grad):
+            return *kernels.rms_norm_backward(x, weight, inverse, grad), None
         unit = x * inverse  # fp32, as `inverse` is
         grad_weight = (grad * unit).sum(tuple(range(x.ndim - 1)))
         grad_unit = (grad * weight).float()
@@ -64,16 +64,16 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        if cpu.takes(gate, up):
-            return cpu.swiglu(gate, up)
+        if kernels := kernels_for(gate, up):
+            return kernels.swiglu(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        if cpu.takes(gate, up, grad):
-            return cpu.swiglu_backward(gate, up, grad)
+        if kernels := kernels_for(gate, up, grad):
+            return kernels.swiglu_backward(gate, up, grad)
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
@@ -81,14 +81,16 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return cpu.rotate(heads, cos, sin) if cpu.takes(heads, cos, sin) else _rotated(heads, cos, sin)
+        kernels = kernels_for(heads, cos, sin)
+        return kernels.rotate(heads, cos, sin) if kernels else _rotated(heads, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        turned = cpu.rotate(grad, cos, sin, back=True) if cpu.takes(grad, cos, sin) else _rotated(grad, cos, -sin)
-        return turned, None, None
+        kernels = kernels_for(grad, cos, sin)
+        back = kernels.rotate(grad, cos, sin, back=True) if kernels else _rotated(grad, cos, -sin)
+        return back, None, None
 
 
 def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

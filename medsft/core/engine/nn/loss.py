@@ -15,16 +15,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from medsft.core.engine.kernels import cpu
-from medsft.core.engine.nn.linear import product
+from medsft.core.engine.kernels import kernels_for
+from medsft.core.engine.nn.linear import matmul
 
 LOGITS_BYTES = 128 * 2**20
 """Size of the largest fp32 tensor of logits that exists at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
-    """What `weighted_nll` adds up. Everything but `loss` is detached."""
+class TokenLosses:
+    """What `weighted_nll` returns. Everything but `loss` is detached."""
 
     loss: Tensor
     """fp32 scalar, differentiable: sum over tokens of weight * nll, in nats."""
@@ -51,7 +51,7 @@ def weighted_nll(
     vocab_size: int,
     shard: VocabShard | None = None,
     chunk_rows: int | None = None,
-) -> Sums:
+) -> TokenLosses:
     """Return sum(weights * -log softmax(hidden @ head_weight.T)[labels]) and what it is made of.
 
     `hidden` [T, h], `head_weight` [V, h], `labels` int64 [T] (any value where the weight is 0), `weights` [T] of at least 0.
@@ -71,7 +71,7 @@ def weighted_nll(
     )
     nll = torch.zeros(len(labels), device=hidden.device).index_copy(0, rows, row_nll)
     correct = torch.zeros(len(labels), dtype=torch.bool, device=hidden.device).index_copy(0, rows, row_correct)
-    return Sums(loss, nll, correct)
+    return TokenLosses(loss, nll, correct)
 
 
 class _WeightedNLL(torch.autograd.Function):
@@ -92,8 +92,8 @@ class _WeightedNLL(torch.autograd.Function):
         for start in range(0, len(labels), chunk):
             part = slice(start, start + chunk)
             logits = table.logits(hidden[part], head)
-            if grads is not None and table.group is None and cpu.takes(logits):
-                nll[part] = cpu.cross_entropy_(logits, labels[part])
+            if grads is not None and table.group is None and (kernels := kernels_for(logits)):
+                nll[part] = kernels.cross_entropy_(logits, labels[part])
                 grads.add(part, logits, hidden, head, weights)
                 continue
             if grads is None:
@@ -129,7 +129,7 @@ class _Table:
 
     def logits(self, hidden: Tensor, head: Tensor) -> Tensor:
         """Return [rows, columns]; a rank that holds nothing but padding has one column without any probability."""
-        logits = product(hidden, head[: max(self.columns, 1)].T)
+        logits = matmul(hidden, head[: max(self.columns, 1)].T)
         return logits if self.columns else logits.fill_(torch.finfo(logits.dtype).min)
 
     def log_softmax(self, logits: Tensor) -> Tensor:
@@ -193,9 +193,9 @@ class _Gradients:
         # The weight is put on the narrow factor of each product, which saves a pass over [rows, columns].
         scale = weights[part, None].to(hidden.dtype)
         columns = error.shape[1]
-        self.hidden[part] = product(error, head[:columns]) * scale
+        self.hidden[part] = matmul(error, head[:columns]) * scale
         if self.single_chunk:
-            product(error.T, hidden * scale, self.head[:columns])
+            matmul(error.T, hidden * scale, self.head[:columns])
             self.head[columns:].zero_()
         else:
-            self.head[:columns] += product(error.T, hidden[part] * scale)
+            self.head[:columns] += matmul(error.T, hidden[part] * scale)

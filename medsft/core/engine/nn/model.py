@@ -1,7 +1,8 @@
 """The decoder of the Llama family, driven by `ModelConfig`. It knows nothing of parallelism.
 
-Modules and parameters bear the names of Hugging Face's checkpoints. The input is one token stream [T] (see `Stream`), so
-activations are [T, hidden] and there is neither a batch dimension nor padding. How parallelism fits around it:
+Modules and parameters bear the names of Hugging Face's checkpoints. The input is one token stream [T] (see
+`PackedSequences`), so activations are [T, hidden] and there is neither a batch dimension nor padding. How parallelism fits
+around it:
 
 - tensor parallel: projections are `nn.Linear`; the number of heads is what their (local) output holds;
 - FSDP: each `DecoderLayer` is one unit, entered through its `forward`;
@@ -19,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from medsft.core.engine.nn.attention import Stream, attend
+from medsft.core.engine.nn.attention import PackedSequences, attend
 from medsft.core.engine.nn.fused import rms_norm, rotate, swiglu
 from medsft.core.engine.nn.linear import Linear
-from medsft.core.engine.nn.recompute import computed_again
+from medsft.core.engine.nn.recompute import recompute_in_backward
 from medsft.core.engine.nn.rope import Rotary, rotary
 from medsft.core.models.config import ModelConfig
 
@@ -56,12 +57,12 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, tables: Rotary, stream: Stream) -> Tensor:
+    def forward(self, x: Tensor, tables: Rotary, sequences: PackedSequences) -> Tensor:
         """Mix the tokens of each document: x [T, hidden] to [T, hidden]."""
         q, k, v = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        mixed = attend(rotate(q, *tables), rotate(k, *tables), v, stream, self.window)
+        mixed = attend(rotate(q, *tables), rotate(k, *tables), v, sequences, self.window)
         return self.o_proj(mixed.flatten(1))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ class MLP(nn.Module):
         """Transform each token of x [T, hidden] on its own; `lean` keeps gate and up for the backward, not their product."""
         gate, up = self.gate_proj(x), self.up_proj(x)
         product = swiglu(gate, up)
-        with computed_again(product, partial(swiglu, gate.detach(), up.detach())) if lean else nullcontext():
+        with recompute_in_backward(product, partial(swiglu, gate.detach(), up.detach())) if lean else nullcontext():
             return self.down_proj(product)
 
 
@@ -101,14 +102,14 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, tables: Rotary, stream: Stream) -> Tensor:
+    def forward(self, x: Tensor, tables: Rotary, sequences: PackedSequences) -> Tensor:
         """Return x [T, hidden] one layer on."""
         if self.recompute == "full" and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, tables, stream, use_reentrant=False)
-        return self._forward(x, tables, stream)
+            return checkpoint(self._forward, x, tables, sequences, use_reentrant=False)
+        return self._forward(x, tables, sequences)
 
-    def _forward(self, x: Tensor, tables: Rotary, stream: Stream) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), tables, stream)
+    def _forward(self, x: Tensor, tables: Rotary, sequences: PackedSequences) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), tables, sequences)
         if self.recompute == "selective" and torch.is_grad_enabled():
             return x + checkpoint(self._feed_forward, x, use_reentrant=False)
         return x + self._feed_forward(x)
@@ -145,16 +146,16 @@ class Decoder(nn.Module):
         has_head = last and not config.tie_embeddings
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False) if has_head else None
 
-    def forward(self, inputs: Tensor, stream: Stream) -> Tensor:
+    def forward(self, inputs: Tensor, sequences: PackedSequences) -> Tensor:
         """Return hidden states [T, hidden], after the final norm on the last stage.
 
         `inputs` are token ids [T] on the first stage and the previous stage's hidden states on the others.
         """
         trunk = self.model
         hidden = trunk.embed_tokens(inputs) if self.first and trunk.embed_tokens is not None else inputs
-        tables = rotary(self.config, stream.positions, hidden.dtype)
+        tables = rotary(self.config, sequences.position_ids, hidden.dtype)
         for layer in trunk.layers.values():
-            hidden = layer(hidden, tables, stream)
+            hidden = layer(hidden, tables, sequences)
         return hidden if trunk.norm is None else trunk.norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:

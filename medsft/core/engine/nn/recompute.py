@@ -1,4 +1,4 @@
-"""Activations that are cheap to compute: computed again in the backward pass, not kept for it."""
+"""Activations that are cheap to compute are computed again in the backward pass instead of saved."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from medsft.core.engine.nn.dtensor import local_part
 
 
 @contextmanager
-def computed_again(value: Tensor, compute: Callable[[], Tensor]) -> Iterator[None]:
-    """What is done inside keeps no `value` for its backward pass, which calls `compute` for it each time that it needs it.
+def recompute_in_backward(value: Tensor, compute: Callable[[], Tensor]) -> Iterator[None]:
+    """Inside this context autograd does not save `value`; the backward pass calls `compute()` each time it needs it.
 
-    Of a DTensor that was made from `value` the same holds. `compute` must return the same numbers, and lives until the backward
-    pass with all that it holds. Not for code inside a checkpoint, which cannot free what `compute` holds.
+    The same holds for a DTensor made from `value`. `compute` must return the same numbers; it is kept until the backward pass,
+    with all that it refers to. Do not use this inside a checkpoint, which cannot free what `compute` refers to.
     """
     memory, shape = value.data_ptr(), value.shape
 

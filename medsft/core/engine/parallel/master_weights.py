@@ -20,7 +20,7 @@ from medsft.core.engine.parallel.mesh import Mesh
 
 
 @dataclass(slots=True)
-class Masters:
+class MasterWeights:
     """The fp32 parameters that are trained, under their names, and how they feed the ones that compute."""
 
     by_name: dict[str, nn.Parameter]
@@ -28,7 +28,7 @@ class Masters:
     """The bf16 copies, empty where the masters compute themselves."""
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def copy_to_compute(self) -> None:
         """Cast the masters into the weights that compute, after they changed."""
         if self.computing:
             targets: list[Tensor] = [local_part(p) for p in self.computing.values()]
@@ -40,15 +40,15 @@ class Masters:
             master.grad = None
 
 
-def make_masters(decoder: Decoder, *, compute_dtype: torch.dtype, data_parallel: bool) -> Masters:
-    """Split the fp32 parameters of `decoder` into masters and computing copies, which `Masters.publish` fills.
+def make_master_weights(decoder: Decoder, *, compute_dtype: torch.dtype, data_parallel: bool) -> MasterWeights:
+    """Split the fp32 parameters of `decoder` into masters and computing copies, which `MasterWeights.copy_to_compute` fills.
 
     The parameters are not read: memory that was read before it is written costs the system two page faults, not one, and the
     second is slow where several threads write.
     """
     masters = dict(decoder.named_parameters())
     if data_parallel or compute_dtype == torch.float32:
-        return Masters(masters, {})
+        return MasterWeights(masters, {})
     computing = {}
     for name, master in masters.items():
         owner, _, leaf = name.rpartition(".")
@@ -56,7 +56,7 @@ def make_masters(decoder: Decoder, *, compute_dtype: torch.dtype, data_parallel:
         setattr(decoder.get_submodule(owner), leaf, copy)
         copy.register_post_accumulate_grad_hook(_move_gradient_to(master))
         computing[name] = copy
-    return Masters(masters, computing)
+    return MasterWeights(masters, computing)
 
 
 def _move_gradient_to(master: nn.Parameter):  # type: ignore[no-untyped-def]
@@ -72,7 +72,7 @@ def _move_gradient_to(master: nn.Parameter):  # type: ignore[no-untyped-def]
     return hook
 
 
-def complete_gradients(masters: Masters, mesh: Mesh) -> None:
+def allreduce_partial_gradients(masters: MasterWeights, mesh: Mesh) -> None:
     """Add up over the tensor-parallel ranks the gradients that each has a part of, in one message; FSDP has done so already.
 
     These are the gradients of norms, which saw the tokens of this rank only.

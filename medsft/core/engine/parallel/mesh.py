@@ -31,7 +31,7 @@ class Mesh:
     tp_rank: int
     devices: DeviceMesh
     """Axes `pp`, `dp`, `tp`, in this order."""
-    ends: dist.ProcessGroup | None
+    embedding_group: dist.ProcessGroup | None
     """The first and the last pipeline stage at this rank's data and tensor coordinates; None without a pipeline."""
 
     @property
@@ -92,7 +92,7 @@ def open_mesh(layout: Layout) -> Mesh:
     rank = dist.get_rank()
     shape = (layout.pp, layout.dp, layout.tp)
     devices = init_device_mesh(device.type, shape, mesh_dim_names=("pp", "dp", "tp"))
-    return Mesh(layout, device, rank, *layout.coordinates(rank), devices, _ends(layout, rank))
+    return Mesh(layout, device, rank, *layout.coordinates(rank), devices, _embedding_group(layout, rank))
 
 
 def _store(rank: int, world: int) -> dist.Store:
@@ -104,7 +104,7 @@ def _store(rank: int, world: int) -> dist.Store:
     return dist.TCPStore(address, port, world, is_master=hosts, timeout=COLLECTIVE_TIMEOUT)
 
 
-def _ends(layout: Layout, rank: int) -> dist.ProcessGroup | None:
+def _embedding_group(layout: Layout, rank: int) -> dist.ProcessGroup | None:
     """Groups are made by all ranks together, also those they are not in."""
     mine = None
     if layout.pp > 1:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from medsft.core.engine.nn.dtensor import local_part
-from medsft.core.engine.parallel.master_weights import Masters
+from medsft.core.engine.parallel.master_weights import MasterWeights
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.train.checkpoint import TrainState, commit, describe, hash_own_files, random_state, tensors
 from medsft.core.models.config import ModelConfig
@@ -74,7 +74,7 @@ class Saver:
         self,
         run: RunDir,
         mesh: Mesh,
-        masters: Masters,
+        masters: MasterWeights,
         optimizer: torch.optim.Optimizer,
         *,
         model: ModelConfig,

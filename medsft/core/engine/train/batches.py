@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medsft.core.data.dataset.tokenized import TokenizedData
 from medsft.core.data.tokenizers.template import Role
-from medsft.core.engine.nn.attention import Stream
+from medsft.core.engine.nn.attention import PackedSequences
 from medsft.core.planning.order import SampleOrder, deal_in_order, deal_to_ranks
 
 _FILLER_LENGTH = 128
@@ -66,21 +66,20 @@ class MicroBatch:
     """float32 [T]; 0 on filler."""
     answer: Tensor
     """bool [T]: the label belongs to an answer."""
-    stream: Stream
+    sequences: PackedSequences
     weight_sum: float
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the micro-batch on another device."""
         if device.type == "cpu":
             return self
-        stream = Stream(self.stream.positions.to(device), self.stream.boundaries, self.stream.offsets.to(device))
         return replace(
             self,
             tokens=self.tokens.to(device),
             labels=self.labels.to(device),
             weights=self.weights.to(device),
             answer=self.answer.to(device),
-            stream=stream,
+            sequences=self.sequences.to(device),
         )
 
 
@@ -153,7 +152,7 @@ class Batcher:
             labels=torch.from_numpy(np.concatenate([*(label for _, label, _ in triples), zeros])),
             weights=torch.from_numpy(weights),
             answer=torch.from_numpy(answer),
-            stream=Stream.of([*lengths, *pieces]),
+            sequences=PackedSequences.of([*lengths, *pieces]),
             weight_sum=float(weights.sum(dtype=np.float64)),
         )
 
@@ -164,7 +163,7 @@ class Batcher:
             return self.multiple_of
         return -tokens % self.multiple_of
 
-    def in_turn(self) -> Iterator[np.ndarray]:
+    def sequential_batches(self) -> Iterator[np.ndarray]:
         """Yield the numbers of all documents in their order, as global batches; the last may be smaller."""
         for start in range(0, len(self.documents), self.order.global_batch):
             yield np.arange(start, min(start + self.order.global_batch, len(self.documents)))

@@ -11,7 +11,7 @@ from medsft.core.engine.formats.source import DTYPES, WeightSource
 from medsft.core.engine.formats.untrained import untrained_rows
 from medsft.core.engine.formats.vocabulary import TABLES, ResizedSource
 from medsft.core.engine.nn.model import Decoder
-from medsft.core.engine.parallel.master_weights import make_masters
+from medsft.core.engine.parallel.master_weights import make_master_weights
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.parallel.sharding import build_stage
 from medsft.core.engine.train.arithmetic import check_arithmetic
@@ -21,7 +21,7 @@ from medsft.core.engine.train.checkpoint import find_good_checkpoint, load_check
 from medsft.core.engine.train.head import LossHead
 from medsft.core.engine.train.optim import make_optimizer
 from medsft.core.engine.train.pipeline import Pipeline, PipelineDecoder
-from medsft.core.engine.train.step import Stepper, WholeModel
+from medsft.core.engine.train.step import Executor, SingleStage
 from medsft.core.engine.train.trainer import Trainer, TrainState
 from medsft.core.engine.train.weights import load_weights
 from medsft.core.models.inspect import inspect_base
@@ -44,7 +44,7 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
         recompute=plan.config.recompute,
         decoder_class=PipelineDecoder if mesh.layout.pp > 1 else Decoder,
     )
-    masters = make_masters(decoder, compute_dtype=dtype, data_parallel=mesh.layout.dp > 1)
+    masters = make_master_weights(decoder, compute_dtype=dtype, data_parallel=mesh.layout.dp > 1)
     optimizer = make_optimizer(masters, plan.config)
     iteration, damaged = find_good_checkpoint(run, mesh)
     if events:
@@ -65,24 +65,24 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
         state = TrainState()
     else:
         state = load_checkpoint(run.checkpoint_path(iteration), mesh, masters, optimizer, identity=plan.identity)
-    masters.publish()
+    masters.copy_to_compute()
     check_sets(plan, mesh)
     train, val = make_batchers(plan, mesh)
     if mesh.layout.pp > 1:
-        train, val = fix_shapes(plan, mesh, train, val)
+        train, val = pad_for_pipeline(plan, mesh, train, val)
     head = LossHead(decoder, plan.softmax_rows, mesh)
-    stepper: Stepper
+    executor: Executor
     if isinstance(decoder, PipelineDecoder):
-        stepper = Pipeline(decoder, head, mesh, stream_tokens=train.fixed_tokens or 0, dtype=dtype)
+        executor = Pipeline(decoder, head, mesh, stream_tokens=train.fixed_tokens or 0, dtype=dtype)
     else:
-        stepper = WholeModel(decoder, head, mesh)
+        executor = SingleStage(decoder, head, mesh)
     return Trainer(
         plan=plan,
         run=run,
         mesh=mesh,
         masters=masters,
         optimizer=optimizer,
-        stepper=stepper,
+        executor=executor,
         train_batches=train,
         val_batches=val,
         state=state,
@@ -166,10 +166,10 @@ def _batcher(plan: RunPlan, chosen: Selection, mesh: Mesh, *, in_order: bool) ->
     )
 
 
-def fix_shapes(plan: RunPlan, mesh: Mesh, train: Batcher, val: Batcher | None) -> tuple[Batcher, Batcher | None]:
+def pad_for_pipeline(plan: RunPlan, mesh: Mesh, train: Batcher, val: Batcher | None) -> tuple[Batcher, Batcher | None]:
     """Return the batches with streams of one size and micro-batches of one number, as the stages of a pipeline need them."""
     orders = (train.order.batch(iteration) for iteration in range(plan.num_iterations))
-    tokens = max(train.largest_micro_batch(orders), val.largest_micro_batch(val.in_turn()) if val else 0)
+    tokens = max(train.largest_micro_batch(orders), val.largest_micro_batch(val.sequential_batches()) if val else 0)
     tokens += -tokens % mesh.layout.tp
     count = max(plan.num_micro_batches, mesh.layout.pp)
     train = replace(train, fixed_tokens=tokens, num_micro_batches=count)

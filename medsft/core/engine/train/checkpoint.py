@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
 from medsft.core.disk import probe, trouble
-from medsft.core.engine.parallel.master_weights import Masters
+from medsft.core.engine.parallel.master_weights import MasterWeights
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.train.arithmetic import arithmetic
 from medsft.core.files import sealed, sync_entry
@@ -100,7 +100,7 @@ def describe(error: BaseException, folder: Path) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def tensors(masters: Masters, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def tensors(masters: MasterWeights, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return weights and moments by name; moments that do not exist yet are made, as zeros."""
     ensure_moments(masters, optimizer)
     result: dict[str, Any] = {"model": {name: p.detach() for name, p in masters.by_name.items()}}
@@ -109,7 +109,7 @@ def tensors(masters: Masters, optimizer: torch.optim.Optimizer) -> dict[str, Any
     return result
 
 
-def ensure_moments(masters: Masters, optimizer: torch.optim.Optimizer, *, fill: bool = True) -> None:
+def ensure_moments(masters: MasterWeights, optimizer: torch.optim.Optimizer, *, fill: bool = True) -> None:
     """Give every parameter its Adam state: zeros, as the first update would, or what is there where all is read over it."""
     make = torch.zeros_like if fill else torch.empty_like
     for parameter in masters.by_name.values():
@@ -142,7 +142,9 @@ def find_good_checkpoint(run: RunDir, mesh: Mesh) -> tuple[int | None, list[str]
     return mesh.gather(found)[0]  # type: ignore[return-value]
 
 
-def load_checkpoint(path: Path, mesh: Mesh, masters: Masters, optimizer: torch.optim.Optimizer, *, identity: str) -> TrainState:
+def load_checkpoint(
+    path: Path, mesh: Mesh, masters: MasterWeights, optimizer: torch.optim.Optimizer, *, identity: str
+) -> TrainState:
     """Fill masters, moments and random states from a checkpoint written at any layout, and return the rest.
 
     Raises `MismatchError` when it belongs to another plan.

@@ -16,7 +16,7 @@ from medsft.core.engine.train.batches import MicroBatch
 
 
 @dataclass(slots=True)
-class StepSums:
+class LossTotals:
     """What the micro-batches of one rank added up to. Only the last pipeline stage has anything but zeros."""
 
     loss: float = 0.0
@@ -40,7 +40,7 @@ class LossHead:
     """Rows of the table beyond this are padding and take no part."""
     mesh: Mesh
 
-    def __call__(self, hidden: Tensor, micro: MicroBatch, sums: StepSums, scale: float) -> Tensor:
+    def __call__(self, hidden: Tensor, micro: MicroBatch, sums: LossTotals, scale: float) -> Tensor:
         """Return scale * sum(weight * nll), differentiable, and add what it is made of to `sums`."""
         rows = head_rows(self.decoder)
         shard = vocab_shard(self.decoder, self.mesh)
@@ -52,7 +52,7 @@ class LossHead:
         return loss
 
     @staticmethod
-    def _add(sums: StepSums, nll: Tensor, correct: Tensor, micro: MicroBatch, loss: float) -> None:
+    def _add(sums: LossTotals, nll: Tensor, correct: Tensor, micro: MicroBatch, loss: float) -> None:
         sums.loss += loss
         on_answers = float((nll * micro.answer).sum(dtype=torch.float64))
         sums.answer_nll += on_answers

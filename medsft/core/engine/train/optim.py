@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from medsft.core.config import RunConfig
-from medsft.core.engine.parallel.master_weights import Masters, local_gradient
+from medsft.core.engine.parallel.master_weights import MasterWeights, local_gradient
 from medsft.core.engine.parallel.mesh import Mesh
 
 TIED_TABLE = "model.embed_tokens.weight"
 
 
-def make_optimizer(masters: Masters, config: RunConfig) -> torch.optim.AdamW:
+def make_optimizer(masters: MasterWeights, config: RunConfig) -> torch.optim.AdamW:
     """Return AdamW with decoupled decay on matrices (embedding and output projection included), none on norms and biases."""
     matrices = [p for p in masters.by_name.values() if p.ndim >= 2]
     vectors = [p for p in masters.by_name.values() if p.ndim < 2]
@@ -34,7 +34,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 @torch.no_grad()
-def squared_norm(masters: Masters, mesh: Mesh, *, tied_copy: bool) -> Tensor:
+def squared_norm(masters: MasterWeights, mesh: Mesh, *, tied_copy: bool) -> Tensor:
     """Return this rank's share of the squared gradient norm, fp64 [1]: summed over all ranks it counts each value once.
 
     A tensor that tensor-parallel ranks share counts on the first of them; `tied_copy` says that this stage's embedding is the
@@ -59,7 +59,7 @@ def _shared_over_tp(master: nn.Parameter) -> bool:
 
 
 @torch.no_grad()
-def clip_gradients(masters: Masters, norm: float, limit: float) -> None:
+def clip_gradients(masters: MasterWeights, norm: float, limit: float) -> None:
     """Scale all gradients by limit / (norm + 1e-6) when that is below 1, as the original does; 0 clips nothing."""
     coefficient = limit / (norm + 1e-6)
     if limit > 0 and coefficient < 1:

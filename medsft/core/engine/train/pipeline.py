@@ -16,7 +16,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from medsft.core.engine.nn.model import Decoder
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.train.batches import MicroBatch, RankBatch
-from medsft.core.engine.train.head import LossHead, StepSums
+from medsft.core.engine.train.head import LossHead, LossTotals
 
 
 class PipelineDecoder(Decoder):
@@ -30,7 +30,7 @@ class PipelineDecoder(Decoder):
     scales: Sequence[float] = ()
     head: LossHead | None = None
     """Only on the last stage."""
-    sums: StepSums
+    sums: LossTotals
 
     def forward(self, inputs: Tensor, index: Tensor) -> Tensor:  # type: ignore[override]
         """Return the hidden states for the next stage, or on the last stage the scaled loss, [1].
@@ -39,14 +39,14 @@ class PipelineDecoder(Decoder):
         """
         number = int(index)
         micro = self.feed[number]
-        hidden = super().forward(micro.tokens if self.first else inputs, micro.stream)
+        hidden = super().forward(micro.tokens if self.first else inputs, micro.sequences)
         if self.head is None:
             return hidden
         return self.head(hidden, micro, self.sums, self.scales[number])[None]
 
 
 class Pipeline:
-    """A stepper for one stage of a pipeline. See `Stepper`."""
+    """A executor for one stage of a pipeline. See `Executor`."""
 
     def __init__(self, decoder: PipelineDecoder, head: LossHead, mesh: Mesh, *, stream_tokens: int, dtype: torch.dtype) -> None:
         self._decoder, self._mesh = decoder, mesh
@@ -62,14 +62,14 @@ class Pipeline:
         }
         self._schedules: dict[int, Schedule1F1B] = {}
 
-    def train(self, batch: RankBatch, scales: Sequence[float]) -> StepSums:
-        """See `Stepper.train`."""
+    def train(self, batch: RankBatch, scales: Sequence[float]) -> LossTotals:
+        """See `Executor.train`."""
         self._prepare(batch, scales)
         self._schedule(len(batch.micro_batches)).step(*self._arguments(batch), **self._keywords(batch))
         return self._decoder.sums
 
-    def evaluate(self, batch: RankBatch) -> StepSums:
-        """See `Stepper.evaluate`."""
+    def evaluate(self, batch: RankBatch) -> LossTotals:
+        """See `Executor.evaluate`."""
         self._prepare(batch, [1.0] * len(batch.micro_batches))
         with torch.no_grad():
             self._schedule(len(batch.micro_batches)).eval(*self._arguments(batch), **self._keywords(batch))
@@ -78,7 +78,7 @@ class Pipeline:
     def _prepare(self, batch: RankBatch, scales: Sequence[float]) -> None:
         self._decoder.feed = [micro.to(self._mesh.device) for micro in batch.micro_batches]
         self._decoder.scales = scales
-        self._decoder.sums = StepSums()
+        self._decoder.sums = LossTotals()
 
     def _arguments(self, batch: RankBatch) -> tuple[Tensor, ...]:
         return (self._numbers(batch),) if self._mesh.is_first_stage else ()

@@ -16,45 +16,45 @@ from torch.distributed.fsdp import FSDPModule
 from medsft.core.engine.nn.model import Decoder
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.train.batches import RankBatch
-from medsft.core.engine.train.head import LossHead, StepSums
+from medsft.core.engine.train.head import LossHead, LossTotals
 
 
-class Stepper(Protocol):
+class Executor(Protocol):
     """Runs the micro-batches of a batch."""
 
-    def train(self, batch: RankBatch, scales: Sequence[float]) -> StepSums:
+    def train(self, batch: RankBatch, scales: Sequence[float]) -> LossTotals:
         """Add the gradients of `scale * sum(weight * nll)` of each micro-batch to the masters'."""
 
-    def evaluate(self, batch: RankBatch) -> StepSums:
+    def evaluate(self, batch: RankBatch) -> LossTotals:
         """Return the sums without gradients."""
 
 
 @dataclass(frozen=True, slots=True)
-class WholeModel:
-    """A stepper for a rank that holds all layers."""
+class SingleStage:
+    """A executor for a rank that holds all layers."""
 
     decoder: Decoder
     head: LossHead
     mesh: Mesh
 
-    def train(self, batch: RankBatch, scales: Sequence[float]) -> StepSums:
-        """See `Stepper.train`."""
-        sums = StepSums()
+    def train(self, batch: RankBatch, scales: Sequence[float]) -> LossTotals:
+        """See `Executor.train`."""
+        sums = LossTotals()
         last = len(batch.micro_batches) - 1
         for index, (micro, scale) in enumerate(zip(batch.micro_batches, scales, strict=True)):
             self._synchronise(index == last)
             micro = micro.to(self.mesh.device)
-            loss = self.head(self.decoder(micro.tokens, micro.stream), micro, sums, scale)
+            loss = self.head(self.decoder(micro.tokens, micro.sequences), micro, sums, scale)
             (loss * self.mesh.layout.dp).backward()
         return sums
 
     @torch.no_grad()
-    def evaluate(self, batch: RankBatch) -> StepSums:
-        """See `Stepper.evaluate`."""
-        sums = StepSums()
+    def evaluate(self, batch: RankBatch) -> LossTotals:
+        """See `Executor.evaluate`."""
+        sums = LossTotals()
         for micro in batch.micro_batches:
             micro = micro.to(self.mesh.device)
-            self.head(self.decoder(micro.tokens, micro.stream), micro, sums, 1.0)
+            self.head(self.decoder(micro.tokens, micro.sequences), micro, sums, 1.0)
         return sums
 
     def _synchronise(self, last: bool) -> None:

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
-from medsft.core.engine.parallel.master_weights import Masters, complete_gradients, local_gradient
+from medsft.core.engine.parallel.master_weights import MasterWeights, allreduce_partial_gradients, local_gradient
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.train.async_save import Saver
 from medsft.core.engine.train.batches import Batcher, RankBatch, prefetch
 from medsft.core.engine.train.checkpoint import TrainState, remove_old_checkpoints
-from medsft.core.engine.train.head import StepSums
+from medsft.core.engine.train.head import LossTotals
 from medsft.core.engine.train.optim import TIED_TABLE, clip_gradients, set_learning_rate, squared_norm
-from medsft.core.engine.train.step import Stepper
+from medsft.core.engine.train.step import Executor
 from medsft.core.engine.train.validate import evaluate
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.schedule import learning_rate
@@ -53,9 +53,9 @@ class Trainer:
     plan: RunPlan
     run: RunDir
     mesh: Mesh
-    masters: Masters
+    masters: MasterWeights
     optimizer: torch.optim.Optimizer
-    stepper: Stepper
+    executor: Executor
     train_batches: Batcher
     val_batches: Batcher | None
     state: TrainState
@@ -116,16 +116,16 @@ class Trainer:
 
         Raises `TrainingError`, with the weights as they were, when the loss or the gradient is not finite.
         """
-        sums = self.stepper.train(batch, self._scales(batch))
-        complete_gradients(self.masters, self.mesh)
-        add_tied_gradients(self.masters, self.mesh, tied=self.plan.base.model.tie_embeddings)
+        sums = self.executor.train(batch, self._scales(batch))
+        allreduce_partial_gradients(self.masters, self.mesh)
+        allreduce_tied_gradients(self.masters, self.mesh, tied=self.plan.base.model.tie_embeddings)
         result = self._reduce(batch, sums)
         if not (math.isfinite(result.loss) and math.isfinite(result.norm)):
             self._refuse(batch, sums, result, iteration)
         clip_gradients(self.masters, result.norm, self.plan.config.clip_grad)
         set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
-        self.masters.publish()
+        self.masters.copy_to_compute()
         self.masters.zero_grad()
         return result
 
@@ -141,7 +141,7 @@ class Trainer:
         scale = 1 / batch.weight_sum if batch.weight_sum else 0.0
         return [scale] * len(batch.micro_batches)
 
-    def _reduce(self, batch: RankBatch, sums: StepSums) -> StepResult:
+    def _reduce(self, batch: RankBatch, sums: LossTotals) -> StepResult:
         """Add up loss, norm and requests over all ranks in one message, so that all act alike."""
         wants = (self.run.requested("stop"), self.run.requested("save")) if self.mesh.reports else (False, False)
         values = torch.tensor(
@@ -163,7 +163,7 @@ class Trainer:
             written=written == self.mesh.layout.world,
         )
 
-    def _refuse(self, batch: RankBatch, sums: StepSums, result: StepResult, iteration: int) -> None:
+    def _refuse(self, batch: RankBatch, sums: LossTotals, result: StepResult, iteration: int) -> None:
         """Raise for an iteration whose loss or gradient is not finite, naming its documents."""
         named = {d for part in self.mesh.gather(sums.bad_documents) for d in part}  # type: ignore[attr-defined]
         if not named:
@@ -211,7 +211,7 @@ class Trainer:
         assert self.val_batches is not None
         self._phase("evaluating")
         started = time.monotonic()
-        found = evaluate(self.stepper, self.val_batches, self.mesh)
+        found = evaluate(self.executor, self.val_batches, self.mesh)
         if self.events:
             self.events.write(
                 "eval",
@@ -251,10 +251,10 @@ class Trainer:
             self.events.write("phase", name=name)
 
 
-def add_tied_gradients(masters: Masters, mesh: Mesh, *, tied: bool) -> None:
+def allreduce_tied_gradients(masters: MasterWeights, mesh: Mesh, *, tied: bool) -> None:
     """Add up the gradients of a tied embedding's two copies, on the first and on the last pipeline stage."""
-    if tied and mesh.ends is not None and (mesh.is_first_stage or mesh.is_last_stage):
-        dist.all_reduce(local_gradient(masters.by_name[TIED_TABLE]), group=mesh.ends)
+    if tied and mesh.embedding_group is not None and (mesh.is_first_stage or mesh.is_last_stage):
+        dist.all_reduce(local_gradient(masters.by_name[TIED_TABLE]), group=mesh.embedding_group)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.train.batches import Batcher
-from medsft.core.engine.train.step import Stepper
+from medsft.core.engine.train.step import Executor
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,13 @@ class Evaluation:
         return math.exp(min(self.loss, 700.0))
 
 
-def evaluate(stepper: Stepper, batcher: Batcher, mesh: Mesh) -> Evaluation:
+def evaluate(executor: Executor, batcher: Batcher, mesh: Mesh) -> Evaluation:
     """Return loss and accuracy on every document of the batcher's set, once each. Every rank must call it."""
     sums = torch.zeros(2, dtype=torch.float64)
     tokens = 0
-    for numbers in batcher.in_turn():
+    for numbers in batcher.sequential_batches():
         batch = batcher.build(numbers)
-        part = stepper.evaluate(batch)
+        part = executor.evaluate(batch)
         sums += torch.tensor([part.answer_nll, part.correct], dtype=torch.float64)
         tokens += batch.supervised_tokens
     answer_nll, correct = mesh.sum(sums.to(mesh.device)).tolist()
