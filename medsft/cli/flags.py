@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import Field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsft.core.config import GROUPS, RunConfig, field_types, flag, format_number, from_mapping
+from medsft.core.config import GROUPS, RunConfig, from_mapping
 from medsft.core.config_file import load_toml
+from medsft.core.options import field_types, flag, format_number
 from medsft.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from medsft.core.run.rundir import RunDir
 
 ConfigFile = Annotated[
@@ -42,38 +45,63 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
 
     Its first parameter, `config`, gets the result: the defaults, then the file, then the flags that were given.
     """
+
+    def with_config(given: Mapping[str, Any], *, config: ConfigFile = None, **values: Any) -> None:
+        command(read_config(config, given), **values)
+
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    names = [f.name for f in fields(RunConfig)]
+    file = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)
+    return _with_flags(RunConfig, wraps(command)(with_config), [file, *own])
+
+
+def takes_options(kind: type[DataclassInstance]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one argument or flag for each field of `kind`. Its first parameter gets the values that were typed."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        return _with_flags(kind, command, list(inspect.signature(command, eval_str=True).parameters.values())[1:])
+
+    return decorate
+
+
+def _with_flags(
+    kind: type[DataclassInstance], command: Callable[..., None], own: Sequence[inspect.Parameter]
+) -> Callable[..., None]:
+    names = [f.name for f in fields(kind)]
 
     @wraps(command)
     def with_flags(**values: Any) -> None:
-        given = {name: values.pop(name) for name in names}
-        config = read_config(values.pop("config"), given)
-        command(config, **values)
+        typed = {name: values.pop(name) for name in names}
+        command({name: value for name, value in typed.items() if value not in (None, [])}, **values)
 
-    file = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)
-    generated = [_parameter(f) for f in fields(RunConfig)]
     own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    with_flags.__signature__ = inspect.Signature([*generated, file, *own])  # type: ignore[attr-defined]
+    with_flags.__signature__ = inspect.Signature([*(_parameter(f, kind) for f in fields(kind)), *own])  # type: ignore[attr-defined]
     with_flags.__annotations__ = {}
     return with_flags
 
 
 def read_config(file: Path | None, given: Mapping[str, Any]) -> RunConfig:
-    """Return the defaults, changed by the file, changed by the flags that are neither None nor an empty list."""
-    base = load_toml(file) if file is not None else RunConfig()
-    return from_mapping({name: value for name, value in given.items() if value not in (None, [])}, base=base)
+    """Return the defaults, changed by the file, changed by the flags that were given."""
+    return from_mapping(given, base=load_toml(file) if file is not None else RunConfig())
 
 
-def _parameter(f: Field[Any]) -> inspect.Parameter:
-    """Return the option of one field. Values stay text: `from_mapping` converts, and reports all that are wrong at once."""
-    kind, _, is_list = field_types()[f.name]
-    panel = GROUPS[f.metadata["group"]]
-    annotation: Any = list[str] | None if is_list else bool | None if kind is bool else str | None
-    name = f"--{f.name}/--no_{f.name}" if kind is bool else flag(f.name)
-    metavar = "PATH..." if is_list else "CHOICE" if f.metadata["choices"] else _METAVARS.get(kind)
-    option = typer.Option(name, help=_help(f), metavar=metavar, rich_help_panel=panel, show_default=False)
-    return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option])
+def _parameter(f: Field[Any], of: type[DataclassInstance]) -> inspect.Parameter:
+    """Return the option of one field. Values stay text: `converted` reads them, and reports all that are wrong at once."""
+    kind, _, is_list = field_types(of)[f.name]
+    required = f.default is MISSING
+    annotation: Any = list[str] if is_list else bool if kind is bool else str
+    if f.metadata["argument"]:
+        place: Any = typer.Argument(metavar=f.metadata["argument"], help=_help(f))
+    else:
+        name = f"--{f.name}/--no_{f.name}" if kind is bool and not f.metadata["only_on"] else flag(f.name)
+        metavar = "PATH..." if is_list else "CHOICE" if f.metadata["choices"] else _METAVARS.get(kind)
+        panel = GROUPS.get(f.metadata["group"], f.metadata["group"]) or None
+        place = typer.Option(name, help=_help(f), metavar=metavar, rich_help_panel=panel, show_default=False)
+    return inspect.Parameter(
+        f.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if required else None,
+        annotation=Annotated[annotation if required else annotation | None, place],
+    )
 
 
 _METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
@@ -82,7 +110,7 @@ _METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 def _help(f: Field[Any]) -> str:
     default = f.default
     shown = [" | ".join(f.metadata["choices"]) or f.metadata["unit"]]
-    if default not in (None, "", (), False):
+    if default not in (MISSING, None, "", (), False):
         shown.append(f"default {format_number(default) if isinstance(default, float) else default}")
     text = f.metadata["help"].replace("[", r"\[")
     return f"{text} [dim]({'; '.join(filter(None, shown))})[/dim]" if any(shown) else text

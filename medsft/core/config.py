@@ -5,16 +5,13 @@ A `RunConfig` is frozen and plain. `config_check` says what is wrong with its va
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from medsft.core.compat import COMPAT_RULES, CompatRules
-from medsft.core.files import at_home
-from medsft.core.other_tools import suggestion
-from medsft.errors import ConfigError, Problem
+from medsft.core.options import converted, flag, format_number, option, plain
 
 GROUPS = {
     "base": "Base model",
@@ -25,40 +22,16 @@ GROUPS = {
 }
 
 
-def _option(
-    default: Any,
-    help_text: str,
-    group: str,
-    *,
-    unit: str = "",
-    choices: Sequence[str] = (),
-    minimum: float | None = None,
-    maximum: float | None = None,
-    advanced: bool = False,
-) -> Any:
-    """Describe one field. `advanced` options are folded in the wizard."""
-    metadata = {
-        "help": help_text,
-        "group": group,
-        "unit": unit,
-        "choices": tuple(choices),
-        "minimum": minimum,
-        "maximum": maximum,
-        "advanced": advanced,
-    }
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """One fine-tuning run as a person describes it. Flag `--NAME` sets field `NAME`."""
 
-    checkpoint: str = _option("baseline", "Name of the base model: an entry of [checkpoints] in medsft.toml", "base")
-    size: float = _option(7.0, "Size of the base model", "base", unit="1e9 parameters", minimum=0, maximum=1e6)
-    intermediate_iter: int | None = _option(
+    checkpoint: str = option("baseline", "Name of the base model: an entry of [checkpoints] in medsft.toml", "base")
+    size: float = option(7.0, "Size of the base model", "base", unit="1e9 parameters", above=0, maximum=1e6)
+    intermediate_iter: int | None = option(
         None, "Start from this saved iteration of the base model, not from its latest", "base", minimum=1
     )
-    new_token_init: str = _option(
+    new_token_init: str = option(
         "mean",
         "Embedding rows of tokens the base model does not have: the mean of its rows, or copies of its last row",
         "base",
@@ -66,57 +39,57 @@ class RunConfig:
         advanced=True,
     )
 
-    run_name: str = _option("", "Name of the run and of its tokenised set", "data")
-    data: tuple[Path, ...] = _option((), "JSONL files to train on (.jsonl or .jsonl.gz), one object a line", "data")
-    val: tuple[Path, ...] = _option((), "JSONL files to validate on", "data")
-    tokenized_data_dir: Path = _option(Path("tokenized"), "Folder of the tokenised sets", "data")
-    question_key: str = _option("prompt", "Key of the question in each row", "data")
-    answer_key: str = _option("gold", "Key of the answer in each row", "data")
-    system_key: str | None = _option(None, "Key of the system message in each row, if there is one", "data")
-    template: str = _option(
+    run_name: str = option("", "Name of the run and of its tokenised set", "data")
+    data: tuple[Path, ...] = option((), "JSONL files to train on (.jsonl or .jsonl.gz), one object a line", "data")
+    val: tuple[Path, ...] = option((), "JSONL files to validate on", "data")
+    tokenized_data_dir: Path = option(Path("tokenized"), "Folder of the tokenised sets", "data")
+    question_key: str = option("prompt", "Key of the question in each row", "data")
+    answer_key: str = option("gold", "Key of the answer in each row", "data")
+    system_key: str | None = option(None, "Key of the system message in each row, if there is one", "data")
+    template: str = option(
         "meditron",
         "How a row becomes text: meditron, chatml, or the tokenizer's own chat template",
         "data",
         choices=("meditron", "chatml", "model"),
     )
-    template_date: str | None = _option(
+    template_date: str | None = option(
         None,
         "Date for a chat template that writes today's into every document, so that another day gives the same set",
         "data",
         unit="YYYY-MM-DD",
         advanced=True,
     )
-    seq: int = _option(2048, "Longest document", "data", unit="tokens", minimum=8)
-    truncate: str = _option(
+    seq: int = option(2048, "Longest document", "data", unit="tokens", minimum=8)
+    truncate: str = option(
         "error",
         "Documents longer than --seq: stop with a report, drop them, or cut them on the right",
         "data",
         choices=("error", "drop", "keep"),
     )
-    bad_rows: str = _option(
+    bad_rows: str = option(
         "error",
         "Rows that cannot be used: stop and name them, or skip and count them",
         "data",
         choices=("error", "skip"),
         advanced=True,
     )
-    special_in_text: str = _option(
+    special_in_text: str = option(
         "escape",
         "Special strings such as <|im_end|> inside a row: plain text, control tokens as the original, or an error",
         "data",
         choices=("escape", "control", "error"),
         advanced=True,
     )
-    retokenize: bool = _option(False, "Tokenise again although a tokenised set exists", "data", advanced=True)
-    trust_cache: bool = _option(
+    retokenize: bool = option(False, "Tokenise again although a tokenised set exists", "data", advanced=True)
+    trust_cache: bool = option(
         False, "Use a tokenised set that has no manifest, such as one of Megatron-LLM", "data", advanced=True
     )
 
-    epochs: float = _option(3.0, "Passes over the documents", "training", minimum=0, maximum=1e6)
-    iters: int | None = _option(None, "Train exactly this many iterations instead of --epochs", "training", minimum=1)
-    max_iters: int | None = _option(None, "Train at most this many iterations", "training", minimum=1, advanced=True)
-    global_batch: int = _option(64, "Documents in one iteration", "training", unit="documents", minimum=1, maximum=10**6)
-    micro_batch: int | None = _option(
+    epochs: float = option(3.0, "Passes over the documents", "training", above=0, maximum=1e6)
+    iters: int | None = option(None, "Train exactly this many iterations instead of --epochs", "training", minimum=1)
+    max_iters: int | None = option(None, "Train at most this many iterations", "training", minimum=1, advanced=True)
+    global_batch: int = option(64, "Documents in one iteration", "training", unit="documents", minimum=1, maximum=10**6)
+    micro_batch: int | None = option(
         None,
         "Documents in one forward pass of a rank, on average; chosen by memory when not given",
         "training",
@@ -124,48 +97,48 @@ class RunConfig:
         minimum=1,
         maximum=10**6,
     )
-    loss_mask: float = _option(
+    loss_mask: float = option(
         0.0, "Weight in the loss of system and question tokens; answers weigh 1", "training", minimum=0, maximum=1
     )
-    loss_norm: str = _option(
+    loss_norm: str = option(
         "token",
         "Loss over all weights of the global batch, or the mean of micro-batch means as the original",
         "training",
         choices=("token", "microbatch"),
         advanced=True,
     )
-    lr: float = _option(2e-5, "Highest learning rate", "training", minimum=0)
-    min_lr: float = _option(2e-6, "Learning rate at the end of the cosine", "training", minimum=0)
-    warmup_fraction: float = _option(
+    lr: float = option(2e-5, "Highest learning rate", "training", above=0)
+    min_lr: float = option(2e-6, "Learning rate at the end of the cosine", "training", minimum=0)
+    warmup_fraction: float = option(
         0.1, "Share of the iterations over which the learning rate rises", "training", minimum=0, maximum=1
     )
-    weight_decay: float = _option(0.1, "Weight decay; none on norms and biases", "training", minimum=0, advanced=True)
-    adam_beta1: float = _option(0.9, "First Adam coefficient", "training", minimum=0, maximum=1, advanced=True)
-    adam_beta2: float = _option(0.95, "Second Adam coefficient", "training", minimum=0, maximum=1, advanced=True)
-    adam_eps: float = _option(1e-5, "Adam epsilon", "training", minimum=0, advanced=True)
-    clip_grad: float = _option(1.0, "Largest norm of the gradient, 0 for no clipping", "training", minimum=0, advanced=True)
-    precision: str = _option(
+    weight_decay: float = option(0.1, "Weight decay; none on norms and biases", "training", minimum=0, advanced=True)
+    adam_beta1: float = option(0.9, "First Adam coefficient", "training", minimum=0, below=1, advanced=True)
+    adam_beta2: float = option(0.95, "Second Adam coefficient", "training", minimum=0, below=1, advanced=True)
+    adam_eps: float = option(1e-5, "Adam epsilon", "training", above=0, advanced=True)
+    clip_grad: float = option(1.0, "Largest norm of the gradient, 0 for no clipping", "training", minimum=0, advanced=True)
+    precision: str = option(
         "auto",
         "Number format of the computation, auto: bf16 where that is faster; weights and optimiser are kept in fp32",
         "training",
         choices=("auto", "bf16", "fp32"),
     )
-    recompute: str = _option(
+    recompute: str = option(
         "none",
         "Recompute activations in the backward pass: never, feed-forward only, or whole layers",
         "training",
         choices=("none", "selective", "full"),
         advanced=True,
     )
-    eval_interval: int | None = _option(
+    eval_interval: int | None = option(
         None,
         "Iterations between validations; chosen by the length of the run when not given",
         "training",
         unit="iterations",
         minimum=1,
     )
-    seed: int = _option(1234, "Seed of the sample order", "training", minimum=0, maximum=2**63 - 1, advanced=True)
-    compat: str = _option(
+    seed: int = option(1234, "Seed of the sample order", "training", minimum=0, maximum=2**63 - 1, advanced=True)
+    compat: str = option(
         "none",
         "Follow the original's recipe in every detail, to repeat an old experiment",
         "training",
@@ -173,31 +146,31 @@ class RunConfig:
         advanced=True,
     )
 
-    tp: int | None = _option(
+    tp: int | None = option(
         None,
         "Tensor-parallel level; from the checkpoint's folder or the memory when not given",
         "parallel",
         minimum=1,
         maximum=1024,
     )
-    pp: int | None = _option(
+    pp: int | None = option(
         None, "Pipeline level; from the checkpoint's folder or the memory when not given", "parallel", minimum=1, maximum=1024
     )
-    nproc_per_node: int | None = _option(
+    nproc_per_node: int | None = option(
         None, "Processes on each node; the number of GPUs, or what tp and pp need on a CPU", "parallel", minimum=1, maximum=1024
     )
-    nodes: int = _option(1, "Number of nodes", "parallel", minimum=1, maximum=10_000)
-    rank: int = _option(0, "Rank of this node", "parallel", minimum=0)
-    addr: str | None = _option(None, "Address of node 0, when there are several", "parallel")
-    port: int = _option(6020, "Port on node 0", "parallel", minimum=1, maximum=65535)
-    max_restarts: int = _option(
+    nodes: int = option(1, "Number of nodes", "parallel", minimum=1, maximum=10_000)
+    rank: int = option(0, "Rank of this node", "parallel", minimum=0)
+    addr: str | None = option(None, "Address of node 0, when there are several", "parallel")
+    port: int = option(6020, "Port on node 0", "parallel", minimum=1, maximum=65535)
+    max_restarts: int = option(
         0, "Restart this often from the last checkpoint when a rank fails", "parallel", minimum=0, advanced=True
     )
 
-    save_checkpoint_dir: Path = _option(Path("runs"), "Folder of the run folders", "output")
-    save_interval: int = _option(800, "Iterations between checkpoints", "output", unit="iterations", minimum=1)
-    keep_last: int = _option(2, "Checkpoints kept; 0 keeps all", "output", minimum=0)
-    id: str | None = _option(None, "Suffix that tells this run from another with the same settings", "output")
+    save_checkpoint_dir: Path = option(Path("runs"), "Folder of the run folders", "output")
+    save_interval: int = option(800, "Iterations between checkpoints", "output", unit="iterations", minimum=1)
+    keep_last: int = option(2, "Checkpoints kept; 0 keeps all", "output", minimum=0)
+    id: str | None = option(None, "Suffix that tells this run from another with the same settings", "output")
 
     @property
     def rules(self) -> CompatRules:
@@ -220,86 +193,19 @@ NOT_PART_OF_A_RUN = frozenset(
 """Fields that may change between a run and its resumption without making it another run."""
 
 
-@cache
-def field_types() -> Mapping[str, tuple[type, bool, bool]]:
-    """Return for each field (plain type, may be None, is a list)."""
-    result = {}
-    for name, hint in get_type_hints(RunConfig).items():
-        arguments = [a for a in get_args(hint) if a not in (type(None), ...)]
-        optional = type(None) in get_args(hint)
-        is_list = getattr(hint, "__origin__", None) is tuple
-        result[name] = (arguments[0] if arguments else hint, optional, is_list)
-    return result
-
-
-def flag(name: str) -> str:
-    """Return the flag of a field as a person types it."""
-    return f"--{name}"
-
-
 def from_mapping(values: Mapping[str, Any], *, where: str = "", base: RunConfig | None = None) -> RunConfig:
     """Build a config from plain values (TOML, flags, forms), over `base` or the defaults.
 
     `where` names the source in errors. Raises `ConfigError` with every unknown name and every value of a wrong type.
     """
-    problems: list[Problem] = []
-    known = field_types()
-    converted: dict[str, Any] = {}
-    for name, value in values.items():
-        place = f"{where}: {name}" if where else flag(name)
-        if name not in known:
-            problems.append(Problem(place, "there is no such option", suggestion(name, known)))
-            continue
-        try:
-            converted[name] = _convert(name, value)
-        except (TypeError, ValueError) as error:
-            problems.append(Problem(place, str(error)))
-    if problems:
-        raise ConfigError(problems)
+    given = converted(RunConfig, values, where=where)
     start = {} if base is None else {f.name: getattr(base, f.name) for f in fields(RunConfig)}
-    return RunConfig(**{**start, **converted})
-
-
-def _convert(name: str, value: Any) -> Any:
-    kind, optional, is_list = field_types()[name]
-    if value is None:
-        if optional:
-            return None
-        raise ValueError("a value is needed")
-    if is_list:
-        return tuple(at_home(kind(item)) for item in ([value] if isinstance(value, (str, Path)) else value))
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        raise ValueError(f"must be true or false, not {value!r}")
-    if kind is int:
-        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-            raise ValueError(f"must be a whole number, not {value!r}")
-        return _number(int, value, "a whole number")
-    if kind is float:
-        return _number(float, value, "a number")
-    if not isinstance(value, (str, Path)):
-        raise ValueError(f"must be text, not {value!r}")
-    return at_home(kind(value))
-
-
-def _number(kind: type, value: Any, expected: str) -> Any:
-    try:
-        return kind(value)
-    except (ValueError, OverflowError):
-        raise ValueError(f"must be {expected}, not {value!r}") from None
+    return RunConfig(**{**start, **given})
 
 
 def to_mapping(config: RunConfig, *, only_changed: bool = False) -> dict[str, Any]:
     """Return plain values that TOML and JSON can hold; None is left out."""
-    result: dict[str, Any] = {}
-    for f in fields(RunConfig):
-        value = getattr(config, f.name)
-        if value is None or (only_changed and f.default is not MISSING and value == f.default):
-            continue
-        plain = str(value) if isinstance(value, Path) else value
-        result[f.name] = [str(item) for item in plain] if isinstance(plain, tuple) else plain
-    return result
+    return plain(config, only_changed=only_changed)
 
 
 def command_line(config: RunConfig, *, command: str = "medsft sft") -> str:
@@ -315,8 +221,3 @@ def command_line(config: RunConfig, *, command: str = "medsft sft") -> str:
         else:
             words += [flag(name), format_number(value) if isinstance(value, float) else str(value)]
     return shlex.join(words)
-
-
-def format_number(value: float) -> str:
-    """Return 7.0 as `7`, 0.135 as `0.135`: as a person would type it."""
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import fields
 from datetime import date
-from typing import Any
 
-from medsft.core.config import RunConfig, flag, format_number
-from medsft.core.other_tools import did_you_mean
+from medsft.core.config import RunConfig
+from medsft.core.options import check_ranges, flag
 from medsft.errors import Problem
 
 
 def check(config: RunConfig) -> list[Problem]:
     """Return what is wrong with the values taken alone, without looking at the disk."""
-    problems: list[Problem] = []
-    for f in fields(RunConfig):
-        problems.extend(_check_range(f.name, f.metadata, getattr(config, f.name)))
+    problems = check_ranges(config)
     if not config.run_name:
         problems.append(Problem("--run_name", "a name is needed", "It names the run and its tokenised set."))
     problems.extend(check_names(config))
@@ -59,28 +54,3 @@ def _is_date(text: str) -> bool:
         return date.fromisoformat(text).isoformat() == text
     except ValueError:
         return False
-
-
-_LARGEST_WHOLE_NUMBER = 10**9
-"""Of options that have no limit of their own: more is a slip of the keyboard, and the arithmetic of a plan overflows."""
-
-
-def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> list[Problem]:
-    if value is None:
-        return []
-    choices, low, high = metadata["choices"], metadata["minimum"], metadata["maximum"]
-    if isinstance(value, float) and not math.isfinite(value):  # a comparison with nan holds for no limit
-        return [Problem(flag(name), f"{value} is not a finite number")]
-    if isinstance(value, int) and high is None:
-        high = _LARGEST_WHOLE_NUMBER
-    if choices and value not in choices:
-        return [Problem(flag(name), f"`{value}` is not one of {', '.join(choices)}", did_you_mean(str(value), choices))]
-    # Epsilon 0: a weight that no document touches is 0 / 0. A mean with coefficient 1 is corrected by a division by 0.
-    positive, below = name in ("size", "epochs", "lr", "adam_eps"), name in ("adam_beta1", "adam_beta2")
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
-    if low is not None and (value < low or (positive and value <= 0)):
-        return [Problem(flag(name), f"{shown} is too small", f"Must be {'above 0' if positive else f'{low:g} or more'}.")]
-    if high is not None and (value > high or (below and value == high)):
-        limit = str(high) if isinstance(high, int) else format_number(high)
-        return [Problem(flag(name), f"{shown} is too large", f"Must be {f'below {limit}' if below else f'{limit} or less'}.")]
-    return []

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import tiny
 
-from medsft.core.engine.commands.convert import Conversion, convert
+from medsft.core.engine.commands.convert import convert
 from medsft.core.engine.commands.export import export_run
 from medsft.core.engine.formats.open import open_source
+from medsft.core.models.conversion import Conversion
 from medsft.core.run.rundir import RunDir
 from medsft.core.settings import load_settings
 

@@ -12,20 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medsft.cli.argv import normalise
-from medsft.core.config import (
-    GROUPS,
-    RunConfig,
-    command_line,
-    field_types,
-    from_mapping,
-    to_mapping,
-)
+from medsft.core.config import GROUPS, RunConfig, command_line, from_mapping, to_mapping
 from medsft.core.config_check import check
 from medsft.core.config_file import load_toml, save_toml
+from medsft.core.options import field_types
 from medsft.errors import ConfigError
 
 GOOD = RunConfig(run_name="pubmedqa")
-FLOATS = [name for name, (kind, _, _) in field_types().items() if kind is float]
+FLOATS = [name for name, (kind, _, _) in field_types(RunConfig).items() if kind is float]
 
 
 def test_every_field_is_described_and_the_defaults_pass() -> None:
@@ -124,7 +118,7 @@ _VALUES = {int: st.integers(-5, 10**9), float: st.floats(allow_nan=False, allow_
 @st.composite
 def configs(draw: st.DrawFn) -> RunConfig:
     values = {}
-    for name, (kind, optional, is_list) in field_types().items():
+    for name, (kind, optional, is_list) in field_types(RunConfig).items():
         value = _VALUES.get(kind, _PATHS if kind is Path else _TEXT)
         if is_list:
             value = st.lists(value, min_size=1, max_size=3).map(tuple)
@@ -146,7 +140,7 @@ def test_the_command_line_asks_for_the_same_run(config: RunConfig) -> None:
     given: dict[str, object] = {}
     while words:
         name = words.pop(0).removeprefix("--")
-        kind, _, is_list = field_types()[name]
+        kind, _, is_list = field_types(RunConfig)[name]
         if kind is bool:
             given[name] = True
         elif is_list:

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from medsft.cli.app import app
 from medsft.cli.argv import unknown_flags
 from medsft.core import other_tools
-from medsft.core.config import field_types
+from medsft.core.config import RunConfig
+from medsft.core.options import field_types
 from medsft.core.other_tools import suggestion
 from medsft.errors import ExitCode
 
@@ -37,29 +38,29 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize(("theirs", "ours"), ELSEWHERE.items())
 def test_flags_of_other_tools(theirs: str, ours: str) -> None:
-    assert suggestion(theirs, field_types(), mark="--") == f"Did you mean `--{ours}`?"
-    assert suggestion(theirs.replace("_", "-").upper(), field_types()) == f"Did you mean `{ours}`?"
+    assert suggestion(theirs, field_types(RunConfig), mark="--") == f"Did you mean `--{ours}`?"
+    assert suggestion(theirs.replace("_", "-").upper(), field_types(RunConfig)) == f"Did you mean `{ours}`?"
 
 
 @pytest.mark.parametrize(
     ("typed", "meant"), [("epoch", "epochs"), ("sez", "seq"), ("globalbatch", "global_batch"), ("losmask", "loss_mask")]
 )
 def test_slips_of_the_keyboard(typed: str, meant: str) -> None:
-    assert suggestion(typed, field_types()) == f"Did you mean `{meant}`?"
+    assert suggestion(typed, field_types(RunConfig)) == f"Did you mean `{meant}`?"
 
 
 def test_where_a_name_does_not_help_a_sentence_does() -> None:
-    assert "medsft resume" in suggestion("resume_from_checkpoint", field_types())
-    assert suggestion("xyzzy_plugh", field_types()) == ""
+    assert "medsft resume" in suggestion("resume_from_checkpoint", field_types(RunConfig))
+    assert suggestion("xyzzy_plugh", field_types(RunConfig)) == ""
 
 
 def test_every_name_and_flag_in_the_tables_is_ours() -> None:
     command = get_command(app)
     flags = {o.removeprefix("--") for c in command.commands.values() for p in c.params for o in p.opts}  # type: ignore[attr-defined]
     assert set(other_tools._OURS) <= flags
-    assert not {name for names in other_tools._OURS.values() for name in names.split()} & set(field_types())
+    assert not {name for names in other_tools._OURS.values() for name in names.split()} & set(field_types(RunConfig))
     for sentence in other_tools._SENTENCES.values():
-        assert set(re.findall(r"--(\w+)", sentence)) - {"adam_"} <= set(field_types()), sentence
+        assert set(re.findall(r"--(\w+)", sentence)) - {"adam_"} <= set(field_types(RunConfig)), sentence
 
 
 def invoke(*arguments: str) -> tuple[int, str]:

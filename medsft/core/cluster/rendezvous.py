@@ -24,9 +24,10 @@ from typing import Any
 import psutil
 
 from medsft.core.cluster.connection import Hub, News, Tell, Wire, connect, error_of, next_news
-from medsft.core.config import RunConfig, flag, to_mapping
+from medsft.core.config import RunConfig, to_mapping
 from medsft.core.config_check import check
 from medsft.core.disk import writing_to
+from medsft.core.options import flag
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.launch import read_launch, sole_start, spawn_supervisor, start, write_start
 from medsft.core.run.rundir import RunDir

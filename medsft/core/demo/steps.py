@@ -16,6 +16,7 @@ from pathlib import Path
 from medsft.core.config import RunConfig
 from medsft.core.demo.clinical import Row, check, generate
 from medsft.core.files import write_atomically
+from medsft.core.models.conversion import Conversion
 from medsft.core.run.launch import run_engine
 from medsft.core.settings import add_checkpoint, add_dataset
 from medsft.errors import LaunchError
@@ -102,7 +103,8 @@ def write_base(folder: DemoFolder) -> None:
     """Unpack the base model into a Hugging Face folder, unless it is there. Raises what the conversion raises."""
     if not folder.base.exists():
         folder.path.mkdir(parents=True, exist_ok=True)
-        run_engine("convert", [str(find_base_gguf()), str(folder.base), "--to", "hf", "--dtype", "bf16", "--no_verify"])
+        wanted = Conversion(source=find_base_gguf(), destination=folder.base, to="hf", dtype="bf16", verify=False)
+        run_engine("convert", [wanted.to_json()])
 
 
 def write_questions(folder: DemoFolder) -> tuple[list[Row], list[Row]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from medsft.core.config import RunConfig, format_number
+from medsft.core.config import RunConfig
 from medsft.core.models.config import ModelConfig
+from medsft.core.options import format_number
 from medsft.core.paths import check_folder, check_name_length
 from medsft.core.planning.layout import Layout
 from medsft.errors import Problem

@@ -12,10 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medsft.core.config import RunConfig, format_number
+from medsft.core.config import RunConfig
 from medsft.core.config_check import check
 from medsft.core.devices import Devices, assumed_devices, find_devices
 from medsft.core.models.inspect import BaseModel
+from medsft.core.options import format_number
 from medsft.core.planning.auto_layout import Choice, Situation, batches_in_turn, choose, sample_batches
 from medsft.core.planning.base import find_base, ids_in_use, plan_base
 from medsft.core.planning.context import check_context, context_to_watch

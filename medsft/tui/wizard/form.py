@@ -8,8 +8,9 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsft.core.config import RunConfig, field_types, flag, format_number, from_mapping
+from medsft.core.config import RunConfig, from_mapping
 from medsft.core.config_check import check
+from medsft.core.options import field_types, flag, format_number
 from medsft.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def parse(texts: Mapping[str, str]) -> tuple[RunConfig, list[Problem]]:
 
 
 def _value(name: str, text: str) -> Any:
-    kind, _, is_list = field_types()[name]
+    kind, _, is_list = field_types(RunConfig)[name]
     if is_list:
         return [str(Path(item).expanduser()) for item in split_paths(text, flag(name))]
     if kind is bool:
@@ -82,7 +83,7 @@ def problems_of(name: str, problems: Iterable[Problem]) -> list[Problem]:
 
 def choices_of(name: str) -> tuple[str, ...]:
     """Return what can be chosen, empty for a field that is typed."""
-    if field_types()[name][0] is bool:
+    if field_types(RunConfig)[name][0] is bool:
         return (NO, YES)
     return tuple(FIELDS[name].metadata["choices"])
 

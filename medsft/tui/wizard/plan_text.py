@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from medsft.core.config import RunConfig, format_number
+from medsft.core.config import RunConfig
+from medsft.core.options import format_number
 from medsft.core.units import byte_size, count, duration, short_count
 from medsft.errors import Problem
 from medsft.tui.wizard.paths import near

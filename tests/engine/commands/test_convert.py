@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from medsft.core.engine.commands import convert as module
-from medsft.core.engine.commands.convert import Conversion, convert
+from medsft.core.engine.commands.convert import convert
 from medsft.core.engine.formats.hf import write_hf
 from medsft.core.engine.formats.open import open_source
 from medsft.core.models.config import ModelConfig
+from medsft.core.models.conversion import Conversion
 from medsft.core.models.inspect import inspect_base
 from medsft.errors import MismatchError
 
@@ -152,18 +153,8 @@ def test_an_existing_destination_is_refused_before_the_work(base, tmp_path):
 
 
 def test_process_prints_the_result_or_one_message(base, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "medsft.core.engine.commands.convert",
-        base,
-        tmp_path / "m",
-        "--to",
-        "megatron",
-        "--tp",
-        "2",
-        "--no_verify",
-    ]
+    wanted = job(base, tmp_path / "m", "megatron", tp=2, verify=False)
+    command = [sys.executable, "-m", "medsft.core.engine.commands.convert", wanted.to_json()]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -178,7 +169,8 @@ _MEASURE = """
 import re, sys
 from pathlib import Path
 import torch
-from medsft.core.engine.commands.convert import Conversion, convert
+from medsft.core.engine.commands.convert import convert
+from medsft.core.models.conversion import Conversion
 
 def status(field):
     return 1024 * int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

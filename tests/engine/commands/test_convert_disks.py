@@ -6,7 +6,8 @@ import pytest
 import small_disks
 import tiny
 
-from medsft.core.engine.commands.convert import Conversion, convert
+from medsft.core.engine.commands.convert import convert
+from medsft.core.models.conversion import Conversion
 from medsft.errors import DiskError, ExitCode
 
 

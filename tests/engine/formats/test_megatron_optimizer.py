@@ -11,11 +11,12 @@ import pytest
 import tiny
 import torch
 
-from medsft.core.engine.commands.convert import Conversion, convert
+from medsft.core.engine.commands.convert import convert
 from medsft.core.engine.formats.megatron import open_megatron, write_megatron
 from medsft.core.engine.formats.megatron.optimizer import OptimizerState
 from medsft.core.engine.formats.open import open_source
 from medsft.core.models.config import ModelConfig
+from medsft.core.models.conversion import Conversion
 from medsft.core.run.rundir import RunDir
 
 SIZES = formulas.SIZES

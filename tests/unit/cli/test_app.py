@@ -22,7 +22,8 @@ from medsft.cli import progress
 from medsft.cli.app import app
 from medsft.cli.argv import normalise
 from medsft.cli.confirm import confirm_iterations
-from medsft.core.config import RunConfig, field_types, from_mapping
+from medsft.core.config import RunConfig, from_mapping
+from medsft.core.options import field_types
 from medsft.core.run.events import EventWriter
 from medsft.core.run.rundir import RunDir
 from medsft.errors import ConfigError, DataError, ExitCode, LaunchError, MedsftError, MismatchError, Problem, TrainingError
@@ -55,7 +56,7 @@ def test_commands_and_flags_are_those_of_the_golden_file() -> None:
 @pytest.mark.parametrize("command", ["sft", "plan", "rehearse", "tokenize", "inspect"])
 def test_every_option_of_a_run_is_a_flag(command: str) -> None:
     known = {opt for p in get_command(app).commands[command].params for opt in p.opts}  # type: ignore[attr-defined]
-    assert {f"--{name}" for name in field_types()} <= known
+    assert {f"--{name}" for name in field_types(RunConfig)} <= known
 
 
 @pytest.mark.parametrize(

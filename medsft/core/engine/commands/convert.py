@@ -1,22 +1,20 @@
 """Convert a checkpoint of any known format to any other, at any tp and pp, with the memory of about one layer.
 
-    python -m medsft.core.engine.commands.convert SRC DST --to hf|megatron|dcp [...]
+    python -m medsft.core.engine.commands.convert CONVERSION
 
-prints the result as JSON on standard output.
+takes a `Conversion` as JSON, and prints the result as JSON on standard output.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -33,15 +31,15 @@ from medsft.core.engine.formats.megatron import open_megatron, write_megatron
 from medsft.core.engine.formats.megatron.layout import padded_rows
 from medsft.core.engine.formats.open import open_source
 from medsft.core.engine.formats.source import DTYPES, Slices, WeightSource
-from medsft.core.engine.formats.vocabulary import NewRows, ResizedSource
+from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.files import new_folder, parents_of, sync_entry
 from medsft.core.models.config import ModelConfig
+from medsft.core.models.conversion import Conversion
 from medsft.core.models.inspect import BaseModel, inspect_base
 from medsft.core.run.integrity import damage, find_good
 from medsft.core.run.rundir import RunDir
 from medsft.errors import DataError, ExitCode, MismatchError
 
-TARGETS = ("hf", "megatron", "dcp")
 LARGEST_DIFFERENCE = 1e-3
 """Logits of the same weights may differ by this: kernels add up in an order that depends on where in memory a tensor lies."""
 _MEGATRON_DIVISOR = 128
@@ -49,40 +47,6 @@ _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt"),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversion:
-    """What to convert, and how. The command line has an option for each field."""
-
-    source: Path
-    destination: Path
-    to: str
-    """One of `TARGETS`."""
-    tp: int = 1
-    pp: int = 1
-    """Layout of a Megatron-LLM destination."""
-    dtype: str = "keep"
-    """`keep` (the narrowest type that holds every weight exactly), or one of `DTYPES`."""
-    iteration: int | None = None
-    """Which iteration of the source to read; None takes its latest."""
-    as_iteration: int | None = None
-    """Number of a Megatron-LLM destination, 0 for `release`; None keeps the source's."""
-    true_vocab_size: int | None = None
-    """Rows that belong to tokens: more are cut off, missing ones are made. None takes what the source says."""
-    vocab_divisible_by: int | None = None
-    """Pad the tables to a multiple of this (times tp). None: 128 for Megatron-LLM, no padding for the others."""
-    new_token_init: NewRows = "mean"
-    """What the rows of new tokens hold."""
-    optimizer: bool = False
-    """From a run to Megatron-LLM: write the optimiser, the schedule and random states too, so that it can go on there."""
-    legacy_rotary: bool = False
-    norm_eps: float | None = None
-    rope_theta: float | None = None
-    rope_scaling_factor: float | None = None
-    """The last four are for a Megatron-LLM source; see `open_megatron`."""
-    verify: bool | None = None
-    """Compare logits before and after; None does so for a model that fits into the free memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +166,7 @@ def _write(
         _write_megatron(job, base, source, tokens, dtype, state, tokenizer)
     else:
         rows = padded_rows(tokens, job.vocab_divisible_by, tp=1) if job.vocab_divisible_by else tokens
-        resized = ResizedSource(source, tokens, rows=rows, new_rows=job.new_token_init)
+        resized = ResizedSource(source, tokens, rows=rows, new_rows=job.new_token_init)  # type: ignore[arg-type]
         with new_folder(job.destination) as aside, _with_tokenizer(tokenizer, aside):
             if job.to == "hf":
                 tensors = ((name, resized.read(name)) for name in resized.names())
@@ -250,7 +214,7 @@ def _write_megatron(
             iteration=iteration or None,
             true_vocab_size=tokens,
             vocab_divisible_by=job.vocab_divisible_by or _MEGATRON_DIVISOR,
-            new_rows=job.new_token_init,
+            new_rows=job.new_token_init,  # type: ignore[arg-type]
             with_tokenizer_model=any(file.name == "tokenizer.model" for file in tokenizer),
             training_args=state.arguments if state else base.saved_arguments,
             optimizer=state.optimizer if state and job.optimizer else None,
@@ -327,30 +291,9 @@ class _Fresh:
         return result
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="convert", description="Convert a checkpoint; the result is JSON on standard output.")
-    parser.add_argument("source", type=Path)
-    parser.add_argument("destination", type=Path)
-    parser.add_argument("--to", required=True, choices=TARGETS)
-    parser.add_argument("--dtype", default="keep", choices=("keep", *DTYPES))
-    parser.add_argument("--new_token_init", default="mean", choices=("mean", "copy_last"))
-    for name in ("tp", "pp"):
-        parser.add_argument(f"--{name}", type=int, default=1)
-    for name in ("iteration", "as_iteration", "true_vocab_size", "vocab_divisible_by"):
-        parser.add_argument(f"--{name}", type=int)
-    for name in ("norm_eps", "rope_theta", "rope_scaling_factor"):
-        parser.add_argument(f"--{name}", type=float)
-    for name in ("optimizer", "legacy_rotary"):
-        parser.add_argument(f"--{name}", action="store_true")
-    parser.add_argument("--verify", action="store_true", default=None)
-    parser.add_argument("--no_verify", dest="verify", action="store_false")
-    return parser
-
-
 def main(arguments: Sequence[str]) -> None:
     """Entry point of the process; prints the result."""
-    options: dict[str, Any] = vars(_parser().parse_args(arguments))
-    result = convert(Conversion(**{field.name: options[field.name] for field in fields(Conversion)}))
+    result = convert(Conversion.from_json(arguments[0]))
     print(json.dumps(asdict(result), indent=2))  # noqa: T201 - its result
 
 

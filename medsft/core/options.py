@@ -1,0 +1,173 @@
+"""Options as fields of a frozen dataclass: each is described once, and flags, forms, files and checks are made from that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, field, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from medsft.core.files import at_home
+from medsft.core.other_tools import did_you_mean, suggestion
+from medsft.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_LARGEST_WHOLE_NUMBER = 10**9
+"""Of options that have no limit of their own: more is a slip of the keyboard, and the arithmetic of a plan overflows."""
+
+
+def option(
+    default: Any,
+    help_text: str,
+    group: str = "",
+    *,
+    unit: str = "",
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    advanced: bool = False,
+    argument: str = "",
+    only_on: bool = False,
+) -> Any:
+    """Describe one field. A default of `MISSING` means that a value is needed.
+
+    `minimum` and `maximum` are allowed, `above` and `below` are not. `advanced` options are folded in the wizard. One with
+    `argument` is no flag: a command takes it by its place, and its help shows that word for it. The flag of a bool has an
+    opposite, `--no_NAME`, unless it is `only_on`.
+    """
+    metadata = {
+        "help": help_text,
+        "group": group,
+        "unit": unit,
+        "choices": tuple(choices),
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "below": below,
+        "advanced": advanced,
+        "argument": argument,
+        "only_on": only_on,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@cache
+def field_types(kind: type[DataclassInstance]) -> Mapping[str, tuple[type, bool, bool]]:
+    """Return for each field (plain type, may be None, is a list)."""
+    result = {}
+    for name, hint in get_type_hints(kind).items():
+        arguments = [a for a in get_args(hint) if a not in (type(None), ...)]
+        optional = type(None) in get_args(hint)
+        is_list = getattr(hint, "__origin__", None) is tuple
+        result[name] = (arguments[0] if arguments else hint, optional, is_list)
+    return result
+
+
+def flag(name: str) -> str:
+    """Return the flag of a field as a person types it."""
+    return f"--{name}"
+
+
+def converted(kind: type[DataclassInstance], values: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    """Return plain values (TOML, flags, forms) as the fields of `kind` hold them.
+
+    `where` names the source in errors. Raises `ConfigError` with every unknown name and every value of a wrong type.
+    """
+    problems: list[Problem] = []
+    known = field_types(kind)
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        place = f"{where}: {name}" if where else flag(name)
+        if name not in known:
+            problems.append(Problem(place, "there is no such option", suggestion(name, known)))
+            continue
+        try:
+            result[name] = _convert(*known[name], value)
+        except (TypeError, ValueError) as error:
+            problems.append(Problem(place, str(error)))
+    if problems:
+        raise ConfigError(problems)
+    return result
+
+
+def _convert(kind: type, optional: bool, is_list: bool, value: Any) -> Any:
+    if value is None:
+        if optional:
+            return None
+        raise ValueError("a value is needed")
+    if is_list:
+        return tuple(at_home(kind(item)) for item in ([value] if isinstance(value, (str, Path)) else value))
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise ValueError(f"must be true or false, not {value!r}")
+    if kind is int:
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+            raise ValueError(f"must be a whole number, not {value!r}")
+        return _number(int, value, "a whole number")
+    if kind is float:
+        return _number(float, value, "a number")
+    if not isinstance(value, (str, Path)):
+        raise ValueError(f"must be text, not {value!r}")
+    return at_home(kind(value))
+
+
+def _number(kind: type, value: Any, expected: str) -> Any:
+    try:
+        return kind(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"must be {expected}, not {value!r}") from None
+
+
+def plain(options: DataclassInstance, *, only_changed: bool = False) -> dict[str, Any]:
+    """Return the fields as values that TOML and JSON can hold; None is left out. `converted` is the inverse."""
+    result: dict[str, Any] = {}
+    for f in fields(options):
+        value = getattr(options, f.name)
+        if value is None or (only_changed and f.default is not MISSING and value == f.default):
+            continue
+        simple = str(value) if isinstance(value, Path) else value
+        result[f.name] = [str(item) for item in simple] if isinstance(simple, tuple) else simple
+    return result
+
+
+def check_ranges(options: DataclassInstance) -> list[Problem]:
+    """Return each value that is none of its choices or beyond its limits, under the flag that a person types."""
+    return [problem for f in fields(options) for problem in _check_range(flag(f.name), f.metadata, getattr(options, f.name))]
+
+
+def _check_range(where: str, metadata: Mapping[str, Any], value: Any) -> list[Problem]:
+    if value is None:
+        return []
+    choices, low, high = metadata["choices"], metadata["minimum"], metadata["maximum"]
+    above, below = metadata["above"], metadata["below"]
+    if isinstance(value, float) and not math.isfinite(value):  # a comparison with nan holds for no limit
+        return [Problem(where, f"{value} is not a finite number")]
+    if isinstance(value, int) and high is None:
+        high = _LARGEST_WHOLE_NUMBER
+    if choices and value not in choices:
+        return [Problem(where, f"`{value}` is not one of {', '.join(choices)}", did_you_mean(str(value), choices))]
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    if (low is not None and value < low) or (above is not None and value <= above):
+        return [
+            Problem(where, f"{shown} is too small", f"Must be {f'{low:g} or more' if above is None else f'above {above:g}'}.")
+        ]
+    if (high is not None and value > high) or (below is not None and value >= below):
+        most = f"{_written(high)} or less" if below is None else f"below {_written(below)}"
+        return [Problem(where, f"{shown} is too large", f"Must be {most}.")]
+    return []
+
+
+def _written(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else format_number(limit)
+
+
+def format_number(value: float) -> str:
+    """Return 7.0 as `7`, 0.135 as `0.135`: as a person would type it."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
