@@ -17,8 +17,8 @@ import medsft
 from bench import documents, peer_tokenising, screens, starting
 from bench.runs import CHECKPOINT, SIZE, unpack_base
 from bench.table import print_table, say
+from medsft.core.data.dataset.dataset import role_prefix, text_prefix
 from medsft.core.data.dataset.indexed import IndexedWriter
-from medsft.core.data.dataset.tokenized import role_prefix, text_prefix
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.planning.order import SampleOrder
 
@@ -56,10 +56,9 @@ def tokenising(base: Path, work: Path) -> dict[str, float]:
 
 def _rates(name: str, rows: Path, tokenizer: Path, work: Path, peers: Mapping[str, Callable[[Path], None]]) -> dict[str, float]:
     """Three turns, each program once in each; medians."""
-    request = medsft.TokenizeRequest(
-        out_dir=work / "tokenising", name="rows", data=(rows,), tokenizer=tokenizer, retokenize=True
-    )
-    runs: dict[str, Callable[[], object]] = {"": lambda: medsft.tokenize(request)}
+    spec = medsft.TokenizeSpec(data=(rows,), tokenizer=tokenizer)
+    folder = work / "tokenising" / "rows"
+    runs: dict[str, Callable[[], object]] = {"": lambda: medsft.tokenize(spec, folder, retokenize=True)}
     runs |= {peer: partial(run, rows) for peer, run in peers.items()}
     turns = [{run: _seconds(runs[run]) for run in runs} for _ in range(3)]
     ours = statistics.median(turn[""] for turn in turns) * peer_tokenising.CORES

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from medsft.core.config import RunConfig as RunConfig
     from medsft.core.config_file import load_toml as load_toml
     from medsft.core.config_file import save_toml as save_toml
-    from medsft.core.data.dataset.report import length_report as length_report
-    from medsft.core.data.dataset.tokenize import TokenizeRequest as TokenizeRequest
+    from medsft.core.data.dataset.dataset import TokenizedDataset as TokenizedDataset
+    from medsft.core.data.dataset.dataset import open_tokenized as open_tokenized
+    from medsft.core.data.dataset.lengths import length_report as length_report
+    from medsft.core.data.dataset.spec import TokenizeSpec as TokenizeSpec
     from medsft.core.data.dataset.tokenize import tokenize as tokenize
-    from medsft.core.data.dataset.tokenized import TokenizedData as TokenizedData
-    from medsft.core.data.dataset.tokenized import open_tokenized as open_tokenized
     from medsft.core.planning.plan import RunPlan as RunPlan
     from medsft.core.planning.planner import make_plan as plan  # noqa: F401
     from medsft.core.planning.planner import preview as preview
@@ -49,11 +49,11 @@ _PUBLIC = {
     "RunConfig": "core.config",
     "load_toml": "core.config_file",
     "save_toml": "core.config_file",
-    "length_report": "core.data.dataset.report",
-    "TokenizeRequest": "core.data.dataset.tokenize",
+    "length_report": "core.data.dataset.lengths",
+    "TokenizeSpec": "core.data.dataset.spec",
     "tokenize": "core.data.dataset.tokenize",
-    "TokenizedData": "core.data.dataset.tokenized",
-    "open_tokenized": "core.data.dataset.tokenized",
+    "TokenizedDataset": "core.data.dataset.dataset",
+    "open_tokenized": "core.data.dataset.dataset",
     "RunPlan": "core.planning.plan",
     "plan": "core.planning.planner:make_plan",
     "preview": "core.planning.planner",

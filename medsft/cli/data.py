@@ -14,8 +14,9 @@ from medsft.cli.flags import Json, Plain, SettingsFile, takes_config
 from medsft.core.config import RunConfig
 
 if TYPE_CHECKING:
-    from medsft.core.data.dataset.report import LengthReport, Sample
-    from medsft.core.data.dataset.tokenized import TokenizedData
+    from medsft.core.data.dataset.dataset import TokenizedDataset
+    from medsft.core.data.dataset.lengths import LengthReport
+    from medsft.core.data.dataset.samples import Sample
 
 TokenizerPath = Annotated[
     Path | None,
@@ -52,10 +53,10 @@ def tokenize(
         _print_findings(name, sets)
 
 
-def _sets(config: RunConfig, tokenizer: Path | None, settings: Path | None, plain: bool) -> dict[str, TokenizedData]:
+def _sets(config: RunConfig, tokenizer: Path | None, settings: Path | None, plain: bool) -> dict[str, TokenizedDataset]:
     """Make or check the sets of a run and return them by name, the training set first."""
     from medsft.cli.stages import tokenising
-    from medsft.core.data.dataset.tokenized import open_tokenized, set_exists
+    from medsft.core.data.dataset.dataset import open_tokenized, set_exists
     from medsft.core.settings import load_settings
     from medsft.core.workflow import tokenize_sets
 
@@ -65,7 +66,7 @@ def _sets(config: RunConfig, tokenizer: Path | None, settings: Path | None, plai
     return {folder.name: open_tokenized(folder) for folder in folders if set_exists(folder)}
 
 
-def _sentences(name: str, sets: Mapping[str, TokenizedData]) -> list[str]:
+def _sentences(name: str, sets: Mapping[str, TokenizedDataset]) -> list[str]:
     """Return what a person should know of the rows of one of the sets, though they can be used."""
     from medsft.core.data.dataset.findings import overlap, overlap_sentence
 
@@ -76,13 +77,13 @@ def _sentences(name: str, sets: Mapping[str, TokenizedData]) -> list[str]:
     return [*data.manifest.notes, *data.manifest.remarks("--val"), *repeats]
 
 
-def _findings_record(name: str, sets: Mapping[str, TokenizedData]) -> dict[str, Any]:
+def _findings_record(name: str, sets: Mapping[str, TokenizedDataset]) -> dict[str, Any]:
     findings = sets[name].manifest.findings
     counted = {} if findings is None else {"repeated": findings.repeated, "unused_text": dict(findings.unused_text)}
     return counted | {"warnings": _sentences(name, sets)}
 
 
-def _print_findings(name: str, sets: Mapping[str, TokenizedData]) -> None:
+def _print_findings(name: str, sets: Mapping[str, TokenizedDataset]) -> None:
     for sentence in _sentences(name, sets):
         console.note(f"warning: {sentence}")
 
@@ -99,13 +100,13 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show documents as the model will read them, with roles and loss weights, and how they fit --seq."""
-    from medsft.core.data.dataset.report import length_report
-    from medsft.core.data.dataset.report import samples as decode
+    from medsft.core.data.dataset.lengths import length_report
+    from medsft.core.data.dataset.samples import samples as decode
     from medsft.core.settings import load_settings
-    from medsft.core.workflow import request_for
+    from medsft.core.workflow import spec_for
 
     sets = _sets(config, tokenizer, settings, plain)
-    opened = request_for(config, load_settings(settings), tokenizer=tokenizer).job.open_tokenizer()
+    opened = spec_for(config, load_settings(settings), tokenizer=tokenizer).open_tokenizer()
     records = []
     for name, data in sets.items():
         report = length_report(data, config.seq)

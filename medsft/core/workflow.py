@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 from medsft.core.cluster.rendezvous import start_together
 from medsft.core.config import RunConfig
 from medsft.core.config_check import check
+from medsft.core.data.dataset.dataset import set_exists
 from medsft.core.data.dataset.manifest import read_manifest
-from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
-from medsft.core.data.dataset.tokenized import set_exists
+from medsft.core.data.dataset.spec import TokenizeSpec
+from medsft.core.data.dataset.tokenize import tokenize
 from medsft.core.data.dataset.write import ProgressCallback
-from medsft.core.data.sources.columns import Keys
 from medsft.core.data.tokenizers.open import no_tokenizer_beside
 from medsft.core.models.inspect import inspect_base
 from medsft.core.planning.folders import check_places
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
-from medsft.core.planning.sets import training_folder, validation_folder
+from medsft.core.planning.sets import keys_of, training_folder, validation_folder
 from medsft.core.run.events import Event, follow
 from medsft.core.run.exports import look_at_export
 from medsft.core.run.rundir import RunDir
@@ -40,9 +39,9 @@ def tokenize_sets(
     problems = [*(check(config) if tokenizer else check_with_settings(config, settings)), *check_places(config)]
     if problems:
         raise ConfigError(problems)
-    tokenize(request_for(config, settings, tokenizer=tokenizer), progress=progress)
+    _tokenize(config, spec_for(config, settings, config.data, tokenizer=tokenizer), training_folder(config), progress)
     if config.val or set_exists(validation_folder(config)):
-        tokenize(request_for(config, settings, tokenizer=tokenizer, validation=True), progress=progress)
+        _tokenize(config, spec_for(config, settings, config.val, tokenizer=tokenizer), validation_folder(config), progress)
 
 
 def trust_sets(config: RunConfig, settings: Settings) -> None:
@@ -50,29 +49,35 @@ def trust_sets(config: RunConfig, settings: Settings) -> None:
 
     Raises `ConfigError`, `DataError` or `MismatchError`.
     """
-    for folder, validation in ((training_folder(config), False), (validation_folder(config), True)):
+    for folder in (training_folder(config), validation_folder(config)):
         if config.trust_cache and set_exists(folder) and read_manifest(folder) is None:
-            tokenize(replace(request_for(config, settings, validation=validation), data=()))
+            _tokenize(config, spec_for(config, settings), folder)
 
 
-def request_for(
-    config: RunConfig, settings: Settings, *, tokenizer: Path | None = None, validation: bool = False
-) -> TokenizeRequest:
-    """Return what `config` asks of the data layer for one of its two sets; `tokenizer` stands in for the base model's."""
-    return TokenizeRequest(
-        out_dir=Path(config.tokenized_data_dir),
-        name=f"{config.run_name}-val" if validation else config.run_name,
-        data=config.val if validation else config.data,
+def _tokenize(config: RunConfig, spec: TokenizeSpec, folder: Path, progress: ProgressCallback | None = None) -> None:
+    tokenize(
+        spec,
+        folder,
+        retokenize=config.retokenize,
+        trust_cache=config.trust_cache,
+        document_index=config.rules.document_index,
+        progress=progress,
+    )
+
+
+def spec_for(
+    config: RunConfig, settings: Settings, data: tuple[Path, ...] = (), *, tokenizer: Path | None = None
+) -> TokenizeSpec:
+    """Return how `config` wants these files tokenized; `tokenizer` stands in for the base model's."""
+    return TokenizeSpec(
+        data=data,
         tokenizer=tokenizer or _tokenizer(config, settings),
         template=config.template,
-        keys=Keys(question=config.question_key, answer=config.answer_key, system=config.system_key),
+        keys=keys_of(config),
         bad_rows=config.bad_rows,  # type: ignore[arg-type]
         special_in_text=config.rules.special_in_text or config.special_in_text,  # type: ignore[arg-type]
         prefer_model_file=config.rules.prefers_tokenizer_model,
-        template_date=date.fromisoformat(config.template_date) if config.template_date else None,
-        document_index=config.rules.document_index,
-        retokenize=config.retokenize,
-        trust_cache=config.trust_cache,
+        template_date=config.template_date or "",
     )
 
 

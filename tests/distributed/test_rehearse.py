@@ -11,7 +11,7 @@ import tiny
 
 from medsft.core import rehearsal as rehearsal
 from medsft.core.data.dataset.copy_documents import copy_documents
-from medsft.core.data.dataset.tokenized import open_tokenized
+from medsft.core.data.dataset.dataset import open_tokenized
 from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.planner import make_plan
 from medsft.core.planning.selection import open_selection

@@ -16,7 +16,7 @@ from medsft.cli.app import app
 from medsft.cli.data import _print_sample
 from medsft.cli.progress import _Display, _progress_bar, print_event_line
 from medsft.core.config import RunConfig, to_mapping
-from medsft.core.data.dataset.report import Sample, SamplePart
+from medsft.core.data.dataset.samples import Sample, SamplePart
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.planning.plan import RunPlan
 from medsft.core.printable import one_line, printable

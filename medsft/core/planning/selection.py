@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from medsft.core.config import RunConfig
-from medsft.core.data.dataset.report import DocumentSelection, apply_truncation, refuse_unsupervised
-from medsft.core.data.dataset.tokenized import TokenizedData, open_tokenized
+from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized
+from medsft.core.data.dataset.lengths import DocumentSelection, apply_truncation, refuse_unsupervised
 from medsft.core.planning.order import SampleOrder, hidden_split
 from medsft.core.planning.plan import DataPlan, RunPlan
 from medsft.core.planning.schedule import plan_global_batch
@@ -26,7 +26,7 @@ from medsft.errors import MismatchError
 class Selection:
     """The documents of a set that are used."""
 
-    data: TokenizedData
+    data: TokenizedDataset
     indices: np.ndarray
     """int64 [n]: number of each in the set."""
     lengths: np.ndarray
@@ -41,7 +41,7 @@ class Selection:
     """Numbers 0..n-1 mean places in `indices`."""
 
 
-def select(config: RunConfig, train: TokenizedData, val: TokenizedData | None) -> tuple[Selection, Selection | None]:
+def select(config: RunConfig, train: TokenizedDataset, val: TokenizedDataset | None) -> tuple[Selection, Selection | None]:
     """Return what is trained on and what is validated on, None for nothing.
 
     Raises `DataError` when documents do not fit and `--truncate error` is set.
@@ -50,7 +50,7 @@ def select(config: RunConfig, train: TokenizedData, val: TokenizedData | None) -
     return training, select_validation(config, val) if val is not None else withheld_validation(config, train)
 
 
-def select_training(config: RunConfig, data: TokenizedData, *, has_validation: bool) -> Selection:
+def select_training(config: RunConfig, data: TokenizedDataset, *, has_validation: bool) -> Selection:
     """Return the training half of `select`."""
     used = _fitting(config, data, "--data")
     split = withheld_parts(config, len(used.indices), has_validation=has_validation)
@@ -60,13 +60,13 @@ def select_training(config: RunConfig, data: TokenizedData, *, has_validation: b
     return _selection(config, data, used, train, "--data", withheld=len(val) + len(test), drawn_before=len(used.indices))
 
 
-def select_validation(config: RunConfig, data: TokenizedData) -> Selection:
+def select_validation(config: RunConfig, data: TokenizedDataset) -> Selection:
     """Return the documents of a validation set."""
     used = _fitting(config, data, "--val")
     return _selection(config, data, used, np.arange(len(used.indices)), "--val")
 
 
-def withheld_validation(config: RunConfig, train: TokenizedData) -> Selection | None:
+def withheld_validation(config: RunConfig, train: TokenizedDataset) -> Selection | None:
     """Return the part of the training set that a run without a validation set validates on."""
     used = _fitting(config, train, "--data")
     split = withheld_parts(config, len(used.indices), has_validation=False)
@@ -110,20 +110,20 @@ def _as_planned(chosen: Selection, plan: RunPlan) -> Selection:
     return replace(chosen, order=replace(chosen.order, global_batch=plan.global_batch))
 
 
-def _open(planned: DataPlan) -> TokenizedData:
+def _open(planned: DataPlan) -> TokenizedDataset:
     data = open_tokenized(Path(planned.folder))
     if data.fingerprint != planned.fingerprint:
         raise MismatchError(f"{planned.folder} has changed since the run was planned.", hint="Give it another --id.")
     return data
 
 
-def _fitting(config: RunConfig, data: TokenizedData, flag: str) -> DocumentSelection:
+def _fitting(config: RunConfig, data: TokenizedDataset, flag: str) -> DocumentSelection:
     return apply_truncation(data, config.seq, config.truncate, loss_mask=config.loss_mask, flag=flag)  # type: ignore[arg-type]
 
 
 def _selection(
     config: RunConfig,
-    data: TokenizedData,
+    data: TokenizedDataset,
     used: DocumentSelection,
     places: np.ndarray,
     flag: str,

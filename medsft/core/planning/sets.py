@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from medsft.core.config import RunConfig
+from medsft.core.data.dataset.dataset import open_tokenized, set_exists
 from medsft.core.data.dataset.findings import Survey, given_twice, survey
-from medsft.core.data.dataset.tokenized import open_tokenized, set_exists
 from medsft.core.data.dataset.write import refuse_rows
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.lines import open_lines, refuse_flood
@@ -52,6 +52,11 @@ class PlannedSet:
     """What a person should know of the rows, though they can be used."""
     notes: tuple[str, ...] = ()
     """What a person should know about its documents."""
+
+
+def keys_of(config: RunConfig) -> Keys:
+    """Return the keys of a run's rows."""
+    return Keys(question=config.question_key, answer=config.answer_key, system=config.system_key)
 
 
 def training_folder(config: RunConfig) -> Path:
@@ -159,7 +164,7 @@ def _guess(config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *,
 
     The first rows of each file are read as tokenising reads them, so that a plan refuses what tokenising would refuse.
     """
-    keys = Keys(question=config.question_key, answer=config.answer_key, system=config.system_key)
+    keys = keys_of(config)
     seen = survey(files, keys)
     refuse_rows(seen.bad, seen.tally, files, config.bad_rows, then="as the first rows of the files show")
     if seen.complete:  # else a later row may have it
@@ -199,7 +204,7 @@ def _refuse_stale(config: RunConfig, folder: Path, files: Sequence[Path], flag: 
     recipe = open_tokenized(folder).manifest.recipe
     if not files or (recipe is None and config.trust_cache):
         return
-    wanted = Keys(question=config.question_key, answer=config.answer_key, system=config.system_key)
+    wanted = keys_of(config)
     sizes = [path.stat().st_size for path in files]
     if recipe is None or recipe.keys != wanted or [file.bytes for file in recipe.inputs] != sizes:
         raise DataError(

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from medsft.core.data.dataset.dataset import open_tokenized, role_prefix, scan_roles, spans_path, text_prefix
 from medsft.core.data.dataset.indexed import bin_path, idx_path
 from medsft.core.data.dataset.manifest import Manifest
 from medsft.core.data.dataset.manifest import read_manifest as read_manifest_of_set
-from medsft.core.data.dataset.tokenized import open_tokenized, role_prefix, scan_roles, spans_path, text_prefix
 from medsft.core.files import sizes_differ, unsealed
 from medsft.core.models.inspect import inspect_base
 from medsft.core.run.rundir import MANIFEST as MANIFEST

@@ -13,7 +13,7 @@ from medsft.core.units import count
 
 if TYPE_CHECKING:
     from medsft.core.config import RunConfig
-    from medsft.core.data.dataset.report import Sample
+    from medsft.core.data.dataset.samples import Sample
     from medsft.core.run.rundir import RunDir
 
 _COLOURS = {"SYSTEM": "$secondary", "QUESTION": "$primary", "ANSWER": "$success"}
@@ -21,16 +21,16 @@ _COLOURS = {"SYSTEM": "$secondary", "QUESTION": "$primary", "ANSWER": "$success"
 
 def current_batch(run: RunDir, iteration: int, most: int = 8) -> list[Sample]:
     """Decode the first documents of the batch of an iteration counted from 1. Raises `MedsftError`."""
-    from medsft.core.data.dataset.report import samples
+    from medsft.core.data.dataset.samples import samples
     from medsft.core.planning.selection import open_selection
     from medsft.core.run.launch import plan_of
     from medsft.core.settings import Settings
-    from medsft.core.workflow import request_for
+    from medsft.core.workflow import spec_for
 
     plan = plan_of(run)
     chosen, _ = open_selection(plan)
     documents = chosen.indices[chosen.order.batch(max(0, iteration - 1))[:most]].tolist()
-    opened = request_for(plan.config, Settings(), tokenizer=Path(plan.base.tokenizer)).job.open_tokenizer()
+    opened = spec_for(plan.config, Settings(), tokenizer=Path(plan.base.tokenizer)).open_tokenizer()
     return samples(chosen.data, opened.tokenizer, documents)
 
 

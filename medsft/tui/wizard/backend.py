@@ -17,9 +17,12 @@ from medsft.core.run.rundir import RunDir
 from medsft.errors import ConfigError, MedsftError, Problem
 
 if TYPE_CHECKING:
-    from medsft.core.data.dataset.report import LengthReport, Sample
+    from medsft.core.data.dataset.lengths import LengthReport
+    from medsft.core.data.dataset.samples import Sample
+    from medsft.core.data.dataset.spec import TokenizeSpec
     from medsft.core.data.dataset.write import Progress
     from medsft.core.data.sources.columns import KeyProposal
+    from medsft.core.data.tokenizers.base import OpenedTokenizer
     from medsft.core.forecast import Forecast
     from medsft.core.models.inspect import BaseModel
     from medsft.core.models.scanning import Found
@@ -149,7 +152,7 @@ def _keys(config: RunConfig) -> KeyProposal | None:
 
 
 def _sets(folder: Path) -> tuple[str, ...]:
-    from medsft.core.data.dataset.tokenized import set_exists
+    from medsft.core.data.dataset.dataset import set_exists
 
     if not folder.is_dir():
         return ()
@@ -157,8 +160,8 @@ def _sets(folder: Path) -> tuple[str, ...]:
 
 
 def _report(config: RunConfig) -> LengthReport | None:
-    from medsft.core.data.dataset.report import length_report
-    from medsft.core.data.dataset.tokenized import open_tokenized, set_exists
+    from medsft.core.data.dataset.dataset import open_tokenized, set_exists
+    from medsft.core.data.dataset.lengths import length_report
 
     folder = config.tokenized_data_dir / config.run_name
     try:
@@ -176,25 +179,25 @@ def _samples(config: RunConfig, settings: Settings) -> tuple[tuple[Sample, ...],
 
 
 @lru_cache(maxsize=1)
-def _opened(job: object) -> object:
-    return job.open_tokenizer()  # type: ignore[attr-defined]
+def _opened(spec: TokenizeSpec) -> OpenedTokenizer:
+    return spec.open_tokenizer()
 
 
 def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
     from medsft.core.data.dataset.encode import encode_documents
-    from medsft.core.data.dataset.report import Sample, SamplePart
+    from medsft.core.data.dataset.samples import Sample, SamplePart
     from medsft.core.data.sources.jsonl import read_examples
-    from medsft.core.workflow import request_for
+    from medsft.core.workflow import spec_for
 
     if not config.data:
         return ()
-    job = request_for(config, settings).job
-    opened = _opened(job)
+    spec = spec_for(config, settings)
+    opened = _opened(spec)
     shown = []
-    examples = read_examples(config.data, job.keys, skip_bad=True)
+    examples = read_examples(config.data, spec.keys, skip_bad=True)
     for number, example in enumerate(islice(examples, _SHOWN_SAMPLES)):
-        encoded = encode_documents([example], opened, control=job.special_in_text == "control")  # type: ignore[arg-type]
-        texts = groupby(opened.template.render(example), key=lambda segment: segment.role)  # type: ignore[attr-defined]
+        encoded = encode_documents([example], opened, control=spec.special_in_text == "control")
+        texts = groupby(opened.template.render(example), key=lambda segment: segment.role)
         parts = tuple(
             SamplePart(role, "".join(segment.text for segment in segments), int((encoded.roles == role).sum()))
             for role, segments in texts

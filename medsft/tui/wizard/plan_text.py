@@ -14,7 +14,7 @@ from medsft.errors import Problem
 from medsft.tui.wizard.paths import near
 
 if TYPE_CHECKING:
-    from medsft.core.data.dataset.report import LengthReport
+    from medsft.core.data.dataset.lengths import LengthReport
     from medsft.core.data.dataset.write import Progress
     from medsft.core.data.sources.columns import KeyProposal
     from medsft.core.planning.plan import Estimates, RunPlan

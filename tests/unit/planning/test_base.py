@@ -15,7 +15,7 @@ from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.models.inspect import inspect_base
 from medsft.core.planning.base import plan_base, sampled_fingerprint
 from medsft.core.settings import CheckpointEntry, Settings
-from medsft.core.workflow import request_for
+from medsft.core.workflow import spec_for
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_a_folder_with_two_tokenizers(tmp_path: Path, compat: str, kind: str, ro
     config = RunConfig(checkpoint="base", size=1, run_name="r", compat=compat)
     entry = CheckpointEntry(name="base", size=1, path=tmp_path)
     planned = plan_base(config, entry, inspect_base(tmp_path))
-    used = request_for(config, Settings(checkpoints={("base", 1): entry})).job.open_tokenizer().tokenizer
+    used = spec_for(config, Settings(checkpoints={("base", 1): entry})).open_tokenizer().tokenizer
     exported = open_tokenizer(Path(planned.tokenizer)).tokenizer
     assert used.kind == exported.kind == kind
     assert used.vocab_size == exported.vocab_size == planned.model.vocab_size

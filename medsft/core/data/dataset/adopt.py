@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from medsft.core.data.dataset.dataset import TokenizedDataset, document_blocks, open_tokenized, role_facts, save_spans
 from medsft.core.data.dataset.indexed import IndexedReader
 from medsft.core.data.dataset.manifest import Manifest, write_manifest
-from medsft.core.data.dataset.tokenized import TokenizedData, document_blocks, open_tokenized, role_facts, save_spans
 from medsft.core.data.dataset.write import answer_tail
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.template import Role
@@ -19,7 +19,7 @@ from medsft.errors import DataError
 _REMEDY = "tokenise the data again with --data and --retokenize"
 
 
-def trust(folder: Path, opened: OpenedTokenizer) -> TokenizedData:
+def trust(folder: Path, opened: OpenedTokenizer) -> TokenizedDataset:
     """Give a set without a manifest one, from its own files.
 
     Reads the whole set once. A folder that cannot be written stays without a manifest and is checked again next time.
@@ -59,7 +59,7 @@ def trust(folder: Path, opened: OpenedTokenizer) -> TokenizedData:
     with suppress(OSError):
         save_spans(folder, np.concatenate([fact.spans for fact in facts]))
         write_manifest(folder, manifest)
-    return TokenizedData(folder, data.text, data.role, manifest)
+    return TokenizedDataset(folder, data.text, data.role, manifest)
 
 
 def _digest(reader: IndexedReader) -> tuple[str, int]:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized, role_facts, role_prefix, text_prefix
 from medsft.core.data.dataset.indexed import IndexedWriter, bin_path
 from medsft.core.data.dataset.manifest import write_manifest
-from medsft.core.data.dataset.tokenized import TokenizedData, open_tokenized, role_facts, role_prefix, text_prefix
 from medsft.core.data.tokenizers.template import Role
 
 
-def copy_documents(data: TokenizedData, documents: Sequence[int] | npt.NDArray[np.int64], folder: Path) -> TokenizedData:
+def copy_documents(data: TokenizedDataset, documents: Sequence[int] | npt.NDArray[np.int64], folder: Path) -> TokenizedDataset:
     """Write the set `folder` with these documents in this order; a document may occur more than once.
 
     For small sets: everything is copied through memory. Its manifest names no recipe, so it is never taken for the source.

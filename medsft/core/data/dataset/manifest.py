@@ -4,58 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from medsft.core.data.dataset.findings import Findings, given_twice
-from medsft.core.data.sources.columns import Keys
-from medsft.core.data.tokenizers.special_tokens import SpecialInText
+from medsft.core.data.dataset.spec import InputFile, TokenizeSpec
+from medsft.core.files import write_atomically
 from medsft.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
-DATA_LAYER_VERSION = 1
-"""Raised whenever the same rows and the same tokenizer would give other ids or roles than before."""
 _FORMAT = 1
 _BLOCK_BYTES = 8 * 2**20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputFile:
-    """One JSONL file as it was when it was read."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """Everything that decides the content of a set."""
-
-    inputs: tuple[InputFile, ...]
-    tokenizer: str
-    """Fingerprint"""
-    tokenizer_path: str
-    """Where it was; not compared"""
-    template: str
-    template_sha256: str
-    """Of its jinja text"""
-    keys: Keys
-    bad_rows: Literal["error", "skip"] = "error"
-    special_in_text: SpecialInText = "escape"
-    template_date: str = ""
-    """The day that the chat template writes into documents; empty when it writes none, or in a set that is older than this"""
-    data_layer: int = DATA_LAYER_VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """A set and its recipe. `recipe` is None for a set of another program that was trusted."""
 
-    recipe: Recipe | None
+    recipe: TokenizeSpec | None
     documents: int
     tokens: int
     tokens_by_role: tuple[int, int, int]
@@ -94,13 +62,8 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write and sync the manifest: aside first, so that there is never half of one."""
-    aside = folder / f".{MANIFEST_NAME}.{os.getpid()}"
-    with aside.open("w", encoding="utf-8") as stream:
-        json.dump(asdict(manifest), stream, indent=1, ensure_ascii=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(folder / MANIFEST_NAME)
+    record = asdict(replace(manifest, recipe=None)) | {"recipe": manifest.recipe and manifest.recipe.to_json()}
+    write_atomically(folder / MANIFEST_NAME, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -113,16 +76,11 @@ def read_manifest(folder: Path) -> Manifest | None:
         recipe, findings = raw.pop("recipe"), raw.pop("findings", None)
         raw["tokens_by_role"] = tuple(raw["tokens_by_role"])
         raw["notes"] = tuple(raw.get("notes", ()))
-        return Manifest(recipe=None if recipe is None else _recipe(recipe), findings=findings and Findings(**findings), **raw)
+        return Manifest(recipe=recipe and TokenizeSpec.from_json(recipe), findings=findings and Findings(**findings), **raw)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path} is damaged", hint="make the set again with --retokenize") from None
-
-
-def _recipe(raw: dict[str, Any]) -> Recipe:
-    inputs = tuple(InputFile(**file) for file in raw.pop("inputs"))
-    return Recipe(inputs=inputs, keys=Keys(**raw.pop("keys")), **raw)
 
 
 def hash_inputs(files: Sequence[Path], on_bytes: Callable[[int], None] = lambda _: None) -> tuple[InputFile, ...]:
@@ -144,7 +102,7 @@ def hash_inputs(files: Sequence[Path], on_bytes: Callable[[int], None] = lambda 
     return tuple(hashed)
 
 
-def differences(made: Manifest, wanted: Recipe) -> list[str]:
+def differences(made: Manifest, wanted: TokenizeSpec) -> list[str]:
     """What changed since a set was made, one line each; empty when the set is the one that is wanted.
 
     A policy counts only if it decided something: without a bad row, `skip` and `error` give the same set.
@@ -152,7 +110,7 @@ def differences(made: Manifest, wanted: Recipe) -> list[str]:
     old = made.recipe
     if old is None:
         return ["the set was made by another program, so it cannot be compared with the data"]
-    lines = _input_differences(old.inputs, wanted.inputs) + tokenizer_differences(made, wanted.tokenizer)
+    lines = _input_differences(old.inputs, wanted.inputs) + tokenizer_differences(made, wanted.tokenizer_fingerprint)
     lines += template_differences(made, wanted.template, wanted.template_sha256) or _date_difference(old, wanted)
     for name in ("question", "answer", "system"):
         was, now = getattr(old.keys, name), getattr(wanted.keys, name)
@@ -170,9 +128,9 @@ def differences(made: Manifest, wanted: Recipe) -> list[str]:
 def tokenizer_differences(made: Manifest, fingerprint: str) -> list[str]:
     """One line if the set was made with another tokenizer."""
     old = made.recipe
-    if old is None or old.tokenizer == fingerprint:
+    if old is None or old.tokenizer_fingerprint == fingerprint:
         return []
-    return [f"the tokenizer is another one (it was made with {old.tokenizer_path})"]
+    return [f"the tokenizer is another one (it was made with {old.tokenizer})"]
 
 
 def template_differences(made: Manifest, template: str, template_sha256: str) -> list[str]:
@@ -185,7 +143,7 @@ def template_differences(made: Manifest, template: str, template_sha256: str) ->
     return [f"--template was {old.template}, now {template}"]
 
 
-def _date_difference(old: Recipe, wanted: Recipe) -> list[str]:
+def _date_difference(old: TokenizeSpec, wanted: TokenizeSpec) -> list[str]:
     if old.template_date == wanted.template_date:
         return []
     kept = f"; --template_date {old.template_date} keeps that day" if old.template_date else ""

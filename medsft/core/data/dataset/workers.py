@@ -19,48 +19,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 from queue import SimpleQueue
 
 from medsft.core.data.dataset.encode import EncodedDocuments, encode_documents
 from medsft.core.data.dataset.findings import Tally
-from medsft.core.data.sources.columns import Keys
+from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.sources.jsonl import BadRow, BadRows, Example, example_of, read_object
 from medsft.core.data.sources.lines import Block, Line, read_blocks
 from medsft.core.data.tokenizers.base import OpenedTokenizer, TokenizerError
-from medsft.core.data.tokenizers.open import open_tokenizer
-from medsft.core.data.tokenizers.special_tokens import SpecialInText
 from medsft.errors import DataError, LaunchError
 
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "FASTOKENS_BPE_THREADS": "1"}
 """For the tokenizers of a worker: there is one for each core."""
 _SMALL_INPUT_BYTES = 4 * 2**20
 """Below this one process is done before others have started."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What a worker does with a chunk."""
-
-    tokenizer: Path
-    template: str
-    extra_ids: tuple[str, ...]
-    prefer_model_file: bool
-    keys: Keys
-    special_in_text: SpecialInText
-    today: date
-    """The date for a chat template that writes one: that of the set, also when a worker starts after midnight."""
-
-    def open_tokenizer(self) -> OpenedTokenizer:
-        """The tokenizer and template of this job."""
-        return open_tokenizer(
-            self.tokenizer,
-            template=self.template,
-            extra_ids=self.extra_ids,
-            prefer_model_file=self.prefer_model_file,
-            today=self.today,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +72,16 @@ def read_chunks(files: Sequence[Path], *, encode: bool) -> Iterator[Chunk]:
         before += read
 
 
-def process_chunk(chunk: Chunk, job: Job, opened: OpenedTokenizer) -> ChunkResult:
+def process_chunk(chunk: Chunk, spec: TokenizeSpec, opened: OpenedTokenizer) -> ChunkResult:
     """Read the rows of a chunk and, unless it is only a check, tokenise the good ones."""
-    bad, tally = BadRows(), Tally(job.keys)
+    bad, tally = BadRows(), Tally(spec.keys)
     examples: list[Example] = []
     lines: list[Line] = []
     for line in chunk.block.lines():
         try:
             row = read_object(line.raw)
-            example = example_of(row, job.keys)
-            if job.special_in_text == "error":
+            example = example_of(row, spec.keys)
+            if spec.special_in_text == "error":
                 _refuse_special(example, opened)
         except BadRow as error:
             bad.add(line, error)
@@ -119,7 +92,7 @@ def process_chunk(chunk: Chunk, job: Job, opened: OpenedTokenizer) -> ChunkResul
                 tally.add(row, example)
     documents = None
     if chunk.encode:
-        control = job.special_in_text == "control"
+        control = spec.special_in_text == "control"
         try:
             documents = encode_documents(examples, opened, control=control)
         except TokenizerError as error:
@@ -148,7 +121,7 @@ Process = Callable[[Iterable[Chunk]], Iterator[ChunkResult]]
 
 
 @contextmanager
-def processing(job: Job, opened: OpenedTokenizer, *, input_bytes: int, workers: int | None) -> Iterator[Process]:
+def processing(spec: TokenizeSpec, opened: OpenedTokenizer, *, input_bytes: int, workers: int | None) -> Iterator[Process]:
     """A function that maps chunks to results in order: in this process for a small input, else in `workers` others.
 
     `workers` None: as many as there are cores. Raises LaunchError when a worker dies.
@@ -156,9 +129,9 @@ def processing(job: Job, opened: OpenedTokenizer, *, input_bytes: int, workers: 
     count = len(os.sched_getaffinity(0)) if workers is None and hasattr(os, "sched_getaffinity") else workers
     count = count or os.cpu_count() or 1
     if count == 1 or input_bytes < _SMALL_INPUT_BYTES:
-        yield lambda chunks: (process_chunk(chunk, job, opened) for chunk in chunks)
+        yield lambda chunks: (process_chunk(chunk, spec, opened) for chunk in chunks)
         return
-    started = [_Worker(replace(job, tokenizer=opened.tokenizer.source)) for _ in range(count)]
+    started = [_Worker(replace(spec, tokenizer=opened.tokenizer.source)) for _ in range(count)]
     executor = ThreadPoolExecutor(count, thread_name_prefix="tokenise")
     try:
         yield lambda chunks: _map_ordered(chunks, started, executor)
@@ -193,14 +166,14 @@ def _map_ordered(chunks: Iterable[Chunk], workers: Sequence[_Worker], executor: 
 class _Worker:
     """A process that answers one chunk at a time."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, spec: TokenizeSpec) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-        self._unsent: list[object] = [job]
+        self._unsent: list[object] = [spec]
 
     def _send(self, value: object) -> None:
         assert self._process.stdin is not None
@@ -235,10 +208,10 @@ class _Worker:
 
 
 def serve() -> None:
-    """The life of a worker: read the job from standard input, then answer chunks until the input ends."""
+    """The life of a worker: read the spec from standard input, then answer chunks until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    job: Job = pickle.load(requests)
+    spec: TokenizeSpec = pickle.load(requests)
     opened: OpenedTokenizer | None = None
     while True:
         try:
@@ -247,8 +220,8 @@ def serve() -> None:
             return
         answer: ChunkResult | DataError
         try:
-            opened = opened or job.open_tokenizer()
-            answer = process_chunk(chunk, job, opened)
+            opened = opened or spec.open_tokenizer()
+            answer = process_chunk(chunk, spec, opened)
         except DataError as error:
             answer = error
         pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)

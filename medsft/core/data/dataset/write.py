@@ -20,11 +20,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from medsft.core.data.dataset.encode import encode_documents
-from medsft.core.data.dataset.findings import Tally
-from medsft.core.data.dataset.indexed import IndexedWriter, bin_path, idx_path, token_dtype
-from medsft.core.data.dataset.manifest import MANIFEST_NAME, Manifest, Recipe, write_manifest
-from medsft.core.data.dataset.tokenized import (
+from medsft.core.data.dataset.dataset import (
     hashes_path,
     role_facts,
     role_prefix,
@@ -33,7 +29,12 @@ from medsft.core.data.dataset.tokenized import (
     spans_path,
     text_prefix,
 )
-from medsft.core.data.dataset.workers import Job, Process, processing, read_chunks
+from medsft.core.data.dataset.encode import encode_documents
+from medsft.core.data.dataset.findings import Tally
+from medsft.core.data.dataset.indexed import IndexedWriter, bin_path, idx_path, token_dtype
+from medsft.core.data.dataset.manifest import MANIFEST_NAME, Manifest, write_manifest
+from medsft.core.data.dataset.spec import TokenizeSpec
+from medsft.core.data.dataset.workers import Process, processing, read_chunks
 from medsft.core.data.sources.jsonl import BadRows, Example
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.template import Role
@@ -100,29 +101,28 @@ class Clock:
 
 def make_set(
     folder: Path,
-    files: Sequence[Path],
-    recipe: Recipe,
+    spec: TokenizeSpec,
     opened: OpenedTokenizer,
-    job: Job,
     *,
     workers: int | None,
     document_index: bool,
     report: ProgressCallback,
 ) -> None:
-    """Make the set `folder`, in the place of one that is there. Raises DataError and then leaves what was there.
+    """Make the set `folder` as a resolved spec says, in the place of one that is there.
 
-    The caller holds the set's lock.
+    Raises DataError and then leaves what was there. The caller holds the set's lock.
     """
+    files = spec.data
     total = input_bytes(files)
     stamps = [_stamp(path) for path in files]
-    with processing(job, opened, input_bytes=total, workers=workers) as process:
-        bad, tally = _check(files, process, recipe, Clock("check", total, report))
+    with processing(spec, opened, input_bytes=total, workers=workers) as process:
+        bad, tally = _check(process, spec, Clock("check", total, report))
         with _writing_to_disk(folder), _folder_aside(folder) as aside:
             written = _write(aside, files, process, opened, Clock("tokenise", total, report), document_index)
-            if stamps != [_stamp(path) for path in files] or total != sum(file.bytes for file in recipe.inputs):
+            if stamps != [_stamp(path) for path in files] or total != sum(file.bytes for file in spec.inputs):
                 raise DataError("a data file changed while it was read", hint="try again when it is finished")
             save_hashes(aside, tally.hashes())
-            write_manifest(aside, written.manifest(recipe, opened, bad, tally))
+            write_manifest(aside, written.manifest(spec, opened, bad, tally))
             _put_in_place(aside, folder)
 
 
@@ -139,14 +139,14 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _check(files: Sequence[Path], process: Process, recipe: Recipe, clock: Clock) -> tuple[BadRows, Tally]:
+def _check(process: Process, spec: TokenizeSpec, clock: Clock) -> tuple[BadRows, Tally]:
     """Read every row once before the slow part, so that the last row of a large file is not refused after an hour."""
-    bad, tally = BadRows(), Tally(recipe.keys)
-    for result in process(read_chunks(files, encode=False)):
+    bad, tally = BadRows(), Tally(spec.keys)
+    for result in process(read_chunks(spec.data, encode=False)):
         bad.merge(result.bad)
         tally.merge(result.tally)
         clock.tell(result.bytes_read, tally.rows)
-    refuse_rows(bad, tally, files, recipe.bad_rows)
+    refuse_rows(bad, tally, spec.data, spec.bad_rows)
     tally.refuse_unknown_system_key()
     return bad, tally
 
@@ -176,10 +176,10 @@ class _WrittenSet:
     role_bytes: int
     role_sha256: str
 
-    def manifest(self, recipe: Recipe, opened: OpenedTokenizer, bad: BadRows, tally: Tally) -> Manifest:
+    def manifest(self, spec: TokenizeSpec, opened: OpenedTokenizer, bad: BadRows, tally: Tally) -> Manifest:
         system, question, answer = self.tokens_by_role.tolist()
         return Manifest(
-            recipe=recipe,
+            recipe=spec,
             documents=self.documents,
             tokens=self.tokens,
             tokens_by_role=(system, question, answer),

@@ -105,7 +105,7 @@ def builtin_template(name: str) -> Template:
 def _jinja(words: Mapping[Role, str], *, generation: bool = False) -> str:
     """The chat template in the language of `tokenizer_config.json`, on one line so that no blank can slip in.
 
-    With `generation` answers are marked. The text without is part of what a set was made of (`Recipe.template_sha256`).
+    With `generation` answers are marked. The text without is part of what a set was made of (`TokenizeSpec.template_sha256`).
     """
     names = {"system": words[Role.SYSTEM], "user": words[Role.QUESTION], "assistant": words[Role.ANSWER]}
     message = f"{{{{ '{START}' + words[message['role']] + '\\n' + message['content'] + '{END}\\n' }}}}"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsft.core.data.dataset.tokenized import TokenizedData
+from medsft.core.data.dataset.dataset import TokenizedDataset
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.engine.nn.attention import PackedSequences
 from medsft.core.planning.order import SampleOrder, deal_in_order, deal_to_ranks
@@ -28,7 +28,7 @@ _FILLER_LENGTH = 128
 class Documents:
     """The documents of a set that are used, cut to the longest length that is trained on."""
 
-    data: TokenizedData
+    data: TokenizedDataset
     indices: np.ndarray
     """int64 [n]: number of each used document in the set."""
     seq: int

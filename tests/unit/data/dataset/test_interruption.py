@@ -13,25 +13,28 @@ from pathlib import Path
 
 import psutil
 import pytest
+from set_request import SetRequest
 
-from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
-from medsft.core.data.dataset.tokenized import open_tokenized
+from medsft.core.data.dataset.dataset import open_tokenized
+from medsft.core.data.dataset.spec import TokenizeSpec
 
 # Each chunk waits for a file, so that the test decides when tokenising goes on.
 SCRIPT = """
 import sys, time, json
 from pathlib import Path
-from medsft.core.data import make, records, workers
-from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
+from medsft.core.data.dataset import workers
+from medsft.core.data.dataset.spec import TokenizeSpec
+from medsft.core.data.dataset.tokenize import tokenize
+from medsft.core.data.sources import lines
 folder, tokenizer, data, flags = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
-workers._SMALL_INPUT_BYTES, records._BLOCK_BYTES = 0, 2000
+workers._SMALL_INPUT_BYTES, lines._BLOCK_BYTES = 0, 2000
 def wait(progress):
     (folder / f"{flags['id']}.{progress.stage}").touch()
     while progress.stage == "tokenise" and not (folder / "go").exists():
         time.sleep(0.01)
-request = TokenizeRequest(out_dir=folder / "sets", name="x", data=(data,), tokenizer=tokenizer, workers=2,
-                          retokenize=flags.get("retokenize", False))
-print(tokenize(request, progress=wait).fingerprint)
+spec = TokenizeSpec(data=(data,), tokenizer=tokenizer)
+retokenize = flags.get("retokenize", False)
+print(tokenize(spec, folder / "sets" / "x", workers=2, retokenize=retokenize, progress=wait).fingerprint)
 """
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -69,8 +72,8 @@ def _wait_until_gone(pids: list[int]) -> None:
         time.sleep(0.01)
 
 
-def _request(tmp_path: Path, hf_folder: Path, data: Path) -> TokenizeRequest:
-    return TokenizeRequest(out_dir=tmp_path / "sets", name="x", data=(data,), tokenizer=hf_folder)
+def _request(tmp_path: Path, hf_folder: Path, data: Path) -> SetRequest:
+    return SetRequest(tmp_path / "sets" / "x", TokenizeSpec(data=(data,), tokenizer=hf_folder))
 
 
 def _visible(folder: Path) -> list[str]:
@@ -89,7 +92,7 @@ def test_killed_half_way_leaves_nothing_that_looks_like_a_set(
     _wait_until_gone(workers)
     assert _visible(tmp_path / "sets") == []
     assert any((tmp_path / "sets").glob(".x.making-*"))
-    assert tokenize(_request(tmp_path, hf_folder, data)).num_documents == 500
+    assert _request(tmp_path, hf_folder, data).make().num_documents == 500
     assert _visible(tmp_path / "sets") == ["x"]
     assert not any((tmp_path / "sets").glob(".x.making-*"))
 
@@ -119,7 +122,7 @@ def test_two_at_once_make_one_set(tmp_path: Path, hf_folder: Path, data: Path, s
 
 
 def test_two_at_once_replace_a_set_once(tmp_path: Path, hf_folder: Path, data: Path, start: Start) -> None:
-    tokenize(_request(tmp_path, hf_folder, data))
+    _request(tmp_path, hf_folder, data).make()
     data.write_text(data.read_text() * 2)
     first = start(id="a", retokenize=True)
     _wait_for(tmp_path / "a.tokenise")

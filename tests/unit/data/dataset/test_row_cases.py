@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from kept import ROW_CASES
 
+from medsft.core.data.dataset.dataset import TokenizedDataset
 from medsft.core.data.dataset.findings import overlap, survey
-from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
-from medsft.core.data.dataset.tokenized import TokenizedData
+from medsft.core.data.dataset.spec import TokenizeSpec
+from medsft.core.data.dataset.tokenize import tokenize
 from medsft.core.data.dataset.write import refuse_rows
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.jsonl import propose_keys, read_examples
@@ -50,9 +51,9 @@ def refusal(path: Path, **keys: str) -> str:
 
 @pytest.fixture
 def made(tmp_path: Path, hf_folder: Path):
-    def make(*starts: str, name: str = "set", **keys: str) -> TokenizedData:
+    def make(*starts: str, name: str = "set", **keys: str) -> TokenizedDataset:
         data = tuple(map(case, starts))
-        return tokenize(TokenizeRequest(out_dir=tmp_path, name=name, data=data, tokenizer=hf_folder, keys=Keys(**keys)))
+        return tokenize(TokenizeSpec(data=data, tokenizer=hf_folder, keys=Keys(**keys)), tmp_path / name)
 
     return make
 
@@ -299,9 +300,9 @@ def test_the_same_file_twice_is_said(made) -> None:
 
 
 def test_only_bad_rows_are_an_error_that_names_them_under_skip_too(tmp_path: Path, hf_folder: Path) -> None:
-    request = TokenizeRequest(out_dir=tmp_path, name="x", data=(case("d06"),), tokenizer=hf_folder, bad_rows="skip")
+    spec = TokenizeSpec(data=(case("d06"),), tokenizer=hf_folder, bad_rows="skip")
     with pytest.raises(DataError, match=r"3 rows cannot be used"):
-        tokenize(request)
+        tokenize(spec, tmp_path / "x")
 
 
 def test_a_set_of_before_has_no_findings_and_is_used(made) -> None:

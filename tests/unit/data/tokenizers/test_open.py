@@ -154,7 +154,7 @@ def test_settings_for_truncation_and_padding_in_the_file_do_nothing(hf_folder: P
 
 def test_importing_the_data_layer_loads_nothing_heavy() -> None:
     code = (
-        "import sys, medsft.core.data.dataset.tokenize, medsft.core.data.dataset.report, medsft.core.data.tokenizers.export\n"
+        "import sys, medsft.core.data.dataset.tokenize, medsft.core.data.dataset.lengths, medsft.core.data.tokenizers.export\n"
         "print([name for name in ('torch', 'transformers', 'tokenizers', 'sentencepiece', 'jinja2') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from kept import TEMPLATES
+from set_request import SetRequest
 from tiny_tokenizers import write_llama_3
 
 from medsft.core.config import from_mapping
 from medsft.core.config_check import check
 from medsft.core.data.dataset.manifest import differences, read_manifest
-from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
+from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.tokenizers import chat_template
 from medsft.core.planning.plan import _BY_CONTENT
 from medsft.errors import DataError
@@ -30,22 +31,21 @@ class _Today(date):
 
 
 @pytest.fixture
-def request_(tmp_path: Path) -> TokenizeRequest:
+def request_(tmp_path: Path) -> SetRequest:
     folder = write_llama_3(tmp_path / "base", template=(TEMPLATES / "date.jinja").read_text())
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"q {n}", "gold": "a"}) + "\n" for n in range(5)))
-    return TokenizeRequest(out_dir=tmp_path / "sets", name="set", data=(rows,), tokenizer=folder, template="model", workers=1)
+    return SetRequest(tmp_path / "sets" / "set", TokenizeSpec(data=(rows,), tokenizer=folder, template="model"), {"workers": 1})
 
 
-def _on(request: TokenizeRequest, day: str) -> TokenizeRequest:
-    from dataclasses import replace
+def _on(request: SetRequest, day: str) -> SetRequest:
 
-    return replace(request, template_date=date.fromisoformat(day))
+    return request.but(template_date=day)
 
 
-def test_the_date_is_in_the_documents_in_the_recipe_and_in_a_warning(request_: TokenizeRequest) -> None:
-    data = tokenize(_on(request_, "2026-11-27"))
-    opened = _on(request_, "2026-11-27").job.open_tokenizer()
+def test_the_date_is_in_the_documents_in_the_recipe_and_in_a_warning(request_: SetRequest) -> None:
+    data = _on(request_, "2026-11-27").make()
+    opened = _on(request_, "2026-11-27").spec.open_tokenizer()
     assert "Today Date: 27 Nov 2026" in opened.tokenizer.decode(data.tokens(0).tolist())
     manifest = read_manifest(data.folder)
     assert manifest is not None
@@ -56,21 +56,19 @@ def test_the_date_is_in_the_documents_in_the_recipe_and_in_a_warning(request_: T
     assert "--template_date 2026-11-27" in note
 
 
-def test_another_day_is_another_set_and_the_flag_keeps_the_first(
-    request_: TokenizeRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import medsft.core.data.dataset.tokenize as module
+def test_another_day_is_another_set_and_the_flag_keeps_the_first(request_: SetRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    import medsft.core.data.tokenizers.chat_template as module
 
     monkeypatch.setattr(module, "date", _Today)
-    first = tokenize(request_)
+    first = request_.make()
     monkeypatch.setattr(_Today, "now", date(2026, 11, 29))
     with pytest.raises(DataError, match="it was 2026-11-28, now 2026-11-29; --template_date 2026-11-28 keeps that day"):
-        tokenize(request_)
-    assert tokenize(_on(request_, "2026-11-28")).fingerprint == first.fingerprint
+        request_.make()
+    assert _on(request_, "2026-11-28").make().fingerprint == first.fingerprint
 
 
-def test_a_set_older_than_the_record_is_named_stale(request_: TokenizeRequest) -> None:
-    data = tokenize(_on(request_, "2026-11-27"))
+def test_a_set_older_than_the_record_is_named_stale(request_: SetRequest) -> None:
+    data = _on(request_, "2026-11-27").make()
     path = data.folder / "manifest.json"
     raw = json.loads(path.read_text())
     wanted = read_manifest(data.folder)

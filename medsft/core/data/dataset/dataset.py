@@ -68,7 +68,7 @@ def set_exists(folder: Path) -> bool:
     return bin_path(text_prefix(folder)).exists()
 
 
-class TokenizedData:
+class TokenizedDataset:
     """Documents of a set. Arrays are views of the mapped files: do not write to them."""
 
     def __init__(self, folder: Path, text: IndexedReader, role: IndexedReader, manifest: Manifest | None) -> None:
@@ -142,7 +142,7 @@ def _load(path: Path, shape: tuple[int, ...]) -> npt.NDArray[Any] | None:
     return array
 
 
-def open_tokenized(folder: Path, *, trusted_only: bool = True) -> TokenizedData:
+def open_tokenized(folder: Path, *, trusted_only: bool = True) -> TokenizedDataset:
     """Open a set. Raises DataError when it is missing, incomplete, damaged or, with `trusted_only`, has no manifest."""
     if not set_exists(folder):
         raise DataError(f"{folder} holds no tokenised set", hint="make one with `medsft tokenize`, or give --data")
@@ -158,7 +158,7 @@ def open_tokenized(folder: Path, *, trusted_only: bool = True) -> TokenizedData:
         manifest.documents,
     ):
         raise DataError(f"{folder}: the files are not those that its manifest.json describes", hint=_REMEDY)
-    return TokenizedData(folder, text, role, manifest)
+    return TokenizedDataset(folder, text, role, manifest)
 
 
 def _described(text: IndexedReader, role: IndexedReader) -> tuple[int, int, int]:
@@ -178,7 +178,7 @@ class RoleFacts:
     """What the roles of some documents say."""
 
     spans: npt.NDArray[np.int32]
-    """[documents, 2], see `TokenizedData.answer_spans`"""
+    """[documents, 2], see `TokenizedDataset.answer_spans`"""
     counts: npt.NDArray[np.int64]
     """Tokens by role number; longer than 3 if there is a role that is none"""
 

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized, role_prefix, text_prefix
 from medsft.core.data.dataset.indexed import IndexedWriter
+from medsft.core.data.dataset.lengths import apply_truncation, length_report
 from medsft.core.data.dataset.manifest import Manifest, write_manifest
-from medsft.core.data.dataset.report import apply_truncation, length_report, samples
-from medsft.core.data.dataset.tokenize import TokenizeRequest, tokenize
-from medsft.core.data.dataset.tokenized import TokenizedData, open_tokenized, role_prefix, text_prefix
+from medsft.core.data.dataset.samples import samples
+from medsft.core.data.dataset.spec import TokenizeSpec
+from medsft.core.data.dataset.tokenize import tokenize
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.data.tokenizers.template import Role
 from medsft.errors import DataError
@@ -20,7 +22,7 @@ from medsft.errors import DataError
 TAIL = 1
 
 
-def _set(folder: Path, shapes: list[tuple[int, int]]) -> TokenizedData:
+def _set(folder: Path, shapes: list[tuple[int, int]]) -> TokenizedDataset:
     """Documents of (question tokens, answer tokens); the last answer token stands for the newline after its end."""
     folder.mkdir(exist_ok=True)
     sizes = np.array([question + answer for question, answer in shapes])
@@ -129,7 +131,7 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
 def test_samples_show_the_text_with_its_roles(tmp_path: Path, hf_folder: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "the dose?", "gold": "5 mg é"}\n{"prompt": "x", "gold": "y"}\n')
-    data = tokenize(TokenizeRequest(out_dir=tmp_path, name="x", data=(path,), tokenizer=hf_folder))
+    data = tokenize(TokenizeSpec(data=(path,), tokenizer=hf_folder), tmp_path / "x")
     [second, first] = samples(data, open_tokenizer(hf_folder).tokenizer, [1, 0])
     assert (second.document, first.document) == (1, 0)
     assert [(part.role, part.text) for part in first.parts] == [

@@ -6,16 +6,13 @@ cut on the right to seq + 1 tokens. Only a token that is some token's next one c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from medsft.core.data.dataset.tokenized import TokenizedData
-from medsft.core.data.tokenizers.base import Tokenizer
+from medsft.core.data.dataset.dataset import TokenizedDataset
 from medsft.core.data.tokenizers.template import Role
 from medsft.errors import DataError
 
@@ -78,7 +75,7 @@ class _Fit:
     unsupervised: npt.NDArray[np.bool_]
 
 
-def _fit(data: TokenizedData, seq: int) -> _Fit:
+def _fit(data: TokenizedDataset, seq: int) -> _Fit:
     limit = seq + 1
     first, behind = data.answer_spans[:, 0], data.answer_spans[:, 1]
     answered = behind > first
@@ -90,7 +87,7 @@ def _fit(data: TokenizedData, seq: int) -> _Fit:
     )
 
 
-def length_report(data: TokenizedData, seq: int) -> LengthReport:
+def length_report(data: TokenizedDataset, seq: int) -> LengthReport:
     """Report on a whole set. Reads lengths and answer spans only, never tokens."""
     fit, lengths = _fit(data, seq), data.lengths
     if not len(lengths):
@@ -114,7 +111,7 @@ def length_report(data: TokenizedData, seq: int) -> LengthReport:
 
 
 def apply_truncation(
-    data: TokenizedData, seq: int, policy: Truncate, *, loss_mask: float = 0.0, flag: str = "--data"
+    data: TokenizedDataset, seq: int, policy: Truncate, *, loss_mask: float = 0.0, flag: str = "--data"
 ) -> DocumentSelection:
     """Choose the documents of a run.
 
@@ -156,7 +153,7 @@ def refuse_unsupervised(learnable: npt.NDArray[np.bool_], seq: int, flag: str) -
         )
 
 
-def _too_long(data: TokenizedData, seq: int, fit: _Fit, useless: int, flag: str) -> DataError:
+def _too_long(data: TokenizedDataset, seq: int, fit: _Fit, useless: int, flag: str) -> DataError:
     longest = int(data.lengths.max())
     counts = [
         (int(fit.exceeds.sum()), f"longer than --seq {seq} (the longest needs --seq {longest - 1})"),
@@ -169,38 +166,3 @@ def _too_long(data: TokenizedData, seq: int, fit: _Fit, useless: int, flag: str)
         f"{flag}: not all of the {data.num_documents:,} documents can be used as they are:\n{lines}",
         hint="raise --seq, leave such documents out with --truncate drop, or cut them with --truncate keep",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class SamplePart:
-    """Consecutive tokens of one role."""
-
-    role: Role
-    text: str
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One document, decoded."""
-
-    document: int
-    length: int
-    """Tokens"""
-    parts: tuple[SamplePart, ...]
-
-
-def samples(data: TokenizedData, tokenizer: Tokenizer, documents: Iterable[int]) -> list[Sample]:
-    """Decode documents for people to look at, cut where the role changes."""
-    return [_sample(data, tokenizer, document) for document in documents]
-
-
-def _sample(data: TokenizedData, tokenizer: Tokenizer, document: int) -> Sample:
-    tokens, roles = data.tokens(document), data.roles(document)
-    cuts: list[int] = [0, *(np.flatnonzero(np.diff(roles)) + 1).tolist(), len(roles)]
-    parts = [_part(tokenizer, tokens[a:b], Role(int(roles[a]))) for a, b in pairwise(cuts) if a < b]
-    return Sample(document, len(tokens), tuple(parts))
-
-
-def _part(tokenizer: Tokenizer, tokens: npt.NDArray[Any], role: Role) -> SamplePart:
-    return SamplePart(role, tokenizer.decode(tokens.tolist()), len(tokens))
