@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -208,3 +209,14 @@ def _rank(rank: int, world: int, store: str, run_dir: str) -> None:
 def series(events: list[Event], kind: str, *names: str) -> list[tuple[float, ...]]:
     """The values of some fields of all events of a kind."""
     return [tuple(event.data[name] for name in names) for event in events if event.kind == kind]
+
+
+def go_back_to(run: RunDir, iteration: int) -> None:
+    """Leave the run as it was when this checkpoint was its latest; 0: before the first."""
+    for later in run.checkpoints():
+        if later > iteration:
+            shutil.rmtree(run.checkpoint_path(later))
+    if iteration:
+        run.set_latest_checkpoint(iteration)
+    else:
+        run.tracker_path.unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 from itertools import pairwise
 
 import pytest
@@ -37,19 +36,12 @@ def steps(events):
     return tiny.series(events, "step", "iteration", "loss", "grad_norm")
 
 
-def go_back_to(run: RunDir, iteration: int) -> None:
-    for other in run.checkpoints():
-        if other > iteration:
-            shutil.rmtree(run.checkpoint_path(other))
-    run.set_latest_checkpoint(iteration)
-
-
 @pytest.mark.parametrize(("before", "after"), [*pairwise(LAYOUTS), (LAYOUTS[-1], LAYOUTS[0])], ids=str)
 def test_another_layout(made, tmp_path, before, after):
     plan = plan_at(made, tmp_path, before)
     straight = steps(tiny.train(plan))
     run = tiny.create(plan)
-    go_back_to(run, 3)
+    tiny.go_back_to(run, 3)
     other = plan_at(made, tmp_path, after)
     assert other.run_dir == plan.run_dir
     again = steps(tiny.train(other))[len(straight) :]
@@ -65,7 +57,7 @@ def test_the_same_layout_bit_for_bit(made, tmp_path, layout, precision):
     straight = steps(tiny.train(plan))
     run = tiny.create(plan)
     expected = tensors(run, 6)
-    go_back_to(run, 3)
+    tiny.go_back_to(run, 3)
     assert steps(tiny.train(plan))[len(straight) :] == straight[3:]
     found = tensors(run, 6)
     assert found.keys() == expected.keys()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,17 +26,6 @@ def losses(events):
 
 def evals(events):
     return tiny.series(events, "eval", "iteration", "loss", "accuracy", "tokens")
-
-
-def go_back_to(run: RunDir, iteration: int) -> None:
-    """Leave the run as it was when this checkpoint was its latest; 0: before the first."""
-    for later in run.checkpoints():
-        if later > iteration:
-            shutil.rmtree(run.checkpoint_path(later))
-    if iteration:
-        run.set_latest_checkpoint(iteration)
-    else:
-        run.tracker_path.unlink()
 
 
 @pytest.mark.parametrize("layout", [(1, 1, 1), (1, 2, 1), (2, 1, 1)], ids=str)
@@ -74,7 +62,7 @@ def test_a_resume_validates_what_is_left_and_the_same_again(tmp_path):
     plan = prepare(replace(config, save_interval=4, keep_last=0), settings)
     straight = tiny.train(plan)
     run = RunDir(Path(plan.run_dir))
-    go_back_to(run, 4)
+    tiny.go_back_to(run, 4)
     again = tiny.train(plan)[len(straight) :]
     assert evals(again) == evals(straight)[2:]
     assert losses(again) == losses(straight)[4:]
@@ -88,7 +76,7 @@ def test_a_run_that_begins_again_validates_the_base_model_once(tmp_path, validat
     plan = prepare(config, settings)
     straight = tiny.train(plan)
     run = RunDir(Path(plan.run_dir))
-    go_back_to(run, 0)
+    tiny.go_back_to(run, 0)
     lines = run.events_path.read_text().splitlines(keepends=True)
     end = next(n for n, line in enumerate(lines) if json.loads(line)["kind"] == ("step" if validated else "eval"))
     run.events_path.write_text("".join(lines[:end]))
@@ -123,7 +111,7 @@ def test_a_run_of_version_0_1_0_ends_as_it_was_planned(tmp_path):
     assert (plan.num_iterations, plan.global_batch) == (5, 64)
     straight = tiny.train(plan)
     assert [int(step[0]) for step in losses(straight)] == [1, 2, 3, 4, 5]
-    go_back_to(run, 2)
+    tiny.go_back_to(run, 2)
     again = tiny.train(prepare(config, settings))[len(straight) :]
     assert losses(again) == losses(straight)[2:]
     assert evals(again) == evals(straight)[3:]

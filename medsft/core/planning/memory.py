@@ -7,15 +7,19 @@ docs/performance.md); a rehearsal measures the real thing.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from medsft.core.models.config import ModelConfig
 from medsft.core.planning.layout import Layout, stage_layers
+from medsft.core.planning.trainable import trainable_names
 
 PROCESS_BYTES = {"cpu": 450 << 20, "cuda": 1 << 30}
 """A process with torch loaded, before any model: resident memory on a CPU, context and workspaces on a GPU."""
-HEAD_CHUNK_BYTES = 256 << 20
-"""Upper bound of the logits that exist at once, see `engine.loss`."""
+LOGITS_BYTES = 128 << 20
+"""Size of the largest fp32 tensor of logits that the loss computes at once (`engine.nn.loss`)."""
+_LOGITS_COPIES = 2
+"""Tensors of that size that exist at once: the logits and their softmax."""
 _GLOO_BYTES = 100 << 20
 """Buffers and threads of a CPU process that talks to others."""
 _KEPT_BY_MALLOC = 0.75
@@ -50,39 +54,50 @@ class Workload:
     device_kind: str
 
 
-def estimate_memory(model: ModelConfig, layout: Layout, work: Workload) -> MemoryEstimate:
-    """Return the estimate for the heaviest pipeline stage.
+def estimate_memory(
+    model: ModelConfig, layout: Layout, work: Workload, trainable: Collection[str] | None = None
+) -> MemoryEstimate:
+    """Return the estimate for the heaviest pipeline stage. `trainable` names the weights that are trained (default: all).
 
-    Master weights, gradients and both Adam moments are fp32 and divided over the data-parallel ranks; the weights that compute,
-    and the gradients until they are added up over the ranks, are whole on each of them.
+    Master weights, gradients and both Adam moments are fp32 and divided over the data-parallel ranks; the copies that compute,
+    and the gradients until they are added up over the ranks, are whole on each of them. Frozen weights have the compute format
+    alone; with data parallel each rank holds its shard of them and the gathered whole.
     """
-    stages = (_stage_memory(model, layout, work, stage) for stage in range(layout.pp))
+    names = trainable_names(model) if trainable is None else trainable
+    stages = (_stage_memory(model, layout, work, stage, names) for stage in range(layout.pp))
     return max(stages, key=lambda estimate: estimate.total)
 
 
-def stage_parameters(model: ModelConfig, pp: int, stage: int) -> int:
-    """Count the parameters a pipeline stage holds; a tied embedding is on the first and on the last stage."""
-    layers = stage_layers(model, pp)[stage]
-    table = model.vocab_size * model.hidden_size
-    count = len(layers) * model.layer_parameters()
-    if stage == 0:
-        count += table
-    if stage == pp - 1:
-        count += model.hidden_size
-        if not (model.tie_embeddings and pp == 1):
-            count += table
-    return count
+def stage_weights(model: ModelConfig, pp: int, stage: int) -> dict[str, int]:
+    """Return the parameters in each weight of a pipeline stage; a tied embedding is on the first and on the last stage."""
+    first, last = stage == 0, stage == pp - 1
+    layers = set(stage_layers(model, pp)[stage])
+    ends = {
+        "model.embed_tokens.weight": first or (last and model.tie_embeddings),
+        "model.norm.weight": last,
+        "lm_head.weight": last,
+    }
+    return {
+        name: math.prod(shape)
+        for name, shape in model.parameter_shapes()
+        if (ends[name] if name in ends else int(name.split(".")[2]) in layers)
+    }
 
 
-def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int) -> MemoryEstimate:
-    parameters = math.ceil(stage_parameters(model, layout.pp, stage) / layout.tp)
+def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int, trainable: Collection[str]) -> MemoryEstimate:
+    sizes = stage_weights(model, layout.pp, stage)
+    parameters = math.ceil(sum(size for name, size in sizes.items() if name in trainable) / layout.tp)
+    frozen = math.ceil(sum(size for name, size in sizes.items() if name not in trainable) / layout.tp)
     shard = math.ceil(parameters / layout.dp)
-    computing = parameters * (2 if work.bf16 else 4) if work.bf16 or layout.dp > 1 else 0
+    unit = 2 if work.bf16 else 4
+    computing = parameters * unit if work.bf16 or layout.dp > 1 else 0
+    gathered = frozen * unit if layout.dp > 1 else 0
+    frozen_bytes = math.ceil(frozen / layout.dp) * unit + gathered
     in_flight = min(work.num_micro_batches, layout.pp - stage)
     num_layers = len(stage_layers(model, layout.pp)[stage])
     activations = activation_bytes(model, layout, work, num_layers) * in_flight
     if stage == layout.pp - 1:
-        activations += min(HEAD_CHUNK_BYTES, 4 * work.stream_tokens * math.ceil(model.vocab_size / layout.tp))
+        activations += min(_LOGITS_COPIES * LOGITS_BYTES, 4 * work.stream_tokens * math.ceil(model.vocab_size / layout.tp))
     gradients = 4 * (parameters if layout.dp > 1 else shard)
     if work.num_micro_batches == 1:  # gradients then take the place of the activations that they are computed from
         activations = max(0, activations - gradients)
@@ -90,9 +105,9 @@ def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int
     if work.device_kind == "cpu" and layout.world > 1:
         process += _GLOO_BYTES
         if layout.dp > 1:
-            process += int(_KEPT_BY_MALLOC * (computing + gradients))
+            process += int(_KEPT_BY_MALLOC * (computing + gathered + gradients))
     return MemoryEstimate(
-        weights=4 * shard + computing,
+        weights=4 * shard + computing + frozen_bytes,
         gradients=gradients,
         optimizer=8 * shard,
         activations=activations,

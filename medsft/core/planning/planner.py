@@ -27,6 +27,7 @@ from medsft.core.planning.plan import BasePlan, Estimates, RunPlan, absolute
 from medsft.core.planning.row_concerns import row_concerns
 from medsft.core.planning.schedule import plan_eval_interval, plan_global_batch, plan_iterations
 from medsft.core.planning.sets import PlannedSet, training_set, training_set_or_guess, validation_set, validation_set_or_guess
+from medsft.core.planning.trainable import count_trainable, trainable_names
 from medsft.core.settings import CheckpointEntry, Settings, check_with_settings
 from medsft.errors import ConfigError, MedsftError, MismatchError, Problem
 
@@ -259,7 +260,7 @@ def _estimates(found: _Found, base: BasePlan, choice: Choice, *, precision: str,
     config, devices = found.config, found.devices
     trained = padded_model(base.model, tp=choice.layout.tp, vocab_multiple=config.rules.vocab_multiple)
     parameters = trained.num_parameters()
-    checkpoint = 12 * parameters  # masters and both moments
+    checkpoint = 12 * count_trainable(trained, trainable_names(trained))  # masters and both moments
     saves = math.ceil(num_iterations / config.save_interval)
     kept = min(saves, config.keep_last + 1 if config.keep_last else saves)
     exported = (2 if precision == "bf16" else 4) * parameters

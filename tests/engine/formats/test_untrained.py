@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from medsft.core.engine.formats.open import open_source
 from medsft.core.engine.formats.untrained import untrained_rows
-from medsft.core.engine.train.build import base_source
+from medsft.core.engine.train.base_weights import base_source
 from medsft.core.models.tensors import EMBEDDING, OUTPUT
 from medsft.core.planning.plan import BasePlan, RunPlan
 

@@ -21,6 +21,7 @@ from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.parallel.sharding import build_stage
 from medsft.core.models.config import from_hf_config
 from medsft.core.planning.layout import Layout, stage_layers
+from medsft.core.planning.trainable import trainable_names
 
 LAYOUT = Layout(pp=8, dp=1, tp=8)
 TOKENS = 64
@@ -59,7 +60,7 @@ def build(rank: int) -> Built:
     try:
         devices = init_device_mesh("cpu", (LAYOUT.pp, LAYOUT.dp, LAYOUT.tp), mesh_dim_names=("pp", "dp", "tp"))
         mesh = Mesh(LAYOUT, torch.device("meta"), rank, *LAYOUT.coordinates(rank), devices, None)
-        decoder = build_stage(LLAMA_2_70B, mesh, compute_dtype=torch.bfloat16)
+        decoder = build_stage(LLAMA_2_70B, mesh, compute_dtype=torch.bfloat16, trainable=trainable_names(LLAMA_2_70B))
         takes, gives = flow(decoder, mesh) if mesh.tp_rank == 0 else ((), ())
         parameters = dict(decoder.named_parameters())
         return Built(

@@ -8,7 +8,8 @@ import pytest
 
 from medsft.core.models.config import ModelConfig
 from medsft.core.planning.layout import Layout
-from medsft.core.planning.memory import Workload, estimate_memory, stage_parameters
+from medsft.core.planning.memory import Workload, estimate_memory, stage_weights
+from medsft.core.planning.trainable import count_trainable, trainable_names
 
 MODEL = ModelConfig(
     family="llama",
@@ -45,11 +46,29 @@ def test_data_parallel_ranks_share_masters_and_moments():
     assert (found.weights, found.gradients, found.optimizer) == (4 * shard + 4 * PARAMETERS, 4 * PARAMETERS, 8 * shard)
 
 
+@pytest.mark.parametrize(("dp", "bf16"), [(1, False), (1, True), (2, False), (2, True)])
+def test_frozen_weights_have_no_master_no_gradient_and_no_moments(dp, bf16):
+    trainable = {name for name in trainable_names(MODEL) if ".self_attn." in name}
+    trained, unit = count_trainable(MODEL, trainable), 2 if bf16 else 4
+    assert 0 < trained < PARAMETERS / 3
+    found = estimate_memory(MODEL, Layout(dp=dp), replace(WORK, bf16=bf16), trainable)
+    frozen, shard = PARAMETERS - trained, -(-trained // dp)
+    copies = unit * trained if bf16 or dp > 1 else 0
+    frozen_bytes = unit * frozen if dp == 1 else unit * (frozen // dp + frozen)
+    assert found.weights == 4 * shard + copies + frozen_bytes
+    assert (found.gradients, found.optimizer) == (4 * trained, 8 * shard)
+
+
+def test_by_default_every_weight_is_trained():
+    assert count_trainable(MODEL, trainable_names(MODEL)) == PARAMETERS
+    assert estimate_memory(MODEL, Layout(), WORK, trainable_names(MODEL)) == estimate_memory(MODEL, Layout(), WORK)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("pp", [1, 2, 3, 6])
 def test_stages_hold_all_parameters(tied, pp):
     model = replace(MODEL, tie_embeddings=tied)
-    held = sum(stage_parameters(model, pp, stage) for stage in range(pp))
+    held = sum(sum(stage_weights(model, pp, stage).values()) for stage in range(pp))
     copy_of_table = MODEL.vocab_size * MODEL.hidden_size if tied and pp > 1 else 0
     assert held == model.num_parameters() + copy_of_table
 

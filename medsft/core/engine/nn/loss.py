@@ -17,9 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from medsft.core.engine.kernels import kernels_for
 from medsft.core.engine.nn.linear import matmul
-
-LOGITS_BYTES = 128 * 2**20
-"""Size of the largest fp32 tensor of logits that exists at once."""
+from medsft.core.planning.memory import LOGITS_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,8 @@ class _WeightedNLL(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         nll = torch.zeros(len(labels), device=hidden.device)
         correct = torch.zeros(len(labels), dtype=torch.bool, device=hidden.device)
-        grads = _Gradients.of(hidden, head, single_chunk=0 < len(labels) <= chunk) if training else None
+        wanted = ctx.needs_input_grad[:2] if training else (False, False)
+        grads = _Gradients.of(hidden, head, wanted, single_chunk=0 < len(labels) <= chunk) if training else None
         for start in range(0, len(labels), chunk):
             part = slice(start, start + chunk)
             logits = table.logits(hidden[part], head)
@@ -112,8 +111,8 @@ class _WeightedNLL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None
-        hidden = grads.hidden.mul_(grad_loss)
-        head = grads.head.mul_(grad_loss).to(hidden.dtype)
+        hidden = None if grads.hidden is None else grads.hidden.mul_(grad_loss)
+        head = None if grads.head is None else grads.head.mul_(grad_loss).to(grads.dtype)
         return hidden, head, None, None, None, None, None
 
 
@@ -176,24 +175,31 @@ class _Table:
 
 @dataclass(slots=True)
 class _Gradients:
-    """Gradients of the loss, filled chunk by chunk."""
+    """Gradients of the loss, filled chunk by chunk; None for what needs none, as a frozen output projection."""
 
-    hidden: Tensor
-    head: Tensor
+    hidden: Tensor | None
+    head: Tensor | None
+    dtype: torch.dtype
     single_chunk: bool
 
     @classmethod
-    def of(cls, hidden: Tensor, head: Tensor, *, single_chunk: bool) -> _Gradients:
-        """Allocate them. Several chunks are added up in fp32; a single one is written where it belongs."""
+    def of(cls, hidden: Tensor, head: Tensor, wanted: tuple[bool, bool], *, single_chunk: bool) -> _Gradients:
+        """Allocate those that are `wanted`. Several chunks are added up in fp32; a single one is written to its final place."""
+        for_hidden, for_head = wanted
         head_grad = torch.empty_like(head) if single_chunk else torch.zeros_like(head, dtype=torch.float32)
-        return cls(torch.empty_like(hidden), head_grad, single_chunk)
+        return cls(
+            torch.empty_like(hidden) if for_hidden else None, head_grad if for_head else None, hidden.dtype, single_chunk
+        )
 
     def add(self, part: slice, error: Tensor, hidden: Tensor, head: Tensor, weights: Tensor) -> None:
         """Add one chunk, given the gradient `error` [rows, columns] of each token's nll by its logits."""
-        # The weight is put on the narrow factor of each product, which saves a pass over [rows, columns].
+        # The weight is multiplied into the narrow factor of each product, which saves a pass over [rows, columns].
         scale = weights[part, None].to(hidden.dtype)
         columns = error.shape[1]
-        self.hidden[part] = matmul(error, head[:columns]) * scale
+        if self.hidden is not None:
+            self.hidden[part] = matmul(error, head[:columns]) * scale
+        if self.head is None:
+            return
         if self.single_chunk:
             matmul(error.T, hidden * scale, self.head[:columns])
             self.head[columns:].zero_()

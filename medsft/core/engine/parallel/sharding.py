@@ -1,12 +1,15 @@
 """Tensor and data parallelism applied to a plain decoder: which parameter lies where, and what is communicated.
 
-    Decoder on the meta device --tensor plan--> DTensors over tp --fully_shard--> over dp too --to_empty--> this rank's shards
+    Decoder on the meta device --tensor plan--> DTensors over tp --freeze--> what is not trained has no gradient
+        --fully_shard--> over dp too --to_empty--> this rank's shards, with memory
 
 With tensor parallel the residual stream between the projections is split over the tokens (sequence parallel, Korthikanti et al.
 2022), so the number of tokens in a stream must be a multiple of tp.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +28,7 @@ from torch.distributed.tensor.parallel import (
 
 from medsft.core.engine.nn.dtensor import local_part, local_range
 from medsft.core.engine.nn.model import Decoder, DecoderLayer
+from medsft.core.engine.parallel.master_weights import freeze
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.models.config import ModelConfig
 from medsft.core.planning.layout import stage_layers
@@ -35,12 +39,14 @@ def build_stage(
     mesh: Mesh,
     *,
     compute_dtype: torch.dtype,
+    trainable: Collection[str],
     recompute: str = "none",
     decoder_class: type[Decoder] = Decoder,
 ) -> Decoder:
-    """Return this rank's part of the model, sharded and allocated but not filled, parameters in fp32.
+    """Return this rank's part of the model, sharded and allocated but not filled.
 
-    `decoder_class` is the class of a stage: a pipeline schedule calls its stages in its own way.
+    The weights named in `trainable` are in fp32, the others frozen in `compute_dtype`. `decoder_class` is the class of a stage:
+    a pipeline schedule calls its stages in its own way.
     """
     layout = mesh.layout
     with torch.device("meta"):
@@ -55,6 +61,7 @@ def build_stage(
         layer.recompute = recompute
     if layout.tp > 1:
         shard_tensors(decoder, mesh.devices["tp"])
+    freeze(decoder, trainable, compute_dtype=compute_dtype)
     if layout.dp > 1:
         shard_data_parallel(decoder, mesh.devices["dp"], compute_dtype=compute_dtype)
     decoder.to_empty(device=mesh.device)

@@ -2,7 +2,7 @@
 
     begin: copy the shards --> a thread writes and hashes them --> every rank is done --> finish: name, tracker
 
-Training stands still only for the copy. Where memory does not allow a second copy, `begin` waits for the writing. The tracker
+Training waits only for the copy. Where memory does not allow a second copy, `begin` waits until all is written. The tracker
 moves when the files are durable, never before.
 """
 
@@ -38,7 +38,7 @@ _STAGING = StagingOptions(
 )
 
 _FAILURES = (Exception, CheckpointException)
-"""What torch raises where a rank could not write: its own exception is none of Python's `Exception`s."""
+"""What torch raises where a rank could not write. `CheckpointException` is not a subclass of `Exception`."""
 
 Hashes = dict[str, dict[str, Any]]
 
@@ -51,9 +51,9 @@ class Saved:
     iteration: int
     bytes: int
     seconds: float
-    """From its begin until it was durable."""
+    """From the begin of the save until it was durable."""
     stalled_seconds: float
-    """Of these, how long training stood still."""
+    """Of these, how long training waited."""
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class Saver:
         self._run, self._mesh, self._masters, self._optimizer = run, mesh, masters, optimizer
         self._model, self._identity = model, identity
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saving")
-        # Its messages must not meet those of training on the way.
+        # A group of its own, so that the messages of a save are not mixed with those of training.
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._writing: _Writing | None = None
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 
-from medsft.core.engine.formats.open import open_source
-from medsft.core.engine.formats.source import DTYPES, WeightSource
-from medsft.core.engine.formats.untrained import untrained_rows
-from medsft.core.engine.formats.vocabulary import TABLES, ResizedSource
+from medsft.core.engine.formats.source import DTYPES
 from medsft.core.engine.nn.model import Decoder
 from medsft.core.engine.parallel.master_weights import make_master_weights
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.parallel.sharding import build_stage
 from medsft.core.engine.train.arithmetic import check_arithmetic
 from medsft.core.engine.train.async_save import Saver
+from medsft.core.engine.train.base_weights import base_source, check_base
 from medsft.core.engine.train.batches import Batcher, Documents
 from medsft.core.engine.train.checkpoint import find_good_checkpoint, load_checkpoint
 from medsft.core.engine.train.head import LossHead
@@ -24,23 +22,31 @@ from medsft.core.engine.train.pipeline import Pipeline, PipelineDecoder
 from medsft.core.engine.train.step import Executor, SingleStage
 from medsft.core.engine.train.trainer import Trainer, TrainState
 from medsft.core.engine.train.weights import load_weights
-from medsft.core.models.inspect import inspect_base
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.selection import Selection, open_selection
+from medsft.core.planning.trainable import trainable_names
 from medsft.core.run.events import EventWriter
-from medsft.core.run.integrity import damage, set_damage
+from medsft.core.run.integrity import set_damage
 from medsft.core.run.rundir import RunDir, read_manifest
-from medsft.errors import DataError, MismatchError
+from medsft.errors import DataError
 
 
-def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | None) -> Trainer:
-    """Return this rank's trainer, its weights from the latest good checkpoint or from the base model."""
+def build_trainer(
+    plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | None, *, trainable: Collection[str] | None = None
+) -> Trainer:
+    """Return this rank's trainer, its weights from the latest good checkpoint or from the base model.
+
+    Only the weights named in `trainable` (default: those of `trainable_names`) are trained. The others come from the base model
+    at each start.
+    """
     model = plan.trained_model
+    trainable = trainable_names(model) if trainable is None else trainable
     dtype = DTYPES[plan.precision]
     decoder = build_stage(
         model,
         mesh,
         compute_dtype=dtype,
+        trainable=trainable,
         recompute=plan.config.recompute,
         decoder_class=PipelineDecoder if mesh.layout.pp > 1 else Decoder,
     )
@@ -55,16 +61,19 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
     for line in check_arithmetic(mesh, before):
         if events:
             events.write("warning", message=line)
-    if iteration is None:
+    frozen = not all(name in trainable for name, _ in model.parameter_shapes())
+    if iteration is None or frozen:
         check_base(plan, mesh)
         source, notes = base_source(plan)
-        if events:
+        if events and iteration is None:
             for line in notes:
                 events.write("warning", message=line)
-        load_weights(masters.by_name, source)
+        load_weights({**masters.by_name, **masters.frozen} if iteration is None else masters.frozen, source)
+    if iteration is None:
         state = TrainState()
     else:
-        state = load_checkpoint(run.checkpoint_path(iteration), mesh, masters, optimizer, identity=plan.identity)
+        checkpoint = run.checkpoint_path(iteration)
+        state = load_checkpoint(checkpoint, mesh, masters, optimizer, identity=plan.identity, trainable=trainable)
     masters.copy_to_compute()
     check_sets(plan, mesh)
     train, val = make_batchers(plan, mesh)
@@ -90,49 +99,6 @@ def build_trainer(plan: RunPlan, run: RunDir, mesh: Mesh, events: EventWriter | 
         events=events,
         tied_copy=model.tie_embeddings and mesh.is_last_stage and not mesh.is_first_stage,
     )
-
-
-def check_base(plan: RunPlan, mesh: Mesh) -> None:
-    """Raise `MismatchError` on every rank when the base model is a checkpoint of a run and not as it was written."""
-    problem = None
-    if plan.base.kind == "medsft-run" and mesh.reports:
-        weights = inspect_base(Path(plan.base.path), plan.base.iteration).weights
-        found = damage(weights)
-        problem = found and f"{weights}, the base model, is damaged: {found}"
-    if told := mesh.gather(problem)[0]:
-        raise MismatchError(str(told), hint="Copy it again, or start another run: --intermediate_iter N.")
-
-
-def base_source(plan: RunPlan) -> tuple[WeightSource, list[str]]:
-    """Open the base model, its tables lengthened for new tokens and to the rows that are trained; and what to say about rows.
-
-    Rows in the base's table that a new token takes are made anew like those behind it, and so are rows of control tokens in the
-    documents that the base never trained. The original leaves them as they are, and so does a run that repeats it.
-    """
-    base, rules = plan.base, plan.config.rules
-    source = open_source(Path(base.path), iteration=base.iteration)
-    untrained = untrained_rows(source, base.control_tokens.values())
-    named = {row: token for token, row in base.control_tokens.items()}
-    tokens = ", ".join(named[row] for row in sorted(set().union(*untrained.values())))
-    copies = (rules.new_token_init or plan.config.new_token_init) == "copy_last"
-    remade = {table: {*rows, *base.reused_rows.values()} for table, rows in untrained.items()}
-    notes = []
-    if tokens and not rules.remakes_rows:
-        notes.append(
-            f"The base model never trained the rows of {tokens}, which the documents hold; as in the original, they stay."
-        )
-    elif tokens:
-        made = "a copy of the last trained row" if copies else "the mean of the trained rows"
-        notes.append(f"The base model never trained the rows of {tokens}, which the documents hold: each begins as {made}.")
-    resized = ResizedSource(
-        source,
-        base.model.vocab_size,
-        rows=plan.trained_model.vocab_size,
-        new_rows="copy_last" if copies else "mean",
-        remade=(remade or {table: set(base.reused_rows.values()) for table in TABLES}) if rules.remakes_rows else None,
-        trained=base.token_rows if rules.remakes_rows else None,
-    )
-    return resized, notes
 
 
 def check_sets(plan: RunPlan, mesh: Mesh) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints of a run: torch.distributed.checkpoint folders that any layout can read.
 
-This is the format: what is in it, how it gets its name, how it is checked and read. `saving` writes it.
+This module has the format: what is in a checkpoint, how it gets its name, how it is checked and read. `async_save` writes it.
+It holds what is trained: the weights of `planning.trainable`, their moments, and random states.
 
     .iter_0000800.saving/ --all ranks write--> hashes --> config.json, manifest.json --fsync--> rename --> tracker
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -87,7 +88,7 @@ def _state_fields(state: TrainState) -> dict[str, int]:
 def describe(error: BaseException, folder: Path) -> str:
     """Return why `folder` could not be written.
 
-    The words of an error that came from another rank, or out of torch's own file format, say nothing of the disk: it is asked.
+    An error that came from another rank, or out of torch's file format, does not name the disk's trouble: `probe` looks for it.
     """
     found = trouble(error, folder) or probe(folder)
     if found is not None:
@@ -101,7 +102,7 @@ def describe(error: BaseException, folder: Path) -> str:
 
 
 def tensors(masters: MasterWeights, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return weights and moments by name; moments that do not exist yet are made, as zeros."""
+    """Return the trained weights and their moments by name; moments that do not exist yet are made, as zeros."""
     ensure_moments(masters, optimizer)
     result: dict[str, Any] = {"model": {name: p.detach() for name, p in masters.by_name.items()}}
     for moment in _MOMENTS:
@@ -110,7 +111,7 @@ def tensors(masters: MasterWeights, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def ensure_moments(masters: MasterWeights, optimizer: torch.optim.Optimizer, *, fill: bool = True) -> None:
-    """Give every parameter its Adam state: zeros, as the first update would, or what is there where all is read over it."""
+    """Give every master its Adam state: zeros, as the first update would, or with `fill=False` memory that a load will fill."""
     make = torch.zeros_like if fill else torch.empty_like
     for parameter in masters.by_name.values():
         if not optimizer.state[parameter]:
@@ -121,7 +122,7 @@ def ensure_moments(masters: MasterWeights, optimizer: torch.optim.Optimizer, *, 
 
 
 def random_state(mesh: Mesh) -> dict[str, Any]:
-    """Return this rank's generators, under its own number: a rank without a predecessor (another layout) keeps its seed."""
+    """Return the state of this rank's generators under its number. A rank that has no saved state keeps its seed."""
     state: dict[str, Any] = {"torch": torch.get_rng_state()}
     if mesh.device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state()
@@ -136,34 +137,46 @@ def hash_own_files(folder: Path, mesh: Mesh) -> dict[str, dict[str, Any]]:
 def find_good_checkpoint(run: RunDir, mesh: Mesh) -> tuple[int | None, list[str]]:
     """Return (iteration of the latest undamaged checkpoint or None, a line for each damaged one). Every rank must call it.
 
-    One rank reads and hashes, all use its answer: on a shared folder the others would read the same bytes again.
+    One rank reads and hashes for all: on a shared folder the others would read the same bytes again.
     """
     found = find_good(run) if mesh.reports else None
     return mesh.gather(found)[0]  # type: ignore[return-value]
 
 
 def load_checkpoint(
-    path: Path, mesh: Mesh, masters: MasterWeights, optimizer: torch.optim.Optimizer, *, identity: str
+    path: Path,
+    mesh: Mesh,
+    masters: MasterWeights,
+    optimizer: torch.optim.Optimizer,
+    *,
+    identity: str,
+    trainable: Collection[str],
 ) -> TrainState:
     """Fill masters, moments and random states from a checkpoint written at any layout, and return the rest.
 
-    Raises `MismatchError` when it belongs to another plan.
+    Raises `MismatchError` when it belongs to another plan, or does not hold exactly the weights named in `trainable`.
     """
     manifest = read_manifest(path)
     if manifest["identity"] != identity:
         raise MismatchError(f"{path} belongs to plan {manifest['identity']}, this run has {identity}.")
+    keys = FileSystemReader(path).read_metadata().state_dict_metadata
+    saved = {key.removeprefix("model.") for key in keys if key.startswith("model.")}
+    if differing := sorted(saved.symmetric_difference(trainable)):
+        raise MismatchError(
+            f"{path} holds {len(saved)} trained weights, this run trains {len(trainable)}; only one of them has {differing[0]}."
+        )
     ensure_moments(masters, optimizer, fill=False)
     wanted = tensors(masters, optimizer)
     dcp.load(wanted, storage_reader=_Reader(path))
     state = TrainState(**manifest["state"])
     for parameter in masters.by_name.values():
         optimizer.state[parameter]["step"].fill_(state.iteration)
-    _restore_random(path, mesh)
+    _restore_random(path, mesh, keys)
     return state
 
 
 class _Reader(FileSystemReader):
-    """Reads with several threads: one neither copies nor touches new memory as fast as a disk or the page cache delivers."""
+    """Reads with several threads: one thread copies more slowly than a disk or the page cache delivers."""
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> torch.futures.Future[None]:
         """Fill the tensors of `plan`, one part in each thread: they touch different ones."""
@@ -177,8 +190,7 @@ class _Reader(FileSystemReader):
         return done
 
 
-def _restore_random(path: Path, mesh: Mesh) -> None:
-    keys = FileSystemReader(path).read_metadata().state_dict_metadata
+def _restore_random(path: Path, mesh: Mesh, keys: Collection[str]) -> None:
     mine = f"random.rank_{mesh.rank}."
     if not any(key.startswith(mine) for key in keys):
         return
@@ -192,9 +204,9 @@ def _restore_random(path: Path, mesh: Mesh) -> None:
 
 
 def remove_old_checkpoints(run: RunDir, *, keep_last: int) -> None:
-    """Remove all before the latest `keep_last` whole checkpoints (0 keeps all), and what a killed save or removal left.
+    """Remove all before the latest `keep_last` whole checkpoints (0 keeps all), and what a killed save or removal left behind.
 
-    A checkpoint loses its name first, so that none is left with some of its files. Reporting rank only.
+    A checkpoint is renamed before its files are removed: none keeps its name with some of its files. Reporting rank only.
     """
     kept = run.whole_checkpoints()[-keep_last:] if keep_last > 0 else []
     for iteration in run.checkpoints() if kept else []:

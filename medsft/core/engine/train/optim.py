@@ -1,4 +1,4 @@
-"""AdamW over the masters, and the norm of the gradient over the whole mesh."""
+"""AdamW over the master weights, and the norm of the gradient over the whole mesh."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make_optimizer(masters: MasterWeights, config: RunConfig) -> torch.optim.Ada
     vectors = [p for p in masters.by_name.values() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [group for group in groups if group["params"]] or groups,  # a pipeline stage may have nothing to train
         lr=config.lr,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_eps,
@@ -37,8 +37,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def squared_norm(masters: MasterWeights, mesh: Mesh, *, tied_copy: bool) -> Tensor:
     """Return this rank's share of the squared gradient norm, fp64 [1]: summed over all ranks it counts each value once.
 
-    A tensor that tensor-parallel ranks share counts on the first of them; `tied_copy` says that this stage's embedding is the
-    copy of the first stage's, which counts there.
+    A tensor of which every tensor-parallel rank has a copy counts on the first of them. `tied_copy` says that this stage's
+    embedding is a copy of the first stage's; it counts there.
     """
     total = torch.zeros(1, dtype=torch.float64, device=mesh.device)
     for name, master in masters.by_name.items():
@@ -60,7 +60,8 @@ def _shared_over_tp(master: nn.Parameter) -> bool:
 
 @torch.no_grad()
 def clip_gradients(masters: MasterWeights, norm: float, limit: float) -> None:
-    """Scale all gradients by limit / (norm + 1e-6) when that is below 1, as the original does; 0 clips nothing."""
+    """Scale all gradients by limit / (norm + 1e-6) where that is below 1, as the original does; a limit of 0 clips nothing."""
     coefficient = limit / (norm + 1e-6)
-    if limit > 0 and coefficient < 1:
-        torch._foreach_mul_([local_gradient(m) for m in masters.by_name.values() if m.grad is not None], coefficient)
+    gradients = [local_gradient(m) for m in masters.by_name.values() if m.grad is not None]
+    if gradients and limit > 0 and coefficient < 1:
+        torch._foreach_mul_(gradients, coefficient)

@@ -46,7 +46,7 @@ class PipelineDecoder(Decoder):
 
 
 class Pipeline:
-    """A executor for one stage of a pipeline. See `Executor`."""
+    """An executor for one stage of a pipeline. See `Executor`."""
 
     def __init__(self, decoder: PipelineDecoder, head: LossHead, mesh: Mesh, *, stream_tokens: int, dtype: torch.dtype) -> None:
         self._decoder, self._mesh = decoder, mesh
@@ -68,8 +68,8 @@ class Pipeline:
         self._schedule(len(batch.micro_batches)).step(*self._arguments(batch), **self._keywords(batch))
         return self._decoder.sums
 
-    def evaluate(self, batch: RankBatch) -> LossTotals:
-        """See `Executor.evaluate`."""
+    def validate(self, batch: RankBatch) -> LossTotals:
+        """See `Executor.validate`."""
         self._prepare(batch, [1.0] * len(batch.micro_batches))
         with torch.no_grad():
             self._schedule(len(batch.micro_batches)).eval(*self._arguments(batch), **self._keywords(batch))

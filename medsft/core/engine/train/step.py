@@ -25,13 +25,13 @@ class Executor(Protocol):
     def train(self, batch: RankBatch, scales: Sequence[float]) -> LossTotals:
         """Add the gradients of `scale * sum(weight * nll)` of each micro-batch to the masters'."""
 
-    def evaluate(self, batch: RankBatch) -> LossTotals:
+    def validate(self, batch: RankBatch) -> LossTotals:
         """Return the sums without gradients."""
 
 
 @dataclass(frozen=True, slots=True)
 class SingleStage:
-    """A executor for a rank that holds all layers."""
+    """An executor for a rank that holds all layers."""
 
     decoder: Decoder
     head: LossHead
@@ -49,8 +49,8 @@ class SingleStage:
         return sums
 
     @torch.no_grad()
-    def evaluate(self, batch: RankBatch) -> LossTotals:
-        """See `Executor.evaluate`."""
+    def validate(self, batch: RankBatch) -> LossTotals:
+        """See `Executor.validate`."""
         sums = LossTotals()
         for micro in batch.micro_batches:
             micro = micro.to(self.mesh.device)

@@ -21,7 +21,7 @@ from medsft.core.engine.train.checkpoint import TrainState, remove_old_checkpoin
 from medsft.core.engine.train.head import LossTotals
 from medsft.core.engine.train.optim import TIED_TABLE, clip_gradients, set_learning_rate, squared_norm
 from medsft.core.engine.train.step import Executor
-from medsft.core.engine.train.validate import evaluate
+from medsft.core.engine.train.validate import validate
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.schedule import learning_rate
 from medsft.core.run.events import EventWriter
@@ -76,7 +76,7 @@ class Trainer:
         total = self.plan.num_iterations
         self._phase("training")
         if self.validates_after(self.state.iteration) and self.state.iteration == 0 and not self._has_validated():
-            self._evaluate()
+            self._validate()
         for batch in self._batches(total):
             started = time.monotonic()
             iteration = self.state.iteration + 1
@@ -88,7 +88,7 @@ class Trainer:
                 self._finish_save()
             last = iteration == total
             if self.validates_after(iteration):
-                self._evaluate()
+                self._validate()
             if last or result.stop or result.save or iteration % self.plan.config.save_interval == 0:
                 self._begin_save()
             if result.stop and not last:
@@ -207,11 +207,11 @@ class Trainer:
             **extra,
         )
 
-    def _evaluate(self) -> None:
+    def _validate(self) -> None:
         assert self.val_batches is not None
         self._phase("evaluating")
         started = time.monotonic()
-        found = evaluate(self.executor, self.val_batches, self.mesh)
+        found = validate(self.executor, self.val_batches, self.mesh)
         if self.events:
             self.events.write(
                 "eval",
@@ -252,8 +252,9 @@ class Trainer:
 
 
 def allreduce_tied_gradients(masters: MasterWeights, mesh: Mesh, *, tied: bool) -> None:
-    """Add up the gradients of a tied embedding's two copies, on the first and on the last pipeline stage."""
-    if tied and mesh.embedding_group is not None and (mesh.is_first_stage or mesh.is_last_stage):
+    """Sum the gradients of a tied embedding's two copies, on the first and on the last pipeline stage."""
+    held = (mesh.is_first_stage or mesh.is_last_stage) and TIED_TABLE in masters.by_name
+    if tied and mesh.embedding_group is not None and held:
         dist.all_reduce(local_gradient(masters.by_name[TIED_TABLE]), group=mesh.embedding_group)
 
 

@@ -13,7 +13,7 @@ from medsft.core.engine.train.step import Executor
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class Validation:
     """Measured over the answer tokens of the whole validation set."""
 
     loss: float
@@ -28,14 +28,14 @@ class Evaluation:
         return math.exp(min(self.loss, 700.0))
 
 
-def evaluate(executor: Executor, batcher: Batcher, mesh: Mesh) -> Evaluation:
+def validate(executor: Executor, batcher: Batcher, mesh: Mesh) -> Validation:
     """Return loss and accuracy on every document of the batcher's set, once each. Every rank must call it."""
     sums = torch.zeros(2, dtype=torch.float64)
     tokens = 0
     for numbers in batcher.sequential_batches():
         batch = batcher.build(numbers)
-        part = executor.evaluate(batch)
+        part = executor.validate(batch)
         sums += torch.tensor([part.answer_nll, part.correct], dtype=torch.float64)
         tokens += batch.supervised_tokens
     answer_nll, correct = mesh.sum(sums.to(mesh.device)).tolist()
-    return Evaluation(loss=answer_nll / max(1, tokens), accuracy=correct / max(1, tokens), tokens=tokens)
+    return Validation(loss=answer_nll / max(1, tokens), accuracy=correct / max(1, tokens), tokens=tokens)
