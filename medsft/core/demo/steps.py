@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsft.core.config import RunConfig
+from medsft.core.data.tokenizers.gguf_cache import converted_tokenizer
 from medsft.core.demo.clinical import Row, check, generate
 from medsft.core.files import write_atomically
 from medsft.core.models.conversion import Conversion
@@ -102,8 +103,10 @@ def find_base_gguf() -> Path:
 def write_base(folder: DemoFolder) -> None:
     """Unpack the base model into a Hugging Face folder, unless it is there. Raises what the conversion raises."""
     if not folder.base.exists():
+        gguf = find_base_gguf()
+        converted_tokenizer(gguf)  # a conversion goes on without a tokenizer; the demonstration cannot
         folder.path.mkdir(parents=True, exist_ok=True)
-        wanted = Conversion(source=find_base_gguf(), destination=folder.base, to="hf", dtype="bf16", verify=False)
+        wanted = Conversion(source=gguf, destination=folder.base, to="hf", dtype="bf16", verify=False)
         run_engine("convert", [wanted.to_json()])
 
 

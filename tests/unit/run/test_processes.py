@@ -35,6 +35,12 @@ from medsft.core.run.processes import end_with_parent
 end_with_parent(1 << 30, patience=60)
 time.sleep(60)
 """
+STARTING_ANOTHER = """
+import subprocess, sys
+from medsft.core.engine.commands.entry_point import run_process
+program = "import os; from medsft.core.run.processes import PARENT_VARIABLE; print(os.environ.get(PARENT_VARIABLE))"
+sys.exit(run_process(lambda _: print(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout)))
+"""
 FORKED = """
 import os, subprocess, sys, time
 from medsft.core.run.processes import die_with
@@ -156,3 +162,10 @@ def test_a_folder_that_goes_away_is_missed_and_found(tmp_path):
     assert held.where() == tmp_path / "moved"
     (tmp_path / "moved").rmdir()
     assert held.where() is None
+
+
+def test_an_engine_process_does_not_give_its_parent_to_those_that_it_starts():
+    """`medsft convert` starts another for a GGUF file's tokenizer, which would take itself for left behind, and end."""
+    environment = {**os.environ, processes.PARENT_VARIABLE: str(os.getpid())}
+    done = subprocess.run([sys.executable, "-c", STARTING_ANOTHER], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "None"

@@ -19,7 +19,7 @@ def run_process(main: Callable[[list[str]], None]) -> int:
     Nothing ends with 1, which says that a run is finished: not Python's own exceptions, not those that are none of its
     `Exception`s (torch's of a checkpoint, a panic in Rust), and not a library that ends the process.
     """
-    if parent := os.environ.get(PARENT_VARIABLE):
+    if parent := os.environ.pop(PARENT_VARIABLE, None):  # the processes that this one starts have another parent
         end_with_parent(int(parent), patience=5.0)
     try:
         main(sys.argv[1:])
