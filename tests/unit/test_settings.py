@@ -181,7 +181,7 @@ def test_entries_that_are_added_at_once_are_all_kept(tmp_path: Path) -> None:
     add = """if True:
         import sys
         from pathlib import Path
-        from medsft.core import registry
+        from medsft.core import settings
         sys.stdin.read()
         for number in range(10):
             settings.add_dataset(Path(sys.argv[1]), f"{sys.argv[2]}-{number}", 1)
