@@ -36,7 +36,11 @@ def main() -> None:
         "crowded": lambda: _crowded(options),
     }
     asked = PARTS if options.part == "all" else (options.part,)
-    results = {"date": time.strftime("%Y-%m-%d %H:%M"), "python": platform.python_version(), "machine": platform.platform()}
+    results: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+    }
     results |= {part: parts[part]() for part in asked}
     path = Path("bench/results") / f"{time.strftime('%Y-%m-%d-%H%M%S')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

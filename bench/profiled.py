@@ -108,7 +108,7 @@ def work_of_a_rank(run_dir: str, out: str) -> None:
     groups: dict[str, float] = defaultdict(float)
     for event in seen.key_averages():
         own = event.self_cpu_time_total / 1e6 / _MEASURED
-        operators[event.key] += own  # type: ignore[assignment]
+        operators[event.key] += own
         groups[_group(event.key)] += own
     Path(out, f"{mesh.rank}.json").write_text(json.dumps({"seconds": seconds, "groups": groups, "operators": operators}))
     torch.distributed.destroy_process_group()

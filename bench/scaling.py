@@ -92,8 +92,8 @@ def attention(config: ModelConfig, lengths: list[int]) -> Callable[[], None]:
     """Return forward and backward of attention alone."""
     sequences, total = PackedSequences.of(lengths), sum(lengths)
     heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-    qkv = [torch.randn(total, count, config.head_dim).bfloat16().requires_grad_() for count in heads]
-    return lambda: attend(*qkv, sequences).sum().backward()
+    q, k, v = (torch.randn(total, count, config.head_dim).bfloat16().requires_grad_() for count in heads)
+    return lambda: attend(q, k, v, sequences).sum().backward()
 
 
 def _cpu_seconds(run: Callable[[], None]) -> float:

@@ -85,5 +85,5 @@ def _print(results: dict[tuple[str, str], list[Outcome]], limits: dict[str, list
             }
         )
     print_table("Training", rows)
-    for precision, found in limits.items():
-        say(f"limit in {precision}: {statistics.median(found):.0f} tokens/s if nothing but matrix products took time")
+    for precision, rates in limits.items():
+        say(f"limit in {precision}: {statistics.median(rates):.0f} tokens/s if nothing but matrix products took time")

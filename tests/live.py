@@ -73,9 +73,19 @@ def supervisor_of(run: RunDir) -> int:
     return int(json.loads(run.process_path.read_text())["pid"])
 
 
-def wait_for_another_step(run: RunDir) -> None:
+def wait_for_steps(run: RunDir, number: int) -> None:
+    """Wait until the run has done so many more steps."""
     done = run.view().iteration
-    wait_for(lambda: run.view().iteration > done)
+    wait_for(lambda: run.view().iteration >= done + number)
+
+
+def wait_for_workers(run: RunDir, number: int) -> None:
+    wait_for(lambda: len(workers_of(run)) == number)
+
+
+def wait_for_files(run: RunDir, pattern: str) -> None:
+    """Wait until something in the run's folder has such a name."""
+    wait_for(lambda: any(run.path.glob(pattern)))
 
 
 VICTIMS = ("rank 0", "rank 1", "torchrun", "supervisor", "supervisor and torchrun")

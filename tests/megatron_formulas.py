@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SIZES = {
+from medsft.core.models.config import ModelConfig
+
+SIZES: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 64,
     "intermediate_size": 112,
@@ -182,20 +184,23 @@ class MegatronEnums:
 class InMemory:
     """Weights in a dictionary, as a source."""
 
-    def __init__(self, weights, config):
+    def __init__(self, weights: dict[str, Tensor], config: ModelConfig) -> None:
         self.weights, self.config = weights, config
 
-    def names(self):
+    def names(self) -> tuple[str, ...]:
         return tuple(self.weights)
 
-    def shape(self, name):
+    def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.weights[name].shape)
 
-    def dtype(self, name):
+    def dtype(self, name: str) -> torch.dtype:
         return self.weights[name].dtype
 
-    def read(self, name, slices=None):
+    def read(self, name: str, slices: tuple[slice, ...] | None = None) -> Tensor:
         return self.weights[name][slices or ...].clone()
 
-    def fingerprint(self):
+    def file(self, name: str) -> Path:
+        return Path(name)
+
+    def fingerprint(self) -> str:
         return "memory"

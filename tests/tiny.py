@@ -206,8 +206,8 @@ def _rank(rank: int, world: int, store: str, run_dir: str) -> None:
         raise SystemExit(code)
 
 
-def series(events: list[Event], kind: str, *names: str) -> list[tuple[float, ...]]:
-    """The values of some fields of all events of a kind."""
+def series(events: list[Event], kind: str, *names: str) -> list[Any]:
+    """The values of some fields of all events of a kind, a tuple for each."""
     return [tuple(event.data[name] for name in names) for event in events if event.kind == kind]
 
 

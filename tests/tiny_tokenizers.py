@@ -47,7 +47,7 @@ def write_sentence_piece(folder: Path) -> Path:
 
 def write_llama_3(folder: Path, *, template: str | None = LLAMA_3) -> Path:
     """Bytes, and a post-processor that puts <|begin_of_text|> before every text. It names no padding."""
-    names = ("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>")
+    names: tuple[str, ...] = ("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>")
     names += ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
     config: dict[str, Any] = {
         "added_tokens_decoder": {},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -49,7 +50,7 @@ def test_ends_padding_and_ids_agree(tmp_path: Path, base: str, template: str) ->
     assert int(json.loads((folder / "config.json").read_text())["transformers_version"].split(".")[0]) >= 5
     messages = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w2 w1"}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-    told = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    told: Any = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     assert tokenizer(rendered).input_ids == told["input_ids"]
     assert any(told["assistant_masks"])
     assert not all(told["assistant_masks"])

@@ -100,7 +100,7 @@ def test_a_stop_for_which_there_is_no_room(made, tmp_path):
     """The supervisor cannot write the request down, and passes the signal on."""
     with small_disks.mounted(tmp_path / "disk", "size=16m,nr_inodes=200") as folder:
         run = start(plan_on(made, folder, iters=100_000, save_interval=100_000))
-        live.wait_for_another_step(run)
+        live.wait_for_steps(run, 1)
         small_disks.take_inodes(folder)
         os.kill(live.supervisor_of(run), signal.SIGTERM)
         assert live.wait_for_end(run) == "failed"
@@ -116,7 +116,7 @@ def test_a_stop_for_which_there_is_no_room(made, tmp_path):
 def test_a_stop_that_finds_room_only_for_a_checkpoint(made, tmp_path):
     with small_disks.mounted(tmp_path / "disk", "size=16m,nr_inodes=200") as folder:
         run = start(plan_on(made, folder, iters=100_000, save_interval=100_000))
-        live.wait_for_another_step(run)
+        live.wait_for_steps(run, 1)
         small_disks.make_read_only(run.control)  # stands for what keeps the request from being written
         os.kill(live.supervisor_of(run), signal.SIGTERM)
         assert live.wait_for_end(run) == "stopped"

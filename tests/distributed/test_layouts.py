@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import pytest
 import tiny
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
 
-FAMILIES = {
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-untied": ("llama", {}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),

@@ -106,7 +106,8 @@ def train_two_iterations(plan: RunPlan, log: Path) -> int:
         shell = subprocess.Popen(
             ["bash", "-c", script], stdout=output, stderr=output, start_new_session=True, env={**os.environ, **environment}
         )
-    reader, peaks = EventReader(run.events_path), []
+    reader = EventReader(run.events_path)
+    peaks: list[tuple[float, ...]] = []
     try:
         while len(peaks) < 2:
             assert shell.poll() is None, log.read_text()

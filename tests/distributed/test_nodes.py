@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -126,6 +127,9 @@ class Cluster:
         run = self.run(name)
         return run.view().iteration if run else 0
 
+    def is_beyond(self, name: str, step: int) -> bool:
+        return self.steps(name) > step
+
     def kill(self, rank: int) -> None:
         """End everything in a node's namespace at once."""
         for pid in self.pids(rank):
@@ -209,7 +213,7 @@ def test_a_node_dies_and_comes_back_late(cluster: Cluster, undisturbed: list[flo
 def test_ranks_of_both_nodes_are_restarted(cluster: Cluster, undisturbed: list[float]) -> None:
     nodes = [cluster.start(rank, "restarted", "--max_restarts", "2") for rank in (0, 1)]
     for killed, beyond in ((1, 12), (0, 32)):
-        wait_for(lambda beyond=beyond: cluster.steps("restarted") > beyond)
+        wait_for(partial(cluster.is_beyond, "restarted", beyond))
         cluster.workers(killed)[0].send_signal(signal.SIGKILL)
     assert [node.wait()[0] for node in nodes] == [0, 0]
     run = cluster.run("restarted")

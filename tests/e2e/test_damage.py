@@ -43,7 +43,7 @@ def _in_the_way(path: Path, make: Callable[[Path], None]) -> None:
     make(path)
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "halved": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "emptied": lambda path: path.write_bytes(b""),
     "one-bit": _flip_one_bit,

@@ -25,7 +25,7 @@ from medsft.core.run.rundir import find_runs
 EXAMPLES = ROOT / "examples"
 SMALL = Devices("cuda", 1, 24 * 10**9, "a GPU with 24 GB", bf16=True)
 LARGE = Devices("cuda", 8, 80 * 10**9, "a GPU with 80 GB", bf16=True)
-QWEN3_06B = {
+QWEN3_06B: dict[str, Any] = {
     "model_type": "qwen3",
     "vocab_size": 151936,
     "hidden_size": 1024,
@@ -37,7 +37,7 @@ QWEN3_06B = {
     "max_position_embeddings": 40960,
     "tie_word_embeddings": True,
 }
-LLAMA_8B = {
+LLAMA_8B: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 128256,
     "hidden_size": 4096,

@@ -20,8 +20,10 @@ from live import (
     signal_all,
     supervisor_of,
     wait_for,
-    wait_for_another_step,
     wait_for_end,
+    wait_for_files,
+    wait_for_steps,
+    wait_for_workers,
     workers_of,
 )
 
@@ -61,8 +63,7 @@ def test_killed_twice_stopped_once_and_finished_once(tmp_path):
     plan = project(tmp_path / "b")
     for rank in (1, 0):
         run = start(plan())
-        done = run.view().iteration
-        wait_for(lambda run=run, done=done: run.view().iteration > done + 10)
+        wait_for_steps(run, 11)
         workers_of(run)[rank].send_signal(signal.SIGKILL)
         assert wait_for_end(run) == "failed"
         view = run.view()
@@ -71,12 +72,12 @@ def test_killed_twice_stopped_once_and_finished_once(tmp_path):
     run = start(plan())
     with pytest.raises(LaunchError, match="is running"):
         start(plan())
-    wait_for_another_step(run)
+    wait_for_steps(run, 1)
     os.kill(supervisor_of(run), signal.SIGTERM)
     assert wait_for_end(run) == "stopped"
     assert run.latest_checkpoint() == run.view().iteration < 60
     run = start(plan())
-    wait_for_another_step(run)
+    wait_for_steps(run, 1)
     ranks = workers_of(run)
     os.kill(supervisor_of(run), signal.SIGKILL)
     # Ranks whose supervisor is gone save and end by themselves; until then the run is neither ended nor to be removed.
@@ -110,12 +111,12 @@ def test_killed_at_random_moments(tmp_path):
     for number in range(KILLS):
         run = start(plan())
         if draw.random() < 0.3:
-            wait_for(lambda run=run: len(workers_of(run)) == 2)
+            wait_for_workers(run, 2)
         elif draw.random() < 0.5:
-            wait_for_another_step(run)
+            wait_for_steps(run, 1)
         else:
-            wait_for_another_step(run)
-            wait_for(lambda run=run: any(run.path.glob(".iter_*.saving")))
+            wait_for_steps(run, 1)
+            wait_for_files(run, ".iter_*.saving")
         time.sleep(draw.uniform(0, 0.3))
         victim = VICTIMS[number % len(VICTIMS)]
         kill(run, victim)
@@ -151,7 +152,7 @@ def test_a_stop_while_ranks_are_still_starting(tmp_path):
 def test_another_host_goes_on_at_once_after_a_stop(tmp_path, monkeypatch):
     plan = project(tmp_path, nproc_per_node=1)
     run = start(plan())
-    wait_for_another_step(run)
+    wait_for_steps(run, 1)
     run.request("stop")
     assert wait_for_end(run) == "stopped"
     monkeypatch.setattr(processes.socket, "gethostname", lambda: "another")
@@ -163,7 +164,7 @@ def test_another_host_goes_on_at_once_after_a_stop(tmp_path, monkeypatch):
 def test_a_run_whose_folder_goes_away_ends(tmp_path, removed):
     plan = project(tmp_path / "a", iters=500)
     run = start(plan())
-    wait_for_another_step(run)
+    wait_for_steps(run, 1)
     before = processes_of(run)
     now = RunDir(tmp_path / "elsewhere")
     run.path.rename(now.path)
@@ -183,7 +184,7 @@ def test_a_project_that_was_moved_goes_on(tmp_path, monkeypatch):
     """With `resume` from anywhere, and with `sft` from where the project is now: nothing is looked for at the old place."""
     before = tmp_path / "a" / "project"
     run = start(project(before)())
-    wait_for_another_step(run)
+    wait_for_steps(run, 1)
     run.request("stop")
     assert wait_for_end(run) == "stopped"
     now = tmp_path / "b" / "deeper" / "moved"
@@ -193,7 +194,7 @@ def test_a_project_that_was_moved_goes_on(tmp_path, monkeypatch):
     run = RunDir(now / run.path.relative_to(before))
     monkeypatch.chdir(tmp_path)
     start(resume(run))
-    wait_for_another_step(run)
+    wait_for_steps(run, 1)
     run.request("stop")
     assert wait_for_end(run) == "stopped", run.view().reason
     config, settings = tiny.config_in(now)

@@ -303,7 +303,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-HARMS: dict[str, Callable[[Path], None]] = {
+HARMS: dict[str, Callable[[Path], object]] = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "emptied": lambda path: path.write_bytes(b""),
     "one bit": flip_a_bit,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from textual.app import App
 from textual.pilot import Pilot
 from textual.widgets import Input
 
@@ -128,7 +129,7 @@ def until() -> Callable[..., Awaitable[None]]:
     return wait
 
 
-def picture(app: MedsftApp) -> str:
+def picture(app: App[int]) -> str:
     """Return the screen as SVG, without what differs from one process to the next."""
     for field in app.screen.query(Input):
         field.cursor_blink = False
@@ -181,7 +182,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("base", "found/other"):
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8}
+        sizes: dict[str, float] = {
+            "hidden_size": 512,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+        }
         sizes |= {"num_key_value_heads": 4, "vocab_size": 1000, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
         (folder / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": True, **sizes}))
         tiny.write_weights(folder)

@@ -8,7 +8,7 @@ import pytest
 
 from medsft.core.run import launch
 from medsft.core.run.rundir import RunDir
-from medsft.tui.app import MedsftApp
+from medsft.tui.app import MedsftApp, Start
 from medsft.tui.screens import actions
 
 KEYS = [
@@ -34,8 +34,8 @@ def quiet(monkeypatch, project, make_run):
 @pytest.mark.parametrize("seed", range(RUNS))
 async def test_random_keys_and_sizes_never_raise(seed, quiet, project):
     draw = random.Random(seed)
-    start = ("wizard", "monitor", "runs", "wizard")[seed % 4]
-    app = MedsftApp(start, run=quiet[seed % 3], runs_folder=project / "runs", settings_file=project / "medsft.toml")
+    starts: tuple[Start, ...] = ("wizard", "monitor", "runs", "wizard")
+    app = MedsftApp(starts[seed % 4], run=quiet[seed % 3], runs_folder=project / "runs", settings_file=project / "medsft.toml")
     async with app.run_test(size=draw.choice(SIZES)) as pilot:
         for _ in range(SEQUENCES // RUNS):
             for key in draw.choices(KEYS, k=draw.randint(1, 5)):

@@ -13,6 +13,7 @@ from medsft.tui.app import MedsftApp
 from medsft.tui.screens.runs import RunsScreen
 from medsft.tui.widgets import samples
 from medsft.tui.widgets.dialogs import Confirm, TextDialog
+from medsft.tui.widgets.linechart import LineChart
 from medsft.tui.widgets.loglines import LogLines
 
 STATES = ("planned", "running", "stopping", "stopped", "finished", "failed", "lost")
@@ -198,7 +199,7 @@ async def test_a_run_of_100_000_steps_stays_responsive(make_run, until):
     app = MedsftApp("monitor", run=run)
     async with app.run_test(size=(120, 40)) as pilot:
         await until(pilot, lambda: app.screen.snapshot and app.screen.snapshot.view.iteration == steps - 1)
-        assert len(app.screen.query_one("#chart-loss").series[0].x) == steps - 1
+        assert len(app.screen.query_one("#chart-loss", LineChart).series[0].x) == steps - 1
         await pilot.press("2")
         assert app.screen.current_chart == "lr"
 

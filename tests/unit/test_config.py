@@ -6,6 +6,7 @@ import math
 import shlex
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -69,7 +70,7 @@ def test_defaults_are_those_of_the_recipe(name: str, default: object) -> None:
         ({"seed": 2**32, "compat": "megatron-llm"}, "--seed", "too large with --compat"),
     ],
 )
-def test_each_problem_names_its_flag(values: dict[str, object], flag: str, words: str) -> None:
+def test_each_problem_names_its_flag(values: dict[str, Any], flag: str, words: str) -> None:
     problems = check(replace(GOOD, **values))
     assert [problem.where for problem in problems] == [flag]
     assert words in str(problems[0])
@@ -119,7 +120,7 @@ _VALUES = {int: st.integers(-5, 10**9), float: st.floats(allow_nan=False, allow_
 def configs(draw: st.DrawFn) -> RunConfig:
     values = {}
     for name, (kind, optional, is_list) in field_types(RunConfig).items():
-        value = _VALUES.get(kind, _PATHS if kind is Path else _TEXT)
+        value: st.SearchStrategy[Any] = _VALUES.get(kind, _PATHS if kind is Path else _TEXT)
         if is_list:
             value = st.lists(value, min_size=1, max_size=3).map(tuple)
         values[name] = draw(st.none() | value if optional else value)

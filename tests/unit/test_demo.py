@@ -76,7 +76,7 @@ def test_values_fall_into_the_right_band(scale: str, value: str, label: str) -> 
 def test_blood_pressure_is_that_of_the_worse_number() -> None:
     for row in TRAIN + HELD_OUT:
         if row["rule"] == "blood pressure":
-            systolic, diastolic = map(int, re.search(r"(\d+)/(\d+)", row["prompt"]).groups())  # type: ignore[union-attr]
+            systolic, diastolic = map(int, re.search(r"(\d+)/(\d+)", row["prompt"]).groups())
             high = (
                 3 if systolic >= 140 or diastolic >= 90 else 2 if systolic >= 130 or diastolic >= 80 else int(systolic >= 120)
             )
@@ -86,7 +86,7 @@ def test_blood_pressure_is_that_of_the_worse_number() -> None:
 def test_doses_are_right() -> None:
     for row in TRAIN + HELD_OUT:
         if row["rule"] == "dose":
-            weight = int(re.search(r"(\d+) kg", row["prompt"]).group(1))  # type: ignore[union-attr]
+            weight = int(re.search(r"(\d+) kg", row["prompt"]).group(1))
             expected = f"{10 * weight} mg" if "10 mg/kg" in row["prompt"] else f"{weight / 10:.1f} mL"
             assert row["gold"] == expected
 

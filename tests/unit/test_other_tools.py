@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from typer.main import get_command
@@ -107,7 +108,7 @@ def test_what_follows_two_dashes_is_no_flag() -> None:
     assert unknown_flags(["--a=1", "--c=2", "--c"], known) == ["--c"]
 
 
-def test_toml_keys_of_other_tools(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_toml_keys_of_other_tools(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("[training]\nlearning_rate = 1e-4\n")
     code, text = invoke("plan", "--config", str(file))

@@ -11,7 +11,7 @@ import tiny
 from typer.testing import CliRunner
 
 from medsft.cli.app import app
-from medsft.core.config import RunConfig
+from medsft.core.config import from_mapping
 from medsft.core.paths import check_folder, check_name_length
 from medsft.core.planning.folders import check_places
 from medsft.errors import ExitCode
@@ -121,10 +121,10 @@ def test_folders_that_can_be(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["id", "run_name", "checkpoint"])
 def test_the_longest_names_that_are_allowed_can_be_made(tmp_path: Path, name: str) -> None:
-    lengths = [n for n in range(1, 256) if not check_places(RunConfig(**{"run_name": "r", "id": "i", name: "x" * n}))]
+    lengths = [n for n in range(1, 256) if not check_places(from_mapping({"run_name": "r", "id": "i", name: "x" * n}))]
     assert lengths[-1] > 100
     assert lengths == list(range(1, lengths[-1] + 1))
-    assert [p.where for p in check_places(RunConfig(**{"run_name": "r", "id": "i", name: "x" * 256}))] == [f"--{name}"]
+    assert [p.where for p in check_places(from_mapping({"run_name": "r", "id": "i", name: "x" * 256}))] == [f"--{name}"]
 
 
 def test_names_are_measured_in_bytes() -> None:

@@ -128,14 +128,14 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 }
 
 
-_PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_PythonUnpickler: Any = pickle._Unpickler
 
 
 def _refuse_opcode(_: Any) -> None:
     raise pickle.UnpicklingError("it uses a part of pickle that torch.save does not")
 
 
-class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
+class _Unpickler(_PythonUnpickler):
     """Python's own reader and not the one in C, because the latter can be made to take any memory and time.
 
     There, a large number for the memo is memory at once; and the hash of a key that is a tuple of tuples is computed over all

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -88,7 +89,9 @@ def test_reads_the_weights_that_were_written(tiny, tmp_path, changes, kind, tole
     for name, parameter in model.named_parameters():
         weight = source.read(name)
         assert weight.dtype == source.dtype(name)
-        torch.testing.assert_close(weight.float(), parameter.detach(), atol=tolerance, rtol=0, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(
+            weight.float(), parameter.detach(), atol=tolerance, rtol=0, msg=partial("{}: {}".format, name)
+        )
         first = slice(parameter.shape[0] // 4, parameter.shape[0] // 2)
         assert torch.equal(source.read(name, (first,)), weight[first])
         if weight.ndim == 2:

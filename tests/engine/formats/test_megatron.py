@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from typing import Any
 
 import megatron_formulas as formulas
 import numpy as np
@@ -148,7 +149,7 @@ def test_virtual_pipeline_and_distributed_optimizer_folders(weights, tmp_path):
 
 
 def test_trainer_files_with_enums_optimizer_and_random_states(weights, tmp_path):
-    master = torch.ones(4)
+    master: Any = torch.ones(4)
     master.tensor_model_parallel = True  # such attributes change how torch pickles a tensor
     extra = {
         "rng_state": [{"np_rng_state": np.random.RandomState(1).get_state(), "torch_rng_state": torch.get_rng_state()}],

@@ -23,11 +23,9 @@ SIZES = formulas.SIZES
 CONFIG = ModelConfig(family="llama", **SIZES, norm_eps=1e-5, rope_theta=1e4, max_position_embeddings=64, tie_embeddings=False)
 
 
+TENSORS = {name: formulas.random_weights(SIZES, seed) for seed, name in ((1, "exp_avg"), (2, "exp_avg_sq"), (3, "master"))}
 STATE = OptimizerState(
-    sources={
-        name: formulas.InMemory(formulas.random_weights(SIZES, seed), CONFIG)
-        for seed, name in ((1, "exp_avg"), (2, "exp_avg_sq"), (3, "master"))
-    },
+    sources={name: formulas.InMemory(weights, CONFIG) for name, weights in TENSORS.items()},
     step=4,
     lr=1.5e-5,
     max_lr=2e-5,
@@ -62,8 +60,8 @@ def test_states_against_the_formulas(tp, pp, dtype, tmp_path):
             content = torch.load(folder / rank / "model_optim_rng.pt", weights_only=False)
             layers = range(p * 4 // pp, (p + 1) * 4 // pp)
             expected = {
-                name: in_module_order(formulas.rank_model(state.weights, SIZES, layers, t, tp, "trainer")["language_model"])
-                for name, state in STATE.sources.items()
+                name: in_module_order(formulas.rank_model(weights, SIZES, layers, t, tp, "trainer")["language_model"])
+                for name, weights in TENSORS.items()
             }
             adam = content["optimizer"] if dtype == torch.float32 else content["optimizer"]["optimizer"]
             first, second = adam["param_groups"]

@@ -38,7 +38,7 @@ def padded(table: torch.Tensor) -> torch.Tensor:
     return torch.cat([table, torch.zeros(12, table.shape[1])])
 
 
-def first_step(plan: RunPlan) -> tuple[float, float]:
+def first_step(plan: RunPlan) -> tuple[float, ...]:
     [step] = tiny.series(tiny.train(plan), "step", "loss", "grad_norm")
     return step
 

@@ -83,7 +83,8 @@ def turned(heads):
 
 
 def linear(x, weight, bias=None):
-    module = Linear(*weight.T.shape, bias=bias is not None, device="meta")
+    rows, columns = weight.shape
+    module = Linear(columns, rows, bias=bias is not None, device="meta")
     return functional_call(module, {"weight": weight} if bias is None else {"weight": weight, "bias": bias}, (x,))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,7 @@ def test_equals_plain_operations(case, dtype):
         tensor.requires_grad_()
     got, want = ours(*inputs), plain(*inputs)
     weight = torch.randn(got.shape, generator=generator)
-    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.02}
+    tolerance: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.02}
     torch.testing.assert_close(got, want, **tolerance)
     got, want = (torch.autograd.grad((out * weight).sum(), differentiable) for out in (got, want))
     torch.testing.assert_close(got, want, **tolerance)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -42,7 +44,9 @@ def test_gradients_equal_those_of_transformers(variant):
     (reference_logits(reference, ids) * weights).sum().backward()
     expected = dict(reference.named_parameters())
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(
+            parameter.grad, expected[name].grad, atol=1e-4, rtol=1e-3, msg=partial("{}: {}".format, name)
+        )
 
 
 def test_parameters_are_those_of_the_configuration(variant):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from medsft.core.engine.kernels.cpu.compiled import Compiled
@@ -9,9 +11,12 @@ from medsft.core.engine.train import arithmetic
 from medsft.errors import LaunchError
 
 
-class Alone:
+class _Alone:
     def gather(self, value):
         return [value]
+
+
+ALONE: Any = _Alone()
 
 
 @pytest.fixture
@@ -25,15 +30,15 @@ def compiled(monkeypatch):
 
 def test_the_same_and_runs_of_before_there_was_a_record(compiled):
     compiled("ours")
-    assert arithmetic.check_arithmetic(Alone(), arithmetic.arithmetic()) == []
-    assert arithmetic.check_arithmetic(Alone(), None) == []
+    assert arithmetic.check_arithmetic(ALONE, arithmetic.arithmetic()) == []
+    assert arithmetic.check_arithmetic(ALONE, None) == []
 
 
 def test_other_kernels_are_said(compiled):
     compiled("ours")
     before = arithmetic.arithmetic()
     compiled("")
-    (line,) = arithmetic.check_arithmetic(Alone(), before)
+    (line,) = arithmetic.check_arithmetic(ALONE, before)
     assert "no longer the uninterrupted run bit for bit (kernels of medsft: ours before, none now)" in line
 
 
@@ -42,6 +47,6 @@ def test_kernels_that_only_lack_room(compiled):
     before = arithmetic.arithmetic()
     compiled("", "The disk is full: /tmp has 0 B free of 1 MiB; /tmp cannot be written.")
     with pytest.raises(LaunchError, match="The disk is full: /tmp"):
-        arithmetic.check_arithmetic(Alone(), before)
-    (line,) = arithmetic.check_arithmetic(Alone(), None)
+        arithmetic.check_arithmetic(ALONE, before)
+    (line,) = arithmetic.check_arithmetic(ALONE, None)
     assert "ours cannot be compiled. The disk is full: /tmp" in line

@@ -129,7 +129,7 @@ class Reference:
             direction = first / (1 - b1**step) / ((second / (1 - b2**step)).sqrt() + self.config.adam_eps)
             if p.ndim > 1:
                 direction += self.config.weight_decay * p
-            p -= lr * direction
+            p.sub_(lr * direction)
 
     @torch.no_grad()
     def validate(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from medsft.core.engine.parallel.master_weights import MasterWeights
 from medsft.core.engine.train.optim import TIED_TABLE, squared_norm
 
-ALONE = SimpleNamespace(device=torch.device("cpu"), tp_rank=0)
+ALONE: Any = SimpleNamespace(device=torch.device("cpu"), tp_rank=0)
 
 
 def masters_with(**gradients):

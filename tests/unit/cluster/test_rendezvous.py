@@ -7,6 +7,7 @@ import threading
 import time
 from queue import SimpleQueue
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -146,7 +147,7 @@ def test_strangers_at_the_port_do_no_harm(port, sent):
 
 def launch(port: int) -> Launch:
     layout = Layout(pp=1, dp=2, tp=1)
-    facts = {"nproc_per_node": 1, "micro_batch": 1, "num_micro_batches": 1, "addr": "127.0.0.1"}
+    facts: dict[str, Any] = {"nproc_per_node": 1, "micro_batch": 1, "num_micro_batches": 1, "addr": "127.0.0.1"}
     return Launch(layout=layout, nodes=2, port=port, start="this", **facts)
 
 

@@ -123,8 +123,8 @@ def halve(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def rewrite(content: bytes) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(content) and None
+def rewrite(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
 
 
 def head(entry: Any) -> bytes:
@@ -165,8 +165,8 @@ def adapter(folder: Path) -> None:
     (folder / "adapter_model.safetensors").touch()
 
 
-def only(*names: str) -> Callable[[Path], None]:
-    return lambda folder: [(folder / name).touch() for name in names] and None
+def only(*names: str) -> Callable[[Path], object]:
+    return lambda folder: [(folder / name).touch() for name in names]
 
 
 @pytest.mark.parametrize(

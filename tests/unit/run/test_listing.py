@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -153,7 +154,7 @@ def test_a_file_for_the_folder_of_runs(tmp_path: Path) -> None:
 
 def test_events_with_other_fields_are_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / GOOD)
-    bad = [
+    bad: list[dict[str, Any]] = [
         {"kind": "eval"},
         {"kind": "eval", "iteration": 3, "loss": [1]},
         {"kind": "step", "iteration": "x", "loss": 1.0},

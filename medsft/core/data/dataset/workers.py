@@ -195,7 +195,7 @@ class _Worker:
             ) from None
         if isinstance(answer, BaseException):
             raise answer
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def end(self) -> None:
         """Stop the process, whatever it is doing."""

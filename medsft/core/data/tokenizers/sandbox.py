@@ -155,7 +155,7 @@ class _Counted(NodeTransformer):
         self.generic_visit(node)
         step = nodes.Call(nodes.EnvironmentAttribute("step"), [], [], None, None)
         node.body.insert(0, nodes.ExprStmt(step).set_lineno(node.lineno))
-        return node  # type: ignore[no-any-return]
+        return node
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -174,7 +174,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         _spend(sum(map(len, texts)))
         return "".join(texts)
 
-    def concat(self, pieces: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(self, pieces: Iterable[str]) -> str:
         """Join what a template, a macro or a block puts out."""
         kept = []
         for piece in pieces:
@@ -194,7 +194,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         _spend(_size_of_result(operator, left, right))
         return super().call_binop(context, operator, left, right)
 
-    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function or a method of a value if that can be afforded."""
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
         if isinstance(owner, (str, bytes, int)):

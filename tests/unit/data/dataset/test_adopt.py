@@ -53,8 +53,8 @@ def test_its_fingerprint_is_that_of_a_set_of_ours_with_the_same_content(request_
     data = tmp_path / "a.jsonl"
     data.write_text('{"prompt": "q", "gold": "a"}\n' * 3)
     ours = request_.but(name="ours", data=(data,)).make()
-    contents = [[list(map(int, part(number))) for number in range(3)] for part in (ours.tokens, ours.roles)]
-    _write(request_.folder, *contents)
+    tokens, roles = ([list(map(int, part(number))) for number in range(3)] for part in (ours.tokens, ours.roles))
+    _write(request_.folder, tokens, roles)
     theirs = request_.but(trust_cache=True).make()
     assert theirs.fingerprint == ours.fingerprint
     for ending in ("text.bin", "text.idx", "role.bin", "role.idx"):

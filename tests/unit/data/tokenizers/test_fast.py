@@ -153,7 +153,7 @@ def sentence_piece_pair(file: Path) -> tuple[EncodeAll, FastEncoder]:
 def test_another_kind_of_model_keeps_its_ids(kind: dict[str, Any], tmp_path: Path) -> None:
     from sentencepiece import SentencePieceTrainer
 
-    llamas = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    llamas: dict[str, Any] = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS * 50),
         model_prefix=str(tmp_path / "other"),
