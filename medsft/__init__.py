@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from medsft.core.planning.planner import make_plan as plan  # noqa: F401
     from medsft.core.planning.planner import preview as preview
     from medsft.core.run.events import Event as Event
-    from medsft.core.run.launch import start as start
     from medsft.core.run.rundir import RunDir as RunDir
     from medsft.core.run.rundir import find_runs as find_runs
     from medsft.core.run.view import RunView as RunView
     from medsft.core.run.view import fold as fold
     from medsft.core.settings import Settings as Settings
     from medsft.core.settings import load_settings as load_settings
-    from medsft.core.workflow import follow_to_end as follow  # noqa: F401
+    from medsft.core.workflow import follow as follow
     from medsft.core.workflow import prepare as prepare
     from medsft.core.workflow import resume as resume
     from medsft.core.workflow import run as run
+    from medsft.core.workflow import start as start
     from medsft.core.workflow import tokenize_sets as tokenize_sets
     from medsft.errors import MedsftError as MedsftError
 
@@ -58,17 +58,17 @@ _PUBLIC = {
     "plan": "core.planning.planner:make_plan",
     "preview": "core.planning.planner",
     "Event": "core.run.events",
-    "start": "core.run.launch",
     "RunDir": "core.run.rundir",
     "find_runs": "core.run.rundir",
     "RunView": "core.run.view",
     "fold": "core.run.view",
     "Settings": "core.settings",
     "load_settings": "core.settings",
-    "follow": "core.workflow:follow_to_end",
+    "follow": "core.workflow",
     "prepare": "core.workflow",
     "resume": "core.workflow",
     "run": "core.workflow",
+    "start": "core.workflow",
     "tokenize_sets": "core.workflow",
     "MedsftError": "errors",
 }

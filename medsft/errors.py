@@ -6,9 +6,10 @@ nothing of medsft.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any, NoReturn
 
 
 class ExitCode(IntEnum):
@@ -45,6 +46,29 @@ class Problem:
         return f"{text}\n    {self.hint}" if self.hint else text
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What has ended a process, as others are told of it: in a `failed` event, a file of the run, a message between nodes."""
+
+    reason: str
+    remedy: str = ""
+    exit_code: ExitCode = ExitCode.TRAINING
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields under their names, for JSON."""
+        return {"reason": self.reason, "remedy": self.remedy, "exit_code": int(self.exit_code)}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Failure:
+        """Return the failure of a record that `to_json` made, possibly among other fields; what it lacks has its default."""
+        code = next((code for code in ExitCode if code == raw.get("exit_code")), ExitCode.TRAINING)
+        return cls(str(raw.get("reason") or ""), str(raw.get("remedy") or ""), code)
+
+    def raise_(self) -> NoReturn:
+        """Raise the failure in this process, as `ReportedError`."""
+        raise ReportedError(self)
+
+
 class MedsftError(Exception):
     """Base of all errors for people. ``str(error)`` is the whole message, without record text."""
 
@@ -54,6 +78,11 @@ class MedsftError(Exception):
         super().__init__(f"{message}\n    {hint}" if hint else message)
         self.message = message
         self.hint = hint
+
+    @property
+    def failure(self) -> Failure:
+        """What to tell other processes of this error."""
+        return Failure(self.message, self.hint, self.exit_code)
 
 
 class ConfigError(MedsftError):
@@ -102,3 +131,11 @@ class DiskError(MedsftError):
     def __init__(self, message: str, *, hint: str = "", exit_code: ExitCode) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = exit_code
+
+
+class ReportedError(MedsftError):
+    """A failure of another process or another node, raised in this one."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason, hint=failure.remedy)
+        self.exit_code = failure.exit_code

@@ -22,7 +22,7 @@ from medsft.core.devices import Devices
 from medsft.core.models.config import read_hf_config
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import Event, EventReader
-from medsft.core.run.launch import Launch, launch_path
+from medsft.core.run.launch import Launch
 from medsft.core.run.rundir import RunDir
 from medsft.core.settings import Settings, load_settings
 from medsft.core.workflow import prepare
@@ -174,7 +174,7 @@ def create(plan: RunPlan) -> RunDir:
     run = RunDir(Path(plan.run_dir))
     if not run.exists():
         run.create(plan.to_json())
-    launch_path(run).write_text(json.dumps(asdict(Launch.of(plan))))
+    run.launch_path.write_text(json.dumps(asdict(Launch.of(plan))))
     return run
 
 

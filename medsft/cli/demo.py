@@ -57,24 +57,24 @@ def _train(place: DemoFolder, *, plain: bool) -> Path:
     from medsft.cli.stages import tokenising
     from medsft.core.config import command_line
     from medsft.core.planning.planner import make_plan
-    from medsft.core.run.launch import read_launch, start
+    from medsft.core.run.launch import load_plan, read_launch
     from medsft.core.settings import load_settings
-    from medsft.core.workflow import prepare
+    from medsft.core.workflow import prepare_and_start
     from medsft.errors import AlreadyFinishedError
 
     config, settings = place.config(), load_settings(place.settings)
     console.note(f"$ {command_line(config)} --settings {place.settings}")
     try:
         with tokenising(plain=plain) as progress:
-            plan = prepare(config, settings, progress=progress)
+            run = prepare_and_start(config, settings, progress=progress)
     except AlreadyFinishedError:
         console.note(f"Trained before. Remove {place.path} to do it again.")
         return Path(make_plan(config, settings).export_dir)
-    run = start(plan)
     run_in_foreground(run, after=read_launch(run).after, plain=plain)
-    if not Path(plan.export_dir).exists():
+    model = Path(load_plan(run).export_dir)
+    if not model.exists():
         raise typer.Exit(0)
-    return Path(plan.export_dir)
+    return model
 
 
 def _show(rows: Sequence[Row], before: Score, after: Score, model: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from json import loads
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from medsft.core.printable import one_line, printable
 from medsft.core.run.events import TERMINAL, Event, EventReader
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView, ViewFold
-from medsft.core.workflow import follow_to_end
+from medsft.core.workflow import follow
 from medsft.errors import ExitCode, MedsftError
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ INTERRUPTED = 130
 
 def show_events(run: RunDir, show: Callable[[Event], None], *, after: int = -1, node: int = 0) -> None:
     """Show the events of a run that follow event `after`, until no process works on it (on this node, if it is not 0)."""
-    for event in follow_to_end(run, node=node):
+    for event in follow(run, node=node):
         if event.seq > after:
             show(event)
 
@@ -70,16 +69,15 @@ def run_in_foreground(run: RunDir, *, after: int, plain: bool, json: bool = Fals
 
 def _end_with_node(run: RunDir, node: int) -> None:
     """As `end_with_outcome`, from what this node's supervisor left: node 0 may have died before it could log anything."""
-    try:
-        end = loads(run.end_path(node).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        console.note(f"medsft: the run's processes on this node ended without a word.\n    Logs: {run.logs}")
-        raise typer.Exit(ExitCode.LAUNCH) from None
-    if end["exit_code"] == ExitCode.DONE:
+    end = run.read_end(node)
+    if end is None:
+        console.note(f"medsft: the run's processes on this node exited without reporting an error.\n    Logs: {run.logs}")
+        raise typer.Exit(ExitCode.LAUNCH)
+    if end.exit_code == ExitCode.DONE:
         console.note(f"Ended on node {node}: {run.path}")
         return
-    console.note(f"medsft: {end['reason']}\n    {end['remedy'] or 'Start all nodes again to go on.'}\n    Logs: {run.logs}")
-    raise typer.Exit(end["exit_code"])
+    console.note(f"medsft: {end.reason}\n    {end.remedy or 'Start all nodes again to go on.'}\n    Logs: {run.logs}")
+    raise typer.Exit(end.exit_code)
 
 
 def end_with_outcome(run: RunDir, *, after: int = -1) -> None:
@@ -106,7 +104,7 @@ def end_with_outcome(run: RunDir, *, after: int = -1) -> None:
         console.note(f"medsft: {found.message}\n    Make room, and go on from the last checkpoint: medsft resume {run.path}")
         raise typer.Exit(ExitCode.TRAINING)
     else:
-        console.note(f"medsft: the run's processes ended without a word.\n    Logs: {run.logs}")
+        console.note(f"medsft: the run's processes exited without reporting an error.\n    Logs: {run.logs}")
         raise typer.Exit(ExitCode.TRAINING)
 
 

@@ -49,8 +49,8 @@ def runs(
 
 
 def _rows(folder: Path, *, sizes: bool) -> list[dict[str, Any]]:
+    from medsft.core.models.run_folder import incomplete
     from medsft.core.run.listing import list_runs, look
-    from medsft.core.run.rundir import incomplete
 
     rows: list[dict[str, Any]] = []
     for run in list_runs(folder):

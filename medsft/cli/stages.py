@@ -23,22 +23,27 @@ _WORDS = {
 
 @contextmanager
 def tokenising(*, plain: bool) -> Iterator[write.ProgressCallback]:
-    """Yield a callback that shows what it is told on standard error."""
+    """Yield a callback that shows what it is told on standard error. The bar appears when there is something to show."""
     if console.wants_lines(plain):
         yield _Lines()
         return
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[facts]}"))
-    with Progress(*columns, console=console.note_console(), expand=True, transient=True) as bar:
-        task = bar.add_task("", total=None, facts="")
+    bar = Progress(*columns, console=console.note_console(), expand=True, transient=True)
+    task = bar.add_task("", total=None, facts="")
 
-        def show(progress: write.Progress) -> None:
-            total = progress.total_bytes or None
-            words = _WORDS[progress.stage]
-            bar.update(task, description=words, total=total, completed=progress.done_bytes, facts=_facts(progress))
+    def show(progress: write.Progress) -> None:
+        bar.start()
+        total = progress.total_bytes or None
+        words = _WORDS[progress.stage]
+        bar.update(task, description=words, total=total, completed=progress.done_bytes, facts=_facts(progress))
 
+    try:
         yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 class _Lines:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +26,7 @@ from medsft.core.config import RunConfig
 
 if TYPE_CHECKING:
     from medsft.core.planning.plan import RunPlan
+    from medsft.core.run.rundir import RunDir
 
 Detach = Annotated[bool, typer.Option("--detach", help="Return when the run has started; `medsft watch` shows it.")]
 Ask = Annotated[
@@ -57,14 +58,27 @@ def sft(
         return
     from medsft.cli.stages import tokenising
     from medsft.core.settings import load_settings
-    from medsft.core.workflow import prepare
+    from medsft.core.workflow import prepare_and_start
 
-    def make_plan() -> RunPlan:
-        confirm = _confirm if no_autoaccept_iters and not yes else None
-        with tokenising(plain=plain) as progress:
-            return prepare(config, load_settings(settings), progress=progress, confirm=confirm)
+    with ExitStack() as bar:
 
-    _start(config, make_plan, detach=detach, plain=plain, json=json)
+        def confirm(plan: RunPlan) -> RunConfig:
+            bar.close()  # so that it does not redraw over the question
+            return _confirm(plan)
+
+        def on_plan(plan: RunPlan) -> None:
+            bar.close()
+            _note_warnings(plan)
+
+        run = prepare_and_start(
+            config,
+            load_settings(settings),
+            progress=bar.enter_context(tokenising(plain=plain)),
+            confirm=confirm if no_autoaccept_iters and not yes else None,
+            on_plan=on_plan,
+            on_status=console.note,
+        )
+    _show(run, config.rank, detach=detach, plain=plain, json=json)
 
 
 def _print_cluster(config: RunConfig, settings: Path | None, slurm: bool) -> None:
@@ -87,26 +101,23 @@ def _confirm(plan: RunPlan) -> RunConfig:
     return plan.config if accepted == plan.num_iterations else replace(plan.config, iters=accepted)
 
 
-def _start(config: RunConfig, make_plan: Callable[[], RunPlan], *, detach: bool, plain: bool, json: bool) -> None:
+def _note_warnings(plan: RunPlan) -> None:
+    for warning in plan.warnings:
+        console.note(f"warning: {warning}")
+
+
+def _show(run: RunDir, node: int, *, detach: bool, plain: bool, json: bool) -> None:
+    """Show a run that was just started on this node, to its end or with `detach` not at all."""
     from medsft.cli.progress import run_in_foreground
-    from medsft.core.cluster.rendezvous import start_together
-    from medsft.core.run.launch import planned as planned_of
-    from medsft.core.run.launch import read_launch
+    from medsft.core.run.launch import load_launched_plan, read_launch
 
-    def planned() -> RunPlan:
-        plan = make_plan()
-        for warning in plan.warnings:
-            console.note(f"warning: {warning}")
-        return plan
-
-    run = start_together(config, planned, tell=console.note)
-    launch, plan = read_launch(run), planned_of(run)
+    launch, plan = read_launch(run), load_launched_plan(run)
     console.note(f"{run.path}: {plan.num_iterations} iterations, {plan.layout}, {plan.precision}")
     if detach:
         console.note(f"Watch it: medsft watch {run.path}")
         console.say(str(run.path))
     else:
-        run_in_foreground(run, after=launch.after, plain=plain, json=json, node=config.rank)
+        run_in_foreground(run, after=launch.after, plain=plain, json=json, node=node)
 
 
 @takes_config
@@ -174,7 +185,9 @@ def resume(
     before = RunPlan.read(found.plan_path).layout
     if changed.layout != before:
         console.note(f"Resharding from {before} to {changed.layout}.")
-    _start(changed.config, lambda: changed, detach=detach, plain=plain, json=json)
+    _note_warnings(changed)
+    started = workflow.start(changed, on_status=console.note)
+    _show(started, changed.config.rank, detach=detach, plain=plain, json=json)
 
 
 @takes_config
@@ -202,7 +215,7 @@ def rehearse(
     loaded, changes = load_settings(settings), [_levels(text) for text in at or ()]
     with tokenising(plain=plain) as progress:
         tokenize_sets(config, loaded, progress=progress)
-    result = rehearse_run(config, loaded, at=changes, tell=console.note)
+    result = rehearse_run(config, loaded, at=changes, on_status=console.note)
     if json:
         from dataclasses import asdict
 

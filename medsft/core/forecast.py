@@ -11,6 +11,7 @@ from statistics import median
 
 from medsft.core.planning.plan import RunPlan
 from medsft.core.rehearsal import read_rehearsal
+from medsft.core.run.launch import load_plan
 from medsft.core.run.listing import list_runs, look
 from medsft.core.run.rundir import RunDir
 from medsft.core.units import count
@@ -57,7 +58,7 @@ def _work(plan: RunPlan) -> float:
 def _speed(run: RunDir, plan: RunPlan) -> float | None:
     """Return the median tokens per second of a run of the same base model on the same devices and levels, else None."""
     try:
-        other = RunPlan.read(run.plan_path)
+        other = load_plan(run)
     except MedsftError:
         return None
     if _kind(other) != _kind(plan):

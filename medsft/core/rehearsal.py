@@ -34,7 +34,7 @@ from medsft.core.run.events import Event, EventReader
 from medsft.core.run.launch import start
 from medsft.core.run.rundir import RunDir
 from medsft.core.settings import Settings
-from medsft.errors import ConfigError, ExitCode, LaunchError, MedsftError, Problem
+from medsft.errors import ConfigError, Failure, LaunchError, MedsftError, Problem, ReportedError
 
 _HEAVY, _SAVED_AT, _LAST = 2, 4, 6
 _CANDIDATES = 200
@@ -97,15 +97,10 @@ class Rehearsal:
         return lines
 
 
-def rehearsal_path(plan: RunPlan) -> Path:
-    """Return the file that keeps the rehearsal of a plan, beside the run's folder."""
-    return Path(f"{plan.run_dir}.rehearsal.json")
-
-
 def read_rehearsal(plan: RunPlan) -> Rehearsal | None:
     """Return the rehearsal of this very plan, None when there is none."""
     try:
-        raw = json.loads(rehearsal_path(plan).read_text(encoding="utf-8"))
+        raw = json.loads(RunDir(Path(plan.run_dir)).rehearsal_path.read_text(encoding="utf-8"))
         rehearsal = Rehearsal(**raw | {"resumes": tuple(Resumed(**resumed) for resumed in raw["resumes"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -117,11 +112,11 @@ def rehearse(
     settings: Settings,
     *,
     at: Sequence[Mapping[str, int]] = (),
-    tell: Callable[[str], None] = lambda _: None,
+    on_status: Callable[[str], None] = lambda _: None,
 ) -> Rehearsal:
     """Rehearse a run whose sets are tokenised, keep the result beside its plan, and return it.
 
-    `at` are changes of levels (`tp`, `pp`, ...) to resume with. `tell` gets a line for each stage.
+    `at` are changes of levels (`tp`, `pp`, ...) to resume with. `on_status` gets a line for each stage.
     Raises what `make_plan` raises, and the error of a rehearsal run that fails.
     """
     if config.nodes > 1:
@@ -134,14 +129,14 @@ def rehearse(
         # As many processes as the levels need, unless a person has said how many.
         processes = {"nproc_per_node": config.nproc_per_node}
         others = [replan(small, run_dir=Path(small.run_dir), changes=processes | dict(change)) for change in at]
-        tell(f"training {_LAST} iterations at {small.layout}")
+        on_status(f"training {_LAST} iterations at {small.layout}")
         first = _run_until(small)
         resumes = []
         for again in [small, *others]:
-            tell(f"killed; resuming at {again.layout}")
+            on_status(f"killed; resuming at {again.layout}")
             resumes.append(_compare(first, _run_until(again), again, same=again.layout == small.layout))
         result = _measure(plan, small, first, resumes)
-    write_atomically(rehearsal_path(plan), json.dumps(asdict(result), indent=1) + "\n")
+    write_atomically(RunDir(Path(plan.run_dir)).rehearsal_path, json.dumps(asdict(result), indent=1) + "\n")
     return result
 
 
@@ -245,10 +240,9 @@ def _complete(events: Sequence[Event]) -> bool:
 def _failure(run: RunDir, events: Sequence[Event]) -> MedsftError:
     failed = next((event.data for event in events if event.kind == "failed"), None)
     if failed is None:
-        return LaunchError("The rehearsal's processes ended without a word.")
-    error = MedsftError(f"The rehearsal failed: {failed.get('reason', '')}", hint=str(failed.get("remedy", "")))
-    error.exit_code = ExitCode(failed.get("exit_code") or ExitCode.TRAINING)
-    return error
+        return LaunchError("The rehearsal's processes exited without reporting an error.")
+    failure = Failure.from_json(failed)
+    return ReportedError(replace(failure, reason=f"The rehearsal failed: {failure.reason}"))
 
 
 def _kill(run: RunDir) -> None:

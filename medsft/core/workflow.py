@@ -1,4 +1,8 @@
-"""From a config to a running run: tokenise, plan, check what is there, start. What the CLI, the wizard and scripts call."""
+"""From a config to a running run: tokenize, plan, check what is there, start. What the CLI, the wizard and scripts call.
+
+prepare_and_start(config)  =  on node 0: prepare (tokenize_sets, make_plan, compare)  ->  on every node: start
+resume(run), start(plan)      the same for a run that exists
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from medsft.core.cluster.rendezvous import start_together
+from medsft.core.cluster.connection import StatusCallback
+from medsft.core.cluster.rendezvous import start_node
 from medsft.core.config import RunConfig
 from medsft.core.config_check import check
 from medsft.core.data.dataset.dataset import set_exists
@@ -15,15 +20,16 @@ from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.dataset.tokenize import tokenize
 from medsft.core.data.dataset.write import ProgressCallback
 from medsft.core.data.tokenizers.open import no_tokenizer_beside
+from medsft.core.models import run_folder
 from medsft.core.models.inspect import inspect_base
 from medsft.core.planning.folders import check_places
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
 from medsft.core.planning.sets import keys_of, training_folder, validation_folder
-from medsft.core.run.events import Event, follow
+from medsft.core.run.events import Event, tail
 from medsft.core.run.exports import look_at_export
+from medsft.core.run.launch import load_plan
 from medsft.core.run.rundir import RunDir
-from medsft.core.run.rundir import read_manifest as read_checkpoint_manifest
 from medsft.core.run.view import RunView
 from medsft.core.settings import Settings, check_with_settings
 from medsft.errors import AlreadyFinishedError, ConfigError, MismatchError
@@ -98,19 +104,51 @@ def prepare(
     progress: ProgressCallback | None = None,
     confirm: Callable[[RunPlan], RunConfig] | None = None,
 ) -> RunPlan:
-    """Tokenise and plan, and compare with what exists. `confirm` may ask a person and return a config with other `iters`.
+    """Tokenize and plan, and compare with what exists. `confirm` may ask a person and return a config with other `iters`.
 
     A run that exists keeps its number of iterations. Raises `AlreadyFinishedError`, or `MismatchError` with every difference
-    between this plan and the one that the existing run has.
+    between this plan and the one that the existing run has, and what `confirm` raises.
     """
     tokenize_sets(config, settings, progress=progress)
     plan = make_plan(config, settings)
     existing = existing_plan(plan)
     if confirm is not None:
         accepted = replace(config, iters=existing.config.iters) if existing else confirm(plan)
-        plan = make_plan(accepted, settings)
+        plan = plan if accepted in (config, plan.config) else make_plan(accepted, settings)
     check_against_existing(plan)
     return plan
+
+
+def prepare_and_start(
+    config: RunConfig,
+    settings: Settings,
+    *,
+    progress: ProgressCallback | None = None,
+    confirm: Callable[[RunPlan], RunConfig] | None = None,
+    on_plan: Callable[[RunPlan], None] = lambda _: None,
+    on_status: StatusCallback = lambda _: None,
+) -> RunDir:
+    """Do what `prepare` does and start the run, or this node's part of it, and return when it has started.
+
+    With several nodes, call it on each: node 0 prepares when all have connected. `on_plan` gets the plan there before it
+    starts, and may raise; `on_status` gets a line for each thing that is waited for. Raises what `prepare` and `start` raise.
+    """
+
+    def make() -> RunPlan:
+        plan = prepare(config, settings, progress=progress, confirm=confirm)
+        on_plan(plan)
+        return plan
+
+    return start_node(config, make, on_status=on_status)
+
+
+def start(plan: RunPlan, *, on_status: StatusCallback = lambda _: None) -> RunDir:
+    """Start the run of a plan, or this node's part of it, and return when it has started.
+
+    With several nodes, call it on each. A run that exists must have the same identity: `prepare` and `resume` check that.
+    Raises `LaunchError` when it is running already or a node does not connect, `MismatchError` when the nodes differ.
+    """
+    return start_node(plan.config, lambda: plan, on_status=on_status)
 
 
 def existing_plan(plan: RunPlan) -> RunPlan | None:
@@ -123,10 +161,10 @@ def existing_plan(plan: RunPlan) -> RunPlan | None:
     if not run.exists():
         return None
     try:
-        return RunPlan.read(run.plan_path)
+        return load_plan(run)
     except MismatchError as error:
         whole = run.latest_checkpoint()
-        if whole is None or read_checkpoint_manifest(run.checkpoint_path(whole)).get("identity") == plan.identity:
+        if whole is None or run_folder.read_manifest(run.checkpoint_path(whole)).get("identity") == plan.identity:
             return None
         raise MismatchError(error.message, hint="Its checkpoints are of another plan than these flags make.") from None
 
@@ -164,20 +202,20 @@ def _listed(lines: Iterable[str]) -> str:
 
 
 def run(config: RunConfig, settings: Settings, *, progress: ProgressCallback | None = None) -> RunView:
-    """Do it all and wait for the end: tokenise, plan, train or go on, export. Returns the view of the ended run.
+    """Do it all and wait for the end: tokenize, plan, train or go on, export. Returns the view of the ended run.
 
-    With several nodes, call it on each. Raises what `prepare` and `start_together` raise; a run that failed is returned with
+    With several nodes, call it on each. Raises what `prepare_and_start` raises; a run that failed is returned with
     `outcome == "failed"`.
     """
-    folder = start_together(config, lambda: prepare(config, settings, progress=progress))
-    for _ in follow_to_end(folder, node=config.rank):
+    folder = prepare_and_start(config, settings, progress=progress)
+    for _ in follow(folder, node=config.rank):
         pass
     return folder.view()
 
 
-def follow_to_end(folder: RunDir, *, node: int = 0) -> Iterator[Event]:
+def follow(folder: RunDir, *, node: int = 0) -> Iterator[Event]:
     """Yield the events of a run from its first on, until no process works on it any more (on this node, if it is not 0)."""
-    return follow(folder.events_path, ended=lambda: not folder.alive(node))
+    return tail(folder.events_path, ended=lambda: not folder.alive(node))
 
 
 def resume(folder: RunDir, **changes: object) -> RunPlan:

@@ -15,6 +15,7 @@ from medsft.core.data.dataset.dataset import open_tokenized
 from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.planner import make_plan
 from medsft.core.planning.selection import open_selection
+from medsft.core.run.rundir import RunDir
 from medsft.core.workflow import tokenize_sets
 from medsft.errors import ConfigError
 
@@ -25,7 +26,7 @@ def test_a_rehearsal_resumes_exactly_and_forecasts(tmp_path: Path) -> None:
     config, settings = tiny.project(tmp_path)
     tokenize_sets(config, settings)
     told: list[str] = []
-    result = rehearsal.rehearse(config, settings, at=[{"pp": 2}], tell=told.append)
+    result = rehearsal.rehearse(config, settings, at=[{"pp": 2}], on_status=told.append)
     assert [(resumed.layout, resumed.allowed) for resumed in result.resumes] == [
         ("pp 1 x dp 1 x tp 1", 0.0),
         ("pp 2 x dp 1 x tp 1", 1e-4),
@@ -38,7 +39,7 @@ def test_a_rehearsal_resumes_exactly_and_forecasts(tmp_path: Path) -> None:
     plan = make_plan(config, settings)
     assert rehearsal.read_rehearsal(plan) == result
     assert rehearsal.read_rehearsal(make_plan(replace(config, lr=1e-3), settings)) is None
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == [rehearsal.rehearsal_path(plan).name]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [RunDir(Path(plan.run_dir)).rehearsal_path.name]
 
 
 def test_it_meets_the_heaviest_batch_first(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from medsft.core.run import processes
 from medsft.core.run.events import EventReader
 from medsft.core.run.launch import read_launch, start
 from medsft.core.run.rundir import RunDir
-from medsft.core.workflow import follow_to_end, prepare, resume
+from medsft.core.workflow import follow, prepare, resume
 from medsft.errors import AlreadyFinishedError, LaunchError, MismatchError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(280)]
@@ -89,7 +89,7 @@ def test_killed_twice_stopped_once_and_finished_once(tmp_path):
     assert wait_for_end(run) == "stopped"
     assert_nothing_survives(run)
     run = start(plan())
-    events = list(follow_to_end(run))
+    events = list(follow(run))
     assert events[-1].kind == "finished"
     assert run.state(run.view()) == "finished"
 

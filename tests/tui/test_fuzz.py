@@ -25,7 +25,7 @@ RUNS, SEQUENCES = 8, 200
 def quiet(monkeypatch, project, make_run):
     """Nothing starts, nothing leaves the app: only the screens are at test."""
     monkeypatch.setattr(launch, "start", lambda plan: RunDir(project / "runs" / "none"))
-    monkeypatch.setattr(actions, "go_on", lambda run: "going on")
+    monkeypatch.setattr(actions, "resume_run", lambda run, on_status: "resumed")
     monkeypatch.setattr(actions, "export", lambda run: "exporting")
     monkeypatch.setattr(MedsftApp, "action_leave", lambda self: None)
     return [make_run(state, name=f"llama-tp1-pp1-{state}") for state in ("running", "failed", "finished")]

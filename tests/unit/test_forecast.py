@@ -15,7 +15,7 @@ from medsft.core.forecast import forecast
 from medsft.core.planning import planner
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.planner import make_plan
-from medsft.core.rehearsal import Rehearsal, rehearsal_path
+from medsft.core.rehearsal import Rehearsal
 from medsft.core.run.events import EventWriter
 from medsft.core.run.rundir import RunDir
 from medsft.core.workflow import tokenize_sets
@@ -73,7 +73,7 @@ def test_a_rehearsal_knows_better(made):
     earlier_run(plan, "llama-0.001b-tp1-pp1-tiny-same", 50.0)
     numbers = dict.fromkeys(Rehearsal.__dataclass_fields__, 1)
     rehearsal = Rehearsal(**{**numbers, "identity": plan.identity, "resumes": (), "forecast_seconds": 77.0})  # type: ignore[arg-type]
-    rehearsal_path(plan).write_text(json.dumps(asdict(rehearsal)))
+    RunDir(Path(plan.run_dir)).rehearsal_path.write_text(json.dumps(asdict(rehearsal)))
     guess = forecast(plan)
     assert guess is not None
     assert (guess.seconds, guess.basis) == (77.0, "as its rehearsal measured")

@@ -1,8 +1,9 @@
-"""Connections between the nodes of a run: JSON, an object a line, with signs of life from both ends.
+"""Connections between the nodes of a run: one JSON object a line, with heartbeats from both ends.
 
-A process that dies closes its sockets, and everybody notices. A cut link or a machine without power closes nothing: gloo and
-NCCL then wait for their own timeouts, half an hour and more. So both ends of a wire speak every few seconds, and silence
-means that the other is lost. A shared folder cannot tell that: it may work on while the link is cut.
+A process that dies closes its sockets, and the other end notices. A cut link or a machine without power closes nothing: gloo
+and NCCL then wait for their own timeouts, half an hour and more. So both ends send a heartbeat every few seconds, and an end
+that receives nothing for `SILENCE_SECONDS` takes the other for lost. A shared folder cannot tell that: it may work on while the
+link is cut.
 """
 
 from __future__ import annotations
@@ -16,95 +17,102 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from medsft.errors import ExitCode, LaunchError, MedsftError
+from medsft.errors import Failure, LaunchError, MedsftError, ReportedError
 
-BEAT_SECONDS = 2.0
-SILENT_SECONDS = 30.0
-"""Longer than a network takes to find another way, and short enough for all nodes to end within a minute."""
+HEARTBEAT_SECONDS = 2.0
+SILENCE_SECONDS = 30.0
+"""Longer than a network takes to find another route, and short enough for all nodes to end within a minute."""
 _FLUSH_SECONDS = 5.0
 _ACCEPT_SECONDS = 0.2
 _LONGEST_LINE = 1 << 20
 
+StatusCallback = Callable[[str], None]
+"""Shows a line to the person who waits."""
 
-class News(NamedTuple):
-    """One message, and the wire it came by. `lost` (with a `reason`) is the last one of a wire that broke."""
 
-    wire: Wire
+class Message(NamedTuple):
+    """One message, and the connection it came by. Kind `lost` (with a `reason`) is the last one of a connection that failed."""
+
+    connection: Connection
     kind: str
     data: dict[str, Any]
 
 
-class Wire:
-    """One end of a connection. Two threads read and beat; what arrives is put into a queue."""
+Inbox = SimpleQueue[Message]
+"""Where all connections of a process put what they receive."""
 
-    def __init__(self, connection: socket.socket, inbox: SimpleQueue[News]) -> None:
-        connection.settimeout(SILENT_SECONDS)
-        self._connection = connection
+
+class Connection:
+    """One end of a connection. One thread receives into the inbox, another sends heartbeats."""
+
+    def __init__(self, connected: socket.socket, inbox: Inbox) -> None:
+        connected.settimeout(SILENCE_SECONDS)
+        self._socket = connected
         self._inbox = inbox
         self._sending = threading.Lock()
         self._closed = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(target=self._receive, daemon=True)
 
-    def start(self) -> Wire:
-        """Begin to read and to beat, and return this wire."""
+    def start(self) -> Connection:
+        """Begin to receive and to send heartbeats, and return this connection."""
         self._reader.start()
-        threading.Thread(target=self._beat, daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, daemon=True).start()
         return self
 
     def send(self, kind: str, **data: Any) -> None:
-        """Send a message. That the other end is gone is told by the reading thread, not here."""
+        """Send a message. When the other end is gone, the receiving thread reports that, not this method."""
         line = json.dumps({"kind": kind, **data}).encode() + b"\n"
         with suppress(OSError), self._sending:
-            self._connection.sendall(line)
+            self._socket.sendall(line)
 
-    def finish(self) -> None:
-        """Say that nothing more will be sent."""
+    def finish_sending(self) -> None:
+        """Tell the other end that nothing more will be sent."""
         self._closed.set()
         with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_WR)
+            self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Close, after the other end has read everything: closing with its beats unread would discard what is on its way."""
-        self.finish()
+        """Close after the other end has read everything: closing with its heartbeats unread would discard what is under way."""
+        self.finish_sending()
         self._reader.join(_FLUSH_SECONDS)
-        self._connection.close()
+        self._socket.close()
 
-    def _beat(self) -> None:
-        while not self._closed.wait(BEAT_SECONDS):
+    def _send_heartbeats(self) -> None:
+        while not self._closed.wait(HEARTBEAT_SECONDS):
             self.send("beat")
 
-    def _read(self) -> None:
+    def _receive(self) -> None:
         try:
-            with self._connection.makefile("rb") as lines:
+            with self._socket.makefile("rb") as lines:
                 while line := lines.readline(_LONGEST_LINE):
-                    message = json.loads(line)
-                    kind = message.pop("kind")
+                    data = json.loads(line)
+                    kind = data.pop("kind")
                     if kind != "beat":
-                        self._inbox.put(News(self, kind, message))
+                        self._inbox.put(Message(self, kind, data))
             reason = "its connection was closed"
         except TimeoutError:
-            reason = f"nothing was heard of it for {SILENT_SECONDS:.0f} seconds"
+            reason = f"it sent nothing for {SILENCE_SECONDS:.0f} seconds"
         except OSError as error:
-            reason = f"its connection broke: {error.strerror or error}"
+            reason = f"its connection failed: {error.strerror or error}"
         except (ValueError, KeyError, TypeError, AttributeError):
-            reason = "it sent something else than medsft does"
+            reason = "it sent an unexpected message"
         if not self._closed.is_set():
-            self._inbox.put(News(self, "lost", {"reason": reason}))
-        self.finish()
+            self._inbox.put(Message(self, "lost", {"reason": reason}))
+        self.finish_sending()
 
 
-class Hub:
-    """Node 0's end: listens, and keeps a wire to everybody who comes."""
+class Server:
+    """Node 0's end: listens on a port, and keeps a connection to every process that connects."""
 
-    def __init__(self, port: int, inbox: SimpleQueue[News]) -> None:
+    def __init__(self, port: int, inbox: Inbox) -> None:
         self._inbox = inbox
-        self._wires: list[Wire] = []
+        self._connections: list[Connection] = []
         try:
             self._listener = _listen(port)
         except OSError as error:
             raise LaunchError(
                 f"Port {port} cannot be opened: {error.strerror}.",
-                hint="Give another --port; the nodes talk on it and on the one after it.",
+                hint="Give another --port. The nodes use that port and the next one.",
             ) from None
         self._listener.settimeout(_ACCEPT_SECONDS)
         self._closing = threading.Event()
@@ -114,26 +122,26 @@ class Hub:
     def _accept(self) -> None:
         while not self._closing.is_set():
             try:
-                connection, _ = self._listener.accept()
+                connected, _ = self._listener.accept()
             except OSError:
-                continue  # nobody came in time, or who came has left again
-            self._wires.append(Wire(connection, self._inbox))
-            self._wires[-1].start()  # only now: an answer to what it brings goes to all wires that are listed
+                continue  # nobody connected in time, or the connection is closed again
+            self._connections.append(Connection(connected, self._inbox))
+            self._connections[-1].start()  # only now: the answer to its first message goes to all connections that are listed
 
     def send(self, kind: str, **data: Any) -> None:
-        """Send a message to everybody."""
-        for wire in self._wires:
-            wire.send(kind, **data)
+        """Send a message over all connections."""
+        for connection in self._connections:
+            connection.send(kind, **data)
 
     def close(self) -> None:
-        """Stop listening, and close all wires once what was sent has arrived."""
+        """Stop listening, and close all connections once what was sent has arrived."""
         self._closing.set()
-        self._accepting.join()  # so that whoever came last is closed too, and does not take its beats for a living run
+        self._accepting.join()  # so that the latest connection is closed, too: its heartbeats would pass for a living run
         self._listener.close()
-        for wire in self._wires:
-            wire.finish()
-        for wire in self._wires:
-            wire.close()
+        for connection in self._connections:
+            connection.finish_sending()
+        for connection in self._connections:
+            connection.close()
 
 
 def _listen(port: int) -> socket.socket:
@@ -142,15 +150,15 @@ def _listen(port: int) -> socket.socket:
     return socket.create_server(("", port))
 
 
-def connect(addr: str, port: int, inbox: SimpleQueue[News], *, seconds: float) -> Wire | None:
-    """Connect to a hub, trying again until it listens; None when it does not within `seconds`.
+def connect(addr: str, port: int, inbox: Inbox, *, seconds: float) -> Connection | None:
+    """Connect to a `Server`, trying again until it listens; None when it does not within `seconds`.
 
-    Raises `LaunchError` for a name that means no address.
+    Raises `LaunchError` for a name that cannot be resolved.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
-            return Wire(socket.create_connection((addr, port), timeout=5.0), inbox).start()
+            return Connection(socket.create_connection((addr, port), timeout=5.0), inbox).start()
         except socket.gaierror as error:
             raise LaunchError(f"--addr {addr}: {error.strerror}.", hint="Give the name or the IP address of node 0.") from None
         except OSError:
@@ -158,22 +166,18 @@ def connect(addr: str, port: int, inbox: SimpleQueue[News], *, seconds: float) -
     return None
 
 
-def next_news(inbox: SimpleQueue[News], seconds: float) -> News | None:
-    """Return the next message, or None when none comes in time."""
+def receive(inbox: Inbox, seconds: float) -> Message | None:
+    """Return the next message, or None when none arrives in time."""
     try:
         return inbox.get(timeout=seconds)
     except Empty:
         return None
 
 
-def error_of(news: News, who: str = "Node 0") -> MedsftError:
-    """Return the error that another node sent (`end`), or that its silence is (`lost`)."""
-    if news.kind == "lost":
-        return LaunchError(f"{who} is lost: {news.data['reason']}.")
-    error = MedsftError(str(news.data["reason"]), hint=str(news.data["remedy"]))
-    error.exit_code = ExitCode(news.data["exit_code"])
-    return error
-
-
-Tell = Callable[[str], None]
-"""Shows a line to the person who waits."""
+def error_from(message: Message, node: int = 0) -> MedsftError:
+    """Return the error that ended another node: as it reported it (`end`), or that its connection is lost (`lost`)."""
+    if message.kind == "lost":
+        return LaunchError(f"Node {node} is lost: {message.data.get('reason')}.")
+    if message.kind != "end":
+        return LaunchError(f"Node {node} sent an unexpected message.")
+    return ReportedError(Failure.from_json(message.data))

@@ -1,10 +1,10 @@
-"""How the nodes of a run find each other, agree that they mean the same run, and notice that one is gone.
+"""How the nodes of a run find each other, check that they run the same, and start it.
 
-    node 0:    call the roll -> tokenise, plan -> write the start -> "start" ----> supervisor: hub  <--+-- wires, to the end
-    others:    join --------> wait ----------------------------------> read it --> supervisor: wire ---+
+    node 0:    wait for all nodes -> tokenize, plan -> write the start -> "start" --+--> supervisor: `membership`
+    others:    "join" -----------> wait --------------> read the start <------------'--> supervisor: `membership`
 
-Nodes talk on the port after --port (torchrun has --port itself). The plan goes over the shared folder; what goes over the wire
-is which start of which run to read there, so that a plan or a launch of an earlier start is never mistaken for this one.
+Nodes use the port after --port (torchrun has --port itself). The plan goes over the shared folder; the message says which start
+of which run to read there, so that no node takes the plan or the launch of an earlier start for this one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from medsft.core.cluster.connection import Hub, News, Tell, Wire, connect, error_of, next_news
+from medsft.core.cluster.connection import Connection, Inbox, Server, StatusCallback, connect, error_from, receive
 from medsft.core.config import RunConfig, to_mapping
 from medsft.core.config_check import check
 from medsft.core.disk import writing_to
@@ -31,148 +31,153 @@ from medsft.core.options import flag
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.launch import read_launch, sole_start, spawn_supervisor, start, write_start
 from medsft.core.run.rundir import RunDir
-from medsft.errors import ConfigError, ExitCode, LaunchError, MedsftError, MismatchError, Problem
+from medsft.errors import ConfigError, ExitCode, Failure, LaunchError, MedsftError, MismatchError, Problem
 
 JOIN_VARIABLE = "MEDSFT_JOIN_SECONDS"
 """Environment variable: how long a node waits for the others to be started, 600 seconds when it is not set."""
 _LONGEST_JOIN_SECONDS = 30 * 86400.0
 _GRACE_SECONDS = 5.0
 """How long node 0 still listens when nodes differ, so that those that are just being started get the reason too."""
-SHARED_SECONDS = 45.0
+SHARED_FOLDER_SECONDS = 45.0
 """How long a network file system may take to show a file that another node wrote."""
 _PACKAGE = Path(__file__).parents[2]
-_THE_SAME_LINE = "Start every node with its line of `medsft sft ... --print_commands`."
+_USE_PRINTED_LINES = "Start each node with its own line of what `medsft sft ... --print_commands` prints."
 
 
-def start_together(config: RunConfig, make_plan: Callable[[], RunPlan], *, tell: Tell = lambda line: None) -> RunDir:
+def start_node(config: RunConfig, make_plan: Callable[[], RunPlan], *, on_status: StatusCallback = lambda line: None) -> RunDir:
     """Start this node's part of a run, and return when it has started. With one node: plan and start.
 
-    Waits until all nodes have come. `make_plan` is called on node 0 only; what it raises is raised on every node.
-    Raises `MismatchError` on every node when their flags or their software differ, `LaunchError` when a node does not come.
+    Waits until all nodes have connected. `make_plan` is called on node 0 only; what it raises is raised on every node.
+    `on_status` gets a line for each thing that is waited for. Raises `MismatchError` on every node when their flags or their
+    software differ, `LaunchError` when a node does not connect.
     """
     if config.nodes == 1:
         return start(make_plan())
     problems = check(config)
     if config.port == 65535:
-        problems.append(Problem("--port", "65535 is the last one", "The one after it is used too."))
+        problems.append(Problem("--port", "65535 is too high", "The nodes use this port and the next one."))
     if problems:
         raise ConfigError(problems)
-    return _join(config, tell) if config.rank else _lead(config, make_plan, tell)
+    return _join_node_0(config, on_status) if config.rank else _start_all(config, make_plan, on_status)
 
 
-def _lead(config: RunConfig, make_plan: Callable[[], RunPlan], tell: Tell) -> RunDir:
+def _start_all(config: RunConfig, make_plan: Callable[[], RunPlan], on_status: StatusCallback) -> RunDir:
+    """Do node 0's part: wait for the others, plan, and have every node start its supervisor."""
     with ExitStack() as starting:
-        with _roll(config, tell) as (present, inbox):
+        with _all_nodes(config, on_status) as (nodes, inbox):
             plan = make_plan()
-            _check_again(present, inbox)
+            _check_connected(nodes, inbox)
             starting.enter_context(sole_start(plan))
             with writing_to(Path(plan.run_dir), ExitCode.LAUNCH):  # here, so that the other nodes are told why, too
                 run = write_start(plan)
-            for wire in present.values():
-                wire.send("start", run_dir=str(run.path), start=read_launch(run).start, identity=plan.identity)
+            for connection in nodes.values():
+                connection.send("start", run_dir=str(run.path), start=read_launch(run).start, identity=plan.identity)
         spawn_supervisor(run)
     return run
 
 
-def _check_again(present: Mapping[int, Wire], inbox: SimpleQueue[News]) -> None:
-    """Turn away who came after the roll was complete. Raises `LaunchError` when somebody has left since."""
-    while (news := next_news(inbox, 0)) is not None:
-        if news.kind == "join":
-            reason = f"All {len(present) + 1} nodes are here already."
-            news.wire.send("end", reason=reason, remedy=_THE_SAME_LINE, exit_code=int(ExitCode.LAUNCH))
-        rank = next((rank for rank, wire in present.items() if wire is news.wire), None)
-        if news.kind == "lost" and rank is not None:
-            raise LaunchError(f"Node {rank} is lost: {news.data['reason']}.")
+def _check_connected(nodes: Mapping[int, Connection], inbox: Inbox) -> None:
+    """Refuse nodes that connected after all were there. Raises `LaunchError` when one of them has disconnected since."""
+    while (message := receive(inbox, 0)) is not None:
+        if message.kind == "join":
+            refusal = Failure(f"All {len(nodes) + 1} nodes have connected already.", _USE_PRINTED_LINES, ExitCode.LAUNCH)
+            message.connection.send("end", **refusal.to_json())
+        rank = next((rank for rank, connection in nodes.items() if connection is message.connection), None)
+        if message.kind == "lost" and rank is not None:
+            raise error_from(message, rank)
 
 
 @contextmanager
-def _roll(config: RunConfig, tell: Tell) -> Iterator[tuple[Mapping[int, Wire], SimpleQueue[News]]]:
-    """Wait until all nodes have come. What goes wrong then, inside the `with` too, is told to all of them."""
-    inbox: SimpleQueue[News] = SimpleQueue()
-    hub = Hub(config.port + 1, inbox)
+def _all_nodes(config: RunConfig, on_status: StatusCallback) -> Iterator[tuple[Mapping[int, Connection], Inbox]]:
+    """Wait until all nodes have connected. What is raised then, inside the `with` too, is sent to all of them."""
+    inbox: Inbox = SimpleQueue()
+    server = Server(config.port + 1, inbox)
     try:
-        yield _call(config, inbox, tell), inbox
+        yield _wait_for_nodes(config, inbox, on_status), inbox
     except MedsftError as error:
-        hub.send("end", reason=error.message, remedy=error.hint, exit_code=int(error.exit_code))
+        server.send("end", **error.failure.to_json())
         raise
     except BaseException:
-        hub.send("end", reason="Node 0 was interrupted before the run started.", remedy="", exit_code=int(ExitCode.LAUNCH))
+        interrupted = Failure("Node 0 was interrupted before the run started.", exit_code=ExitCode.LAUNCH)
+        server.send("end", **interrupted.to_json())
         raise
     finally:
-        hub.close()
+        server.close()
 
 
-def _call(config: RunConfig, inbox: SimpleQueue[News], tell: Tell) -> Mapping[int, Wire]:
-    mine = _card(config)
-    present: dict[int, Wire] = {}
+def _wait_for_nodes(config: RunConfig, inbox: Inbox, on_status: StatusCallback) -> Mapping[int, Connection]:
+    mine = _node_facts(config)
+    nodes: dict[int, Connection] = {}
     objections: list[str] = []
     seconds = join_seconds()
     deadline = time.monotonic() + seconds
     missing = list(range(1, config.nodes))
-    tell(f"Waiting for {name_nodes(missing)}.")
+    on_status(f"Waiting for {name_nodes(missing).lower()}.")
     while missing and (left := deadline - time.monotonic()) > 0:
-        news = next_news(inbox, min(left, 1.0))
-        if news is None:
+        message = receive(inbox, min(left, 1.0))
+        if message is None:
             continue
-        if news.kind == "join":
-            rank = int(news.data["rank"])
-            found = _differences(mine, news.data)
-            if rank in present:
-                found.append(f"--rank {rank} is on {news.data['host']} and on another node")
+        if message.kind == "join" and _are_node_facts(message.data):
+            rank = message.data["rank"]
+            found = _differences(mine, message.data)
+            if rank in nodes:
+                found.append(f"--rank {rank} is on {message.data['host']} and on another node")
             objections += found
             deadline = min(deadline, time.monotonic() + _GRACE_SECONDS) if found else deadline
-            present[rank] = news.wire
-            tell(f"Node {rank} is here ({news.data['host']}).")
-        elif news.kind == "lost":
-            present = {rank: wire for rank, wire in present.items() if wire is not news.wire}
-        missing = [rank for rank in range(1, config.nodes) if rank not in present]
+            nodes[rank] = message.connection
+            on_status(f"Node {rank} has connected ({message.data['host']}).")
+        elif message.kind == "lost":
+            nodes = {rank: connection for rank, connection in nodes.items() if connection is not message.connection}
+        missing = [rank for rank in range(1, config.nodes) if rank not in nodes]
     if objections:
         listed = "\n".join(f"    {line}" for line in objections)
-        raise MismatchError(f"The nodes were not started alike:\n{listed}", hint=_THE_SAME_LINE)
+        raise MismatchError(f"The nodes differ in flags or software:\n{listed}", hint=_USE_PRINTED_LINES)
     if missing:
-        raise LaunchError(f"No sign of {name_nodes(missing)} within {seconds:.0f} seconds.", hint=_THE_SAME_LINE)
-    return present
+        raise LaunchError(f"{name_nodes(missing)} did not connect within {seconds:.0f} seconds.", hint=_USE_PRINTED_LINES)
+    return nodes
 
 
 def name_nodes(ranks: list[int]) -> str:
-    """Return `node 1` or `nodes 1, 2`."""
-    return f"node{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+    """Return `Node 1` or `Nodes 1, 2`."""
+    return f"Node{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
-def _join(config: RunConfig, tell: Tell) -> RunDir:
+def _join_node_0(config: RunConfig, on_status: StatusCallback) -> RunDir:
+    """Do another node's part: connect to node 0, wait for the start, and start this node's supervisor."""
     assert config.addr is not None
-    inbox: SimpleQueue[News] = SimpleQueue()
+    inbox: Inbox = SimpleQueue()
     seconds = join_seconds()
-    tell(f"Waiting for node 0 at {config.addr}, port {config.port + 1}.")
-    wire = connect(config.addr, config.port + 1, inbox, seconds=seconds)
-    if wire is None:
+    on_status(f"Waiting for node 0 at {config.addr}, port {config.port + 1}.")
+    connection = connect(config.addr, config.port + 1, inbox, seconds=seconds)
+    if connection is None:
         raise LaunchError(
             f"Node 0 did not answer at {config.addr}, port {config.port + 1}, within {seconds:.0f} seconds.",
-            hint=_THE_SAME_LINE,
+            hint=_USE_PRINTED_LINES,
         )
     try:
-        wire.send("join", **_card(config))
-        tell("Node 0 is here. It tokenises and plans when all nodes have come.")
-        news = None
-        while news is None:
-            news = next_news(inbox, 1.0)  # with a limit, so that Ctrl-C gets through
-        if news.kind != "start":
-            raise error_of(news)
+        connection.send("join", **_node_facts(config))
+        on_status("Connected to node 0, which tokenizes and plans when all nodes have connected.")
+        message = None
+        while message is None:
+            message = receive(inbox, 1.0)  # with a limit, so that Ctrl-C gets through
+        if message.kind != "start":
+            raise error_from(message)
     finally:
-        wire.close()
-    run = RunDir(Path(news.data["run_dir"]))
-    _await_start(run, news.data["start"], news.data["identity"])
+        connection.close()
+    run = RunDir(Path(message.data["run_dir"]))
+    _wait_for_start(run, message.data["start"], message.data["identity"])
     with writing_to(run.path, ExitCode.LAUNCH):
         spawn_supervisor(run, node=config.rank)
     return run
 
 
-def _await_start(run: RunDir, start_id: str, identity: str) -> None:
-    deadline = time.monotonic() + SHARED_SECONDS
-    while _start_here(run) != start_id:
+def _wait_for_start(run: RunDir, start_id: str, identity: str) -> None:
+    """Wait until the start that node 0 wrote is visible here. Raises `LaunchError`, or `MismatchError` for another plan."""
+    deadline = time.monotonic() + SHARED_FOLDER_SECONDS
+    while _visible_start(run) != start_id:
         if time.monotonic() > deadline:
             raise LaunchError(
-                f"{run.path}, as node 0 wrote it, does not appear on {socket.gethostname()}.",
+                f"{run.path}, which node 0 wrote, is not visible on {socket.gethostname()}.",
                 hint="All nodes need --save_checkpoint_dir under the same path, in a folder that they share.",
             )
         time.sleep(0.2)
@@ -180,7 +185,7 @@ def _await_start(run: RunDir, start_id: str, identity: str) -> None:
         raise MismatchError(f"{run.plan_path} is not the plan that node 0 made.")
 
 
-def _start_here(run: RunDir) -> str:
+def _visible_start(run: RunDir) -> str:
     try:
         return read_launch(run).start
     except LaunchError:
@@ -200,10 +205,16 @@ def join_seconds() -> float:
     return seconds
 
 
-def _card(config: RunConfig) -> dict[str, Any]:
-    """Return what a node shows of itself."""
+def _node_facts(config: RunConfig) -> dict[str, Any]:
+    """Return what a node sends of itself, to be compared with node 0."""
     flags = {flag(name): value for name, value in to_mapping(config).items() if name != "rank"}
     return {"rank": config.rank, "host": socket.gethostname(), "flags": flags, "software": _software()}
+
+
+def _are_node_facts(data: Mapping[str, Any]) -> bool:
+    """Tell whether a message has the fields of `_node_facts`: anything may connect to a port."""
+    kinds = {"rank": int, "host": str, "flags": dict, "software": dict}
+    return all(isinstance(data.get(name), kind) for name, kind in kinds.items())
 
 
 def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
@@ -248,14 +259,14 @@ def network_environment(addr: str) -> dict[str, str]:
 
 
 def local_address(addr: str) -> str:
-    """Return this host's address on the way to `addr`. Nothing is sent. Raises `LaunchError` when there is no way."""
+    """Return this host's address on the route to `addr`. Nothing is sent. Raises `LaunchError` when there is no route."""
     try:
         family, kind, _, _, target = socket.getaddrinfo(addr, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
             probe.connect(target)
             return str(probe.getsockname()[0])
     except OSError as error:
-        raise LaunchError(f"There is no way from {socket.gethostname()} to --addr {addr}: {error.strerror}.") from None
+        raise LaunchError(f"{socket.gethostname()} cannot reach --addr {addr}: {error.strerror}.") from None
 
 
 def _interface(address: str) -> str | None:

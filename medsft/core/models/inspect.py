@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medsft.core.files import sizes_differ, unsealed
-from medsft.core.models import gguf, megatron
+from medsft.core.models import gguf, megatron, run_folder
 from medsft.core.models.checked_json import plain
 from medsft.core.models.config import ModelConfig, read_hf_config
 from medsft.core.models.other_folders import hub_snapshot, refuse_by_name, what_a_file_is
@@ -19,7 +18,6 @@ from medsft.errors import MismatchError
 Kind = Literal["hf", "megatron", "gguf", "medsft-run", "dcp"]
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_ITERATION = re.compile(r"iter_(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +75,7 @@ def _inspect(path: Path, iteration: int | None) -> BaseModel:
     if snapshot is not None:
         return _inspect(snapshot, iteration)
     kinds: tuple[tuple[bool, Callable[[Path, int | None], BaseModel]], ...] = (
-        ((path / "plan.json").is_file(), _run),
+        (run_folder.is_run(path), _run),
         (megatron.is_megatron(path), _megatron),
         ((path / ".metadata").is_file(), _dcp),
         ((path / "config.json").is_file() or bool(_numbered(path, _CHECKPOINT)), _hugging_face),
@@ -93,14 +91,14 @@ def _inspect(path: Path, iteration: int | None) -> BaseModel:
         f"It holds {len(ggufs)} GGUF files; name one of them: {ggufs[0]}"
         if ggufs
         else "Known: a Hugging Face folder (config.json), a Megatron-LLM folder (release/ or iter_NNNNNNN/ with mp_rank_*/), "
-        "a .gguf file, a run of medsft (plan.json)."
+        f"a .gguf file, a run of medsft ({run_folder.PLAN_NAME})."
     )
     raise MismatchError(f"{path}: not a checkpoint of a known kind.", hint=hint)
 
 
 def lacks_weights(path: Path) -> bool:
     """Whether `path` is a Hugging Face folder that describes a model and has none of its weights."""
-    weights = ("*.safetensors", "*.bin", "checkpoint-*", "plan.json", ".metadata")
+    weights = ("*.safetensors", "*.bin", "checkpoint-*", run_folder.PLAN_NAME, ".metadata")
     described = (path / "config.json").is_file() and not megatron.is_megatron(path)
     return (
         described
@@ -167,10 +165,10 @@ def _megatron(path: Path, iteration: int | None) -> BaseModel:
 
 
 def _run(path: Path, iteration: int | None) -> BaseModel:
-    numbered = {number: folder for number, folder in _numbered(path, _ITERATION).items() if (folder / ".metadata").is_file()}
+    numbered = {number: run_folder.checkpoint_path(path, number) for number in run_folder.iterations_in(path)}
     if not numbered:
         raise MismatchError(f"{path}: a run without a checkpoint; it cannot be a base model yet.")
-    incomplete = {number: problem for number, folder in numbered.items() if (problem := _incomplete(folder))}
+    incomplete = {number: problem for number, folder in numbered.items() if (problem := run_folder.incomplete(folder))}
     number = max(numbered.keys() - incomplete.keys(), default=max(numbered)) if iteration is None else iteration
     folder = _pick(path, numbered, number, "iter_{:07d}")
     if number in incomplete:
@@ -184,7 +182,7 @@ def _run(path: Path, iteration: int | None) -> BaseModel:
         tp=tp,
         pp=pp,
         iteration=number,
-        iterations=tuple(numbered),
+        iterations=tuple(sorted(numbered.keys() - incomplete.keys())),
         tokenizer=_tokenizer_beside(folder, path),
         size_bytes=_total(folder.glob("*.distcp")),
         warnings=tuple(
@@ -193,16 +191,6 @@ def _run(path: Path, iteration: int | None) -> BaseModel:
             if later > number
         ),
     )
-
-
-def _incomplete(checkpoint: Path) -> str | None:
-    """Return what is wrong with the sizes of a checkpoint's files, as far as it has a manifest, or None."""
-    try:
-        return sizes_differ(checkpoint, unsealed((checkpoint / "manifest.json").read_bytes())["files"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "its manifest.json cannot be read"
 
 
 def _dcp(path: Path, iteration: int | None) -> BaseModel:

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from medsft.core.models.checked_json import plain, read_object
+from medsft.core.models.run_folder import PLAN_NAME
 from medsft.errors import MismatchError
 
 _CACHED = re.compile(r"models--(.+)--(.+)")
@@ -22,7 +23,7 @@ def hub_snapshot(path: Path) -> Path | None:
     folder = path / "snapshots" if (path / "snapshots").is_dir() else path
     if folder == path and not (path.name == "snapshots" and _CACHED.fullmatch(path.resolve().parent.name)):
         return None
-    if any((path / name).exists() for name in ("config.json", "plan.json")):
+    if any((path / name).exists() for name in ("config.json", PLAN_NAME)):
         return None  # a model that happens to have a folder of this name
     found = sorted(entry for entry in folder.iterdir() if entry.is_dir())
     if len(found) == 1:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medsft.core.config import RunConfig
 from medsft.core.models.config import ModelConfig
+from medsft.core.models.run_folder import PLAN_NAME, is_run
 from medsft.core.options import format_number
 from medsft.core.paths import check_folder, check_name_length
 from medsft.core.planning.layout import Layout
@@ -26,8 +27,8 @@ def run_folder(config: RunConfig, family: str, layout: Layout) -> Path:
     """Return the run's folder: one that exists at other levels, for that is a reshard and not another run, or a new one."""
     parent = Path(config.save_checkpoint_dir).expanduser().resolve()
     name = run_folder_name(config, family, layout)
-    existing = sorted(parent.glob(run_folder_pattern(config, family) + "/plan.json"))
-    if existing and not (parent / name / "plan.json").is_file():
+    existing = sorted(parent.glob(f"{run_folder_pattern(config, family)}/{PLAN_NAME}"))
+    if existing and not is_run(parent / name):
         return existing[0].parent
     return parent / name
 
@@ -75,7 +76,7 @@ def _former_family_name(model: ModelConfig) -> str:
 def _made(config: RunConfig, family: str, parent: Path) -> bool:
     """Tell whether there is a run or a finished model under this family's name."""
     return (parent / export_folder_name(config, family)).exists() or any(
-        parent.glob(run_folder_pattern(config, family) + "/plan.json")
+        parent.glob(f"{run_folder_pattern(config, family)}/{PLAN_NAME}")
     )
 
 

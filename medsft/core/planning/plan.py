@@ -19,6 +19,7 @@ from medsft.core.config import NOT_PART_OF_A_RUN, RunConfig, from_mapping, to_ma
 from medsft.core.config_check import check_names
 from medsft.core.files import sealed, unsealed
 from medsft.core.models.config import ModelConfig
+from medsft.core.models.run_folder import PLAN_NAME
 from medsft.core.planning.layout import Layout, padded_model
 from medsft.core.planning.memory import MemoryEstimate
 from medsft.core.planning.schedule import epoch_ends, plan_eval_interval
@@ -188,7 +189,7 @@ class RunPlan:
         return sealed({"format": FORMAT, "identity": self.identity, **record})
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any], *, where: str = "plan.json") -> RunPlan:
+    def from_json(cls, raw: Mapping[str, Any], *, where: str = PLAN_NAME) -> RunPlan:
         """Build the plan of `plan.json`. Raises `MismatchError` when it is of another version or incomplete."""
         if not isinstance(raw, Mapping):
             raise MismatchError(f"{where}: damaged: no plan in it.")
@@ -244,7 +245,7 @@ def read_plan_file(path: Path) -> dict[str, Any]:
     try:
         return unsealed(path.read_bytes())
     except FileNotFoundError:
-        raise MismatchError(f"{path.parent}: not a run; there is no plan.json.") from None
+        raise MismatchError(f"{path.parent}: not a run; there is no {path.name}.") from None
     except OSError as error:
         raise MismatchError(f"{path}: cannot be read: {error.strerror or error}.") from None
     except ValueError as error:

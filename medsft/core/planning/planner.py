@@ -16,6 +16,7 @@ from medsft.core.config import RunConfig
 from medsft.core.config_check import check
 from medsft.core.devices import Devices, assumed_devices, find_devices
 from medsft.core.models.inspect import BaseModel
+from medsft.core.models.run_folder import PLAN_NAME
 from medsft.core.options import format_number
 from medsft.core.planning.auto_layout import Choice, Situation, batches_in_turn, choose, sample_batches
 from medsft.core.planning.base import find_base, ids_in_use, plan_base
@@ -222,8 +223,8 @@ def _amount(found: _Found, existing: RunPlan | None) -> _Amount:
 
 
 def _plan_in(run_dir: Path) -> RunPlan | None:
-    """Return the plan of the run in this folder; None when there is none, or a damaged one, of which `pipeline` decides."""
-    path = run_dir / "plan.json"
+    """Return the plan of the run in this folder; None when there is none, or a damaged one, about which `workflow` decides."""
+    path = run_dir / PLAN_NAME
     with suppress(MismatchError):
         return RunPlan.read(path) if path.is_file() else None
     return None

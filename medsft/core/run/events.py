@@ -192,7 +192,7 @@ def _record(line: bytes) -> Record | None:
     return record if isinstance(record, dict) else None
 
 
-def follow(path: Path, *, poll_seconds: float = 0.25, ended: Callable[[], bool] | None = None) -> Iterator[Event]:
+def tail(path: Path, *, poll_seconds: float = 0.25, ended: Callable[[], bool] | None = None) -> Iterator[Event]:
     """Yield all events of a log and go on as it grows, until `ended` says that nobody writes any more (never by default)."""
     reader = EventReader(path)
     while True:

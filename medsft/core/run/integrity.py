@@ -26,8 +26,8 @@ from medsft.core.data.dataset.manifest import Manifest
 from medsft.core.data.dataset.manifest import read_manifest as read_manifest_of_set
 from medsft.core.files import sizes_differ, unsealed
 from medsft.core.models.inspect import inspect_base
-from medsft.core.run.rundir import MANIFEST as MANIFEST
-from medsft.core.run.rundir import RunDir, read_manifest, unreadable_manifest
+from medsft.core.models.run_folder import UNREADABLE_MANIFEST, read_manifest, why_unreadable
+from medsft.core.run.rundir import RunDir
 from medsft.errors import MedsftError
 
 EXPORT_MANIFEST = "medsft.json"
@@ -35,8 +35,6 @@ EXPORT_MANIFEST = "medsft.json"
 _CHUNK_BYTES = 32 << 20
 """Read and hashed at once. Large, for after each a thread waits until one that runs Python lets go of the interpreter."""
 _MAX_THREADS = 8
-_NO_MANIFEST = (OSError, ValueError, KeyError, TypeError, AttributeError)
-"""What reading a manifest raises that is missing, damaged, or something else."""
 
 
 def find_good(run: RunDir) -> tuple[int | None, list[str]]:
@@ -54,13 +52,13 @@ def find_good(run: RunDir) -> tuple[int | None, list[str]]:
 def hash_ahead(run: RunDir, sets: Sequence[Path] = ()) -> None:
     """Begin to hash the latest checkpoint and the tokenised sets, for a `find_good` and a `set_damage` that come later."""
     for folder in sets:
-        with suppress(MedsftError, *_NO_MANIFEST):
+        with suppress(MedsftError, *UNREADABLE_MANIFEST):
             _begin(folder, _recorded_of_set(folder))
             _disagreement(folder)
     iterations = run.checkpoints()
     if iterations:
         path = run.checkpoint_path(iterations[-1])
-        with suppress(*_NO_MANIFEST):  # `find_good` will say so
+        with suppress(*UNREADABLE_MANIFEST):  # `find_good` will say so
             _begin(path, read_manifest(path)["files"])
 
 
@@ -69,8 +67,8 @@ def damage(path: Path) -> str | None:
     try:
         files = read_manifest(path)["files"]
         differs = sizes_differ(path, files)
-    except _NO_MANIFEST as error:
-        return unreadable_manifest(error)
+    except UNREADABLE_MANIFEST as error:
+        return why_unreadable(error)
     return differs or _other_content(path, files)
 
 
@@ -131,7 +129,7 @@ def export_damage(folder: Path) -> str | None:
         differs = sizes_differ(folder, files)
     except FileNotFoundError:
         return f"{EXPORT_MANIFEST} is missing"
-    except _NO_MANIFEST as error:
+    except UNREADABLE_MANIFEST as error:
         return f"{EXPORT_MANIFEST} cannot be read: {getattr(error, 'strerror', None) or error}"
     return differs or _other_content(folder, files)
 
@@ -143,7 +141,7 @@ def _unlisted_damage(folder: Path) -> str | None:
             json.loads((folder / name).read_bytes())
     except MedsftError as error:
         return error.message
-    except _NO_MANIFEST as error:
+    except UNREADABLE_MANIFEST as error:
         return str(error)
     return None
 
@@ -155,7 +153,7 @@ def _other_content(path: Path, files: dict[str, dict[str, Any]]) -> str | None:
         for name, found in _begin(path, files).items():
             if found.result() != files[name]["sha256"]:
                 return f"the content of {name} has changed"
-    except _NO_MANIFEST as error:
+    except UNREADABLE_MANIFEST as error:
         return f"{name or 'a file'} cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}"
     return None
 

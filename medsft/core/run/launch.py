@@ -3,7 +3,7 @@
 start(plan) --> run folder --> supervisor (new session) --> torchrun --> one worker per rank
                                     '--> after the last iteration: the export
 
-With several nodes, each has a supervisor; `nodes.start_together` starts them.
+With several nodes, each has a supervisor; `cluster.rendezvous.start_node` starts them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from medsft.core.disk import trouble, writing_to
+from medsft.core.files import write_atomically
 from medsft.core.planning.layout import Layout
 from medsft.core.planning.places import moved_to, places_of, with_places
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import EventReader
 from medsft.core.run.processes import PARENT_VARIABLE
-from medsft.core.run.rundir import RunDir, write_atomically
-from medsft.errors import DiskError, ExitCode, LaunchError, MedsftError
+from medsft.core.run.rundir import RunDir
+from medsft.errors import DiskError, ExitCode, Failure, LaunchError, MedsftError, ReportedError
 
 STOP_SECONDS = 600
 """How long ranks may take to save after a SIGTERM before they are killed."""
@@ -76,34 +77,33 @@ class Launch:
         )
 
 
-def launch_path(run: RunDir) -> Path:
-    """Return the file with the current launch."""
-    return run.control / "launch.json"
-
-
 def read_launch(run: RunDir) -> Launch:
     """Return how the run was started last. Raises `LaunchError` when it never was."""
+    path = run.launch_path
     try:
-        raw = json.loads(launch_path(run).read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8"))
         return Launch(**{**raw, "layout": Layout(**raw["layout"])})
     except (OSError, ValueError, TypeError, KeyError):
-        raise LaunchError(f"{launch_path(run)}: missing or damaged.", hint=f"Start it with: medsft resume {run.path}") from None
+        raise LaunchError(f"{path}: missing or damaged.", hint=f"Start it with: medsft resume {run.path}") from None
 
 
-def plan_of(run: RunDir) -> RunPlan:
+def load_plan(run: RunDir) -> RunPlan:
     """Return the plan of a run, its paths where they are now. Raises `MismatchError` when it cannot be read."""
     return moved_to(RunPlan.read(run.plan_path), run.path)
 
 
-def planned(run: RunDir) -> RunPlan:
-    """Return the plan of a run at the layout and with the places of its latest start. Raises as `plan_of` and `read_launch`."""
-    return read_launch(run).apply(plan_of(run))
+def load_launched_plan(run: RunDir) -> RunPlan:
+    """Return the plan of a run at the layout and with the places of its latest start.
+
+    Raises as `load_plan` and `read_launch`.
+    """
+    return read_launch(run).apply(load_plan(run))
 
 
 def start(plan: RunPlan) -> RunDir:
     """Start the run of a plan, or go on with it where it stands, and return at once.
 
-    A run that exists must have the same identity: that is the caller's to check (`pipeline.prepare` does). Raises
+    A run that exists must have the same identity: that is the caller's to check (`workflow.prepare` does). Raises
     `LaunchError` when it is running already, or needs several nodes.
     """
     if plan.config.nodes > 1:
@@ -117,18 +117,6 @@ def start(plan: RunPlan) -> RunDir:
     return run
 
 
-def _undo(run: RunDir) -> None:
-    """Remove what an attempt to start has made, where it did not come to a run."""
-    if run.exists():
-        return
-    with suppress(OSError):
-        for path in (*run.control.glob("*.lock"), *run.logs.glob("supervisor*.log")):
-            path.unlink(missing_ok=True)
-    for folder in (run.logs, run.control, run.path):
-        with suppress(OSError):
-            folder.rmdir()
-
-
 @contextmanager
 def sole_start(plan: RunPlan) -> Iterator[None]:
     """Let one process at a time start the run of a plan: the second finds it running. Raises `LaunchError`."""
@@ -138,12 +126,12 @@ def sole_start(plan: RunPlan) -> Iterator[None]:
     lock: FileLock | None = None
     try:
         run.control.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run.control / "start.lock")
+        lock = FileLock(run.start_lock_path)
         lock.acquire()
     except NotImplementedError:  # a file system without locks
         lock = None
     except OSError as error:
-        _undo(run)
+        run.remove_unstarted()
         if (found := trouble(error, run.path)) is not None:
             raise DiskError(found.message, hint=found.hint, exit_code=ExitCode.LAUNCH) from None
         raise LaunchError(f"{run.path}: cannot be written: {error.strerror or error}.") from None
@@ -151,7 +139,7 @@ def sole_start(plan: RunPlan) -> Iterator[None]:
         with writing_to(run.path, ExitCode.LAUNCH):
             yield
     except DiskError:
-        _undo(run)
+        run.remove_unstarted()
         raise
     finally:
         if lock is not None:
@@ -167,26 +155,29 @@ def write_start(plan: RunPlan) -> RunDir:
     if not run.exists():
         run.create(plan.to_json())
         run.write_status(f"Training for {plan.num_iterations} iterations", fresh=True)
-    elif not run.has_plan():
-        write_atomically(run.plan_path, plan.to_json())  # it was damaged; `pipeline.existing_plan` has seen that this one may
-    for request in ("stop", "save"):
-        run.clear_request(request)
-    for pattern in ("error_rank_*.json", "end_node_*.json", "part_*.json"):
-        for old in run.control.glob(pattern):
-            old.unlink()
+    elif not _has_plan(run):
+        write_atomically(run.plan_path, plan.to_json())  # it was damaged; `workflow.existing_plan` has seen that this one may
+    run.clear_start()
     events = EventReader(run.events_path).read()
     launch = replace(Launch.of(plan), start=uuid.uuid4().hex, after=events[-1].seq if events else -1)
-    write_atomically(launch_path(run), json.dumps(asdict(launch), indent=1) + "\n")
+    write_atomically(run.launch_path, json.dumps(asdict(launch), indent=1) + "\n")
     return run
+
+
+def _has_plan(run: RunDir) -> bool:
+    try:
+        RunPlan.read(run.plan_path)
+    except MedsftError:
+        return False
+    return True
 
 
 def spawn_supervisor(run: RunDir, node: int = 0) -> None:
     """Start the process that works on the run on this node."""
-    log = run.logs / f"supervisor{node_suffix(node)}.log"
     command = [sys.executable, "-m", "medsft.core.cluster.supervisor", str(run.path), str(node)]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # one that comes early waits until it can be a stop
     try:
-        process = _spawn_detached(command, log)
+        process = _spawn_detached(command, run.supervisor_log(node))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
@@ -198,13 +189,8 @@ def spawn_supervisor(run: RunDir, node: int = 0) -> None:
         raise
 
 
-def node_suffix(node: int) -> str:
-    """Return what the names of a node's logs end with: nothing on node 0."""
-    return f"-node{node}" if node else ""
-
-
 def start_export(run: RunDir, to: Path, iteration: int) -> None:
-    """Export a checkpoint in a process of its own, and return at once; how it goes is in `logs/export.log`."""
+    """Export a checkpoint in a process of its own, and return at once; how it goes is in `RunDir.export_log`."""
     command = [
         sys.executable,
         "-m",
@@ -215,7 +201,7 @@ def start_export(run: RunDir, to: Path, iteration: int) -> None:
         "--iteration",
         str(iteration),
     ]
-    _spawn_detached(command, run.logs / "export.log")
+    _spawn_detached(command, run.export_log)
 
 
 def _spawn_detached(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
@@ -239,16 +225,15 @@ def run_engine(module: str, arguments: Sequence[str]) -> str:
     raise EngineError(_last_message(done.stderr) or f"{module} ended with {done.returncode}", done.returncode)
 
 
-class EngineError(MedsftError):
+class EngineError(ReportedError):
     """What an engine process has reported."""
 
     def __init__(self, message: str, returncode: int) -> None:
-        super().__init__(message)
-        self.returncode = returncode
-        """Of the process; negative for the signal that ended it."""
         # 1 says that a run is finished, and is what Python ends with where nobody has caught an error: never the first here.
         known = returncode in [int(code) for code in ExitCode if code != ExitCode.ALREADY_FINISHED]
-        self.exit_code = ExitCode(returncode) if known else ExitCode.TRAINING
+        super().__init__(Failure(message, exit_code=ExitCode(returncode) if known else ExitCode.TRAINING))
+        self.returncode = returncode
+        """Of the process; negative for the signal that ended it."""
 
 
 def _last_message(text: str) -> str:

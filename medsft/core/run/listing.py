@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsft.core.run.rundir import RunDir
+from medsft.core.run.rundir import REHEARSAL_SUFFIX, RunDir
 from medsft.core.run.view import RunView
 from medsft.errors import ConfigError, MedsftError, Problem
 
 BROKEN = "broken"
 """State of a run that cannot be read, beside those of `rundir.STATES`."""
-_RUN_NAME = re.compile(r".+-tp\d+-pp\d+-.+(?<!\.rehearsal\.json)")
+_RUN_NAME = re.compile(r".+-tp\d+-pp\d+-.+")
 _UNREADABLE = (OSError, MedsftError, ValueError, TypeError, KeyError, AttributeError)
 """What reading a damaged run can end in: its files may hold anything."""
 
@@ -54,7 +54,8 @@ def list_runs(folder: Path) -> list[RunDir]:
 
 
 def _is_meant_as_run(entry: Path) -> bool:
-    return _RUN_NAME.fullmatch(entry.name) is not None or _changed(entry / "plan.json") > 0
+    named = _RUN_NAME.fullmatch(entry.name) is not None and not entry.name.endswith(REHEARSAL_SUFFIX)
+    return named or _changed(RunDir(entry).plan_path) > 0
 
 
 def _changed(path: Path) -> float:
@@ -113,7 +114,7 @@ def _why_no_events(run: RunDir, view: RunView) -> str | None:
     if view.updated or not run.events_path.exists():
         return None
     with run.events_path.open("rb") as file:
-        return "no event can be read in events.jsonl" if b"\n" in file.read(1 << 16) else None
+        return f"no event can be read in {run.events_path.name}" if b"\n" in file.read(1 << 16) else None
 
 
 def _reason(run: RunDir, error: Exception) -> str:

@@ -5,16 +5,23 @@ events.jsonl                          what happens (see `events`)
 .status.txt                           one line for people, as the original wrote it
 latest_checkpointed_iteration.txt     the tracker, for other programs: number of the latest complete checkpoint
 iter_0000800/                         a checkpoint; it exists when its name does, and is good when its manifest says so
-logs/                                 output of the launcher and of each rank
-control/                              stop, save (requests), process.json, heartbeat; process_node_N.json, end_node_N.json,
-                                      part_NAME.json; launch.json
+.iter_0000800.saving/                 a checkpoint that is being written
+logs/                                 launcher.log (torchrun), supervisor.log, export.log, and a folder for each rank
+control/                              stop, save                           requests
+                                      launch.json                          the latest start
+                                      process.json, heartbeat, part_*.json who works on the run
+                                      error_rank_N.json, end_node_N.json   why a rank, or a node's part, ended
+                                      start.lock, writer.lock              one process at a time starts it, and trains it
+RUN.rehearsal.json                    beside the folder: what a rehearsal measured
+
+Node N other than 0 has process_node_N.json, launcher-nodeN.log and supervisor-nodeN.log. What a run shows to those who take it
+as a base model has its names in `models.run_folder`: the plan, the checkpoints and their manifests.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import time
 from contextlib import suppress
@@ -23,19 +30,31 @@ from pathlib import Path
 from typing import Any
 
 from medsft.core.disk import writing_to
-from medsft.core.files import sizes_differ, unsealed, write_atomically
-from medsft.core.planning.plan import RunPlan, read_plan_file
+from medsft.core.files import write_atomically
+from medsft.core.models.run_folder import PLAN_NAME, checkpoint_path, incomplete, is_run, iterations_in
+from medsft.core.planning.plan import read_plan_file
 from medsft.core.printable import one_line
 from medsft.core.run.events import EventReader
 from medsft.core.run.processes import lives, record_of
 from medsft.core.run.view import RunView, ViewFold
-from medsft.errors import ExitCode, MedsftError, MismatchError
+from medsft.errors import ExitCode, Failure, MismatchError
 
 HEARTBEAT_SECONDS = 5.0
 LOST_AFTER_SECONDS = 60.0
-MANIFEST = "manifest.json"
-"""In a checkpoint: what it is, with the size and hash of every file."""
 STATES = ("planned", "running", "stopping", "stopped", "finished", "failed", "lost")
+REHEARSAL_SUFFIX = ".rehearsal.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RankError:
+    """Why a rank has ended."""
+
+    rank: int
+    time: float
+    """Unix time"""
+    failure: Failure
+    expected: bool
+    """Whether it is an error that medsft knows, and not an exception of a library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +66,7 @@ class RunDir:
     @property
     def plan_path(self) -> Path:
         """The frozen plan."""
-        return self.path / "plan.json"
+        return self.path / PLAN_NAME
 
     @property
     def events_path(self) -> Path:
@@ -75,6 +94,48 @@ class RunDir:
         return self.control / "heartbeat"
 
     @property
+    def launch_path(self) -> Path:
+        """File with the latest start: layout, places, nodes."""
+        return self.control / "launch.json"
+
+    @property
+    def start_lock_path(self) -> Path:
+        """Lock that a process holds while it starts the run."""
+        return self.control / "start.lock"
+
+    @property
+    def writer_lock_path(self) -> Path:
+        """Lock of the process that writes checkpoints and events."""
+        return self.control / "writer.lock"
+
+    @property
+    def status_path(self) -> Path:
+        """File with lines for people."""
+        return self.path / ".status.txt"
+
+    @property
+    def export_log(self) -> Path:
+        """What an export that was started from a list of runs prints."""
+        return self.logs / "export.log"
+
+    @property
+    def rehearsal_path(self) -> Path:
+        """File beside the folder with what a rehearsal of this run measured."""
+        return self.path.with_name(self.path.name + REHEARSAL_SUFFIX)
+
+    def launcher_log(self, node: int = 0) -> Path:
+        """What torchrun of a node prints."""
+        return self.logs / f"launcher{_node_suffix(node)}.log"
+
+    def supervisor_log(self, node: int = 0) -> Path:
+        """What the supervisor of a node prints."""
+        return self.logs / f"supervisor{_node_suffix(node)}.log"
+
+    def error_path(self, rank: int) -> Path:
+        """Why a rank has ended."""
+        return self.control / f"error_rank_{rank}.json"
+
+    @property
     def process_path(self) -> Path:
         """Who runs it: host, process id, and start time of that process."""
         return self.node_process_path(0)
@@ -93,11 +154,23 @@ class RunDir:
 
     def checkpoint_path(self, iteration: int) -> Path:
         """Folder of one checkpoint."""
-        return self.path / f"iter_{iteration:07d}"
+        return checkpoint_path(self.path, iteration)
+
+    def saving_path(self, iteration: int) -> Path:
+        """Folder in which a checkpoint is written before it takes its name."""
+        return self.path / f".{self.checkpoint_path(iteration).name}.saving"
+
+    def unfinished_saves(self) -> list[Path]:
+        """Return what saves, and removals of checkpoints, have left or are at."""
+        return list(self.path.glob(".iter_*.saving*"))
+
+    def discarded_path(self, iteration: int, why: str) -> Path:
+        """Name that a checkpoint gets before it is deleted, because it was `replaced` or `removed`."""
+        return self.path / f"{self.saving_path(iteration).name}.{why}"
 
     def exists(self) -> bool:
         """Tell whether this folder is a run."""
-        return self.plan_path.is_file()
+        return is_run(self.path)
 
     def create(self, plan_json: str) -> None:
         """Make the folder and write the plan once. Raises `FileExistsError` when a plan is there already."""
@@ -112,14 +185,6 @@ class RunDir:
     def read_plan(self) -> dict[str, Any]:
         """Return the plan as it was written. Raises `MismatchError` when there is none or it is damaged."""
         return read_plan_file(self.plan_path)
-
-    def has_plan(self) -> bool:
-        """Tell whether there is a plan that can be used."""
-        try:
-            RunPlan.read(self.plan_path)
-        except MedsftError:
-            return False
-        return True
 
     def checkpoints(self) -> list[int]:
         """Return the iterations of the checkpoints, ascending. Unfinished saves have other names."""
@@ -146,29 +211,75 @@ class RunDir:
 
     def write_status(self, line: str, *, fresh: bool = False) -> None:
         """Append a line to `.status.txt`, or start the file anew. It may fail: the line is for people, a run needs none."""
-        with suppress(OSError), (self.path / ".status.txt").open("w" if fresh else "a", encoding="utf-8") as file:
+        with suppress(OSError), self.status_path.open("w" if fresh else "a", encoding="utf-8") as file:
             file.write(one_line(line) + "\n")
 
+    def request_path(self, what: str) -> Path:
+        """File that asks the run for something: `stop` or `save`."""
+        return self.control / what
+
     def request(self, what: str) -> None:
-        """Ask the run for something at its next step: `stop` or `save`. Raises `DiskError` when that cannot be written down."""
+        """Ask the run for something at its next step: `stop` or `save`. Raises `DiskError` when that cannot be written."""
         record = _small_record(self.process_path)
         hint = "Make room there, and ask again."
         if what == "stop" and lives(record):
             hint += f" Or send its supervisor the signal: kill {record['pid']} (it saves where the disk takes a checkpoint)."
-        with writing_to(self.control / what, ExitCode.LAUNCH, hint=hint):
+        with writing_to(self.request_path(what), ExitCode.LAUNCH, hint=hint):
             self.control.mkdir(exist_ok=True)  # without its parents: a run whose folder is gone must not leave a new one
-            (self.control / what).touch()
+            self.request_path(what).touch()
 
     def requested(self, what: str) -> bool:
         """Tell whether somebody has asked for it."""
-        return (self.control / what).exists()
+        return self.request_path(what).exists()
 
     def clear_request(self, what: str) -> None:
         """Take a request back, because it was met or is of an earlier start."""
-        (self.control / what).unlink(missing_ok=True)
+        self.request_path(what).unlink(missing_ok=True)
+
+    def write_rank_error(self, error: RankError) -> None:
+        """Write why a rank has ended, for the supervisor. Raises `OSError`."""
+        record = {"rank": error.rank, "time": error.time, **error.failure.to_json(), "expected": error.expected}
+        write_atomically(self.error_path(error.rank), json.dumps(record))
+
+    def rank_errors(self) -> list[RankError]:
+        """Return why ranks have ended since the latest start, of those that could write it."""
+        records = [_small_record(path) for path in self.control.glob("error_rank_*.json")]
+        return [
+            RankError(int(record["rank"]), float(record["time"]), Failure.from_json(record), bool(record["expected"]))
+            for record in records
+            if {"rank", "time", "expected"} <= record.keys()
+        ]
+
+    def write_end(self, node: int, failure: Failure) -> None:
+        """Write how the run ended, for the command that waits on a node other than 0. Raises `OSError`."""
+        write_atomically(self.end_path(node), json.dumps(failure.to_json()))
+
+    def read_end(self, node: int) -> Failure | None:
+        """Return how the run ended as its supervisor on a node other than 0 wrote it, None where it could not."""
+        record = _small_record(self.end_path(node))
+        return Failure.from_json(record) if record else None
+
+    def clear_start(self) -> None:
+        """Remove what an earlier start has left in `control`: requests, errors, ends, and which processes were its parts."""
+        for request in ("stop", "save"):
+            self.clear_request(request)
+        for pattern in ("error_rank_*.json", "end_node_*.json", "part_*.json"):
+            for old in self.control.glob(pattern):
+                old.unlink()
+
+    def remove_unstarted(self) -> None:
+        """Remove what an attempt to start has made, where it did not come to a run."""
+        if self.exists():
+            return
+        with suppress(OSError):
+            for path in (self.start_lock_path, self.writer_lock_path, *self.logs.glob("supervisor*.log")):
+                path.unlink(missing_ok=True)
+        for folder in (self.logs, self.control, self.path):
+            with suppress(OSError):
+                folder.rmdir()
 
     def beat(self) -> None:
-        """Give a sign of life."""
+        """Touch the heartbeat."""
         self.heartbeat_path.touch()
 
     def claim(self, pid: int, *, node: int = 0) -> None:
@@ -263,28 +374,9 @@ class RunDir:
         shutil.rmtree(aside)
 
 
-def incomplete(checkpoint: Path) -> str | None:
-    """Return what is wrong with the names and sizes of a checkpoint's files, or None. Reads its manifest alone."""
-    try:
-        return sizes_differ(checkpoint, read_manifest(checkpoint)["files"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return unreadable_manifest(error)
-
-
-def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint. Raises `OSError`, or `ValueError` when it is damaged or another checkpoint's."""
-    manifest = unsealed((checkpoint / MANIFEST).read_bytes())
-    named = re.fullmatch(r"iter_(\d{7})", checkpoint.name)
-    if named and manifest.get("iteration", int(named[1])) != int(named[1]):
-        raise ValueError(f"it is of iteration {manifest['iteration']}")
-    return manifest
-
-
-def unreadable_manifest(error: Exception) -> str:
-    """Return in a few words why a manifest cannot be used."""
-    if isinstance(error, FileNotFoundError):
-        return f"{MANIFEST} is missing"
-    return f"{MANIFEST} cannot be read: {getattr(error, 'strerror', None) or error}"
+def _node_suffix(node: int) -> str:
+    """Return what the names of a node's logs end with: nothing on node 0."""
+    return f"-node{node}" if node else ""
 
 
 def _small_record(path: Path) -> dict[str, Any]:
@@ -296,17 +388,9 @@ def _small_record(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def iterations_in(folder: Path) -> list[int]:
-    """Return the numbers of the `iter_NNNNNNN` folders in `folder`, ascending."""
-    if not folder.is_dir():
-        return []
-    found = {entry: m for entry in folder.iterdir() if (m := re.fullmatch(r"iter_(\d{7})", entry.name))}
-    return sorted(int(m[1]) for entry, m in found.items() if entry.is_dir())
-
-
 def find_runs(folder: Path) -> list[RunDir]:
     """Return the runs directly under a folder, the latest first."""
     if not folder.is_dir():
         return []
-    runs = [RunDir(entry) for entry in folder.iterdir() if not entry.name.startswith(".") and (entry / "plan.json").is_file()]
+    runs = [RunDir(entry) for entry in folder.iterdir() if not entry.name.startswith(".") and is_run(entry)]
     return sorted(runs, key=lambda run: run.plan_path.stat().st_mtime, reverse=True)

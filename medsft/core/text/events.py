@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from medsft.core.run.events import Event
-from medsft.core.run.view import RunView
 from medsft.core.units import byte_size, count, duration
 
 
@@ -15,20 +14,6 @@ def event_line(event: Event) -> str | None:
     """Return one event as a line without a newline; None for a kind that says nothing to a person."""
     text = _text(event.kind, event.data)
     return None if text is None else f"{time.strftime('%H:%M:%S', time.localtime(event.time))}  {text}"
-
-
-def view_line(view: RunView, state: str) -> str:
-    """Return a whole run as one line: its state, how far it is, its last loss, and how long it will take."""
-    parts = [state, f"iteration {count(view.iteration)} of {count(view.total)}" if view.total else "not started"]
-    if (loss := view.last("loss")) is not None:
-        parts.append(f"loss {loss:.4f}")
-    if (loss := view.last_eval("loss")) is not None:
-        parts.append(f"validation loss {loss:.4f}")
-    if state in ("running", "stopping") and view.eta_seconds is not None:
-        parts.append(f"{duration(view.eta_seconds)} left")
-    if state == "failed" and view.reason:
-        parts.append(f"{view.reason} {view.remedy}".strip())
-    return ", ".join(parts)
 
 
 def _text(kind: str, data: Mapping[str, Any]) -> str | None:

@@ -12,13 +12,14 @@ from medsft.core.run.rundir import RunDir
 from medsft.errors import MedsftError
 
 
-def go_on(run: RunDir) -> str:
-    """Resume a run and return what to tell. Raises `MedsftError`."""
-    from medsft.core.run.launch import start  # these imports take longer than the first paint should
-    from medsft.core.workflow import resume
+def resume_run(run: RunDir, on_status: Callable[[str], None]) -> str:
+    """Resume a run and return what to tell; `on_status` gets what is waited for before. Raises `MedsftError`."""
+    from medsft.core.workflow import resume, start  # these imports take longer than the first paint should
 
     plan = resume(run)
-    start(plan)
+    if plan.config.nodes > 1:
+        on_status(f"Type on each other node, with its rank: medsft resume {run.path} --rank N")
+    start(plan, on_status=on_status)
     return f"Going on with {plan.layout}."
 
 
@@ -28,9 +29,9 @@ def export(run: RunDir) -> str:
     The folder carries the iteration: the plain name is that of the finished model, and tells a later start that there is
     nothing left to train.
     """
-    from medsft.core.run.launch import plan_of, start_export
+    from medsft.core.run.launch import load_plan, start_export
 
-    plan = plan_of(run)
+    plan = load_plan(run)
     iteration = run.latest_checkpoint()
     if iteration is None:
         raise MedsftError("There is no checkpoint to export.")
@@ -39,7 +40,7 @@ def export(run: RunDir) -> str:
     if to.exists():
         return f"The model of iteration {iteration:,} is there already: {to}"
     start_export(run, to, iteration)
-    return f"Exporting iteration {iteration:,} to {to}. The log (logs/export.log) tells when it is done."
+    return f"Exporting iteration {iteration:,} to {to}. {run.export_log} says when it is done."
 
 
 def ask(screen: Screen[Any], run: RunDir, what: str) -> bool:
@@ -59,6 +60,11 @@ def _refuse(screen: Screen[Any], error: Exception) -> None:
 def tell(screen: Screen[Any], action: Callable[[], str]) -> None:
     """Do something slow in a worker thread of `screen`, and tell there how it went."""
     try:
-        screen.app.call_from_thread(screen.notify, action(), markup=False)
+        notify_from_thread(screen, action())
     except (MedsftError, OSError) as error:
         screen.app.call_from_thread(_refuse, screen, error)
+
+
+def notify_from_thread(screen: Screen[Any], text: str) -> None:
+    """Show a line on `screen`, from a worker thread."""
+    screen.app.call_from_thread(screen.notify, text, markup=False)

@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -17,8 +18,8 @@ from textual.screen import Screen
 from textual.widgets import Footer, Input, ProgressBar, Static
 from textual.worker import get_current_worker
 
-from medsft.core.config import from_mapping
 from medsft.core.printable import one_line
+from medsft.core.run.launch import load_plan
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.snapshot import POLL_SECONDS, Follower, Snapshot
 from medsft.core.run.view import RunView
@@ -227,7 +228,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
     @work(thread=True, exclusive=True, group="act")
     def action_resume(self) -> None:
         """Go on with the run."""
-        actions.tell(self, lambda: actions.go_on(self.run_dir))
+        actions.tell(self, lambda: actions.resume_run(self.run_dir, partial(actions.notify_from_thread, self)))
 
     @work(thread=True, exclusive=True, group="act")
     def action_export(self) -> None:
@@ -241,7 +242,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         iteration = view.iteration + 1 if view.iteration < view.total else view.iteration
         try:
             found = samples.current_batch(self.run_dir, iteration)
-            config = from_mapping(self.run_dir.read_plan()["config"])
+            config = load_plan(self.run_dir).config
         except (MedsftError, OSError) as error:
             self.app.call_from_thread(self.notify, str(error), title="No samples", severity="error", markup=False)
             return

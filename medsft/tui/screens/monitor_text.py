@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from textual.content import Content
 
-from medsft.core.planning.plan import RunPlan
+from medsft.core.run.launch import load_plan
 from medsft.core.run.listing import BROKEN
 from medsft.core.run.rundir import LOST_AFTER_SECONDS, RunDir
 from medsft.core.run.snapshot import Snapshot
@@ -41,7 +41,7 @@ class PlanFacts:
     def of(cls, run: RunDir) -> PlanFacts:
         """Read them from the run's plan; a monitor of a damaged plan still shows the events."""
         try:
-            plan = RunPlan.read(run.plan_path)
+            plan = load_plan(run)
         except MedsftError:
             return cls()
         return cls(

@@ -261,7 +261,7 @@ Training goes on whether or not this list is open.
     def action_resume(self) -> None:
         """Go on with the chosen run."""
         if (row := self.chosen) is not None:
-            self._act(partial(actions.go_on, row.run))
+            self._act(partial(actions.resume_run, row.run, partial(actions.notify_from_thread, self)))
 
     def action_export(self) -> None:
         """Write the model of the latest checkpoint of the chosen run."""

@@ -214,21 +214,30 @@ def tokenise(config: RunConfig, settings_file: Path | None, progress: Callable[[
     tokenize_sets(config, load_settings(settings_file), progress=progress)
 
 
+class _OtherIterationsError(MedsftError):
+    """Tokenizing has given another number of iterations than the person who starts the run has seen."""
+
+    def __init__(self, iterations: int) -> None:
+        super().__init__(f"The set gives {iterations:,} iterations; the person at node 0 is asked whether that is right.")
+        self.iterations = iterations
+
+
 def start_run(
-    config: RunConfig, settings_file: Path | None, expected: int, progress: Callable[[Progress], None]
+    config: RunConfig, settings_file: Path | None, expected: int, progress: Callable[[Progress | str], None]
 ) -> RunDir | int:
     """Tokenise, plan and start. Returns the run; or, where tokenising changed it, the number of iterations to confirm.
 
-    Raises `MedsftError`.
+    `progress` also gets a line for each node that is waited for. Raises `MedsftError`.
     """
-    from medsft.core.planning.planner import make_plan
-    from medsft.core.run.launch import start
     from medsft.core.settings import load_settings
-    from medsft.core.workflow import check_against_existing, existing_plan
+    from medsft.core.workflow import existing_plan, prepare_and_start
 
-    tokenise(config, settings_file, progress)
-    plan = make_plan(config, load_settings(settings_file))
-    if plan.num_iterations != expected and existing_plan(plan) is None:
-        return plan.num_iterations
-    check_against_existing(plan)
-    return start(plan)
+    def as_expected(plan: RunPlan) -> None:
+        if plan.num_iterations != expected and existing_plan(plan) is None:
+            raise _OtherIterationsError(plan.num_iterations)
+
+    settings = load_settings(settings_file)
+    try:
+        return prepare_and_start(config, settings, progress=progress, on_plan=as_expected, on_status=progress)
+    except _OtherIterationsError as other:
+        return other.iterations

@@ -19,14 +19,16 @@ _TELL_SECONDS = 0.5
 Result = TypeVar("Result")
 
 
-def do_slowly(screen: Screen[None], action: Callable[[Callable[[Progress], None]], Result]) -> Result | None:
+def do_slowly(screen: Screen[None], action: Callable[[Callable[[Progress | str], None]], Result]) -> Result | None:
     """Do something in this worker thread of `screen`, and return its result; None when it did not work."""
     screen.post_message(Busy("Working ..."))
     told = 0.0
 
-    def show(progress: Progress) -> None:
+    def show(progress: Progress | str) -> None:
         nonlocal told
-        if time.monotonic() - told > _TELL_SECONDS:
+        if isinstance(progress, str):
+            screen.post_message(Busy(progress))
+        elif time.monotonic() - told > _TELL_SECONDS:
             told = time.monotonic()
             screen.post_message(Busy(progress_text(progress)))
 

@@ -339,7 +339,7 @@ def test_serve_offers_the_runs_or_a_monitor(monkeypatch: pytest.MonkeyPatch, nam
         (("stopped", {"iteration": 3}), 0, "medsft resume"),
         (("failed", {"reason": "The loss is not finite.", "remedy": "Lower --lr.", "exit_code": 6}), 6, "Lower --lr."),
         (("failed", {"reason": "Node 1 did not come.", "remedy": "", "exit_code": 5}), 5, "Node 1"),
-        (STEP, 6, "without a word"),
+        (STEP, 6, "without reporting an error"),
     ],
 )
 def test_the_exit_code_is_that_of_the_run(

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from medsft.core.cluster import connection, rendezvous
-from medsft.core.cluster.connection import Hub, News, Wire, connect, next_news
-from medsft.core.cluster.membership import Company
-from medsft.core.cluster.rendezvous import source_hash, start_together
+from medsft.core.cluster.connection import Connection, Inbox, Server, connect, receive
+from medsft.core.cluster.membership import Membership
+from medsft.core.cluster.rendezvous import source_hash, start_node
 from medsft.core.config import RunConfig
 from medsft.core.planning.layout import Layout
 from medsft.core.run.launch import Launch
@@ -48,7 +48,7 @@ def outcomes(*configs: RunConfig) -> list[MedsftError]:
 
     def start(number: int) -> None:
         try:
-            start_together(configs[number], refuse)
+            start_node(configs[number], refuse)
         except MedsftError as error:
             found[number] = error
 
@@ -102,47 +102,47 @@ def test_the_hash_sees_every_change_of_the_source(tmp_path):
 
 def test_what_cannot_work_is_said_before_anybody_is_waited_for(port, monkeypatch):
     with pytest.raises(ConfigError, match="--addr"):
-        start_together(config(port, 0, addr=None), refuse)
+        start_node(config(port, 0, addr=None), refuse)
     with pytest.raises(ConfigError, match="--port"):
-        start_together(config(65535, 0), refuse)
+        start_node(config(65535, 0), refuse)
     for wrong in ("soon", "nan", "inf", "-1"):
         monkeypatch.setenv(rendezvous.JOIN_VARIABLE, wrong)
         with pytest.raises(ConfigError, match="MEDSFT_JOIN_SECONDS"):
-            start_together(config(port, 1), refuse)
+            start_node(config(port, 1), refuse)
     with socket.create_server(("", port + 1)), pytest.raises(LaunchError, match=f"Port {port + 1} cannot be opened"):
-        start_together(config(port, 0), refuse)
+        start_node(config(port, 0), refuse)
 
 
 def test_a_message_sent_before_closing_arrives_and_silence_is_noticed(port, monkeypatch):
-    monkeypatch.setattr(connection, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(connection, "BEAT_SECONDS", 0.1)
-    inbox: SimpleQueue[News] = SimpleQueue()
-    hub = Hub(port, SimpleQueue())
+    monkeypatch.setattr(connection, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "HEARTBEAT_SECONDS", 0.1)
+    inbox: Inbox = SimpleQueue()
+    server = Server(port, SimpleQueue())
     connect("127.0.0.1", port, inbox, seconds=5)
-    assert next_news(inbox, 1.5) is None  # beats hold the wire
-    hub.send("end", reason="why")
-    hub.close()
-    assert next_news(inbox, 5)[1:] == ("end", {"reason": "why"})
-    assert next_news(inbox, 5).data["reason"] == "its connection was closed"
+    assert receive(inbox, 1.5) is None  # heartbeats keep the connection
+    server.send("end", reason="why")
+    server.close()
+    assert receive(inbox, 5)[1:] == ("end", {"reason": "why"})
+    assert receive(inbox, 5).data["reason"] == "its connection was closed"
     with socket.create_server(("", port)):
         connect("127.0.0.1", port, inbox, seconds=5)
-        assert "nothing was heard" in next_news(inbox, 5).data["reason"]
+        assert "it sent nothing" in receive(inbox, 5).data["reason"]
 
 
-@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"kind": "ended", "code": 1}\n'])
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"kind": "ranks_ended", "code": 1}\n'])
 def test_strangers_at_the_port_do_no_harm(port, sent):
-    company = Company(launch(port), 0)
-    met = threading.Thread(target=company.meet)
+    membership = Membership(launch(port), 0)
+    met = threading.Thread(target=membership.connect)
     met.start()
-    inbox: SimpleQueue[News] = SimpleQueue()
+    inbox: Inbox = SimpleQueue()
     node = connect("127.0.0.1", port + 1, inbox, seconds=5)
     with socket.create_connection(("127.0.0.1", port + 1)) as stranger:
         stranger.sendall(sent)
-    node.send("present", rank=1, start="this")
+    node.send("register", rank=1, start="this")
     met.join(30)
-    assert not company.watch(0.5)
-    assert company.codes == {}
-    company.close()
+    assert not membership.poll(0.5)
+    assert membership.exit_codes == {}
+    membership.close()
 
 
 def launch(port: int) -> Launch:
@@ -152,20 +152,20 @@ def launch(port: int) -> Launch:
 
 
 def test_a_node_that_is_started_while_the_run_goes_on_is_told_so(port):
-    first, second = Company(launch(port), 0), Company(launch(port), 1)
-    gathering = threading.Thread(target=first.meet)
+    first, second = Membership(launch(port), 0), Membership(launch(port), 1)
+    gathering = threading.Thread(target=first.connect)
     gathering.start()
-    second.meet()
+    second.connect()
     gathering.join(30)
     joining = threading.Thread(target=lambda: late.extend(outcomes_of_one(port)))
     late: list[MedsftError] = []
     joining.start()
     while joining.is_alive():
-        first.watch(0.1)
-    assert "running already" in late[0].message
-    first.dismiss(MismatchError("the end", hint="so"))
+        first.poll(0.1)
+    assert "Node 0 is running an earlier start" in late[0].message
+    first.announce_end(MismatchError("the end", hint="so").failure)
     with pytest.raises(MedsftError, match="the end") as ended:
-        second.report(0)
+        second.report_exit_code(0)
     assert ended.value.exit_code == ExitCode.MISMATCH
     second.close()
     first.close()
@@ -177,13 +177,13 @@ def outcomes_of_one(port: int) -> list[MedsftError]:
 
 @pytest.mark.parametrize("leaves", [False, True])
 def test_who_comes_or_leaves_while_node_0_plans(port, leaves):
-    boxes: list[SimpleQueue[News]] = [SimpleQueue(), SimpleQueue()]
-    early: list[Wire] = []
+    boxes: list[Inbox] = [SimpleQueue(), SimpleQueue()]
+    early: list[Connection] = []
 
-    def come(box: SimpleQueue[News]) -> Wire:
-        wire = connect("127.0.0.1", port + 1, box, seconds=10)
-        wire.send("join", **rendezvous._card(config(port, 1)))
-        return wire
+    def come(box: Inbox) -> Connection:
+        connected = connect("127.0.0.1", port + 1, box, seconds=10)
+        connected.send("join", **rendezvous._node_facts(config(port, 1)))
+        return connected
 
     def plan():
         joining.join(30)
@@ -197,9 +197,9 @@ def test_who_comes_or_leaves_while_node_0_plans(port, leaves):
     joining = threading.Thread(target=lambda: early.append(come(boxes[0])))
     joining.start()
     with pytest.raises((LaunchError, OSError)) as ended:
-        start_together(config(port, 0), plan)
+        start_node(config(port, 0), plan)
     if leaves:
         assert "Node 1 is lost: its connection was closed" in str(ended.value)
     else:
-        assert next_news(boxes[0], 10).data["reason"] == "/dev/null/nowhere: cannot be written: Not a directory."
-        assert next_news(boxes[1], 10).data["reason"] == "All 2 nodes are here already."
+        assert receive(boxes[0], 10).data["reason"] == "/dev/null/nowhere: cannot be written: Not a directory."
+        assert receive(boxes[1], 10).data["reason"] == "All 2 nodes have connected already."

@@ -68,13 +68,16 @@ def test_run_and_its_checkpoints(tmp_path):
         (folder / "__0_0.distcp").write_bytes(b"\0" * number)
         if complete:
             (folder / ".metadata").touch()
+            (folder / "manifest.json").write_text(json.dumps({"files": {".metadata": {"bytes": 0}}}))
     (run / "plan.json").write_text("{}")
     base = inspect_base(run)
     assert (base.kind, base.iteration, base.iterations, base.size_bytes) == ("medsft-run", 20, (10, 20), 20)
     assert (base.tp, base.pp) == (2, 1)
+    assert "iter_0000030" in base.warnings[0]
+    assert "manifest.json is missing" in base.warnings[0]
     one = inspect_base(run / "iter_0000010")
     assert (one.kind, one.size_bytes) == ("dcp", 10)
-    with pytest.raises(MismatchError, match="there is no iter_0000030"):
+    with pytest.raises(MismatchError, match=r"iter_0000030 is damaged: manifest\.json is missing"):
         inspect_base(run, 30)
 
 

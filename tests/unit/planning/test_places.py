@@ -9,7 +9,7 @@ import tiny
 
 from medsft.core.planning.places import moved_to, places_of, with_places
 from medsft.core.planning.plan import RunPlan
-from medsft.core.run.launch import Launch, plan_of
+from medsft.core.run.launch import Launch, load_plan
 from medsft.core.run.rundir import RunDir
 from medsft.core.workflow import prepare, resume
 from medsft.errors import MismatchError
@@ -29,7 +29,7 @@ def planned(tmp_path) -> tuple[Path, RunDir, RunPlan]:
 
 def test_what_lay_beside_the_run_lies_beside_it_still(planned):
     now, run, plan = planned
-    here = plan_of(run)
+    here = load_plan(run)
     assert here.identity == plan.identity
     assert places_of(here) == {
         "base": str(now / "base"),
@@ -48,7 +48,7 @@ def test_a_resume_finds_them(planned, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     again = resume(run)
     assert again.identity == plan.identity
-    assert places_of(again) == places_of(plan_of(run))
+    assert places_of(again) == places_of(load_plan(run))
 
 
 def test_what_the_current_settings_name_is_taken_when_it_is_the_same(planned, tmp_path, monkeypatch):

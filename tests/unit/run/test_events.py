@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsft.core.run.events import Event, EventReader, EventWriter, follow, parse
+from medsft.core.run.events import Event, EventReader, EventWriter, parse, tail
 
 plain = (
     st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -92,11 +92,11 @@ def test_a_log_is_more_than_one_chunk(tmp_path, monkeypatch):
     assert [event.data["iteration"] for event in EventReader(path).read()] == list(range(50))
 
 
-def test_follow_yields_what_is_appended(tmp_path):
+def test_tail_yields_what_is_appended(tmp_path):
     path = tmp_path / "events.jsonl"
     writer = EventWriter(path)
     writer.write("step", iteration=1)
-    followed = follow(path, poll_seconds=0.0)
+    followed = tail(path, poll_seconds=0.0)
     assert next(followed).data["iteration"] == 1
     writer.write("finished", iteration=1)
     assert next(followed).kind == "finished"

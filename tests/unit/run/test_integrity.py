@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+from medsft.core.models.run_folder import MANIFEST_NAME
 
 from medsft.core.run import integrity
 from medsft.core.run.rundir import RunDir
@@ -21,7 +22,7 @@ def run(tmp_path):
         for name in ("a", "b"):
             (path / name).write_bytes(f"{name}{iteration}".encode() * 1000)
         files = {name: integrity.hash_file(path / name) for name in ("a", "b")}
-        (path / integrity.MANIFEST).write_text(json.dumps({"files": files}))
+        (path / MANIFEST_NAME).write_text(json.dumps({"files": files}))
     return run
 
 
@@ -81,7 +82,7 @@ def test_nothing_to_hash_ahead(run, tmp_path):
     integrity.hash_ahead(RunDir(tmp_path / "new"))
     (run.checkpoint_path(6) / "a").unlink()
     integrity.hash_ahead(run)
-    (run.checkpoint_path(6) / integrity.MANIFEST).write_text("{")
+    (run.checkpoint_path(6) / MANIFEST_NAME).write_text("{")
     integrity.hash_ahead(run)
     assert integrity.find_good(run)[0] == 3
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from medsft.core.run.events import Event
-from medsft.core.run.view import fold
-from medsft.core.text.events import event_line, view_line
+from medsft.core.text.events import event_line
 
 STEP = {"iteration": 12, "total": 1200, "loss": 1.25, "lr": 2e-5, "grad_norm": 0.5, "tokens_per_second": 4321.0}
 
@@ -46,14 +45,3 @@ def test_an_event_is_a_line(kind, data, text):
 
 def test_unknown_kinds_say_nothing():
     assert event_line(Event(0, 1.0, "of the future", {})) is None
-
-
-def test_a_run_is_a_line():
-    events = [
-        Event(0, 1.0, "run_started", {"iteration": 0, "total": 1200}),
-        Event(1, 2.0, "step", STEP | {"eta_seconds": 60.0}),
-    ]
-    assert view_line(fold(events), "running") == "running, iteration 12 of 1,200, loss 1.2500, 1 min left"
-    assert view_line(fold([]), "planned") == "planned, not started"
-    failed = [*events, Event(2, 3.0, "failed", {"reason": "No space.", "remedy": "Free some."})]
-    assert view_line(fold(failed), "failed").endswith("loss 1.2500, No space. Free some.")

@@ -31,10 +31,11 @@ from medsft.core.engine.formats.source import DTYPES
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.files import new_folder, sealed
 from medsft.core.models.config import ModelConfig
+from medsft.core.models.run_folder import read_manifest
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.integrity import EXPORT_MANIFEST, damage, find_good, hash_file
-from medsft.core.run.launch import plan_of
-from medsft.core.run.rundir import RunDir, read_manifest
+from medsft.core.run.launch import load_plan
+from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView
 from medsft.errors import ExitCode, MismatchError
 
@@ -45,7 +46,7 @@ def export_run(run: RunDir, to: Path, *, iteration: int | None = None) -> Taken:
     Raises `MismatchError` when `to` exists, or when there is no such checkpoint or it is damaged;
     `DiskError`.
     """
-    plan = plan_of(run)
+    plan = load_plan(run)
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
         raise MismatchError(f"{to}: exists already.", hint="Choose another folder, or move this one away.")
     number, passed_over = (iteration, []) if iteration is not None else find_good(run)

@@ -9,9 +9,10 @@ from typing import Any
 from medsft.core.engine.formats.dcp import open_dcp
 from medsft.core.engine.formats.megatron.optimizer import OptimizerState
 from medsft.core.models.inspect import BaseModel
+from medsft.core.models.run_folder import read_manifest
 from medsft.core.planning.schedule import learning_rate
-from medsft.core.run.launch import plan_of
-from medsft.core.run.rundir import RunDir, read_manifest
+from medsft.core.run.launch import load_plan
+from medsft.core.run.rundir import RunDir
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class RunState:
 def run_state(base: BaseModel) -> RunState:
     """Read plan and checkpoint of a run. Raises `MismatchError` when the plan is of another version."""
     run = RunDir(base.path)
-    plan = plan_of(run)
+    plan = load_plan(run)
     iteration = int(read_manifest(base.weights)["state"]["iteration"])
     config = plan.config
     samples, all_samples = iteration * plan.global_batch, plan.num_iterations * plan.global_batch

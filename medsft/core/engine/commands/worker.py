@@ -5,7 +5,6 @@ A rank that fails leaves `control/error_rank_N.json` behind; the supervisor turn
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -23,10 +22,10 @@ from medsft.core.engine.kernels import cpu
 from medsft.core.engine.parallel.mesh import HOSTS_STORE, open_mesh
 from medsft.core.run.events import EventWriter
 from medsft.core.run.integrity import hash_ahead
-from medsft.core.run.launch import STOP_SECONDS, planned
+from medsft.core.run.launch import STOP_SECONDS, load_launched_plan
 from medsft.core.run.processes import end_with_parent, started_by
-from medsft.core.run.rundir import RunDir, write_atomically
-from medsft.errors import ExitCode, LaunchError, MedsftError
+from medsft.core.run.rundir import RankError, RunDir
+from medsft.errors import ExitCode, Failure, LaunchError, MedsftError
 
 _WAIT_FOR_WRITER_SECONDS = 600.0
 
@@ -36,7 +35,7 @@ def main(run_dir: str) -> int:
     run = RunDir(Path(run_dir))
     _take_rank()
     try:
-        _error_path(run).unlink(missing_ok=True)  # of this rank before torchrun restarted it
+        run.error_path(_rank()).unlink(missing_ok=True)  # of this rank before torchrun restarted it
         _live_with_launcher(run)
         cpu.compile_ahead()
         _work(run)
@@ -84,7 +83,7 @@ def _take_rank() -> None:
 
 
 def _work(run: RunDir) -> None:
-    plan = planned(run)
+    plan = load_launched_plan(run)
     if _rank() == 0:
         hash_ahead(run, plan.set_folders())
     from medsft.core.engine.train.build import build_trainer  # here: compiling and hashing go on while it is imported
@@ -103,7 +102,7 @@ def _sole_writer(run: RunDir) -> FileLock:
 
     Ranks whose supervisor was killed still save and end: a new start waits for them. Raises `LaunchError` when they do not end.
     """
-    lock = FileLock(run.control / "writer.lock")
+    lock = FileLock(run.writer_lock_path)
     try:
         lock.acquire(timeout=_WAIT_FOR_WRITER_SECONDS)
     except Timeout:
@@ -112,42 +111,30 @@ def _sole_writer(run: RunDir) -> FileLock:
 
 
 def _leave_error(run: RunDir, error: BaseException) -> None:
-    """Say why this rank ends, in words for people, where the supervisor looks."""
-    reason, remedy = describe(error, run.path)
-    code = int(error.exit_code) if isinstance(error, MedsftError) else int(ExitCode.TRAINING)
-    record = {
-        "rank": _rank(),
-        "time": time.time(),
-        "reason": reason,
-        "remedy": remedy,
-        "exit_code": code,
-        "expected": isinstance(error, MedsftError) or trouble(error, run.path) is not None,
-    }
+    """Write why this rank ends, in words for people, where the supervisor looks."""
+    expected = isinstance(error, MedsftError) or trouble(error, run.path) is not None
+    failure = describe(error, run.path)
     with suppress(OSError):  # the folder is gone, or the disk is full: the log has it
-        write_atomically(_error_path(run), json.dumps(record))
-
-
-def _error_path(run: RunDir) -> Path:
-    return run.control / f"error_rank_{_rank()}.json"
+        run.write_rank_error(RankError(_rank(), time.time(), failure, expected))
 
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def describe(error: BaseException, folder: Path) -> tuple[str, str]:
-    """Return (what happened, what to do) for an exception of a rank of the run in `folder`."""
+def describe(error: BaseException, folder: Path) -> Failure:
+    """Return what happened, and what to do, for an exception of a rank of the run in `folder`."""
     if isinstance(error, MedsftError):
-        return error.message, error.hint
+        return error.failure
     if (found := trouble(error, folder)) is not None:
-        return found.message, f"Make room or mend the disk, and go on from the last checkpoint: medsft resume {folder}"
+        return Failure(found.message, f"Make room or mend the disk, and go on from the last checkpoint: medsft resume {folder}")
     text = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
-        return (
+        return Failure(
             "Out of memory.",
             "Use a smaller --micro_batch, --recompute full, or more --tp or --pp; `medsft plan` shows the need.",
         )
-    return f"{type(error).__name__}: {text}", "The rank's log in logs/ has the traceback."
+    return Failure(f"{type(error).__name__}: {text}", f"The rank's log in {RunDir(folder).logs} has the traceback.")
 
 
 def _exit(code: int) -> NoReturn:

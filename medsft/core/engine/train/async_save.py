@@ -91,7 +91,7 @@ class Saver:
         """Start to save the checkpoint of `state.iteration`. One that is under way must have been finished."""
         assert self._writing is None
         started = time.monotonic()
-        aside = self._run.path / f".{self._run.checkpoint_path(state.iteration).name}.saving"
+        aside = self._run.saving_path(state.iteration)
         problem = None
         if self._mesh.reports:
             shutil.rmtree(aside, ignore_errors=True)

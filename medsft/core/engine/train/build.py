@@ -22,12 +22,13 @@ from medsft.core.engine.train.pipeline import Pipeline, PipelineDecoder
 from medsft.core.engine.train.step import Executor, SingleStage
 from medsft.core.engine.train.trainer import Trainer, TrainState
 from medsft.core.engine.train.weights import load_weights
+from medsft.core.models.run_folder import read_manifest
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.selection import Selection, open_selection
 from medsft.core.planning.trainable import trainable_names
 from medsft.core.run.events import EventWriter
 from medsft.core.run.integrity import set_damage
-from medsft.core.run.rundir import RunDir, read_manifest
+from medsft.core.run.rundir import RunDir
 from medsft.errors import DataError
 
 

@@ -31,8 +31,9 @@ from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.train.arithmetic import arithmetic
 from medsft.core.files import sealed, sync_entry
 from medsft.core.models.config import ModelConfig, to_hf_config
-from medsft.core.run.integrity import MANIFEST, find_good, hash_file
-from medsft.core.run.rundir import RunDir, read_manifest
+from medsft.core.models.run_folder import MANIFEST_NAME, read_manifest
+from medsft.core.run.integrity import find_good, hash_file
+from medsft.core.run.rundir import RunDir
 from medsft.errors import MismatchError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -66,10 +67,10 @@ def commit(
             files[path.name] = hash_file(path)
         manifest = {"iteration": state.iteration, "identity": identity, "state": _state_fields(state), "files": files}
         manifest["arithmetic"] = arithmetic()
-        (aside / MANIFEST).write_text(sealed(manifest))
-        for path in (config, aside / MANIFEST, aside):
+        (aside / MANIFEST_NAME).write_text(sealed(manifest))
+        for path in (config, aside / MANIFEST_NAME, aside):
             sync_entry(path)
-        replaced = final.with_name(f".{final.name}.saving.replaced")
+        replaced = run.discarded_path(state.iteration, "replaced")
         if final.exists():
             final.rename(replaced)
         aside.rename(final)
@@ -211,10 +212,9 @@ def remove_old_checkpoints(run: RunDir, *, keep_last: int) -> None:
     kept = run.whole_checkpoints()[-keep_last:] if keep_last > 0 else []
     for iteration in run.checkpoints() if kept else []:
         if iteration < kept[0]:
-            path = run.checkpoint_path(iteration)
             with suppress(OSError):
-                path.rename(path.with_name(f".{path.name}.saving.removed"))
-    for rest in run.path.glob(".iter_*.saving*"):
+                run.checkpoint_path(iteration).rename(run.discarded_path(iteration, "removed"))
+    for rest in run.unfinished_saves():
         if rest.is_dir():
             shutil.rmtree(rest, ignore_errors=True)
         else:
