@@ -6,8 +6,8 @@ import os
 import signal
 
 import pytest
-from medsft.core.models.run_folder import MANIFEST_NAME
 
+from medsft.core.models.run_folder import MANIFEST_NAME
 from medsft.core.run import integrity
 from medsft.core.run.rundir import RunDir
 
