@@ -8,11 +8,11 @@ from textual.widgets import Button, Input, OptionList
 from typer.testing import CliRunner
 
 from medsft.cli.app import app as cli
+from medsft.core.cluster import rendezvous
 from medsft.core.config import command_line
 from medsft.core.config_file import load_toml
 from medsft.core.data.dataset import findings
 from medsft.core.planning.planner import preview
-from medsft.core.run import launch
 from medsft.core.run.draft import Draft, draft_path, save_draft
 from medsft.core.run.rundir import RunDir
 from medsft.core.settings import load_settings
@@ -152,7 +152,7 @@ async def test_starting_tokenises_starts_and_watches(drafted, until, monkeypatch
         run.create(plan.to_json())
         return run
 
-    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(rendezvous, "start", start)
     app = drafted()
     async with app.run_test(size=(80, 24)) as pilot:
         await chosen(app, pilot, until)
@@ -165,7 +165,7 @@ async def test_starting_tokenises_starts_and_watches(drafted, until, monkeypatch
 
 
 async def test_a_number_that_tokenising_changed_is_confirmed_again(drafted, until, monkeypatch, project):
-    monkeypatch.setattr(launch, "start", lambda plan: pytest.fail("must not start"))
+    monkeypatch.setattr(rendezvous, "start", lambda plan: pytest.fail("must not start"))
     monkeypatch.setattr(findings, "SURVEYED_ROWS", 100)  # the outlook does not get as far as the rows that are skipped
     with (project / "clinic" / "train.jsonl").open("a") as rows:
         rows.write('{"input": "w1"}\n' * 640)
