@@ -222,7 +222,7 @@ def test_the_model_of_a_run_in_transformers(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from medsft.core.data.sources.columns import Keys
-    from medsft.core.data.sources.jsonl import read_examples
+    from medsft.core.data.sources.read import read_conversations
     from medsft.core.data.tokenizers.open import open_tokenizer
     from medsft.core.engine.commands.generate import answer_loss
 
@@ -233,11 +233,11 @@ def test_the_model_of_a_run_in_transformers(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.vocab_size == len(tokenizer)
     opened = open_tokenizer(folder)
-    examples = list(read_examples([tmp_path / "val.jsonl"], Keys()))
-    loss, tokens = answer_loss(model, examples, opened)
+    conversations = list(read_conversations([tmp_path / "val.jsonl"], Keys()))
+    loss, tokens = answer_loss(model, conversations, opened)
     view = run.view()
     assert loss == pytest.approx(view.last_eval("loss"), abs=1e-3)
-    messages = [{"role": "user", "content": examples[0].question}, {"role": "assistant", "content": examples[0].answer}]
-    assert tokenizer.apply_chat_template(messages, tokenize=False) == opened.template.text(examples[0])
+    messages = [message._asdict() for message in conversations[0]]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == opened.template.text(conversations[0])
     assert model.generation_config.eos_token_id[0] == tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tokens > 0

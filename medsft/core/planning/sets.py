@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from medsft.core.data.dataset.dataset import open_tokenized, set_exists
 from medsft.core.data.dataset.findings import Survey, given_twice, survey
 from medsft.core.data.dataset.write import refuse_rows
 from medsft.core.data.sources.columns import Keys
-from medsft.core.data.sources.lines import open_lines, refuse_flood
+from medsft.core.data.sources.open import open_rows, refuse_unreadable
 from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.plan import DataPlan, absolute
 from medsft.core.planning.selection import (
@@ -29,7 +29,6 @@ from medsft.errors import ConfigError, DataError, Problem
 
 _BYTES_PER_TOKEN = 4.0
 """Of English text, for estimates before anything is tokenised."""
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ def _cut(chosen: Selection, spans: np.ndarray, config: RunConfig, flag: str) -> 
 
 
 def _guess(config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *, has_validation: bool) -> PlannedSet:
-    """Count lines, and take bytes for tokens at a usual rate. Good enough to plan a form by, never to start from.
+    """Count rows, and take bytes for tokens at a usual rate. Good enough to plan a form by, never to start from.
 
     The first rows of each file are read as tokenising reads them, so that a plan refuses what tokenising would refuse.
     """
@@ -169,7 +168,7 @@ def _guess(config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *,
     refuse_rows(seen.bad, seen.tally, files, config.bad_rows, then="as the first rows of the files show")
     if seen.complete:  # else a later row may have it
         seen.tally.refuse_unknown_system_key()
-    sizes = np.concatenate([line_sizes(path) for path in files])
+    sizes = np.concatenate([open_rows(path).estimate() for path in files])
     usable = round(len(sizes) * seen.tally.rows / (seen.tally.rows + seen.bad.total))
     sizes = sizes[: max(1, usable)]
     lengths = np.clip((sizes / _BYTES_PER_TOKEN).astype(np.int64), 2, config.seq)
@@ -198,9 +197,7 @@ def _guess(config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *,
 
 def _refuse_stale(config: RunConfig, folder: Path, files: Sequence[Path], flag: str) -> None:
     """Raise `DataError` for a set that tokenising would refuse, as far as keys and sizes show without reading the files."""
-    for path in files:
-        with open_lines(path):
-            pass
+    refuse_unreadable(files)
     recipe = open_tokenized(folder).manifest.recipe
     if not files or (recipe is None and config.trust_cache):
         return
@@ -219,31 +216,3 @@ def _first_rows(seen: Survey, files: Sequence[Path], flag: str) -> list[str]:
     if seen.bad.total:
         lines.append(f"{flag}: {count(seen.bad.total)} of the first {count(rows)} rows cannot be used and will be skipped.")
     return lines + given_twice([str(path) for path in files], [path.resolve() for path in files], flag)
-
-
-def line_sizes(path: Path) -> np.ndarray:
-    """Return the bytes of each line that is not empty, int64 [lines], of a plain or gzipped file, read a piece at a time.
-
-    Raises `DataError` when the file cannot be read.
-    """
-    pieces = [np.zeros(0, np.int64)]
-    carried = 0
-    for chunk in _chunks(path):
-        ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
-        if not len(ends):
-            carried += len(chunk)
-            continue
-        sizes = np.diff(ends, prepend=-1) - 1
-        sizes[0] += carried
-        carried = len(chunk) - int(ends[-1]) - 1
-        pieces.append(sizes[sizes > 1])  # "\r" alone is an empty line, too; a file of nothing else takes no memory
-    if carried > 1:
-        pieces.append(np.array([carried], np.int64))  # a last line without its end
-    return np.concatenate(pieces)
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with open_lines(path) as (stream, raw_stream):
-        while chunk := stream.read(_CHUNK_BYTES):
-            refuse_flood(path, stream, raw_stream)
-            yield chunk

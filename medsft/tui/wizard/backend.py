@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,7 +143,7 @@ def _tidied(problems: Iterable[Problem]) -> tuple[Problem, ...]:
 
 
 def _keys(config: RunConfig) -> KeyProposal | None:
-    from medsft.core.data.sources.jsonl import propose_keys
+    from medsft.core.data.sources.read import propose_keys
 
     try:
         return propose_keys(config.data[0]) if config.data else None
@@ -184,9 +184,9 @@ def _opened(spec: TokenizeSpec) -> OpenedTokenizer:
 
 
 def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
-    from medsft.core.data.dataset.encode import encode_documents
+    from medsft.core.data.dataset.encode import encode_segments
     from medsft.core.data.dataset.samples import Sample, SamplePart
-    from medsft.core.data.sources.jsonl import read_examples
+    from medsft.core.data.sources.read import read_conversations
     from medsft.core.workflow import spec_for
 
     if not config.data:
@@ -194,15 +194,14 @@ def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
     spec = spec_for(config, settings)
     opened = _opened(spec)
     shown = []
-    examples = read_examples(config.data, spec.keys, skip_bad=True)
-    for number, example in enumerate(islice(examples, _SHOWN_SAMPLES)):
-        encoded = encode_documents([example], opened, control=spec.special_in_text == "control")
-        texts = groupby(opened.template.render(example), key=lambda segment: segment.role)
+    conversations = read_conversations(config.data, spec.keys, skip_bad=True)
+    for number, conversation in enumerate(islice(conversations, _SHOWN_SAMPLES)):
+        segments = opened.template.render(conversation)
+        ids = encode_segments([segments], opened, control=spec.special_in_text == "control")
         parts = tuple(
-            SamplePart(role, "".join(segment.text for segment in segments), int((encoded.roles == role).sum()))
-            for role, segments in texts
+            SamplePart(segment.role, segment.text, len(of_segment)) for segment, of_segment in zip(segments, ids, strict=True)
         )
-        shown.append(Sample(number, int(encoded.sizes[0]), parts))
+        shown.append(Sample(number, sum(map(len, ids)), parts))
     return tuple(shown)
 
 

@@ -1,20 +1,21 @@
-"""Examples to documents: token ids, one role for each id, and where the answer lies."""
+"""Conversations to documents: token ids, and one role for each id."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medsft.core.data.dataset.indexed import token_dtype
-from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.fast import TokenIds
-from medsft.core.data.tokenizers.template import Role, Segment
+from medsft.core.data.tokenizers.template import Segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +32,11 @@ class EncodedDocuments:
     """Special strings that people wrote"""
 
 
-def encode_documents(examples: Sequence[Example], opened: OpenedTokenizer, *, control: bool) -> EncodedDocuments:
-    """Tokenise examples. With `control`, special strings that people wrote become control tokens."""
-    rendered = [opened.template.render(example) for example in examples]
+def encode_documents(conversations: Sequence[Conversation], opened: OpenedTokenizer, *, control: bool) -> EncodedDocuments:
+    """Tokenise conversations. With `control`, special strings that people wrote become control tokens."""
+    rendered = [opened.template.render(conversation) for conversation in conversations]
     segments = list(chain.from_iterable(rendered))
-    encode = _encode_joint if opened.template.joint else _encode_apart
-    ids = encode(rendered, opened, control)
+    ids = encode_segments(rendered, opened, control=control)
     lengths = np.fromiter(map(len, ids), np.int32, len(ids))
     per_document = np.fromiter(map(len, rendered), np.int64, len(rendered))
     firsts = np.cumsum(per_document) - per_document
@@ -49,28 +49,54 @@ def encode_documents(examples: Sequence[Example], opened: OpenedTokenizer, *, co
     )
 
 
-Rendered = Sequence[tuple[Segment, ...]]
+def encode_prompt(conversation: Conversation, opened: OpenedTokenizer) -> list[int]:
+    """The ids from which a model writes the assistant's next message: those that stand before it in a training document."""
+    segments = opened.template.render(conversation, add_generation_prompt=True)
+    ids = encode_segments([segments], opened, control=False)
+    return [id_ for of_segment in ids for id_ in of_segment.tolist()]
 
 
-def _encode_apart(rendered: Rendered, opened: OpenedTokenizer, control: bool) -> list[TokenIds]:
-    return opened.tokenizer.encode(list(chain.from_iterable(rendered)), control=control)
-
-
-def _encode_joint(rendered: Rendered, opened: OpenedTokenizer, control: bool) -> list[TokenIds]:
-    """Encode [prompt, answer] as one text where that begins with the ids of the prompt alone, else each on its own.
-
-    At generation the model sees the ids of the prompt alone, so these must be a prefix of what it was trained on.
-    """
-    encode = opened.tokenizer.encode
-    prompts = encode([prompt for prompt, _ in rendered], control=control)
-    wholes = encode([_joined(prompt, answer) for prompt, answer in rendered], control=control)
-    ids = []
-    for (_, answer), prompt, whole in zip(rendered, prompts, wholes, strict=True):
-        together = np.array_equal(whole[: len(prompt)], prompt)
-        ids += [prompt, whole[len(prompt) :] if together else encode([answer], control=control)[0]]
+def encode_segments(rendered: Sequence[Sequence[Segment]], opened: OpenedTokenizer, *, control: bool) -> list[TokenIds]:
+    """The ids of each segment of each document, one after the other."""
+    encode = partial(opened.tokenizer.encode, control=control)
+    if not opened.template.joint:
+        return encode(list(chain.from_iterable(rendered)))
+    prefixes = encode([prefix for segments in rendered for prefix in _prefixes(segments)])
+    ids: list[TokenIds] = []
+    first = 0
+    for segments in rendered:
+        ids += _cut(segments, prefixes[first : first + len(segments)], encode)
+        first += len(segments)
     return ids
+
+
+Encode = Callable[[Sequence[Segment]], list[TokenIds]]
+
+
+def _cut(segments: Sequence[Segment], prefixes: Sequence[TokenIds], encode: Encode) -> list[TokenIds]:
+    """The ids of each segment, from the ids of all texts that begin with the first segment and end with one of the others.
+
+    The whole is encoded as one text, and cut where a segment begins. A model that writes an answer is given the ids of the text
+    before the answer, so these must be the beginning of what the model was trained on. Where they are not, the text is encoded
+    in two: up to there, and from there on.
+    """
+    whole = prefixes[-1]
+    ids: list[TokenIds] = []
+    start = 0
+    for number, prefix in enumerate(prefixes[:-1], 1):
+        if not np.array_equal(whole[: len(prefix)], prefix):
+            rest = segments[number:]
+            return _cut(segments[:number], prefixes[:number], encode) + _cut(rest, encode(_prefixes(rest)), encode)
+        ids.append(prefix[start:])
+        start = len(prefix)
+    return [*ids, whole[start:]]
+
+
+def _prefixes(segments: Sequence[Segment]) -> list[Segment]:
+    """The first segment, the first two in one, and so on."""
+    return list(accumulate(segments, _joined))
 
 
 def _joined(first: Segment, second: Segment) -> Segment:
     moved = tuple((start + len(first.text), end + len(first.text)) for start, end in second.literal)
-    return Segment(first.text + second.text, Role.ANSWER, first.literal + moved)
+    return Segment(first.text + second.text, second.role, first.literal + moved)

@@ -15,9 +15,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from medsft.core.data.sources.bad_rows import BadRows
+from medsft.core.data.sources.base import BadRow, all_rows
 from medsft.core.data.sources.columns import Keys, find, names, shown, unused_text
-from medsft.core.data.sources.jsonl import BadRow, BadRows, Example, example_of, read_object
-from medsft.core.data.sources.lines import read_lines
+from medsft.core.data.sources.conversation import Conversation
+from medsft.core.data.sources.open import open_rows
+from medsft.core.data.sources.question_answer import conversation_of
 from medsft.core.units import count
 from medsft.errors import DataError
 
@@ -44,14 +47,14 @@ class Tally:
     """Keys of the first row without the one of the system message"""
     digests: bytearray = field(default_factory=bytearray)
 
-    def add(self, row: Mapping[str, object], example: Example) -> None:
+    def add(self, row: Mapping[str, object], conversation: Conversation) -> None:
         """Count one row that can be used."""
         self.rows += 1
-        self.digests += _digest(example)
+        self.digests += _digest(conversation)
         if len(row) > 2 or not (self.keys.question in row and self.keys.answer in row):  # the question and the answer are there
             self._count_unused(row)
         if self.keys.system is not None:
-            self.with_system += example.system is not None
+            self.with_system += any(message.role == "system" for message in conversation)
             there = find(row, self.keys.system)[0]
             self.with_system_key += there
             if not there and not self.other_keys:
@@ -94,9 +97,16 @@ class Tally:
             )
 
 
-def _digest(example: Example) -> bytes:
-    system = example.system or ""
-    text = f"{len(example.question)} {len(example.answer)} {example.question}{example.answer}{system}"
+def _digest(conversation: Conversation) -> bytes:
+    """A hash of what the messages say. That of one question and its answer must stay as it is: it lies beside sets on disk."""
+    roles = [message.role for message in conversation]
+    if roles in (["user", "assistant"], ["system", "user", "assistant"]):
+        *before, question, answer = conversation
+        system = before[0].content if before else ""
+        text = f"{len(question.content)} {len(answer.content)} {question.content}{answer.content}{system}"
+    else:
+        heads = (f"{message.role} {len(message.content)}" for message in conversation)
+        text = " ".join((*heads, *(message.content for message in conversation)))
     return sha256(text.encode("utf-8")).digest()[:_HASH_BYTES]  # most processors have it built in, and hashlib uses that
 
 
@@ -145,16 +155,17 @@ class Survey:
 def survey(files: Sequence[Path], keys: Keys) -> Survey:
     """Look at the first `SURVEYED_ROWS` rows of each file as tokenising would. Raises DataError for files that it refuses."""
     tally, bad, complete = Tally(keys), BadRows(), True
-    for index, path in enumerate(files):
-        for number, line in enumerate(read_lines(path, index)):
-            if number == SURVEYED_ROWS:
+    for path in files:
+        source = open_rows(path)
+        for index, row in enumerate(all_rows(source)):
+            if index == SURVEYED_ROWS:
                 complete = False
                 break
             try:
-                row = read_object(line.raw)
-                tally.add(row, example_of(row, keys))
+                fields = row.fields()
+                tally.add(fields, conversation_of(fields, keys))
             except BadRow as error:
-                bad.add(line, error)
+                bad.add(source.place(row.number), error)
     return Survey(tally=tally, bad=bad, complete=complete)
 
 

@@ -33,7 +33,7 @@ from medsft.core.data.dataset.write import (
     refuse_foreign_files,
     remove_left_overs,
 )
-from medsft.core.data.sources.lines import refuse_unreadable
+from medsft.core.data.sources.open import refuse_unreadable
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.disk import trouble
 from medsft.errors import DataError, DiskError, ExitCode

@@ -1,4 +1,4 @@
-"""Blocks of input lines through worker processes, in order and with bounded memory.
+"""Blocks of input rows through worker processes, in order and with bounded memory.
 
     read_chunks --> Process --> ChunkResult, ChunkResult, ...     (one result a chunk, in the order of the chunks)
 
@@ -25,8 +25,11 @@ from queue import SimpleQueue
 from medsft.core.data.dataset.encode import EncodedDocuments, encode_documents
 from medsft.core.data.dataset.findings import Tally
 from medsft.core.data.dataset.spec import TokenizeSpec
-from medsft.core.data.sources.jsonl import BadRow, BadRows, Example, example_of, read_object
-from medsft.core.data.sources.lines import Block, Line, read_blocks
+from medsft.core.data.sources.bad_rows import BadRows
+from medsft.core.data.sources.base import BadRow, Block, RowSource
+from medsft.core.data.sources.conversation import Conversation
+from medsft.core.data.sources.open import open_rows
+from medsft.core.data.sources.question_answer import conversation_of
 from medsft.core.data.tokenizers.base import OpenedTokenizer, TokenizerError
 from medsft.errors import DataError, LaunchError
 
@@ -40,11 +43,11 @@ _SMALL_INPUT_BYTES = 4 * 2**20
 class Chunk:
     """What a worker is handed."""
 
-    path: Path
-    """The file of these lines."""
+    source: RowSource
+    """The file of these rows."""
     block: Block
     bytes_read: int
-    """Of all files, up to the end of these lines."""
+    """Of all files, up to the end of these rows."""
     encode: bool
     """False: only check the rows."""
 
@@ -62,58 +65,63 @@ class ChunkResult:
 
 
 def read_chunks(files: Sequence[Path], *, encode: bool) -> Iterator[Chunk]:
-    """The lines of all files in order, about a MiB at a time. Raises DataError for a file that cannot be read."""
+    """The rows of all files in order, a block at a time. Raises DataError for a file that cannot be read."""
     before = 0
-    for index, path in enumerate(files):
-        read = 0
-        for block in read_blocks(path, index):
+    for path in files:
+        source, read = open_rows(path), 0
+        for block in source.blocks():
             read = block.bytes_read
-            yield Chunk(path, block, before + read, encode)
+            yield Chunk(source, block, before + read, encode)
         before += read
 
 
 def process_chunk(chunk: Chunk, spec: TokenizeSpec, opened: OpenedTokenizer) -> ChunkResult:
     """Read the rows of a chunk and, unless it is only a check, tokenise the good ones."""
     bad, tally = BadRows(), Tally(spec.keys)
-    examples: list[Example] = []
-    lines: list[Line] = []
-    for line in chunk.block.lines():
+    conversations: list[Conversation] = []
+    numbers: list[int] = []
+    for row in chunk.source.rows(chunk.block):
         try:
-            row = read_object(line.raw)
-            example = example_of(row, spec.keys)
+            fields = row.fields()
+            conversation = conversation_of(fields, spec.keys)
             if spec.special_in_text == "error":
-                _refuse_special(example, opened)
+                _refuse_special(conversation, opened)
         except BadRow as error:
-            bad.add(line, error)
+            bad.add(chunk.source.place(row.number), error)
         else:
-            examples.append(example)
-            lines.append(line)
+            conversations.append(conversation)
+            numbers.append(row.number)
             if not chunk.encode:  # once is enough
-                tally.add(row, example)
+                tally.add(fields, conversation)
     documents = None
     if chunk.encode:
         control = spec.special_in_text == "control"
         try:
-            documents = encode_documents(examples, opened, control=control)
+            documents = encode_documents(conversations, opened, control=control)
         except TokenizerError as error:
-            raise _with_row(error, chunk, lines, examples, opened, control) from None
-    return ChunkResult(rows=len(examples), bad=bad, bytes_read=chunk.bytes_read, documents=documents, tally=tally)
+            raise _with_row(error, chunk, numbers, conversations, opened, control) from None
+    return ChunkResult(rows=len(conversations), bad=bad, bytes_read=chunk.bytes_read, documents=documents, tally=tally)
 
 
 def _with_row(
-    error: TokenizerError, chunk: Chunk, lines: list[Line], examples: list[Example], opened: OpenedTokenizer, control: bool
+    error: TokenizerError,
+    chunk: Chunk,
+    numbers: list[int],
+    conversations: list[Conversation],
+    opened: OpenedTokenizer,
+    control: bool,
 ) -> TokenizerError:
     """Return the error with the first row that brings it about on its own."""
-    for line, example in zip(lines, examples, strict=True):
+    for number, conversation in zip(numbers, conversations, strict=True):
         try:
-            encode_documents([example], opened, control=control)
+            encode_documents([conversation], opened, control=control)
         except TokenizerError:
-            return TokenizerError(f"{chunk.path}:{line.number}: {error.message}", hint=error.hint)
+            return TokenizerError(f"{chunk.source.place(number)}: {error.message}", hint=error.hint)
     return error
 
 
-def _refuse_special(example: Example, opened: OpenedTokenizer) -> None:
-    if any(map(opened.tokenizer.count_special, opened.template.render(example))):
+def _refuse_special(conversation: Conversation, opened: OpenedTokenizer) -> None:
+    if any(map(opened.tokenizer.count_special, opened.template.render(conversation))):
         raise BadRow("a control token's name is in the text")
 
 

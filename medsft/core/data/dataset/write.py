@@ -35,7 +35,8 @@ from medsft.core.data.dataset.indexed import IndexedWriter, bin_path, idx_path, 
 from medsft.core.data.dataset.manifest import MANIFEST_NAME, Manifest, write_manifest
 from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.dataset.workers import Process, processing, read_chunks
-from medsft.core.data.sources.jsonl import BadRows, Example
+from medsft.core.data.sources.bad_rows import BadRows
+from medsft.core.data.sources.conversation import question_and_answer
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.disk import writing_to
@@ -156,7 +157,7 @@ def refuse_rows(
 ) -> None:
     """Raise DataError when there are bad rows under `--bad_rows error`, or no others."""
     if bad.total and (bad_rows == "error" or not tally.rows):
-        raise bad.error(files, then=then)
+        raise bad.error(then=then)
     if not tally.rows:
         raise DataError(
             "the data holds no row that can be used: " + ", ".join(map(str, files)), hint="the files are empty; check --data"
@@ -232,7 +233,7 @@ def _write(
 
 def answer_tail(opened: OpenedTokenizer) -> int:
     """How many tokens of a document follow the stop token of its answer."""
-    tokens = encode_documents([Example(question="q", answer="a")], opened, control=False).tokens.tolist()
+    tokens = encode_documents([question_and_answer("q", "a")], opened, control=False).tokens.tolist()
     return tokens[::-1].index(opened.stop_id) if opened.stop_id in tokens else 0
 
 

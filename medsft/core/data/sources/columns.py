@@ -21,6 +21,8 @@ _SHOWN_KEYS = 12
 _SHOWN_CHARACTERS = 40
 _DEEPEST = 4
 """Fields of fields are looked at down to here."""
+REPEATED = "the same key twice in one object"
+"""The reason for which a row with a `RepeatedKey` cannot be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ import orjson
 from medsft.core.models.checked_json import refuse_pointer
 from medsft.errors import DataError
 
-_HEAD_BYTES = 2**16
+HEAD_BYTES = 2**16
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _COMPARED_LINES = 20
 _FIRST_VALUE = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*(.)', re.DOTALL)
@@ -91,7 +91,7 @@ def refuse_other_kinds(path: Path, head: bytes, *, packed: bool) -> None:
     `packed`: they were unpacked from gzip. The message holds no text of the file.
     """
     refuse_pointer(path, head, DataError)
-    whole, head = len(head) <= _HEAD_BYTES, head[:_HEAD_BYTES]
+    whole, head = len(head) <= HEAD_BYTES, head[:HEAD_BYTES]
     kind = _kind(head, whole)
     if kind is None:
         return

@@ -1,8 +1,10 @@
 """The template `model`: a tokenizer's own chat template, rendered as transformers renders it, without transformers.
 
-The answer is found by rendering twice: the text with the assistant's message must begin with the text without it (plus
-the generation prompt). What follows is the assistant's part. A template that rewrites its beginning when an answer
-follows has no such part; it is refused. So is one that writes no end token where the tokenizer has none to add.
+Each answer is found by rendering the messages up to it twice: the text with the answer must begin with the text without it
+(plus the generation prompt), and the whole text must begin with both. What the answer adds is the assistant's part; all other
+text has the role QUESTION. A conversation is refused in which the template rewrites earlier text when a message follows, for
+then no text is what a model meets at each of its turns. So is a template that writes no end token where the tokenizer has none
+to add.
 """
 
 from __future__ import annotations
@@ -12,10 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time
-from functools import partial
 from pathlib import Path
 
-from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.sources.conversation import Conversation, question_and_answer
 from medsft.core.data.tokenizers.chat_markup import with_end_token, with_marks
 from medsft.core.data.tokenizers.template import Role, Segment, Template
 from medsft.core.data.tokenizers.tokenizer_config import chat_template, named_tokens, read_tokenizer_config
@@ -24,7 +25,8 @@ from medsft.errors import DataError
 Messages = list[dict[str, str]]
 Fill = Callable[[Messages, bool], str]
 _REMEDY = "use --template meditron or --template chatml"
-_PROBE = Example(question="question", answer="2f6c1answer")
+_ANSWER = "2f6c1answer"
+_PROBE = question_and_answer("question", _ANSWER)
 _THOUGHT = "7b3dthought"
 
 
@@ -58,19 +60,20 @@ def load_chat_template(
         raise DataError(f"the tokenizer in {folder} has no chat template", hint=_REMEDY)
     clock = _Clock(today or date.today())
     fill = _compiled(source, named, clock)
-    _, answer = _split(fill, _PROBE)
-    ending = answer.partition(_PROBE.answer)[2] if _PROBE.answer in answer else answer
+    answer = _answer_of(fill, _PROBE)
+    ending = answer.partition(_ANSWER)[2] if _ANSWER in answer else answer
     stop, missing = _end_token(ending, special_strings, added_strings, named.get("eos_token", ""))
     pattern = re.compile("|".join(map(re.escape, dict.fromkeys((*special_strings, stop)))))
     end = stop if missing else ""
 
-    def render(example: Example) -> tuple[Segment, ...]:
-        if any(pattern.search(text) for text in _texts(example)):
-            prompt, answer = _render_escaped(fill, example, pattern)
+    def write(conversation: Conversation, add_generation_prompt: bool) -> tuple[Segment, ...]:
+        if any(pattern.search(message.content) for message in conversation):
+            segments = _split_escaped(fill, conversation, add_generation_prompt, pattern)
         else:
-            texts = _split(fill, example)
-            prompt, answer = Segment(texts[0], Role.QUESTION), Segment(texts[1], Role.ANSWER)
-        return prompt, replace(answer, text=answer.text + end)
+            segments = _split(fill, conversation, add_generation_prompt)
+        if not end:
+            return tuple(segments)
+        return tuple(replace(one, text=one.text + end) if one.role == Role.ANSWER else one for one in segments)
 
     return Template(
         name="model",
@@ -81,8 +84,7 @@ def load_chat_template(
         joint=True,
         notes=tuple(_notes(fill, clock, source, end)),
         date=clock.today.isoformat() if clock.written else "",
-        render=render,
-        render_prompt=lambda example: fill(_messages(example)[:-1], True),
+        write=write,
     )
 
 
@@ -106,9 +108,9 @@ def _notes(fill: Fill, clock: _Clock, source: str, end: str) -> list[str]:
     """What a person should know about documents of this template. Afterwards the clock knows which dates it writes."""
     notes = []
     if end:
-        notes.append(f"The chat template writes no end token after an answer: {end} is added there, and learnt.")
+        notes.append(f"The chat template writes no end token after an answer: {end} is added there, and trained on.")
     with suppress(DataError):  # a date may stand in the system message only; some templates know none
-        _split(fill, replace(_PROBE, system="system"))
+        _split(fill, question_and_answer("question", _ANSWER, "system"))
     if clock.written:
         dates = ", ".join(f"`{text}`" for text in clock.written.values())
         notes.append(
@@ -116,89 +118,99 @@ def _notes(fill: Fill, clock: _Clock, source: str, end: str) -> list[str]:
             f"--template_date {clock.today.isoformat()} keeps this one."
         )
     if "</think>" in source:
-        thinking = replace(_PROBE, answer=f"<think>\n{_THOUGHT}\n</think>\n\n{_PROBE.answer}")
-        if _THOUGHT not in _split(fill, thinking)[1]:
-            notes.append("The chat template leaves out what stands before </think> in an answer: it is not learnt.")
+        thinking = question_and_answer("question", f"<think>\n{_THOUGHT}\n</think>\n\n{_ANSWER}")
+        if _THOUGHT not in _answer_of(fill, thinking):
+            notes.append("The chat template leaves out what stands before </think> in an answer: it is not trained on.")
     return notes
 
 
 def _marked(source: str, named: Mapping[str, str], clock: _Clock, end: str) -> str:
-    """The template with the assistant's part marked: its own marks where they are those of training, else by what is around."""
+    """The template with each answer marked: by its own marks where they are those of training, else by what is around it."""
     if not end and re.search(r"\{%[-+]?\s*generation\b", source):
         sign = _unused_sign(_PROBE)
-        prompt, answer = _split(_compiled(source, named, clock), _PROBE)
-        if _compiled(source, named, clock, mark=sign)(_messages(_PROBE), False) == f"{prompt}{sign}{answer}{sign}":
+        segments = _split(_compiled(source, named, clock), _PROBE)
+        wanted = "".join(f"{sign}{one.text}{sign}" if one.role == Role.ANSWER else one.text for one in segments)
+        if _compiled(source, named, clock, mark=sign)(_messages(_PROBE), False) == wanted:
             return source
     own_marks = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
     plain = own_marks.sub(lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", source)
     return with_marks(plain, end)
 
 
-def _texts(example: Example) -> tuple[str, ...]:
-    return tuple(text for text in (example.system, example.question, example.answer) if text is not None)
+def _messages(conversation: Conversation) -> Messages:
+    return [{"role": message.role, "content": message.content} for message in conversation]
 
 
-def _messages(example: Example) -> Messages:
-    system = [] if example.system is None else [{"role": "system", "content": example.system}]
-    return [
-        *system,
-        {"role": "user", "content": example.question},
-        {"role": "assistant", "content": example.answer},
-    ]
+def _split(fill: Fill, conversation: Conversation, add_generation_prompt: bool = False) -> list[Segment]:
+    """The text of a conversation, cut where an answer begins or ends. Raises DataError."""
+    messages = _messages(conversation)
+    text, end = fill(messages, add_generation_prompt), 0
+    segments = []
+    for index, message in enumerate(conversation):
+        if message.role != "assistant":
+            continue
+        last = index + 1 == len(messages) and not add_generation_prompt
+        prompt, whole = fill(messages[:index], True), text if last else fill(messages[: index + 1], False)
+        if not (text.startswith(whole) and whole.startswith(prompt) and end <= len(prompt) < len(whole)):
+            raise _rewritten(prompt, when_it_goes_on=not text.startswith(whole))
+        segments += [Segment(text[end : len(prompt)], Role.QUESTION), Segment(text[len(prompt) : len(whole)], Role.ANSWER)]
+        end = len(whole)
+    return [*segments, Segment(text[end:], Role.QUESTION)] if end < len(text) else segments
 
 
-def _split(fill: Fill, example: Example) -> tuple[str, str]:
-    """(text before the assistant's part, the assistant's part)."""
-    messages = _messages(example)
-    prompt, full = fill(messages[:-1], True), fill(messages, False)
-    if not full.startswith(prompt) or len(full) == len(prompt):
-        thinks = prompt.rstrip().endswith("<think>")
-        raise DataError(
-            "the tokenizer's chat template changes the text before an answer when the answer is there, "
-            "so the assistant's part cannot be told from the rest"
-            + (": its prompt opens <think>, its answers do not go on from there" if thinks else ""),
+def _rewritten(prompt: str, *, when_it_goes_on: bool) -> DataError:
+    if when_it_goes_on:
+        return DataError(
+            "the tokenizer's chat template writes an earlier answer in another way when messages follow, "
+            "so no text of the conversation has each answer as the model would write it",
             hint=_REMEDY,
         )
-    return prompt, full[len(prompt) :]
+    thinks = prompt.rstrip().endswith("<think>")
+    return DataError(
+        "the tokenizer's chat template changes the text before an answer when the answer is there, "
+        "so the assistant's part cannot be told from the rest"
+        + (": its prompt opens <think>, its answers do not go on from there" if thinks else ""),
+        hint=_REMEDY,
+    )
 
 
-def _render_escaped(fill: Fill, example: Example, pattern: re.Pattern[str]) -> tuple[Segment, Segment]:
-    """Render with marks in the place of special strings that people wrote, then put them back as literal text."""
+def _answer_of(fill: Fill, conversation: Conversation) -> str:
+    return "".join(segment.text for segment in _split(fill, conversation) if segment.role == Role.ANSWER)
+
+
+def _split_escaped(
+    fill: Fill, conversation: Conversation, add_generation_prompt: bool, pattern: re.Pattern[str]
+) -> list[Segment]:
+    """Split with marks in the place of special strings that people wrote, then put the strings back as literal text."""
     taken: list[str] = []
-    sign = _unused_sign(example)
+    sign = _unused_sign(conversation)
 
     def mark(match: re.Match[str]) -> str:
         taken.append(match.group())
         return f"{sign}{len(taken) - 1}{sign}"
 
-    hide = partial(pattern.sub, mark)
-    hidden = Example(
-        question=hide(example.question),
-        answer=hide(example.answer),
-        system=None if example.system is None else hide(example.system),
-    )
-    prompt, answer = _split(fill, hidden)
-    return _restored(prompt, Role.QUESTION, sign, taken), _restored(answer, Role.ANSWER, sign, taken)
+    hidden = tuple(message._replace(content=pattern.sub(mark, message.content)) for message in conversation)
+    return [_restored(segment, sign, taken) for segment in _split(fill, hidden, add_generation_prompt)]
 
 
-def _unused_sign(example: Example) -> str:
-    """A private-use character that is in none of the texts."""
-    used = set("".join(_texts(example)))
+def _unused_sign(conversation: Conversation) -> str:
+    """A private-use character that is in none of the messages."""
+    used = set("".join(message.content for message in conversation))
     return next(sign for sign in map(chr, range(0x10FFFD, 0x100000, -1)) if sign not in used)
 
 
-def _restored(text: str, role: Role, sign: str, taken: Sequence[str]) -> Segment:
+def _restored(segment: Segment, sign: str, taken: Sequence[str]) -> Segment:
     """Put the strings back where their marks are, as literal text."""
     parts: list[str] = []
     literal: list[tuple[int, int]] = []
     length = 0
-    for index, part in enumerate(re.split(f"{sign}([0-9]+){sign}", text)):
+    for index, part in enumerate(re.split(f"{sign}([0-9]+){sign}", segment.text)):
         original = taken[int(part)] if index % 2 else part
         if index % 2:
             literal.append((length, length + len(original)))
         parts.append(original)
         length += len(original)
-    return Segment("".join(parts), role, tuple(literal))
+    return Segment("".join(parts), segment.role, tuple(literal))
 
 
 def _compiled(source: str, named: Mapping[str, str], clock: _Clock, *, mark: str = "") -> Fill:

@@ -1,11 +1,12 @@
-"""How an example becomes text, for training, for generation and for the exported tokenizer alike.
+"""How a conversation becomes text, for training, for generation and for the exported tokenizer alike.
 
 `meditron` and `chatml` put each message between two control tokens; they differ in the words for the roles:
 
     <|im_start|>question\\n ... <|im_end|>\\n
 
 `model` is the tokenizer's own chat template, see `chat_template`. All three are values of one type, `Template`, and
-`render` is the only place that makes training text.
+`Template.render` is the only place that makes training text: segments, each with the role of all its tokens. Any number of
+them may be answers, and what is trained on follows from the roles alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.sources.conversation import Conversation, MessageRole
 
 START, END = "<|im_start|>", "<|im_end|>"
 
@@ -45,25 +46,36 @@ class Template:
     special_tokens: tuple[str, ...]
     """Control tokens that it writes and a tokenizer must have."""
     stop_token: str
-    """Ends the answer."""
+    """Ends each answer."""
     jinja: str
     """The chat template of an exported tokenizer; renders the same text."""
     marked_jinja: str
-    """The same, with the assistant's part between the tags by which transformers finds the tokens that have the role ANSWER."""
+    """The same, with each answer between the tags by which transformers finds the tokens that have the role ANSWER."""
     notes: tuple[str, ...] = ()
     """What a person should know about its documents."""
     date: str = ""
     """The day that it writes into documents, YYYY-MM-DD; empty when it writes none."""
     joint: bool = False
     """The segments are tokenised as one text and then cut, as a chat template without control tokens needs."""
-    render: Callable[[Example], tuple[Segment, ...]] = field(repr=False)
-    """The segments of a training document; the last one is the answer's."""
-    render_prompt: Callable[[Example], str] = field(repr=False)
-    """The text to generate the answer from (`Example.answer` is not looked at)."""
+    write: Callable[[Conversation, bool], tuple[Segment, ...]] = field(repr=False)
+    """What `render` returns, by (conversation, add_generation_prompt)."""
 
-    def text(self, example: Example) -> str:
-        """The whole training text of a document."""
-        return "".join(segment.text for segment in self.render(example))
+    def render(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> tuple[Segment, ...]:
+        """The segments of a document, in their order.
+
+        With `add_generation_prompt` the beginning of the assistant's next message follows, from which a model writes it.
+        Raises DataError for a conversation that the template cannot write.
+        """
+        return self.write(conversation, add_generation_prompt)
+
+    def text(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> str:
+        """The whole text of a document."""
+        segments = self.render(conversation, add_generation_prompt=add_generation_prompt)
+        return "".join(segment.text for segment in segments)
+
+
+ROLES: Mapping[MessageRole, Role] = {"system": Role.SYSTEM, "user": Role.QUESTION, "assistant": Role.ANSWER}
+"""The role of the tokens of a message."""
 
 
 _WORDS: Mapping[str, Mapping[Role, str]] = {
@@ -75,21 +87,17 @@ _WORDS: Mapping[str, Mapping[Role, str]] = {
 def builtin_template(name: str) -> Template:
     """The template `meditron` or `chatml`."""
     words = _WORDS[name]
+    openings = {message_role: f"{START}{words[role]}\n" for message_role, role in ROLES.items()}
+    prompt = Segment(openings["assistant"], Role.ANSWER)
 
-    def message(role: Role, content: str) -> Segment:
-        opening = f"{START}{words[role]}\n"
+    def segment(role: MessageRole, content: str) -> Segment:
+        opening = openings[role]
         literal = (len(opening), len(opening) + len(content))
-        return Segment(f"{opening}{content}{END}\n", role, (literal,))
+        return Segment(f"{opening}{content}{END}\n", ROLES[role], (literal,))
 
-    def before_answer(example: Example) -> tuple[Segment, ...]:
-        question = message(Role.QUESTION, example.question)
-        return (question,) if example.system is None else (message(Role.SYSTEM, example.system), question)
-
-    def render(example: Example) -> tuple[Segment, ...]:
-        return (*before_answer(example), message(Role.ANSWER, example.answer))
-
-    def render_prompt(example: Example) -> str:
-        return "".join(segment.text for segment in before_answer(example)) + f"{START}{words[Role.ANSWER]}\n"
+    def write(conversation: Conversation, add_generation_prompt: bool) -> tuple[Segment, ...]:
+        segments = tuple(segment(message.role, message.content) for message in conversation)
+        return (*segments, prompt) if add_generation_prompt else segments
 
     return Template(
         name=name,
@@ -97,8 +105,7 @@ def builtin_template(name: str) -> Template:
         stop_token=END,
         jinja=_jinja(words),
         marked_jinja=_jinja(words, generation=True),
-        render=render,
-        render_prompt=render_prompt,
+        write=write,
     )
 
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsft.core.data.dataset.encode import encode_documents
+from medsft.core.data.dataset.encode import encode_documents, encode_prompt
 from medsft.core.data.sources.columns import Keys
-from medsft.core.data.sources.jsonl import Example, read_examples
+from medsft.core.data.sources.conversation import Conversation
+from medsft.core.data.sources.read import read_conversations
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.end_tokens import end_tokens
 from medsft.core.data.tokenizers.open import open_tokenizer
-from medsft.core.data.tokenizers.template import Role, Segment
+from medsft.core.data.tokenizers.template import Role
 from medsft.core.engine.commands.entry_point import run_process
 
 _PROMPTS_AT_ONCE = 48
 
 
-def answer_loss(model: Any, examples: Sequence[Example], opened: OpenedTokenizer) -> tuple[float, int]:
+def answer_loss(model: Any, conversations: Sequence[Conversation], opened: OpenedTokenizer) -> tuple[float, int]:
     """Return (mean -log p over the answers' tokens in nats, number of these tokens)."""
-    documents = encode_documents(examples, opened, control=False)
+    documents = encode_documents(conversations, opened, control=False)
     total, count, start = 0.0, 0, 0
     with torch.inference_mode():
         for size in documents.sizes:
@@ -49,18 +49,12 @@ def answer_loss(model: Any, examples: Sequence[Example], opened: OpenedTokenizer
     return total / max(1, count), count
 
 
-def prompt_ids(example: Example, opened: OpenedTokenizer) -> list[int]:
-    """Return the ids up to where the answer begins, tokenised as in training."""
-    before = opened.template.render(replace(example, answer=""))[:-1]
-    opening = opened.template.render_prompt(example).removeprefix("".join(segment.text for segment in before))
-    encoded = opened.tokenizer.encode([*before, Segment(opening, Role.ANSWER)])
-    return [i for ids in encoded for i in ids.tolist()]
-
-
-def answers(model: Any, examples: Sequence[Example], opened: OpenedTokenizer, *, max_new_tokens: int) -> Iterator[str]:
-    """Yield the greedy answer to each question, without the end token and what follows it."""
+def answers(
+    model: Any, conversations: Sequence[Conversation], opened: OpenedTokenizer, *, max_new_tokens: int
+) -> Iterator[str]:
+    """Yield the greedy answer in the place of each conversation's last message, without the end token and what follows it."""
     stops = end_tokens(opened)
-    prompts = [prompt_ids(example, opened) for example in examples]
+    prompts = [encode_prompt(conversation[:-1], opened) for conversation in conversations]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts: dict[int, str] = {}
     for start in range(0, len(order), _PROMPTS_AT_ONCE):
@@ -108,9 +102,9 @@ def main(arguments: list[str]) -> None:
     if opened.tokenizer.vocab_size > model.config.vocab_size:
         model.resize_token_embeddings(opened.tokenizer.vocab_size)
     keys = Keys(question=options.question_key, answer=options.answer_key, system=options.system_key)
-    examples = list(read_examples([options.data], keys))
-    loss, tokens = answer_loss(model, examples, opened)
-    found = list(answers(model, examples, opened, max_new_tokens=options.max_new_tokens))
+    conversations = list(read_conversations([options.data], keys))
+    loss, tokens = answer_loss(model, conversations, opened)
+    found = list(answers(model, conversations, opened, max_new_tokens=options.max_new_tokens))
     options.out.write_text(json.dumps({"loss": loss, "tokens": tokens, "answers": found}) + "\n", encoding="utf-8")
 
 

@@ -25,9 +25,9 @@ from pathlib import Path
 from medsft.core.data.dataset import workers
 from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.dataset.tokenize import tokenize
-from medsft.core.data.sources import lines
+from medsft.core.data.sources import jsonl
 folder, tokenizer, data, flags = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
-workers._SMALL_INPUT_BYTES, lines._BLOCK_BYTES = 0, 2000
+workers._SMALL_INPUT_BYTES, jsonl._BLOCK_BYTES = 0, 2000
 def wait(progress):
     (folder / f"{flags['id']}.{progress.stage}").touch()
     while progress.stage == "tokenise" and not (folder / "go").exists():

@@ -17,9 +17,10 @@ from medsft.core.data.dataset.findings import overlap, survey
 from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.dataset.tokenize import tokenize
 from medsft.core.data.dataset.write import refuse_rows
+from medsft.core.data.sources.base import all_rows
 from medsft.core.data.sources.columns import Keys
-from medsft.core.data.sources.jsonl import propose_keys, read_examples
-from medsft.core.data.sources.lines import read_lines
+from medsft.core.data.sources.open import open_rows
+from medsft.core.data.sources.read import propose_keys, read_conversations
 from medsft.core.data.tokenizers.template import Role
 from medsft.errors import DataError
 
@@ -30,7 +31,7 @@ def case(start: str) -> Path:
 
 
 def read(path: Path, **keys: str) -> list[tuple[str, str]]:
-    return [(example.question, example.answer) for example in read_examples([path], Keys(**keys))]
+    return [(user.content, answer.content) for *_, user, answer in read_conversations([path], Keys(**keys))]
 
 
 def look(path: Path, **keys: str) -> None:
@@ -160,7 +161,7 @@ def test_rows_that_git_did_not_fetch(tmp_path: Path) -> None:
 def test_what_may_be_rows_is_read_row_by_row(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
-    assert len(list(read_lines(path))) == len([line for line in content.splitlines() if line.strip()])
+    assert len(list(all_rows(open_rows(path)))) == len([line for line in content.splitlines() if line.strip()])
 
 
 def test_d03_the_text_column_that_is_not_read_is_named_and_instruction_comes_first(made) -> None:

@@ -15,9 +15,9 @@ from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized
 from medsft.core.data.dataset.encode import encode_documents
 from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.dataset.write import Progress
-from medsft.core.data.sources import lines
+from medsft.core.data.sources import jsonl
 from medsft.core.data.sources.columns import Keys
-from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.sources.conversation import question_and_answer
 from medsft.core.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.errors import DataError, DiskError, LaunchError
@@ -49,7 +49,7 @@ def test_makes_the_files_of_the_original_with_every_document_in_order(request_: 
     assert _entries(request_.folder.parent) == ["my.set"]
     opened = open_tokenizer(request_.spec.tokenizer)
     for number, row in enumerate(rows):
-        alone = encode_documents([Example(question=row["prompt"], answer=row["gold"])], opened, control=False)
+        alone = encode_documents([question_and_answer(question=row["prompt"], answer=row["gold"])], opened, control=False)
         assert data.tokens(number).tolist() == alone.tokens.tolist()
         assert data.roles(number).tolist() == alone.roles.tolist()
     assert data.lengths.tolist() == [len(data.tokens(number)) for number in range(len(rows))]
@@ -76,7 +76,7 @@ def test_the_number_of_processes_does_not_change_a_byte(
     fingerprints = set()
     for count, small, block in ((1, 2**22, 2**20), (1, 0, 700), (3, 0, 1100)):
         monkeypatch.setattr(workers, "_SMALL_INPUT_BYTES", small)
-        monkeypatch.setattr(lines, "_BLOCK_BYTES", block)
+        monkeypatch.setattr(jsonl, "_BLOCK_BYTES", block)
         fingerprints.add(request_.but(data=data, workers=count, retokenize=True).make().fingerprint)
     assert len(fingerprints) == 1
 
@@ -94,7 +94,7 @@ def test_bad_rows_stop_before_anything_is_written(
     request_: SetRequest, write_rows: WriteRows, rows: Rows, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
     monkeypatch.setattr(workers, "_SMALL_INPUT_BYTES", 0)
-    monkeypatch.setattr(lines, "_BLOCK_BYTES", 300)
+    monkeypatch.setattr(jsonl, "_BLOCK_BYTES", 300)
     bad = [{"prompt": "Mrs Smith", "gold": ""}, b'{"prompt": "Mrs Smith', {"prompt": "Mrs Smith"}]
     write_rows(request_.spec.data[0], [*rows, *bad * 9])
     with pytest.raises(DataError) as caught:

@@ -8,15 +8,30 @@ from pathlib import Path
 
 import pytest
 
-from medsft.core.data.sources import lines
+from medsft.core.data.sources import jsonl, streams
+from medsft.core.data.sources.bad_rows import BadRows
+from medsft.core.data.sources.base import BadRow, all_rows
 from medsft.core.data.sources.columns import Keys
-from medsft.core.data.sources.jsonl import BadRow, BadRows, Example, parse_row, propose_keys, read_examples
-from medsft.core.data.sources.lines import Line, read_lines
-from medsft.core.planning.sets import line_sizes
+from medsft.core.data.sources.conversation import Conversation, question_and_answer
+from medsft.core.data.sources.json_object import read_object
+from medsft.core.data.sources.jsonl import JsonlSource
+from medsft.core.data.sources.open import open_rows
+from medsft.core.data.sources.question_answer import conversation_of
+from medsft.core.data.sources.read import propose_keys, read_conversations
 from medsft.errors import DataError
 
 KEYS = Keys(question="q", answer="a", system="s")
 SECRET = "Mrs Smith"
+
+
+def parse_row(raw: bytes, keys: Keys) -> Conversation:
+    return conversation_of(read_object(raw), keys)
+
+
+def read(path: Path) -> list[tuple[int, object]]:
+    """The number of each row of a file, and its fields or why it has none."""
+    rows = all_rows(open_rows(path))
+    return [(row.number, str(row.content) if isinstance(row.content, BadRow) else row.content) for row in rows]
 
 
 def _raw(**row: object) -> bytes:
@@ -25,12 +40,12 @@ def _raw(**row: object) -> bytes:
 
 def test_reads_the_three_texts_as_they_are() -> None:
     raw = json.dumps({"q": " two  spaces\n", "a": "é🙂", "s": " ", "other": 1}).encode()
-    assert parse_row(raw, KEYS) == Example(question=" two  spaces\n", answer="é🙂", system=" ")
-    assert parse_row(raw, Keys(question="q", answer="a")).system is None
+    assert parse_row(raw, KEYS) == question_and_answer(question=" two  spaces\n", answer="é🙂", system=" ")
+    assert parse_row(raw, Keys(question="q", answer="a")) == question_and_answer(" two  spaces\n", "é🙂")
 
 
 def test_what_only_the_slower_parser_takes_is_read_too() -> None:
-    assert parse_row(b'{"q": "x", "a": "y\\":", "score": NaN}', Keys(question="q", answer="a")).answer == 'y":'
+    assert parse_row(b'{"q": "x", "a": "y\\":", "score": NaN}', Keys(question="q", answer="a"))[-1].content == 'y":'
 
 
 @pytest.mark.parametrize(
@@ -56,10 +71,9 @@ def test_what_only_the_slower_parser_takes_is_read_too() -> None:
         (_raw() + b" " + _raw(), "more than one JSON value in the line"),
         (_raw() + b"\r" + _raw(), "more than one JSON value in the line (the line ends are CR alone, as on old Macs)"),
         (b'{"x": {"y": 1, "y": 2}, "q": "1", "a": "2", "s": {"t": "1", "t": "2"}}', "'s' is an object, not a string"),
-        (None, "line longer than 32 MiB"),
     ],
 )
-def test_every_kind_of_bad_row_is_named_without_its_text(raw: bytes | None, reason: str) -> None:
+def test_every_kind_of_bad_row_is_named_without_its_text(raw: bytes, reason: str) -> None:
     with pytest.raises(BadRow) as caught:
         parse_row(raw, KEYS)
     assert str(caught.value) == reason
@@ -67,61 +81,61 @@ def test_every_kind_of_bad_row_is_named_without_its_text(raw: bytes | None, reas
 
 def test_lines_carry_their_number_and_blank_ones_are_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf{}\n\n  \r\n[]\nlast without newline")
-    found = [(line.number, line.raw) for line in read_lines(path)]
-    assert found == [(1, b"{}"), (4, b"[]"), (5, b"last without newline")]
+    path.write_bytes(b'\xef\xbb\xbf{}\n\n  \r\n{"a": 1}\nlast without newline')
+    assert read(path) == [(1, {}), (4, {"a": 1}), (5, "not JSON")]
+    assert open_rows(path).place(4) == f"{path}:4"
 
 
 def test_gzip_is_recognised_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "named_plainly.jsonl"
-    path.write_bytes(gzip.compress(b"{}\n[]\n"))
-    assert [line.raw for line in read_lines(path)] == [b"{}", b"[]"]
+    path.write_bytes(gzip.compress(b'{}\n{"a": 1}\n'))
+    assert read(path) == [(1, {}), (2, {"a": 1})]
 
 
 def test_damaged_gzip_and_missing_files_are_data_errors(tmp_path: Path) -> None:
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(gzip.compress(b"{}\n" * 10_000)[:-20])
     with pytest.raises(DataError, match=r"cut\.jsonl\.gz: the gzip data ends early"):
-        list(read_lines(cut))
+        read(cut)
     with pytest.raises(DataError, match=r"no\.jsonl: cannot be read"):
-        list(read_lines(tmp_path / "no.jsonl"))
+        read(tmp_path / "no.jsonl")
 
 
 def test_a_huge_line_is_passed_over_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 2**20)
     path = tmp_path / "a.jsonl"
     with path.open("wb") as stream:
         for _ in range(100):
             stream.write(b"x" * 2**20)
         stream.write(b"\n{}\n" + b"y" * 2**20 + b"\n" + b"z" * (2**20 + 1))
     tracemalloc.start()
-    found = [(line.number, line.raw and len(line.raw)) for line in read_lines(path)]
+    found = read(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert found == [(1, None), (2, 2), (3, 2**20), (4, None)]
-    assert peak < 8 * 2**20
+    assert found == [(1, "line longer than 1 MiB"), (2, {}), (3, "not JSON"), (4, "line longer than 1 MiB")]
+    assert peak < 16 * 2**20
 
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_a_line_without_end_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
-    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 2**20)
-    monkeypatch.setattr(lines, "MAX_PASSED_OVER_BYTES", 2**22)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(jsonl, "MAX_PASSED_OVER_BYTES", 2**22)
     path = tmp_path / "a.jsonl"
     content = b'{"q": "x", "a": "y"}\n\n{"q": "' + b"x" * 2**24
     path.write_bytes(gzip.compress(content) if zipped else content)
     with pytest.raises(DataError, match=r"a\.jsonl:3: this line is longer"):
-        list(read_lines(path))
+        read(path)
 
 
 @pytest.mark.parametrize("line", [b"\n", b"{}\n", b'{"q": "x", "a": "y"}\n'])
 def test_what_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
-    monkeypatch.setattr(lines, "_RATIO_FROM_BYTES", 2**20)
+    monkeypatch.setattr(streams, "_RATIO_FROM_BYTES", 2**20)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(line * (2**23 // len(line))))
     with pytest.raises(DataError, match=r"unpacks to more than 200 times its size"):
-        list(read_lines(path))
+        read(path)
     with pytest.raises(DataError, match=r"unpacks to more than 200 times its size"):
-        line_sizes(path)
+        JsonlSource(path).estimate()
 
 
 def test_folders_pipes_and_devices_are_named(tmp_path: Path) -> None:
@@ -129,11 +143,11 @@ def test_folders_pipes_and_devices_are_named(tmp_path: Path) -> None:
     cases = (tmp_path, "is a folder"), (tmp_path / "fifo", "is a pipe or a device"), (Path("/dev/zero"), "a device")
     for path, what in cases:
         with pytest.raises(DataError, match=what):
-            list(read_lines(path))
+            read(path)
     with pytest.raises(DataError, match="cannot be read"):
-        list(read_lines(tmp_path / ("x" * 300)))
+        read(tmp_path / ("x" * 300))
     with pytest.raises(DataError, match="NUL"):
-        list(read_lines(Path("a\0b")))
+        read(Path("a\0b"))
 
 
 @pytest.mark.parametrize(
@@ -145,42 +159,42 @@ def test_folders_pipes_and_devices_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_odd_numbers_and_depths_beside_the_texts_do_no_harm(raw: bytes) -> None:
-    assert parse_row(raw, Keys(question="q", answer="a")) == Example(question="x", answer="y")
+    assert parse_row(raw, Keys(question="q", answer="a")) == question_and_answer(question="x", answer="y")
 
 
 def test_keys_in_messages_are_few_short_and_without_control_characters(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"\x1b[31m\u202eab\n" * 30: "x", **{f"k{n}": "v" for n in range(100)}}) + "\n")
     with pytest.raises(DataError) as caught:
-        list(read_examples([path], KEYS))
+        list(read_conversations([path], KEYS))
     message = str(caught.value)
     assert not set("\x1b\u202e") & set(message)
     assert "`k10` and 89 more" in message
     assert len(message) < 800
 
 
-def test_the_error_names_the_first_twenty_and_counts_all(tmp_path: Path) -> None:
+def test_the_error_names_the_first_twenty_and_counts_all() -> None:
     bad = BadRows()
     for number in range(1, 31):
         part = BadRows()
-        part.add(Line(number % 2, number, b""), BadRow("not JSON"))
+        part.add(f"{'ab'[number % 2]}.jsonl:{number}", BadRow("not JSON"))
         bad.merge(part)
-    message = str(bad.error([tmp_path / "a.jsonl", tmp_path / "b.jsonl"]))
+    message = str(bad.error())
     assert message.startswith("30 rows cannot be used")
-    assert f"{tmp_path}/b.jsonl:1: not JSON\n{tmp_path}/a.jsonl:2: not JSON\n" in message
+    assert "b.jsonl:1: not JSON\na.jsonl:2: not JSON\n" in message
     assert "a.jsonl:20: not JSON\n... and 10 more" in message
     assert "b.jsonl:21" not in message
     assert "--bad_rows skip" in message
 
 
-def test_examples_of_several_files_come_in_order_and_bad_rows_stop_or_are_left_out(tmp_path: Path) -> None:
+def test_conversations_of_several_files_come_in_order_and_bad_rows_stop_or_are_left_out(tmp_path: Path) -> None:
     first, second = tmp_path / "1", tmp_path / "2"
     first.write_text('{"q": "1", "a": "x"}\n')
     second.write_text('{"q": "2", "a": ""}\n{"q": "3", "a": "x"}\n')
     keys = Keys(question="q", answer="a")
-    assert [example.question for example in read_examples([second, first], keys, skip_bad=True)] == ["3", "1"]
+    assert [user.content for user, _ in read_conversations([second, first], keys, skip_bad=True)] == ["3", "1"]
     with pytest.raises(DataError, match=r"2:1: empty answer"):
-        list(read_examples([first, second], keys))
+        list(read_conversations([first, second], keys))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from kept import TEMPLATES
 from tiny_tokenizers import write_llama_3, write_qwen, write_sentence_piece
 
 from medsft.core.data.dataset.encode import encode_documents
-from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.sources.conversation import Conversation, question_and_answer
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.end_tokens import end_tokens, pad_id
 from medsft.core.data.tokenizers.export import export_tokenizer
@@ -21,9 +21,11 @@ from medsft.core.data.tokenizers.template import Role
 from medsft.core.data.tokenizers.tokenizer_config import chat_template
 
 EXAMPLES = [
-    Example(question="What is the dose of aspirin?\n\n 5 mg  or 6?", answer="Qué é 🙂 患者\r\n- x", system="Be brief."),
-    Example(question="leading", answer="trailing"),
-    Example(question="a\tb", answer="  two\n\n"),
+    question_and_answer(
+        question="What is the dose of aspirin?\n\n 5 mg  or 6?", answer="Qué é 🙂 患者\r\n- x", system="Be brief."
+    ),
+    question_and_answer(question="leading", answer="trailing"),
+    question_and_answer(question="a\tb", answer="  two\n\n"),
 ]
 BASES: dict[str, Callable[[Path], Path]] = {
     "sentence-piece": write_sentence_piece,
@@ -38,9 +40,8 @@ KINDS = [
 ]
 
 
-def _messages(example: Example) -> list[dict[str, str]]:
-    system = [] if example.system is None else [{"role": "system", "content": example.system}]
-    return [*system, {"role": "user", "content": example.question}, {"role": "assistant", "content": example.answer}]
+def _messages(conversation: Conversation) -> list[dict[str, str]]:
+    return [message._asdict() for message in conversation]
 
 
 def _exported(opened: OpenedTokenizer, folder: Path) -> Any:
@@ -66,7 +67,7 @@ def test_transformers_gives_the_ids_the_roles_and_the_ends_of_training(tmp_path:
         assert told["input_ids"] == ids
         assert told["assistant_masks"] == answer
         prompt = loaded.apply_chat_template(_messages(example)[:-1], tokenize=False, add_generation_prompt=True)
-        assert prompt == opened.template.render_prompt(example)
+        assert prompt == opened.template.text(example[:-1], add_generation_prompt=True)
     assert loaded.eos_token_id == opened.stop_id == end_tokens(opened)[0]
     assert opened.stop_id in encode_documents(EXAMPLES, opened, control=False).tokens
     assert loaded.pad_token_id == pad_id(opened) not in (None, opened.stop_id)
@@ -129,7 +130,7 @@ def test_what_ends_an_answer_is_special_in_the_export(tmp_path: Path) -> None:
     assert loaded(opened.template.text(EXAMPLES[1])).input_ids == ids
     assert "</think>" not in loaded.decode(ids, skip_special_tokens=True)
     # a row that has the word does not end its answer
-    text = encode_documents([Example(question="q", answer="a </think> b")], opened, control=False).tokens.tolist()
+    text = encode_documents([question_and_answer(question="q", answer="a </think> b")], opened, control=False).tokens.tolist()
     assert text.count(opened.stop_id) == 2, "after the question and after the answer"
 
 

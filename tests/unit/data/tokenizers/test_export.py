@@ -9,25 +9,22 @@ from typing import Any
 import pytest
 
 from medsft.core.data.dataset.encode import encode_documents
-from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.sources.conversation import Conversation, question_and_answer
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.export import export_tokenizer
 from medsft.core.data.tokenizers.open import open_tokenizer
 
 EXAMPLES = [
-    Example(question="What is the dose of aspirin?\n\n 5 mg  or 6?", answer="Qué é 🙂 患者\r\n- x", system="Be brief."),
-    Example(question="  leading", answer="trailing  "),
-    Example(question="a\tb", answer="▁underscore▁ H₂O <|im_x|> {{ y }}", system=""),
+    question_and_answer(
+        question="What is the dose of aspirin?\n\n 5 mg  or 6?", answer="Qué é 🙂 患者\r\n- x", system="Be brief."
+    ),
+    question_and_answer(question="  leading", answer="trailing  "),
+    question_and_answer(question="a\tb", answer="▁underscore▁ H₂O <|im_x|> {{ y }}", system=""),
 ]
 
 
-def _messages(example: Example) -> list[dict[str, str]]:
-    system = [] if example.system is None else [{"role": "system", "content": example.system}]
-    return [
-        *system,
-        {"role": "user", "content": example.question},
-        {"role": "assistant", "content": example.answer},
-    ]
+def _messages(conversation: Conversation) -> list[dict[str, str]]:
+    return [message._asdict() for message in conversation]
 
 
 def _exported(opened: OpenedTokenizer, folder: Path) -> Any:
@@ -61,7 +58,7 @@ def test_transformers_gives_the_ids_and_the_text_of_training(
         assert loaded.apply_chat_template(messages, return_dict=False) == ids
         assert loaded(text, add_special_tokens=False).input_ids == ids
         prompt = loaded.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-        assert prompt == opened.template.render_prompt(example)
+        assert prompt == opened.template.text(example[:-1], add_generation_prompt=True)
     assert loaded.eos_token == opened.template.stop_token
     assert loaded.eos_token_id == opened.stop_id
     assert len(loaded) == opened.tokenizer.vocab_size

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import small_disks
 
-from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.sources.conversation import question_and_answer
 from medsft.core.data.tokenizers import gguf_cache
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.errors import DataError, DiskError, ExitCode
@@ -47,7 +47,7 @@ def test_the_tokenizer_of_a_gguf_file_is_converted_once(
     assert opened.tokenizer.source.is_relative_to(tmp_path / "cache")
     assert opened.tokenizer.added_tokens == open_tokenizer(hf_folder).tokenizer.added_tokens
     ours, theirs = (open_tokenizer(source).tokenizer for source in (path, hf_folder))
-    segments = opened.template.render(Example(question="the dose of aspirin", answer="5 mg é"))
+    segments = opened.template.render(question_and_answer(question="the dose of aspirin", answer="5 mg é"))
     for made, given in zip(ours.encode(segments), theirs.encode(segments), strict=True):
         assert made.tolist() == given.tolist()
     monkeypatch.setattr(gguf_cache, "_convert", lambda *_: pytest.fail("converted twice"))

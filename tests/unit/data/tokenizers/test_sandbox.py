@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.sources.conversation import question_and_answer
 from medsft.core.data.tokenizers import sandbox
 from medsft.core.data.tokenizers.chat_template import load_chat_template
 from medsft.core.data.tokenizers.sandbox import compile_template
@@ -149,5 +149,5 @@ def test_no_message_quotes_a_row(tmp_path: Path) -> None:
     )
     template = load_chat_template(_folder(tmp_path, source), ("</s>",))
     with pytest.raises(DataError, match="for a reason that quotes it") as caught:
-        template.render(Example(question="secret diagnosis", answer="a"))
+        template.render(question_and_answer(question="secret diagnosis", answer="a"))
     assert "diagnosis" not in str(caught.value)

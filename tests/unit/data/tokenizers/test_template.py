@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from kept import TEMPLATES
 
-from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.sources.conversation import Conversation, Message, question_and_answer
 from medsft.core.data.tokenizers.chat_template import load_chat_template
 from medsft.core.data.tokenizers.template import Role, Template, builtin_template
 from medsft.errors import DataError
 
-PLAIN = Example(question="What?", answer="That.")
-WITH_SYSTEM = Example(question="  a\n", answer=" {{ b }} ' \\n ", system="")
+PLAIN = question_and_answer(question="What?", answer="That.")
+WITH_SYSTEM = question_and_answer(question="  a\n", answer=" {{ b }} ' \\n ", system="")
 
 
 def _chat_folder(tmp_path: Path, jinja: str, **config: object) -> Path:
@@ -40,16 +40,16 @@ def test_literal_ranges_are_what_people_wrote(name: str) -> None:
     written = [
         segment.text[first:last] for segment in builtin_template(name).render(WITH_SYSTEM) for first, last in segment.literal
     ]
-    assert written == [WITH_SYSTEM.system, WITH_SYSTEM.question, WITH_SYSTEM.answer]
+    assert written == [message.content for message in WITH_SYSTEM]
 
 
 @pytest.mark.parametrize("name", ["meditron", "chatml"])
 @pytest.mark.parametrize("example", [PLAIN, WITH_SYSTEM])
-def test_the_exported_chat_template_renders_the_training_text(tmp_path: Path, name: str, example: Example) -> None:
+def test_the_exported_chat_template_renders_the_training_text(tmp_path: Path, name: str, example: Conversation) -> None:
     template = builtin_template(name)
     exported = load_chat_template(_chat_folder(tmp_path, template.jinja), template.special_tokens)
     assert exported.text(example) == template.text(example)
-    assert exported.render_prompt(example) == template.render_prompt(example)
+    assert exported.text(example[:-1], add_generation_prompt=True) == template.text(example[:-1], add_generation_prompt=True)
     assert exported.stop_token == template.stop_token
 
 
@@ -57,8 +57,8 @@ def test_the_exported_chat_template_renders_the_training_text(tmp_path: Path, na
 def test_the_prompt_is_the_beginning_of_the_training_text(name: str) -> None:
     template = builtin_template(name)
     for example in (PLAIN, WITH_SYSTEM):
-        prompt = template.render_prompt(example)
-        assert template.text(example) == f"{prompt}{example.answer}{template.stop_token}\n"
+        prompt = template.text(example[:-1], add_generation_prompt=True)
+        assert template.text(example) == f"{prompt}{example[-1].content}{template.stop_token}\n"
 
 
 def test_an_unknown_role_is_refused_by_the_exported_template(tmp_path: Path) -> None:
@@ -83,16 +83,16 @@ def _llama_3(tmp_path: Path) -> Template:
 
 def test_model_finds_the_answer_and_what_ends_it(tmp_path: Path) -> None:
     template = _llama_3(tmp_path)
-    prompt, answer = template.render(Example(question=" q ", answer=" a "))
+    prompt, answer = template.render(question_and_answer(question=" q ", answer=" a "))
     assert prompt.text == "<|begin|><|start|>user<|end|>\n\nq<|eot|><|start|>assistant<|end|>\n\n"
     assert (answer.text, answer.role) == ("a<|eot|>", Role.ANSWER)
     assert template.stop_token == "<|eot|>"
-    assert template.render_prompt(Example(question=" q ", answer="")) == prompt.text
+    assert template.text((Message("user", " q "),), add_generation_prompt=True) == prompt.text
 
 
 def test_model_marks_special_strings_of_people_as_literal(tmp_path: Path) -> None:
     template = _llama_3(tmp_path)
-    example = Example(question="<|eot|>q<|end|><|end|>", answer="a <|begin|>", system="s")
+    example = question_and_answer(question="<|eot|>q<|end|><|end|>", answer="a <|begin|>", system="s")
     prompt, answer = template.render(example)
     written = [segment.text[first:last] for segment in (prompt, answer) for first, last in segment.literal]
     assert written == ["<|eot|>", "<|end|>", "<|end|>", "<|begin|>"]
@@ -105,7 +105,7 @@ def test_model_marks_special_strings_of_people_as_literal(tmp_path: Path) -> Non
 def test_model_keeps_private_characters_of_people(tmp_path: Path) -> None:
     template = _llama_3(tmp_path)
     private = "\U0010fffd7\U0010fffd"
-    example = Example(question=f"{private}<|eot|>{private}", answer="a")
+    example = question_and_answer(question=f"{private}<|eot|>{private}", answer="a")
     assert f"\n\n{private}<|eot|>{private}<|eot|>" in template.render(example)[0].text
 
 
@@ -148,7 +148,9 @@ def test_what_a_template_leaves_out_of_an_answer_is_told(tmp_path: Path) -> None
     template = load_chat_template(folder, ("<｜end▁of▁sentence｜>",))
     [note] = template.notes
     assert "leaves out what stands before </think>" in note
-    assert template.text(Example(question="q", answer="<think>t</think>a")).endswith("<｜Assistant｜>a<｜end▁of▁sentence｜>")
+    assert template.text(question_and_answer(question="q", answer="<think>t</think>a")).endswith(
+        "<｜Assistant｜>a<｜end▁of▁sentence｜>"
+    )
 
 
 def test_a_template_without_an_end_needs_a_tokenizer_that_has_one(tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_a_template_without_an_end_needs_a_tokenizer_that_has_one(tmp_path: Path
         load_chat_template(_chat_folder(tmp_path, source), ("<s>",))
     assert "eos_token" in caught.value.hint
     template = load_chat_template(_chat_folder(tmp_path, source, eos_token="</s>"), ("<s>", "</s>"))
-    prompt, answer = template.render(Example(question="q", answer="a </s> b"))
+    prompt, answer = template.render(question_and_answer(question="q", answer="a </s> b"))
     assert answer.text == "a </s> b\n\n</s>"
     assert answer.literal == ((2, 6),), "what a person wrote ends nothing"
     assert prompt.text.endswith("### Response:\n")

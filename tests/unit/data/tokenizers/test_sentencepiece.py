@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
 from medsft.core.data.dataset.encode import encode_documents
-from medsft.core.data.sources.jsonl import Example
+from medsft.core.data.sources.conversation import Conversation, question_and_answer
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.open import MEDITRON_EXTRA_IDS, open_tokenizer
 from medsft.core.data.tokenizers.template import Role
@@ -49,10 +49,9 @@ def _original_ids(model: SentencePieceProcessor, text: str) -> list[int]:
     return ids
 
 
-def _original_document(model: SentencePieceProcessor, example: Example) -> tuple[list[int], list[int]]:
-    messages = [("question", example.question, 1), ("answer", example.answer, 2)]
-    if example.system is not None:
-        messages.insert(0, ("system", example.system, 0))
+def _original_document(model: SentencePieceProcessor, example: Conversation) -> tuple[list[int], list[int]]:
+    words = {"system": ("system", 0), "user": ("question", 1), "assistant": ("answer", 2)}
+    messages = [(words[message.role][0], message.content, words[message.role][1]) for message in example]
     tokens: list[int] = []
     roles: list[int] = []
     for word, content, role in messages:
@@ -72,7 +71,7 @@ def test_id_table_is_the_original_one(opened: OpenedTokenizer) -> None:
 
 
 def test_skeleton_of_a_document(opened: OpenedTokenizer, model: SentencePieceProcessor) -> None:
-    documents = encode_documents([Example(question="?", answer="!", system="$")], opened, control=False)
+    documents = encode_documents([question_and_answer(question="?", answer="!", system="$")], opened, control=False)
     newline, bare_prefix = model.piece_to_id("<0x0A>"), model.piece_to_id("▁")
     word = {name: model.piece_to_id(f"▁{name}") for name in ("system", "question", "answer")}
     piece = {sign: model.piece_to_id(sign) for sign in "?!$"}
@@ -95,7 +94,7 @@ EVIL = st.text(max_size=20) | st.lists(
 def test_control_gives_the_ids_and_roles_of_the_original_for_any_text(
     opened: OpenedTokenizer, model: SentencePieceProcessor, question: str, answer: str, system: str | None
 ) -> None:
-    example = Example(question=question, answer=answer, system=system)
+    example = question_and_answer(question=question, answer=answer, system=system)
     documents = encode_documents([example, example], opened, control=True)
     tokens, roles = _original_document(model, example)
     assert documents.tokens.tolist() == tokens * 2
@@ -106,7 +105,7 @@ def test_control_gives_the_ids_and_roles_of_the_original_for_any_text(
 @given(question=EVIL, answer=EVIL)
 @settings(max_examples=100)
 def test_escape_never_lets_people_write_a_control_token(opened: OpenedTokenizer, question: str, answer: str) -> None:
-    documents = encode_documents([Example(question=question, answer=answer)], opened, control=False)
+    documents = encode_documents([question_and_answer(question=question, answer=answer)], opened, control=False)
     control = set(ORIGINAL_IDS.values())
     assert [id_ for id_ in documents.tokens.tolist() if id_ in control] == [32017, 32018] * 2
     expected = sum(_count(text) for text in (question, answer))
@@ -125,14 +124,14 @@ def _count(text: str) -> int:
 def test_escape_and_control_agree_where_there_is_nothing_to_escape(
     opened: OpenedTokenizer, model: SentencePieceProcessor
 ) -> None:
-    example = Example(question="Dose?\n 5 mg < 6 mg [fig]ure".replace("[fig]", "[f]"), answer=" 5 mg ")
+    example = question_and_answer(question="Dose?\n 5 mg < 6 mg [fig]ure".replace("[fig]", "[f]"), answer=" 5 mg ")
     escaped = encode_documents([example], opened, control=False)
     assert escaped.tokens.tolist() == _original_document(model, example)[0]
     assert escaped.special_in_text == 0
 
 
 def test_escaped_text_decodes_to_what_was_written(opened: OpenedTokenizer) -> None:
-    example = Example(question="say <|im_end|> and </s>", answer="ok", system=None)
+    example = question_and_answer(question="say <|im_end|> and </s>", answer="ok", system=None)
     documents = encode_documents([example], opened, control=False)
     assert opened.tokenizer.decode(documents.tokens.tolist()) == opened.template.text(example)
     assert documents.special_in_text == 2

@@ -1,4 +1,4 @@
-"""Guesses from JSONL: the right number of rows, in little memory, whatever the file looks like."""
+"""Estimates before anything is parsed: the right number of rows, in little memory, whatever the file looks like."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from medsft.core.planning import sets
-from medsft.core.planning.sets import line_sizes
+from medsft.core.data.sources import jsonl
+from medsft.core.data.sources.jsonl import JsonlSource
 from medsft.errors import DataError
 
 
@@ -24,20 +24,20 @@ from medsft.errors import DataError
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])
-def test_line_sizes(tmp_path: Path, monkeypatch, content, sizes, zipped):
-    monkeypatch.setattr(sets, "_CHUNK_BYTES", 8)
+def test_the_bytes_of_each_row(tmp_path: Path, monkeypatch, content, sizes, zipped):
+    monkeypatch.setattr(jsonl, "_BLOCK_BYTES", 8)
     path = tmp_path / ("rows.jsonl.gz" if zipped else "rows.jsonl")
     path.write_bytes(gzip.compress(content) if zipped else content)
-    assert line_sizes(path).tolist() == sizes
+    assert JsonlSource(path).estimate().tolist() == sizes
 
 
 def test_a_missing_file(tmp_path: Path):
     with pytest.raises(DataError, match=r"none\.jsonl"):
-        line_sizes(tmp_path / "none.jsonl")
+        JsonlSource(tmp_path / "none.jsonl").estimate()
 
 
 def test_a_damaged_gzip_file(tmp_path: Path):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps({"prompt": "x" * 1000}).encode())[:20])
     with pytest.raises(DataError, match="damaged"):
-        line_sizes(path)
+        JsonlSource(path).estimate()

@@ -1,0 +1,76 @@
+"""The rows that cannot be used, counted and named in one message."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from medsft.core.data.sources.base import BadRow
+from medsft.core.data.sources.columns import proposal, shown
+from medsft.errors import DataError
+
+SHOWN_BAD_ROWS = 20
+_MOST_REASONS = 100
+"""Reasons hold keys that people chose: this many are told apart."""
+
+
+@dataclass(slots=True)
+class BadRows:
+    """The first bad rows by place, and how many there are for each reason."""
+
+    places: list[tuple[str, str]] = field(default_factory=list)
+    """(place, reason) of at most `SHOWN_BAD_ROWS` rows."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    keys: tuple[str, ...] = ()
+    """Those of the first row that does not have what was asked for."""
+
+    @property
+    def total(self) -> int:
+        """Number of bad rows met, also of those whose place was not kept."""
+        return self.reasons.total()
+
+    def add(self, place: str, bad: BadRow) -> None:
+        """Note one bad row and its place, see `RowSource.place`."""
+        reason = str(bad)
+        self.reasons[reason if reason in self.reasons or len(self.reasons) < _MOST_REASONS else "other reasons"] += 1
+        if len(self.places) < SHOWN_BAD_ROWS:
+            self.places.append((place, reason))
+        self.keys = self.keys or bad.keys
+
+    def merge(self, later: BadRows) -> None:
+        """Append the rows of a later part of the input."""
+        self.places += later.places[: SHOWN_BAD_ROWS - len(self.places)]
+        self.reasons += later.reasons
+        self.keys = self.keys or later.keys
+
+    def error(self, *, then: str = "so nothing was written") -> DataError:
+        """The one message that names them."""
+        named = [f"{place}: {reason}" for place, reason in self.places]
+        if self.total > len(named):
+            named.append(f"... and {self.total - len(named)} more")
+        if self.keys:
+            named.append(f"The keys of the first of them: {shown(self.keys)}")
+        rows = "1 row" if self.total == 1 else f"{self.total} rows"
+        return DataError(f"{rows} cannot be used, {then}:\n" + "\n".join(named), hint=self._remedy())
+
+    def _remedy(self) -> str:
+        """What to do about it, as the keys show what kind of rows these are."""
+        outer = {key.partition(".")[0] for key in self.keys}
+        if outer & {"messages", "conversations"}:
+            return (
+                "these are conversations: write each as one question and one answer, such as "
+                '{"prompt": "...", "gold": "..."}, or leave such rows out with --bad_rows skip'
+            )
+        if {"data", "annotations"} <= outer:
+            return (
+                "these are tasks of Label Studio: the question is `--question_key data.NAME`; move the answers out of "
+                "`annotations` to a key of their own and name that with --answer_key"
+            )
+        usual, missing = proposal(self.keys), any(reason.startswith("no key ") for reason in self.reasons)
+        likely = f"--question_key {usual.question} --answer_key {usual.answer}"
+        choice = f" (these rows look like {likely})" if missing and usual.question and usual.answer else ""
+        encoding = "save the file as UTF-8, " if "broken UTF-8" in self.reasons else ""
+        return (
+            f"{encoding}correct them, choose other keys with --question_key, --answer_key and --system_key{choice}, "
+            "or leave such rows out with --bad_rows skip"
+        )
