@@ -1,4 +1,7 @@
-"""Writes files of other programs byte by byte, without these programs, so that tests can write them wrongly too."""
+"""Writes files of other programs byte by byte, without these programs, so that tests can write them wrongly too.
+
+`refused` says what is asked of each such file.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from medsft.errors import MismatchError
 
 
 @dataclass(frozen=True)
@@ -167,3 +172,25 @@ def gguf_head(
     for name, shape in described.items():
         content += gguf_text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), 0, 0)
     return b"GGUF" + struct.pack("<IQQ", 3, *(counts or (len(described), len(fields)))) + content
+
+
+def mutations(content: bytes, *, every: int = 1) -> list[bytes]:
+    """The content with one byte changed, at each place, and cut at each place."""
+    changed = [
+        content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :]
+        for at in range(0, len(content), every)
+        for flip in (1, 255)
+    ]
+    return changed + [content[:at] for at in range(0, len(content), every)]
+
+
+def refused(work: Any, path: Path) -> None:
+    """The call ends with a result, or with one clear message that has the path, steers no terminal, and is short."""
+    message = str(path)
+    try:
+        work()
+    except MismatchError as error:
+        message = str(error)
+    assert str(path) in message
+    assert message.replace("\n", "").isprintable()
+    assert len(message) < 1500

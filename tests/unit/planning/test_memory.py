@@ -73,11 +73,22 @@ def test_stages_hold_all_parameters(tied, pp):
     assert held == model.num_parameters() + copy_of_table
 
 
-@pytest.mark.parametrize("layout", [Layout(tp=2), Layout(pp=3), Layout(tp=2, pp=3)], ids=str)
-def test_splitting_saves_memory(layout):
-    whole, part = estimate_memory(MODEL, Layout(), WORK), estimate_memory(MODEL, layout, WORK)
-    assert part.weights < whole.weights
-    assert part.optimizer < whole.optimizer
+LAYER = 64 * (64 + 32 + 32 + 64) + 3 * 64 * 128 + 2 * 64
+"""Query, key, value and output; gate, up and down; two norms."""
+FIRST_STAGE = 2 * LAYER + 1000 * 64
+"""A third of the layers and the embedding: as heavy as the last stage, and it has the most micro-batches in flight."""
+
+
+@pytest.mark.parametrize(
+    ("layout", "parameters"),
+    [(Layout(tp=2), PARAMETERS // 2), (Layout(pp=3), FIRST_STAGE), (Layout(tp=2, pp=3), FIRST_STAGE // 2)],
+    ids=str,
+)
+def test_a_rank_holds_its_part_of_the_parameters(layout, parameters):
+    found = estimate_memory(MODEL, layout, WORK)
+    assert (found.weights, found.gradients, found.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
+    whole = estimate_memory(MODEL, replace(layout, tp=1), WORK)
+    assert found.activations * layout.tp == whole.activations
 
 
 def test_recomputing_saves_activations():
