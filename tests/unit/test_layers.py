@@ -1,7 +1,8 @@
-"""What import-linter cannot see: that no light module loads torch by a detour, and that files stay short."""
+"""What linters cannot see: that no light module loads torch by a detour, that files stay short, and who is linted when."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,10 @@ def test_files_stay_short() -> None:
     assert len(paths) > 300
     lines = {path.relative_to(REPOSITORY): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
     assert {path: count for path, count in lines.items() if count > MOST_LINES} == {}
+
+
+def test_a_commit_is_checked_by_what_make_lint_runs() -> None:
+    [target] = re.findall(r"^lint: venv\n((?:\t.*\n)+)", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    linted = [line.strip().replace("$(BIN)", ".venv/bin") for line in target.splitlines()]
+    hooks = re.findall(r"entry: (.*)", (REPOSITORY / ".pre-commit-config.yaml").read_text())
+    assert [hook.replace(" --force-exclude", "") for hook in hooks] == [command.removesuffix(" .") for command in linted]
