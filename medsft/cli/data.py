@@ -57,12 +57,13 @@ def _sets(config: RunConfig, tokenizer: Path | None, settings: Path | None, plai
     """Make or check the sets of a run and return them by name, the training set first."""
     from medsft.cli.stages import tokenising
     from medsft.core.data.dataset.dataset import open_tokenized, set_exists
+    from medsft.core.planning.sets import training_folder, validation_folder
     from medsft.core.settings import load_settings
     from medsft.core.workflow import tokenize_sets
 
     with tokenising(plain=plain) as progress:
         tokenize_sets(config, load_settings(settings), tokenizer=tokenizer, progress=progress)
-    folders = [config.tokenized_data_dir / config.run_name, config.tokenized_data_dir / f"{config.run_name}-val"]
+    folders = (training_folder(config), validation_folder(config))
     return {folder.name: open_tokenized(folder) for folder in folders if set_exists(folder)}
 
 
@@ -172,6 +173,6 @@ def _report_rows(report: LengthReport) -> list[tuple[str, str]]:
         (f"longer than --seq {report.seq}", count(report.exceeding)),
         ("answers that would lose tokens", count(report.answers_cut)),
         ("answers that would lose their end", count(report.answers_without_end)),
-        ("without a token to learn", count(report.unsupervised)),
+        ("documents without an answer token to train on", count(report.unsupervised)),
         ("--seq at which nothing is cut", count(report.fitting_seq)),
     ]

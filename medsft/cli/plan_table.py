@@ -10,7 +10,7 @@ from medsft.core.units import byte_size, count, duration, short_count
 
 if TYPE_CHECKING:
     from medsft.core.forecast import Forecast
-    from medsft.core.planning.plan import DataPlan, RunPlan
+    from medsft.core.planning.plan import DatasetStats, RunPlan
     from medsft.core.rehearsal import Rehearsal
 
 
@@ -54,7 +54,7 @@ def _validations(plan: RunPlan) -> str:
     return f"{count(plan.num_validations)}: {', '.join(parts)}"
 
 
-def _data(data: DataPlan) -> str:
+def _data(data: DatasetStats) -> str:
     left_out = f", {count(data.left_out)} left out" if data.left_out else ""
     return f"{count(data.documents)} documents, {short_count(data.tokens)} tokens{left_out} (longest {count(data.longest)})"
 

@@ -51,8 +51,8 @@ def forecast(plan: RunPlan) -> Forecast | None:
 
 def _work(plan: RunPlan) -> float:
     """Return the tokens to train on, and those to validate on by what they cost."""
-    validated = plan.val.tokens * plan.num_validations if plan.val else 0
-    return plan.train.tokens * plan.epochs + _FORWARD_SHARE * validated
+    validated = plan.val.labels * plan.num_validations if plan.val else 0
+    return plan.train.labels * plan.epochs + _FORWARD_SHARE * validated
 
 
 def _speed(run: RunDir, plan: RunPlan) -> float | None:

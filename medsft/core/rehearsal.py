@@ -25,11 +25,12 @@ import psutil
 
 from medsft.core.config import RunConfig
 from medsft.core.data.dataset.copy_documents import copy_documents
+from medsft.core.data.dataset.dataset import validation_folder_of
 from medsft.core.files import write_atomically
 from medsft.core.planning.folders import free_bytes
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.planner import make_plan, replan
-from medsft.core.planning.selection import Selection, open_selection, order_of
+from medsft.core.planning.selection import Split, open_splits, order_of
 from medsft.core.run.events import Event, EventReader
 from medsft.core.run.launch import start
 from medsft.core.run.rundir import RunDir
@@ -152,16 +153,16 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
 
 def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Path) -> RunPlan:
     """Return the plan of the rehearsal run: the run's own, on a set whose order brings the chosen documents in turn."""
-    data = folder / "tokenized"
-    train, val = open_selection(plan)
-    copy_documents(train.data, _chosen_documents(plan, train), data / config.run_name)
+    data = folder / "tokenized" / config.run_name
+    train, val = open_splits(plan)
+    copy_documents(train.data, _chosen_documents(plan, train), data)
     if val is not None:
-        copy_documents(val.data, val.indices[: plan.global_batch], data / f"{config.run_name}-val")
+        copy_documents(val.data, val.subset.indices[: plan.global_batch], validation_folder_of(data))
     small = replace(
         config,
         data=(),
         val=(),
-        tokenized_data_dir=data,
+        tokenized_data_dir=data.parent,
         save_checkpoint_dir=folder / "runs",
         global_batch=plan.global_batch,
         iters=max(plan.num_iterations, _NEVER_REACHED),
@@ -177,17 +178,17 @@ def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Pa
     return make_plan(small, settings)
 
 
-def _chosen_documents(plan: RunPlan, train: Selection) -> np.ndarray:
+def _chosen_documents(plan: RunPlan, train: Split) -> np.ndarray:
     """Return documents of the set, int64 [_LAST * plan.global_batch], such that iterations 1 and 2 of a run on them meet the
     batch of the run with most tokens, and the others batches nearest to the mean."""
     batches = [train.order.batch(iteration) for iteration in range(min(plan.num_iterations, _CANDIDATES))]
-    tokens = np.array([train.lengths[batch].sum() for batch in batches])
+    tokens = np.array([train.subset.lengths[batch].sum() for batch in batches])
     typical = np.argsort(np.abs(tokens - tokens.mean()), kind="stable")
     wanted = [int(tokens.argmax())] * _HEAVY + [int(typical[i % len(typical)]) for i in range(_LAST - _HEAVY)]
     documents = np.empty(_LAST * plan.global_batch, np.int64)
     small = replace(order_of(plan.config, len(documents)), global_batch=plan.global_batch)
     for iteration, number in enumerate(wanted):
-        documents[small.batch(iteration)] = train.indices[batches[number]]
+        documents[small.batch(iteration)] = train.subset.indices[batches[number]]
     return documents
 
 
@@ -297,7 +298,7 @@ def _measure(plan: RunPlan, small: RunPlan, log: _Log, resumes: Sequence[Resumed
     save_seconds = float(saved.data["seconds"])
     eval_seconds = 0.0
     if evaluated is not None and plan.val is not None and small.val is not None:
-        eval_seconds = float(evaluated.data["seconds"]) * plan.val.tokens / small.val.tokens
+        eval_seconds = float(evaluated.data["seconds"]) * plan.val.labels / small.val.labels
     first = next((event for event in log.events if event.kind == "eval" and event.data["iteration"] == 0), None)
     before = float(first.data["seconds"]) if first else 0.0
     start_seconds = steps[1].time - steps[1].data["step_seconds"] - before - log.began
@@ -308,7 +309,7 @@ def _measure(plan: RunPlan, small: RunPlan, log: _Log, resumes: Sequence[Resumed
     config, count = plan.config, plan.num_iterations
     saves = -(-count // config.save_interval)
     evals = plan.num_validations if plan.val is not None else 0
-    training = plan.train.tokens * plan.epochs / rate
+    training = plan.train.labels * plan.epochs / rate
     # The last checkpoint is waited for; then the export starts a process, reads it and writes the model.
     ending = save_seconds + start_seconds + save_seconds
     checkpoint = int(saved.data["bytes"])

@@ -56,7 +56,7 @@ def test_it_meets_the_heaviest_batch_first(tmp_path: Path) -> None:
     for number, document in enumerate(chosen):
         np.testing.assert_array_equal(copied.tokens(number), data.tokens(int(document)))
         np.testing.assert_array_equal(copied.roles(number), data.roles(int(document)))
-    np.testing.assert_array_equal(copied.answer_spans, data.answer_spans[chosen])
+    np.testing.assert_array_equal(copied.answers.labels(copied.lengths), data.answers.labels(data.lengths)[chosen])
 
 
 def test_many_nodes_are_refused(tmp_path: Path) -> None:

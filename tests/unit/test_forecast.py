@@ -58,7 +58,7 @@ def test_by_the_speed_of_an_earlier_run(made, capsys, monkeypatch):
     earlier_run(plan, "llama-0.001b-tp1-pp1-tiny-same", 1.0, 50.0, 60.0, 0.0)
     guess = forecast(plan)
     assert guess is not None
-    tokens = plan.train.tokens * plan.epochs + plan.val.tokens * plan.num_validations / 3
+    tokens = plan.train.labels * plan.epochs + plan.val.labels * plan.num_validations / 3
     assert guess.seconds == pytest.approx(tokens / 50.0)
     assert guess.basis == "at the 50 tokens/s of llama-0.001b-tp1-pp1-tiny-same"
     seen = backend.look_ahead(config, None, samples=False)

@@ -45,9 +45,9 @@ class Situation:
     devices: Devices
     precision: str
     batches: tuple[np.ndarray, ...]
-    """Lengths of the documents of some global batches; see `sample_batches`."""
+    """Labels of the documents of some global batches; see `sample_batches`."""
     longest: int
-    """(input, label) pairs of the longest document."""
+    """Labels of the longest document."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +64,16 @@ class Choice:
     """Of the rank that needs most."""
 
 
-def sample_batches(order: SampleOrder, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the lengths of the documents in the first global batches of the run, each int64 [global_batch]."""
-    count = min(_SAMPLED_BATCHES, -(-len(lengths) // order.global_batch))
-    return tuple(lengths[order.batch(iteration)] for iteration in range(count))
+def sample_batches(order: SampleOrder, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the labels of the documents in the first global batches of the run, each int64 [global_batch]."""
+    count = min(_SAMPLED_BATCHES, -(-len(labels) // order.global_batch))
+    return tuple(labels[order.batch(iteration)] for iteration in range(count))
 
 
-def batches_in_turn(global_batch: int, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the lengths of the documents in the first batches of a validation, each int64 [at most global_batch]."""
-    starts = islice(range(0, len(lengths), global_batch), _SAMPLED_BATCHES)
-    return tuple(lengths[start : start + global_batch] for start in starts)
+def batches_in_turn(global_batch: int, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the labels of the documents in the first batches of a validation, each int64 [at most global_batch]."""
+    starts = islice(range(0, len(labels), global_batch), _SAMPLED_BATCHES)
+    return tuple(labels[start : start + global_batch] for start in starts)
 
 
 def choose(situation: Situation) -> Choice:

@@ -14,7 +14,8 @@ def check_context(config: RunConfig, model: ModelConfig, train: PlannedSet, val:
     What counts is the longest document that is used and not `--seq`, which only bounds it: a default that no document reaches
     asks for nothing of the model.
     """
-    longest = max(int(part.lengths.max()) for part in (train, val) if part is not None and part.exact) if train.exact else 0
+    counted = [part for part in (train, val) if part is not None and part.exact] if train.exact else []
+    longest = max((int(part.subset.num_labels.max()) for part in counted), default=0)
     if longest <= model.context:
         return None
     scaled = " with its rope scaling" if model.context != model.max_position_embeddings else ""

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from medsft.core.config import RunConfig
+from medsft.core.data.dataset.dataset import answers_path, validation_folder_of
 from medsft.core.models.config import ModelConfig
 from medsft.core.models.run_folder import PLAN_NAME, is_run
 from medsft.core.options import format_number
@@ -90,8 +91,8 @@ def check_places(config: RunConfig) -> list[Problem]:
     longest = {name: getattr(config, name) or "" for name in ("id", "run_name", "checkpoint")}
     flag = f"--{max(longest, key=lambda name: len(longest[name]))}"
     too_long = check_name_length(flag, run_folder_name(config, "x" * _LONGEST_FAMILY, widest) + "x" * _BESIDE_A_RUN)
-    set_name = f"{config.run_name}-val-answers.npy" + "x" * _BESIDE_A_RUN
-    return problems + (too_long or check_name_length("--run_name", set_name))
+    longest_file = answers_path(validation_folder_of(Path(config.run_name))).name + "x" * _BESIDE_A_RUN
+    return problems + (too_long or check_name_length("--run_name", longest_file))
 
 
 def free_bytes(path: Path) -> int:

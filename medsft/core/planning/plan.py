@@ -1,6 +1,6 @@
 """`RunConfig` -> `RunPlan`: everything that can be decided before a weight is read. No torch.
 
-    config --check--> base model --inspect--> tokenised sets --select--> layout --> micro-batches --> iterations --> estimates
+    config --check--> base model --inspect--> tokenized sets --select--> layout --> micro-batches --> iterations --> estimates
 
 A plan is written once, as `plan.json`. Its `identity` covers what must not change between a run and its resumption: data, base
 model, recipe, iterations. The layout may change; that is a reshard, not another run.
@@ -58,8 +58,8 @@ class BasePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataPlan:
-    """One tokenised set and what of it is used."""
+class DatasetStats:
+    """Which tokenized set, and the numbers of what a run uses of it."""
 
     folder: str
     fingerprint: str
@@ -67,10 +67,21 @@ class DataPlan:
     """Used, after `--truncate`."""
     left_out: int
     tokens: int
+    """Of the documents that are used, each cut to --seq + 1: where none is left out or cut, those of the set."""
+    labels: int
+    """(token, next token) pairs of one pass: a document of n tokens gives n - 1."""
     supervised_tokens: int
-    """Tokens of one pass with a weight of 1; a document gives one label fewer than it has tokens."""
+    """Labels of one pass that belong to answers."""
     longest: int
-    """Tokens that are trained on in the longest document, at most --seq."""
+    """Tokens of the longest document that is used, at most --seq + 1."""
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> DatasetStats:
+        """Build the stats of `plan.json`; version 0.1.0 wrote labels as `tokens` and `longest`. Raises TypeError, KeyError."""
+        if "labels" in raw:
+            return cls(**raw)
+        tokens, longest = raw["tokens"] + raw["documents"], raw["longest"] + 1
+        return cls(**{**raw, "labels": raw["tokens"], "tokens": tokens, "longest": longest})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +110,8 @@ class RunPlan:
     run_dir: str
     export_dir: str
     base: BasePlan
-    train: DataPlan
-    val: DataPlan | None
+    train: DatasetStats
+    val: DatasetStats | None
     num_iterations: int
     epochs: float
     """Passes over the documents that `num_iterations` makes."""
@@ -206,8 +217,8 @@ class RunPlan:
                 # Version 0.1.0 took both as they were typed, and wrote its default of the interval down.
                 eval_interval=raw.get("eval_interval") or plan_eval_interval(config, raw["num_iterations"]),
                 base=_build(BasePlan, raw["base"], model=_build(ModelConfig, raw["base"]["model"])),
-                train=DataPlan(**raw["train"]),
-                val=DataPlan(**raw["val"]) if raw["val"] else None,
+                train=DatasetStats.from_json(raw["train"]),
+                val=DatasetStats.from_json(raw["val"]) if raw["val"] else None,
                 layout=Layout(**raw["layout"]),
                 estimates=_build(Estimates, estimates, memory=MemoryEstimate(**estimates["memory"])),
                 warnings=tuple(raw["warnings"]),

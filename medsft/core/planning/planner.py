@@ -154,7 +154,7 @@ def _devices(config: RunConfig, base: BaseModel) -> Devices:
 
 def _decide(found: _Found) -> RunPlan:
     config, train = found.config, found.train
-    in_use = ids_in_use(Path(train.plan.folder)) if train.exact else None
+    in_use = ids_in_use(Path(train.stats.folder)) if train.exact else None
     base = plan_base(config, found.entry, found.base, in_use=in_use)
     precision = _precision(config, found.devices)
     amount = _amount(found, None)
@@ -174,10 +174,10 @@ def _decide(found: _Found) -> RunPlan:
         run_dir=str(run_dir),
         export_dir=absolute(Path(config.save_checkpoint_dir) / export_folder_name(config, family)),
         base=base,
-        train=train.plan,
-        val=found.val.plan if found.val else None,
+        train=train.stats,
+        val=found.val.stats if found.val else None,
         num_iterations=iterations,
-        epochs=round(iterations * amount.global_batch / train.plan.documents, 4),
+        epochs=round(iterations * amount.global_batch / train.stats.documents, 4),
         global_batch=amount.global_batch,
         eval_interval=amount.eval_interval,
         precision=precision,
@@ -204,7 +204,7 @@ class _Amount:
 
 def _amount(found: _Found, existing: RunPlan | None) -> _Amount:
     """Return what follows from the config; of a run that exists what followed from the same values when it was planned."""
-    config, trained = found.config, found.train.plan.documents
+    config, trained = found.config, found.train.stats.documents
     batch = plan_global_batch(config, trained)
     iterations = plan_iterations(config, trained + found.train.withheld, batch)  # the original counts all of its set
     interval = plan_eval_interval(config, iterations)
@@ -237,13 +237,13 @@ def _precision(config: RunConfig, devices: Devices) -> str:
 
 
 def _situation(found: _Found, base: BasePlan, precision: str, amount: _Amount) -> Situation:
-    config, lengths = found.config, found.train.lengths
+    config, labels = found.config, found.train.subset.num_labels
     pp = config.pp or found.base.pp
     order = replace(found.train.order, global_batch=amount.global_batch)
-    batches, longest = sample_batches(order, lengths), int(lengths.max())
+    batches, longest = sample_batches(order, labels), int(labels.max())
     if found.val is not None and pp != 1:  # the streams of a pipeline have one size, in training and in validation
-        batches += batches_in_turn(amount.global_batch, found.val.lengths)
-        longest = max(longest, int(found.val.lengths.max()))
+        batches += batches_in_turn(amount.global_batch, found.val.subset.num_labels)
+        longest = max(longest, int(found.val.subset.num_labels.max()))
     return Situation(
         config=config,
         global_batch=amount.global_batch,

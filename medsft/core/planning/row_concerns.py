@@ -24,12 +24,13 @@ def row_concerns(train: PlannedSet, val: PlannedSet | None, plan: RunPlan) -> li
 
 
 def _empty_iterations(train: PlannedSet, plan: RunPlan) -> list[str]:
-    """Say how many iterations would take documents of which not one has an answer left: nothing is learnt in them."""
-    if train.learnable.all():
+    """Say how many iterations would take documents of which not one has an answer left: nothing is trained in them."""
+    supervised = train.subset.supervised
+    if not train.exact or supervised.all():
         return []
     order, looked_at = replace(train.order, global_batch=plan.global_batch), min(plan.num_iterations, _LOOKED_AT)
-    empty = sum(not train.learnable[order.batch(iteration)].any() for iteration in range(looked_at))
+    empty = sum(not supervised[order.batch(iteration)].any() for iteration in range(looked_at))
     if not empty:
         return []
-    what = f"In {count(empty)} of the first {count(looked_at)} iterations no document has an answer token to learn"
+    what = f"In {count(empty)} of the first {count(looked_at)} iterations no document has an answer token to train on"
     return [f"{what}: their loss is 0. Use --truncate drop, or a larger --seq or --global_batch."]

@@ -15,33 +15,26 @@ import numpy as np
 
 from medsft.core.config import RunConfig
 from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized
-from medsft.core.data.dataset.lengths import DocumentSelection, apply_truncation, refuse_unsupervised
+from medsft.core.data.dataset.subset import Subset, apply_truncation, refuse_unsupervised
 from medsft.core.planning.order import SampleOrder, hidden_split
-from medsft.core.planning.plan import DataPlan, RunPlan
+from medsft.core.planning.plan import DatasetStats, RunPlan
 from medsft.core.planning.schedule import plan_global_batch
 from medsft.errors import MismatchError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """The documents of a set that are used."""
+class Split:
+    """What a run trains on, or validates on: documents of a set and their order."""
 
     data: TokenizedDataset
-    indices: np.ndarray
-    """int64 [n]: number of each in the set."""
-    lengths: np.ndarray
-    """int64 [n]: tokens of each that are used, at most seq + 1."""
-    left_out: int
-    """Documents of the set that `--truncate` leaves out."""
-    learnable: np.ndarray
-    """bool [n]: whether an answer token is left to learn."""
-    withheld: int
-    """Documents that the original's split takes from training."""
+    subset: Subset
     order: SampleOrder
-    """Numbers 0..n-1 mean places in `indices`."""
+    """Numbers 0..n-1 mean positions in `subset`."""
+    withheld: int = 0
+    """Documents that the original's split takes from training."""
 
 
-def select(config: RunConfig, train: TokenizedDataset, val: TokenizedDataset | None) -> tuple[Selection, Selection | None]:
+def select(config: RunConfig, train: TokenizedDataset, val: TokenizedDataset | None) -> tuple[Split, Split | None]:
     """Return what is trained on and what is validated on, None for nothing.
 
     Raises `DataError` when documents do not fit and `--truncate error` is set.
@@ -50,29 +43,28 @@ def select(config: RunConfig, train: TokenizedDataset, val: TokenizedDataset | N
     return training, select_validation(config, val) if val is not None else withheld_validation(config, train)
 
 
-def select_training(config: RunConfig, data: TokenizedDataset, *, has_validation: bool) -> Selection:
+def select_training(config: RunConfig, data: TokenizedDataset, *, has_validation: bool) -> Split:
     """Return the training half of `select`."""
     used = _fitting(config, data, "--data")
-    split = withheld_parts(config, len(used.indices), has_validation=has_validation)
-    if split is None:
-        return _selection(config, data, used, np.arange(len(used.indices)), "--data")
-    train, val, test = split
-    return _selection(config, data, used, train, "--data", withheld=len(val) + len(test), drawn_before=len(used.indices))
+    parts = withheld_parts(config, len(used), has_validation=has_validation)
+    if parts is None:
+        return _split(config, data, used, "--data")
+    train, val, test = parts
+    return _split(config, data, used.at(train), "--data", withheld=len(val) + len(test), drawn_before=len(used))
 
 
-def select_validation(config: RunConfig, data: TokenizedDataset) -> Selection:
+def select_validation(config: RunConfig, data: TokenizedDataset) -> Split:
     """Return the documents of a validation set."""
-    used = _fitting(config, data, "--val")
-    return _selection(config, data, used, np.arange(len(used.indices)), "--val")
+    return _split(config, data, _fitting(config, data, "--val"), "--val")
 
 
-def withheld_validation(config: RunConfig, train: TokenizedDataset) -> Selection | None:
+def withheld_validation(config: RunConfig, train: TokenizedDataset) -> Split | None:
     """Return the part of the training set that a run without a validation set validates on."""
     used = _fitting(config, train, "--data")
-    split = withheld_parts(config, len(used.indices), has_validation=False)
-    if split is None or not len(split[1]):
+    parts = withheld_parts(config, len(used), has_validation=False)
+    if parts is None or not len(parts[1]):
         return None
-    return _selection(config, train, used, split[1], "the part of --data to validate on")
+    return _split(config, train, used.at(parts[1]), "the part of --data to validate on")
 
 
 def withheld_parts(
@@ -95,7 +87,7 @@ def order_of(config: RunConfig, num_documents: int, *, drawn_before: int = 0) ->
     )
 
 
-def open_selection(plan: RunPlan) -> tuple[Selection, Selection | None]:
+def open_splits(plan: RunPlan) -> tuple[Split, Split | None]:
     """Open the sets of a plan and select as it was planned.
 
     Raises `MismatchError` when a set is not the one that was planned with, `DataError` when it cannot be read.
@@ -105,39 +97,25 @@ def open_selection(plan: RunPlan) -> tuple[Selection, Selection | None]:
     return _as_planned(train, plan), _as_planned(val, plan) if val is not None else None
 
 
-def _as_planned(chosen: Selection, plan: RunPlan) -> Selection:
+def _as_planned(chosen: Split, plan: RunPlan) -> Split:
     """Take the documents of an iteration from the plan: an earlier version may have planned more than the set has."""
     return replace(chosen, order=replace(chosen.order, global_batch=plan.global_batch))
 
 
-def _open(planned: DataPlan) -> TokenizedDataset:
+def _open(planned: DatasetStats) -> TokenizedDataset:
     data = open_tokenized(Path(planned.folder))
     if data.fingerprint != planned.fingerprint:
         raise MismatchError(f"{planned.folder} has changed since the run was planned.", hint="Give it another --id.")
     return data
 
 
-def _fitting(config: RunConfig, data: TokenizedDataset, flag: str) -> DocumentSelection:
+def _fitting(config: RunConfig, data: TokenizedDataset, flag: str) -> Subset:
     return apply_truncation(data, config.seq, config.truncate, loss_mask=config.loss_mask, flag=flag)  # type: ignore[arg-type]
 
 
-def _selection(
-    config: RunConfig,
-    data: TokenizedDataset,
-    used: DocumentSelection,
-    places: np.ndarray,
-    flag: str,
-    *,
-    withheld: int = 0,
-    drawn_before: int = 0,
-) -> Selection:
-    refuse_unsupervised(used.learnable[places], config.seq, flag)
-    return Selection(
-        data=data,
-        indices=used.indices[places],
-        lengths=used.lengths[places],
-        learnable=used.learnable[places],
-        left_out=used.dropped,
-        withheld=withheld,
-        order=order_of(config, len(places), drawn_before=drawn_before),
-    )
+def _split(
+    config: RunConfig, data: TokenizedDataset, subset: Subset, flag: str, *, withheld: int = 0, drawn_before: int = 0
+) -> Split:
+    refuse_unsupervised(subset, config.seq, flag)
+    order = order_of(config, len(subset), drawn_before=drawn_before)
+    return Split(data=data, subset=subset, order=order, withheld=withheld)

@@ -1,4 +1,4 @@
-"""The sets of documents as a plan sees them: really tokenised, or guessed from the JSONL."""
+"""The sets of documents as a plan sees them: really tokenized, or guessed from the JSONL."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from medsft.core.config import RunConfig
-from medsft.core.data.dataset.dataset import open_tokenized, set_exists
+from medsft.core.data.dataset.dataset import open_tokenized, set_exists, validation_folder_of
 from medsft.core.data.dataset.findings import Survey, given_twice, survey
+from medsft.core.data.dataset.subset import Subset, cut_sentence
 from medsft.core.data.dataset.write import refuse_rows
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.open import open_rows, refuse_unreadable
 from medsft.core.planning.order import SampleOrder
-from medsft.core.planning.plan import DataPlan, absolute
+from medsft.core.planning.plan import DatasetStats, absolute
 from medsft.core.planning.selection import (
-    Selection,
+    Split,
     order_of,
     select_training,
     select_validation,
@@ -31,22 +32,19 @@ _BYTES_PER_TOKEN = 4.0
 """Of English text, for estimates before anything is tokenised."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedSet:
-    """Documents of a set that are used."""
+    """A set as a plan sees it."""
 
-    plan: DataPlan
-    lengths: np.ndarray
-    """int64 [documents]: (input, label) pairs of each."""
+    stats: DatasetStats
+    subset: Subset
     order: SampleOrder
     withheld: int
     """Documents beside these that the original's split takes from training."""
     exact: bool
-    """Whether they were counted in a tokenised set, not estimated."""
-    learnable: np.ndarray
-    """bool [documents]: whether an answer token is left to learn; supposed of all in an estimate."""
+    """Whether documents were counted in a tokenized set, not estimated."""
     hashes: np.ndarray | None
-    """uint64: a number for the texts of each row; of the first rows in an estimate, None where there is no telling."""
+    """uint64: a number for the texts of each row; of the first rows in an estimate, None for a set without."""
     remarks: tuple[str, ...]
     """What a person should know of the rows, though they can be used."""
     notes: tuple[str, ...] = ()
@@ -65,7 +63,7 @@ def training_folder(config: RunConfig) -> Path:
 
 def validation_folder(config: RunConfig) -> Path:
     """Return where the tokenised validation set of a run lies, when it has one."""
-    return Path(config.tokenized_data_dir) / f"{config.run_name}-val"
+    return validation_folder_of(training_folder(config))
 
 
 def training_set(config: RunConfig) -> PlannedSet:
@@ -118,44 +116,31 @@ def validation_set_or_guess(config: RunConfig) -> PlannedSet | None:
     return _guess(config, config.val, validation_folder(config), "--val", has_validation=True)
 
 
-def _planned(chosen: Selection, config: RunConfig, flag: str) -> PlannedSet:
-    data, lengths = chosen.data, chosen.lengths - 1
-    spans = data.answer_spans[chosen.indices].astype(np.int64)
-    ends, starts = np.minimum(spans[:, 1], config.seq + 1), np.maximum(spans[:, 0], 1)
-    plan = DataPlan(
-        folder=absolute(data.folder),
-        fingerprint=data.fingerprint,
-        documents=len(lengths),
-        left_out=chosen.left_out,
-        tokens=int(lengths.sum()),
-        supervised_tokens=int(np.maximum(ends - starts, 0).sum()),
-        longest=int(lengths.max()),
-    )
+def _planned(split: Split, config: RunConfig, flag: str) -> PlannedSet:
+    data, subset = split.data, split.subset
     return PlannedSet(
-        plan,
-        lengths,
-        chosen.order,
-        chosen.withheld,
+        stats=_stats(data.folder, data.fingerprint, subset),
+        subset=subset,
+        order=split.order,
+        withheld=split.withheld,
         exact=True,
-        learnable=chosen.learnable,
-        hashes=None if data.row_hashes is None else data.row_hashes[chosen.indices],
+        hashes=None if data.row_hashes is None else data.row_hashes[subset.indices],
         notes=data.manifest.notes,
-        remarks=(*data.manifest.remarks(flag), *_cut(chosen, spans, config, flag)),
+        remarks=(*data.manifest.remarks(flag), *cut_sentence(data, subset, config.seq, flag)),
     )
 
 
-def _cut(chosen: Selection, spans: np.ndarray, config: RunConfig, flag: str) -> list[str]:
-    """Say how many answers `--truncate keep` cuts, and how many it takes away whole."""
-    limit = config.seq + 1
-    cut = int((chosen.data.lengths[chosen.indices] > limit).sum())
-    if not cut:
-        return []
-    beyond = (spans[:, 1] > limit) & (spans[:, 1] > spans[:, 0])
-    whole = int((beyond & ~chosen.learnable).sum())
-    part = int(beyond.sum()) - whole
-    return [
-        f"{flag}: {count(cut)} documents are cut at --seq {config.seq}: {count(part)} answers lose a part, {count(whole)} all."
-    ]
+def _stats(folder: Path, fingerprint: str, subset: Subset) -> DatasetStats:
+    return DatasetStats(
+        folder=absolute(folder),
+        fingerprint=fingerprint,
+        documents=len(subset),
+        left_out=subset.left_out,
+        tokens=int(subset.lengths.sum()),
+        labels=int(subset.num_labels.sum()),
+        supervised_tokens=int(subset.answer_labels.sum()),
+        longest=int(subset.lengths.max()),
+    )
 
 
 def _guess(config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *, has_validation: bool) -> PlannedSet:
@@ -171,25 +156,16 @@ def _guess(config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *,
     sizes = np.concatenate([open_rows(path).estimate() for path in files])
     usable = round(len(sizes) * seen.tally.rows / (seen.tally.rows + seen.bad.total))
     sizes = sizes[: max(1, usable)]
-    lengths = np.clip((sizes / _BYTES_PER_TOKEN).astype(np.int64), 2, config.seq)
-    if split := withheld_parts(config, len(lengths), has_validation=has_validation):
-        lengths = lengths[split[0]]
-    plan = DataPlan(
-        folder=absolute(folder),
-        fingerprint="",
-        documents=len(lengths),
-        left_out=0,
-        tokens=int(lengths.sum()),
-        supervised_tokens=0,
-        longest=int(lengths.max()),
-    )
+    lengths = np.clip((sizes / _BYTES_PER_TOKEN).astype(np.int64), 2, config.seq) + 1
+    estimated = Subset(indices=np.arange(len(lengths)), lengths=lengths, answer_labels=np.zeros_like(lengths))
+    if parts := withheld_parts(config, len(lengths), has_validation=has_validation):
+        estimated = estimated.at(parts[0])
     return PlannedSet(
-        plan,
-        lengths,
-        order_of(config, len(lengths)),
-        len(sizes) - len(lengths),
+        stats=_stats(folder, "", estimated),
+        subset=estimated,
+        order=order_of(config, len(estimated)),
+        withheld=len(sizes) - len(estimated),
         exact=False,
-        learnable=np.ones(len(lengths), bool),
         hashes=seen.tally.hashes(),
         remarks=tuple(_first_rows(seen, files, flag)),
     )

@@ -18,9 +18,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from medsft.core.data.dataset.dataset import open_tokenized, role_prefix, scan_roles, spans_path, text_prefix
+from medsft.core.data.dataset.dataset import answers_path, open_tokenized, role_prefix, text_prefix
 from medsft.core.data.dataset.indexed import bin_path, idx_path
 from medsft.core.data.dataset.manifest import Manifest
 from medsft.core.data.dataset.manifest import read_manifest as read_manifest_of_set
@@ -94,7 +92,7 @@ def _recorded(folder: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
 def _disagreement(folder: Path) -> Future[str | None]:
     """Find the file of a set that does not fit the others, of those without a hash: they say again what the hashed ones say."""
     prefixes = text_prefix(folder), role_prefix(folder)
-    files = (*map(idx_path, prefixes), spans_path(folder))
+    files = (*map(idx_path, prefixes), answers_path(folder))
     return _disagreement_of(folder, tuple(_stamp(path) for path in files if path.exists()))
 
 
@@ -105,8 +103,8 @@ def _disagreement_of(folder: Path, stamps: tuple[tuple[int, int, int], ...]) -> 
         for prefix, reader in ((text_prefix(folder), data.text), (role_prefix(folder), data.role)):
             if not reader.starts_follow_sizes():
                 return f"the content of {idx_path(prefix).name} has changed"
-        if spans_path(folder).is_file() and not np.array_equal(data.answer_spans, scan_roles(data.role).spans):
-            return f"the content of {spans_path(folder).name} has changed"
+        if not data.answers_agree():
+            return f"the content of {answers_path(folder).name} has changed"
         return None
 
     return _threads().submit(look)

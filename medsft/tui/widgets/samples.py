@@ -22,14 +22,14 @@ _COLOURS = {"SYSTEM": "$secondary", "QUESTION": "$primary", "ANSWER": "$success"
 def current_batch(run: RunDir, iteration: int, most: int = 8) -> list[Sample]:
     """Decode the first documents of the batch of an iteration counted from 1. Raises `MedsftError`."""
     from medsft.core.data.dataset.samples import samples
-    from medsft.core.planning.selection import open_selection
+    from medsft.core.planning.selection import open_splits
     from medsft.core.run.launch import load_plan
     from medsft.core.settings import Settings
     from medsft.core.workflow import spec_for
 
     plan = load_plan(run)
-    chosen, _ = open_selection(plan)
-    documents = chosen.indices[chosen.order.batch(max(0, iteration - 1))[:most]].tolist()
+    chosen, _ = open_splits(plan)
+    documents = chosen.subset.indices[chosen.order.batch(max(0, iteration - 1))[:most]].tolist()
     opened = spec_for(plan.config, Settings(), tokenizer=Path(plan.base.tokenizer)).open_tokenizer()
     return samples(chosen.data, opened.tokenizer, documents)
 

@@ -152,11 +152,11 @@ def _keys(config: RunConfig) -> KeyProposal | None:
 
 
 def _sets(folder: Path) -> tuple[str, ...]:
-    from medsft.core.data.dataset.dataset import set_exists
+    from medsft.core.data.dataset.dataset import is_validation_folder, set_exists
 
     if not folder.is_dir():
         return ()
-    return tuple(sorted(p.name for p in folder.iterdir() if not p.name.endswith("-val") and set_exists(p)))
+    return tuple(sorted(p.name for p in folder.iterdir() if not is_validation_folder(p) and set_exists(p)))
 
 
 def _report(config: RunConfig) -> LengthReport | None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 
 import pytest
 import tiny
 import torch
+from role_sets import write_set
 from transformers import AutoModelForCausalLM
 
+from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.planning.plan import RunPlan
-from medsft.core.planning.selection import Selection, open_selection
+from medsft.core.planning.selection import Split, open_splits
+from medsft.core.planning.sets import training_folder, validation_folder
 
 pytestmark = pytest.mark.timeout(120)
 
 
-def reference_loss(plan: RunPlan, chosen: Selection, numbers: Iterable[int], *, loss_mask: float) -> float:
+def reference_loss(plan: RunPlan, chosen: Split, numbers: Iterable[int], *, loss_mask: float) -> float:
     """sum(weight * nll) / sum(weight) over some documents of a set, each alone in a batch of transformers."""
     model = AutoModelForCausalLM.from_pretrained(plan.base.path, dtype=torch.float32).eval()
     model.resize_token_embeddings(plan.base.model.vocab_size, mean_resizing=False)
@@ -26,7 +30,7 @@ def reference_loss(plan: RunPlan, chosen: Selection, numbers: Iterable[int], *, 
     data = chosen.data
     total, weights = 0.0, 0.0
     for number in numbers:
-        document = int(chosen.indices[number])
+        document = int(chosen.subset.indices[number])
         tokens = torch.tensor(data.tokens(document).astype("int64"))
         answer = torch.tensor(data.roles(document)[1:] == Role.ANSWER)
         weight = torch.where(answer, 1.0, loss_mask)
@@ -44,9 +48,43 @@ def test_first_loss(tmp_path, loss_mask):
     plan = tiny.plan_of(config, settings, iters=1, loss_mask=loss_mask)
     assert plan.base.new_tokens
     events = tiny.train(plan)
-    train, val = open_selection(plan)
+    train, val = open_splits(plan)
     ((loss,),) = tiny.series(events, "step", "loss")
     assert loss == pytest.approx(reference_loss(plan, train, train.order.batch(0), loss_mask=loss_mask), abs=1e-5)
     assert val is not None
     (_, before), *_ = tiny.series(events, "eval", "iteration", "loss")
-    assert before == pytest.approx(reference_loss(plan, val, range(len(val.indices)), loss_mask=0.0), abs=1e-5)
+    assert before == pytest.approx(reference_loss(plan, val, range(len(val.subset.indices)), loss_mask=0.0), abs=1e-5)
+
+
+def with_two_answers(made: TokenizedDataset) -> None:
+    """Make the set again with a second answer in each document: a token of its question."""
+    tokens = [made.tokens(number).tolist() for number in range(made.num_documents)]
+    roles = [made.roles(number).tolist() for number in range(made.num_documents)]
+    for document in roles:
+        document[1] = Role.ANSWER
+        assert document[2] == Role.QUESTION
+    stop, vocab = made.manifest.stop_id, made.manifest.vocab_size
+    shutil.rmtree(made.folder)
+    again = write_set(made.folder, tokens, roles, stop_id=stop, vocab_size=vocab)
+    assert len(again.answers.first) == 2 * again.num_documents
+
+
+@pytest.mark.parametrize("loss_mask", [0.0, 0.3])
+def test_documents_with_two_answers(tmp_path, loss_mask):
+    """Nothing but the roles says what is trained on: weights of the loss, counts and validation follow both answers."""
+    config, settings = tiny.project(tmp_path)
+    tiny.plan_of(config, settings)
+    for folder in (training_folder(config), validation_folder(config)):
+        with_two_answers(open_tokenized(folder))
+    plan = tiny.plan_of(config, settings, data=(), val=(), iters=1, loss_mask=loss_mask)
+    events = tiny.train(plan)
+    train, val = open_splits(plan)
+    ((loss, supervised),) = tiny.series(events, "step", "loss", "supervised_tokens")
+    batch = train.order.batch(0)
+    assert loss == pytest.approx(reference_loss(plan, train, batch, loss_mask=loss_mask), abs=1e-5)
+    assert supervised == train.subset.answer_labels[batch].sum()
+    assert plan.train.supervised_tokens == train.data.tokens_by_role[Role.ANSWER]
+    assert val is not None
+    (_, before, tokens), *_ = tiny.series(events, "eval", "iteration", "loss", "tokens")
+    assert before == pytest.approx(reference_loss(plan, val, range(len(val.subset)), loss_mask=0.0), abs=1e-5)
+    assert tokens == val.data.tokens_by_role[Role.ANSWER]

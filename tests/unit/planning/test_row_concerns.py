@@ -146,7 +146,7 @@ def test_a_run_with_nothing_to_learn_is_refused(project, tmp_path, truncate, los
     with pytest.raises(DataError, match=rf"--{flag}: (not|no document)") as caught:
         make_plan(config, settings)
     if truncate == "keep":
-        assert "not one of the 9 documents has an answer token to learn" in str(caught.value)
+        assert "not one of the 9 documents has an answer token to train on" in str(caught.value)
 
 
 def test_what_keep_cuts_is_counted_and_batches_without_an_answer_are_named(project, tmp_path):
@@ -158,7 +158,7 @@ def test_what_keep_cuts_is_counted_and_batches_without_an_answer_are_named(proje
     cut = [warning for warning in plan.warnings if "cut at --seq" in warning]
     assert cut == ["--data: 14 documents are cut at --seq 20: 1 answers lose a part, 13 all."]
     chosen = training_set(config)
-    empty = sum(not chosen.learnable[chosen.order.batch(k)].any() for k in range(plan.num_iterations))
+    empty = sum(not chosen.subset.supervised[chosen.order.batch(k)].any() for k in range(plan.num_iterations))
     assert empty >= 5
     assert any(warning.startswith(f"In {empty} of the first {plan.num_iterations} iterations") for warning in plan.warnings)
     learning = make_plan(replace(config, loss_mask=0.1), settings)

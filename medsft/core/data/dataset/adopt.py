@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from medsft.core.data.dataset.dataset import TokenizedDataset, document_blocks, open_tokenized, role_facts, save_spans
+from medsft.core.data.dataset.dataset import TokenizedDataset, answers_path, document_blocks, open_tokenized, save_array
 from medsft.core.data.dataset.indexed import IndexedReader
 from medsft.core.data.dataset.manifest import Manifest, write_manifest
-from medsft.core.data.dataset.write import answer_tail
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.template import Role
 from medsft.errors import DataError
@@ -41,25 +40,25 @@ def trust(folder: Path, opened: OpenedTokenizer) -> TokenizedDataset:
     role_sha256, highest_role = _digest(data.role)
     if highest_role >= len(Role):
         raise DataError(f"{folder} has role {highest_role}; the roles are 0, 1 and 2", hint=_REMEDY)
-    blocks = document_blocks(data.role)
-    facts = [role_facts(data.role.span(first, last), data.role.sizes[first:last]) for first, last in blocks]
-    system, question, answer = np.sum([fact.counts for fact in facts], axis=0).tolist()
+    counts = [np.bincount(data.role.span(*block), minlength=len(Role)) for block in document_blocks(data.role)]
+    system, question, answer = np.sum(counts, axis=0).tolist()
     manifest = Manifest(
         recipe=None,
         documents=data.num_documents,
         tokens=system + question + answer,
         tokens_by_role=(system, question, answer),
         vocab_size=opened.tokenizer.vocab_size,
-        answer_tail=answer_tail(opened),
+        stop_id=opened.stop_id,
         text_bytes=data.text.nbytes,
         text_sha256=text_sha256,
         role_bytes=data.role.nbytes,
         role_sha256=role_sha256,
     )
+    trusted = TokenizedDataset(folder, data.text, data.role, manifest)
     with suppress(OSError):
-        save_spans(folder, np.concatenate([fact.spans for fact in facts]))
+        save_array(answers_path(folder), trusted.scan_answers().columns())
         write_manifest(folder, manifest)
-    return TokenizedDataset(folder, data.text, data.role, manifest)
+    return trusted
 
 
 def _digest(reader: IndexedReader) -> tuple[str, int]:

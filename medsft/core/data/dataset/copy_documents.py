@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized, role_facts, role_prefix, text_prefix
+from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized, role_prefix, text_prefix
 from medsft.core.data.dataset.indexed import IndexedWriter, bin_path
 from medsft.core.data.dataset.manifest import write_manifest
 from medsft.core.data.tokenizers.template import Role
@@ -31,10 +31,7 @@ def copy_documents(data: TokenizedDataset, documents: Sequence[int] | npt.NDArra
         text_writer.add(tokens, sizes)
         role_writer.add(roles, sizes)
         text, role = text_writer.close(), role_writer.close()
-    counts = np.zeros(len(Role), np.int64)
-    found = role_facts(roles, sizes).counts
-    counts[: len(found)] += found
-    system, question, answer = counts.tolist()
+    system, question, answer = np.bincount(roles, minlength=len(Role)).tolist()
     manifest = replace(
         data.manifest,
         recipe=None,

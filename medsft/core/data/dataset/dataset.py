@@ -1,4 +1,4 @@
-"""A tokenised set on disk: ``FOLDER/NAME-text.{bin,idx}``, ``NAME-role.{bin,idx}`` and ``manifest.json``.
+"""A tokenized set on disk: ``FOLDER/NAME-text.{bin,idx}``, ``NAME-role.{bin,idx}`` and ``manifest.json``.
 
 Opening is a few memory maps, whatever the number of documents.
 """
@@ -6,7 +6,6 @@ Opening is a few memory maps, whatever the number of documents.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medsft.core.data.dataset.answers import Answers, answers_of_array, find_answers, joined
 from medsft.core.data.dataset.indexed import IndexedReader, bin_path
 from medsft.core.data.dataset.manifest import Manifest, read_manifest
 from medsft.core.data.tokenizers.template import Role
@@ -22,6 +22,8 @@ from medsft.errors import DataError
 
 _BLOCK_TOKENS = 2**22
 _REMEDY = "make the set again with --retokenize"
+_VALIDATION = "-val"
+"""Behind the name of a training set, that of its validation set."""
 
 
 def text_prefix(folder: Path) -> Path:
@@ -34,33 +36,34 @@ def role_prefix(folder: Path) -> Path:
     return folder / f"{folder.name}-role"
 
 
-def spans_path(folder: Path) -> Path:
-    """Where the answer lies in each document, [documents, 2], so that a plan need not read the roles."""
+def answers_path(folder: Path) -> Path:
+    """Where the answers lie in the documents, see `answers`, so that a plan need not read the roles."""
     return folder / f"{folder.name}-answers.npy"
 
 
 def hashes_path(folder: Path) -> Path:
-    """A number for the texts of each row, [documents], so that sets with rows in common are found."""
+    """A number for the texts of each row, uint64 [documents], so that sets with rows in common are found."""
     return folder / f"{folder.name}-rows.npy"
 
 
-def save_spans(folder: Path, spans: npt.NDArray[np.int32]) -> None:
-    """Write and sync the answers' places of a set, aside first."""
-    _save(spans_path(folder), spans)
-
-
-def save_hashes(folder: Path, hashes: npt.NDArray[np.uint64]) -> None:
-    """Write and sync the numbers of the rows of a set, aside first."""
-    _save(hashes_path(folder), hashes)
-
-
-def _save(path: Path, array: npt.NDArray[Any]) -> None:
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write and sync an array beside a set, aside first, so that there is never half of one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with aside.open("wb") as stream:
         np.save(stream, array, allow_pickle=False)
         stream.flush()
         os.fsync(stream.fileno())
     aside.replace(path)
+
+
+def validation_folder_of(training: Path) -> Path:
+    """The folder of the validation set that belongs to a training set."""
+    return training.with_name(f"{training.name}{_VALIDATION}")
+
+
+def is_validation_folder(folder: Path) -> bool:
+    """Whether the name of a set says that it is a validation set."""
+    return folder.name.endswith(_VALIDATION)
 
 
 def set_exists(folder: Path) -> bool:
@@ -118,27 +121,67 @@ class TokenizedDataset:
         return self.manifest.fingerprint
 
     @cached_property
-    def answer_spans(self) -> npt.NDArray[np.int32]:
-        """First position of the answer in each document and the one behind its last, [documents, 2]; (0, 0) if none."""
-        spans = _load(spans_path(self.folder), (self.num_documents, 2))
-        return scan_roles(self.role).spans if spans is None else spans
+    def answers(self) -> Answers:
+        """Where the answers lie in the documents."""
+        stored = self.stored_answers()
+        return self.scan_answers() if stored is None else stored
+
+    def stored_answers(self) -> Answers | None:
+        """The answers as the file beside the set names them; None without one, or with one that has not room for all.
+
+        Raises DataError when the file is damaged.
+        """
+        path = answers_path(self.folder)
+        array = _load(path)
+        if array is None:
+            return None
+        stored = answers_of_array(array, self.num_documents, answer_tail=self.manifest.answer_tail)
+        if stored is None or not stored.fit(self.lengths):
+            raise DataError(f"{path} is damaged", hint=_REMEDY)
+        # A file of version 0.1.0 names one answer for each document, whatever lies between its first and its last token.
+        several = array.shape[1] == 2 and stored.num_tokens != self.tokens_by_role[Role.ANSWER]
+        return None if several else stored
+
+    def answers_agree(self) -> bool:
+        """Whether the file beside the set, where there is one, names the answers that the roles say. Reads all roles."""
+        try:
+            stored = self.stored_answers()
+        except DataError:
+            return False
+        return stored is None or stored.same_as(self.scan_answers())
+
+    def scan_answers(self) -> Answers:
+        """Find the answers in the files of the set, read in blocks."""
+        return joined([self._answers_between(first, last) for first, last in document_blocks(self.role)])
+
+    def _answers_between(self, first: int, last: int) -> Answers:
+        stop = self.manifest.stop_id
+        return find_answers(
+            self.role.span(first, last),
+            self.role.sizes[first:last],
+            stops=None if stop is None else self.text.span(first, last) == stop,
+            answer_tail=self.manifest.answer_tail,
+            first_document=first,
+        )
 
     @cached_property
     def row_hashes(self) -> npt.NDArray[np.uint64] | None:
         """A number for the texts of each row, [documents]; None for a set without: one of before, or of another program."""
-        return _load(hashes_path(self.folder), (self.num_documents,))
+        path = hashes_path(self.folder)
+        hashes = _load(path)
+        if hashes is not None and hashes.shape != (self.num_documents,):
+            raise DataError(f"{path} is damaged", hint=_REMEDY)
+        return hashes
 
 
-def _load(path: Path, shape: tuple[int, ...]) -> npt.NDArray[Any] | None:
-    """Map an array that lies beside a set, None when it is not there. Raises DataError when it is damaged."""
+def _load(path: Path) -> npt.NDArray[Any] | None:
+    """Map an array that lies beside a set, None when it is not there. Raises DataError when it is not an array."""
     if not path.is_file():
         return None
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
-        array = np.empty(0)
-    if array.shape != shape:
-        raise DataError(f"{path} is damaged", hint=_REMEDY)
+        raise DataError(f"{path} is damaged", hint=_REMEDY) from None
     return array
 
 
@@ -173,29 +216,6 @@ def _no_manifest(folder: Path) -> DataError:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class RoleFacts:
-    """What the roles of some documents say."""
-
-    spans: npt.NDArray[np.int32]
-    """[documents, 2], see `TokenizedDataset.answer_spans`"""
-    counts: npt.NDArray[np.int64]
-    """Tokens by role number; longer than 3 if there is a role that is none"""
-
-
-def role_facts(roles: npt.NDArray[np.integer[Any]], sizes: npt.NDArray[np.integer[Any]]) -> RoleFacts:
-    """Facts of documents laid end to end: `roles` [sum of sizes], `sizes` [documents]."""
-    ends = np.cumsum(sizes, dtype=np.int64)
-    starts = ends - sizes
-    answer = np.flatnonzero(roles == Role.ANSWER)
-    first, behind = np.searchsorted(answer, starts), np.searchsorted(answer, ends)
-    spans = np.zeros((len(sizes), 2), np.int32)
-    has = behind > first
-    spans[has, 0] = answer[first[has]] - starts[has]
-    spans[has, 1] = answer[behind[has] - 1] + 1 - starts[has]
-    return RoleFacts(spans, np.bincount(roles, minlength=len(Role)))
-
-
 def document_blocks(reader: IndexedReader, tokens: int = _BLOCK_TOKENS) -> list[tuple[int, int]]:
     """Cut a set into runs of documents (first, behind the last) of about `tokens` tokens, to read it in little memory."""
     ends = np.cumsum(reader.sizes, dtype=np.int64)
@@ -204,14 +224,3 @@ def document_blocks(reader: IndexedReader, tokens: int = _BLOCK_TOKENS) -> list[
     cuts = np.unique(np.searchsorted(ends, np.arange(tokens, int(ends[-1]) + tokens, tokens)) + 1)
     bounds = [0, *np.minimum(cuts, len(ends)).tolist()]
     return [(first, last) for first, last in pairwise(bounds) if first < last]
-
-
-def scan_roles(reader: IndexedReader) -> RoleFacts:
-    """Facts of a whole role file, read in blocks."""
-    facts = [role_facts(reader.span(a, b), reader.sizes[a:b]) for a, b in document_blocks(reader)]
-    if not facts:
-        return RoleFacts(np.zeros((0, 2), np.int32), np.zeros(len(Role), np.int64))
-    counts = np.zeros(max(len(fact.counts) for fact in facts), np.int64)
-    for fact in facts:
-        counts[: len(fact.counts)] += fact.counts
-    return RoleFacts(np.concatenate([fact.spans for fact in facts]), counts)

@@ -30,8 +30,10 @@ class Manifest:
     """Of system, question and answer"""
     vocab_size: int
     """Of the tokenizer, not padded"""
-    answer_tail: int
-    """Tokens of a document that follow the stop token of its answer"""
+    stop_id: int | None = None
+    """Id of the token that ends an answer; None when the template has none, or in a set that is older than this"""
+    answer_tail: int = 0
+    """Of a set without `stop_id`: tokens of each answer that follow its stop token"""
     special_in_text: int = 0
     """Special strings that people wrote"""
     bad_rows: Mapping[str, int] = field(default_factory=dict)

@@ -20,23 +20,20 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from medsft.core.data.dataset.answers import find_answers, joined
 from medsft.core.data.dataset.dataset import (
+    answers_path,
     hashes_path,
-    role_facts,
     role_prefix,
-    save_hashes,
-    save_spans,
-    spans_path,
+    save_array,
     text_prefix,
 )
-from medsft.core.data.dataset.encode import encode_documents
 from medsft.core.data.dataset.findings import Tally
 from medsft.core.data.dataset.indexed import IndexedWriter, bin_path, idx_path, token_dtype
 from medsft.core.data.dataset.manifest import MANIFEST_NAME, Manifest, write_manifest
 from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.dataset.workers import Process, processing, read_chunks
 from medsft.core.data.sources.bad_rows import BadRows
-from medsft.core.data.sources.conversation import question_and_answer
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.disk import writing_to
@@ -122,7 +119,7 @@ def make_set(
             written = _write(aside, files, process, opened, Clock("tokenise", total, report), document_index)
             if stamps != [_stamp(path) for path in files] or total != sum(file.bytes for file in spec.inputs):
                 raise DataError("a data file changed while it was read", hint="try again when it is finished")
-            save_hashes(aside, tally.hashes())
+            save_array(hashes_path(aside), tally.hashes())
             write_manifest(aside, written.manifest(spec, opened, bad, tally))
             _put_in_place(aside, folder)
 
@@ -185,7 +182,7 @@ class _WrittenSet:
             tokens=self.tokens,
             tokens_by_role=(system, question, answer),
             vocab_size=opened.tokenizer.vocab_size,
-            answer_tail=answer_tail(opened),
+            stop_id=opened.stop_id,
             special_in_text=self.special_in_text,
             bad_rows=dict(bad.reasons),
             notes=opened.template.notes,
@@ -200,7 +197,7 @@ class _WrittenSet:
 def _write(
     aside: Path, files: Sequence[Path], process: Process, opened: OpenedTokenizer, clock: Clock, document_index: bool
 ) -> _WrittenSet:
-    spans, counts, special, documents = [], np.zeros(len(Role), np.int64), 0, 0
+    answers, counts, special, documents = [], np.zeros(len(Role), np.int64), 0, 0
     dtype = token_dtype(opened.tokenizer.vocab_size)
     with (
         IndexedWriter(text_prefix(aside), dtype, document_index=document_index) as text,
@@ -211,14 +208,14 @@ def _write(
             assert encoded is not None
             text.add(encoded.tokens, encoded.sizes)
             role.add(encoded.roles, encoded.sizes)
-            facts = role_facts(encoded.roles, encoded.sizes)
-            spans.append(facts.spans)
-            counts += facts.counts
+            stops = encoded.tokens == opened.stop_id
+            answers.append(find_answers(encoded.roles, encoded.sizes, stops=stops, first_document=documents))
+            counts += np.bincount(encoded.roles, minlength=len(Role))
             special += encoded.special_in_text
             documents += result.rows
             clock.tell(result.bytes_read, documents)
         wrote_text, wrote_role = text.close(), role.close()
-    save_spans(aside, np.concatenate(spans))
+    save_array(answers_path(aside), joined(answers).columns())
     return _WrittenSet(
         documents=documents,
         tokens=wrote_text.numbers,
@@ -229,12 +226,6 @@ def _write(
         role_bytes=bin_path(role_prefix(aside)).stat().st_size,
         role_sha256=wrote_role.sha256,
     )
-
-
-def answer_tail(opened: OpenedTokenizer) -> int:
-    """How many tokens of a document follow the stop token of its answer."""
-    tokens = encode_documents([question_and_answer("q", "a")], opened, control=False).tokens.tolist()
-    return tokens[::-1].index(opened.stop_id) if opened.stop_id in tokens else 0
 
 
 # --- the folder ----------------------------------------------------------------------------------------------------
@@ -284,7 +275,7 @@ def refuse_foreign_files(folder: Path) -> None:
     """A folder is replaced as a whole, so raise DataError if it holds anything but a set."""
     if not folder.is_dir():
         return
-    own = {MANIFEST_NAME, spans_path(folder).name, hashes_path(folder).name}
+    own = {MANIFEST_NAME, answers_path(folder).name, hashes_path(folder).name}
     own |= {path(prefix(folder)).name for path in (bin_path, idx_path) for prefix in (text_prefix, role_prefix)}
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if foreign:

@@ -27,7 +27,7 @@ def model_card(plan: RunPlan, view: RunView, *, writes_date: bool = False) -> st
         ("Training set", f"{plan.train.documents:,} documents, {plan.train.tokens:,} tokens, `{plan.train.fingerprint[:32]}`"),
         ("Iterations", f"{done} ({_epochs(plan, view):g} epochs, {plan.global_batch} documents each)"),
         ("Learning rate", f"{config.lr:g} to {config.min_lr:g}, cosine, {config.warmup_fraction:.0%} warm-up"),
-        ("Longest document", f"{config.seq:,} tokens"),
+        ("Longest document", f"{plan.train.longest:,} tokens"),
         ("Weight of question and system tokens in the loss", f"{config.loss_mask:g}"),
         ("Precision", f"{plan.precision}, master weights and optimiser in fp32"),
     ]

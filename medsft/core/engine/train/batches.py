@@ -15,41 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsft.core.data.dataset.dataset import TokenizedDataset
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.engine.nn.attention import PackedSequences
-from medsft.core.planning.order import SampleOrder, deal_in_order, deal_to_ranks
+from medsft.core.planning.order import deal_in_order, deal_to_ranks
+from medsft.core.planning.selection import Split
 
 _FILLER_LENGTH = 128
 """Filler is cut into pieces of this many tokens, so that attention over it costs little."""
-
-
-@dataclass(frozen=True, slots=True)
-class Documents:
-    """The documents of a set that are used, cut to the longest length that is trained on."""
-
-    data: TokenizedDataset
-    indices: np.ndarray
-    """int64 [n]: number of each used document in the set."""
-    seq: int
-    loss_mask: float
-    """Weight of labels that are not the answer's."""
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def num_inputs(self, numbers: np.ndarray) -> np.ndarray:
-        """Return how many (input, label) pairs each of these documents gives: its tokens less one, at most `seq`."""
-        return np.minimum(self.data.lengths[self.indices[numbers]] - 1, self.seq)
-
-    def pairs(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (inputs, labels, answer) of one document, each [num_inputs]; see `answer`."""
-        tokens = self.data.tokens(int(self.indices[number]))[: self.seq + 1].astype(np.int64)
-        return tokens[:-1], tokens[1:], self.answer(number)
-
-    def answer(self, number: int) -> np.ndarray:
-        """Return whether each label of one document belongs to its answer, bool [num_inputs]."""
-        return self.data.roles(int(self.indices[number]))[1 : self.seq + 1] == Role.ANSWER
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +72,9 @@ class RankBatch:
 class Batcher:
     """Builds the batches of one data-parallel rank."""
 
-    documents: Documents
-    order: SampleOrder
+    split: Split
+    loss_mask: float
+    """Weight of labels that are not an answer's."""
     dp: int
     dp_rank: int
     micro_batch: int
@@ -116,21 +89,32 @@ class Batcher:
 
     def batch(self, iteration: int) -> RankBatch:
         """Return this rank's part of an iteration counted from 0."""
-        return self.build(self.order.batch(iteration))
+        return self.build(self.split.order.batch(iteration))
 
     def build(self, numbers: np.ndarray) -> RankBatch:
-        """Return this rank's part of a global batch of these documents."""
-        lengths = self.documents.num_inputs(numbers)
-        answers = sum(int(np.count_nonzero(self.documents.answer(int(number)))) for number in numbers)
+        """Return this rank's part of a global batch of the documents at these positions of the subset."""
+        lengths = self.split.subset.num_labels[numbers]
+        answers = sum(int(np.count_nonzero(self._is_answer(int(number)))) for number in numbers)
         tokens = int(lengths.sum())
         mine = self._deal(lengths)[self.dp_rank]
         mine += [[]] * max(0, (self.num_micro_batches or 0) - len(mine))
         return RankBatch(
             micro_batches=tuple(self._micro_batch([int(numbers[i]) for i in part]) for part in mine),
-            weight_sum=answers + self.documents.loss_mask * (tokens - answers),
+            weight_sum=answers + self.loss_mask * (tokens - answers),
             tokens=tokens,
             supervised_tokens=answers,
         )
+
+    def _pairs(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (inputs, labels, answer) of one document, each [labels]; see `_is_answer`."""
+        subset = self.split.subset
+        tokens = self.split.data.tokens(int(subset.indices[number]))[: subset.lengths[number]].astype(np.int64)
+        return tokens[:-1], tokens[1:], self._is_answer(number)
+
+    def _is_answer(self, number: int) -> np.ndarray:
+        """Return whether each label of one document belongs to an answer, bool [labels]."""
+        subset = self.split.subset
+        return self.split.data.roles(int(subset.indices[number]))[1 : subset.lengths[number]] == Role.ANSWER
 
     def _deal(self, lengths: np.ndarray) -> list[list[list[int]]]:
         if self.in_order:
@@ -138,16 +122,16 @@ class Batcher:
         return deal_to_ranks(lengths, dp=self.dp, micro_batch=self.micro_batch)
 
     def _micro_batch(self, numbers: Sequence[int]) -> MicroBatch:
-        triples = [self.documents.pairs(number) for number in numbers]
+        triples = [self._pairs(number) for number in numbers]
         lengths = [len(inputs) for inputs, _, _ in triples if len(inputs)]
         filler = self._filler(sum(lengths))
         zeros = np.zeros(filler, np.int64)
         answer = np.concatenate([*(a for _, _, a in triples), zeros.astype(bool)])
-        weights = np.where(answer, np.float32(1), np.float32(self.documents.loss_mask))
+        weights = np.where(answer, np.float32(1), np.float32(self.loss_mask))
         weights[len(weights) - filler :] = 0
         pieces = [min(_FILLER_LENGTH, filler - start) for start in range(0, filler, _FILLER_LENGTH)]
         return MicroBatch(
-            documents=tuple(int(self.documents.indices[number]) for number in numbers),
+            documents=tuple(int(self.split.subset.indices[number]) for number in numbers),
             tokens=torch.from_numpy(np.concatenate([*(t for t, _, _ in triples), zeros])),
             labels=torch.from_numpy(np.concatenate([*(label for _, label, _ in triples), zeros])),
             weights=torch.from_numpy(weights),
@@ -165,14 +149,15 @@ class Batcher:
 
     def sequential_batches(self) -> Iterator[np.ndarray]:
         """Yield the numbers of all documents in their order, as global batches; the last may be smaller."""
-        for start in range(0, len(self.documents), self.order.global_batch):
-            yield np.arange(start, min(start + self.order.global_batch, len(self.documents)))
+        count, size = len(self.split.subset), self.split.order.global_batch
+        for start in range(0, count, size):
+            yield np.arange(start, min(start + size, count))
 
     def largest_micro_batch(self, batches: Iterable[np.ndarray]) -> int:
         """Return the most tokens in any micro-batch of any rank over these global batches, without reading a token."""
         largest = 0
         for numbers in batches:
-            lengths = self.documents.num_inputs(numbers)
+            lengths = self.split.subset.num_labels[numbers]
             largest = max(largest, *(int(lengths[part].sum()) for rank in self._deal(lengths) for part in rank))
         return largest
 

@@ -14,7 +14,7 @@ from medsft.core.engine.parallel.sharding import build_stage
 from medsft.core.engine.train.arithmetic import check_arithmetic
 from medsft.core.engine.train.async_save import Saver
 from medsft.core.engine.train.base_weights import base_source, check_base
-from medsft.core.engine.train.batches import Batcher, Documents
+from medsft.core.engine.train.batches import Batcher
 from medsft.core.engine.train.checkpoint import find_good_checkpoint, load_checkpoint
 from medsft.core.engine.train.head import LossHead
 from medsft.core.engine.train.optim import make_optimizer
@@ -24,7 +24,7 @@ from medsft.core.engine.train.trainer import Trainer, TrainState
 from medsft.core.engine.train.weights import load_weights
 from medsft.core.models.run_folder import read_manifest
 from medsft.core.planning.plan import RunPlan
-from medsft.core.planning.selection import Selection, open_selection
+from medsft.core.planning.selection import Split, open_splits
 from medsft.core.planning.trainable import trainable_names
 from medsft.core.run.events import EventWriter
 from medsft.core.run.integrity import set_damage
@@ -114,17 +114,17 @@ def check_sets(plan: RunPlan, mesh: Mesh) -> None:
 
 
 def make_batchers(plan: RunPlan, mesh: Mesh) -> tuple[Batcher, Batcher | None]:
-    """Return the batches of training and of validation. Raises what `open_selection` raises."""
-    train, val = open_selection(plan)
+    """Return the batches of training and of validation. Raises what `open_splits` raises."""
+    train, val = open_splits(plan)
     # A validation is a sum over all documents, so how they are dealt does not matter; the original's dealing has no last batch.
     in_order = plan.config.rules.deals_in_order
     return _batcher(plan, train, mesh, in_order=in_order), _batcher(plan, val, mesh, in_order=False) if val else None
 
 
-def _batcher(plan: RunPlan, chosen: Selection, mesh: Mesh, *, in_order: bool) -> Batcher:
+def _batcher(plan: RunPlan, split: Split, mesh: Mesh, *, in_order: bool) -> Batcher:
     return Batcher(
-        Documents(chosen.data, chosen.indices, plan.config.seq, plan.config.loss_mask),
-        chosen.order,
+        split,
+        plan.config.loss_mask,
         dp=mesh.layout.dp,
         dp_rank=mesh.dp_rank,
         micro_batch=plan.micro_batch,
@@ -135,7 +135,7 @@ def _batcher(plan: RunPlan, chosen: Selection, mesh: Mesh, *, in_order: bool) ->
 
 def pad_for_pipeline(plan: RunPlan, mesh: Mesh, train: Batcher, val: Batcher | None) -> tuple[Batcher, Batcher | None]:
     """Return the batches with streams of one size and micro-batches of one number, as the stages of a pipeline need them."""
-    orders = (train.order.batch(iteration) for iteration in range(plan.num_iterations))
+    orders = (train.split.order.batch(iteration) for iteration in range(plan.num_iterations))
     tokens = max(train.largest_micro_batch(orders), val.largest_micro_batch(val.sequential_batches()) if val else 0)
     tokens += -tokens % mesh.layout.tp
     count = max(plan.num_micro_batches, mesh.layout.pp)

@@ -44,7 +44,7 @@ def test_needs_to_be_trusted_once_and_is_remembered(request_: SetRequest, monkey
     assert [again.roles(number).tolist() for number in range(3)] == ROLES
     assert again.tokens_by_role == {0: 1, 1: 4, 2: 3}
     assert again.num_tokens == 8
-    assert again.answer_spans.tolist() == trusted.answer_spans.tolist() == [[2, 4], [0, 0], [1, 2]]
+    assert again.answers.columns().tolist() == trusted.answers.columns().tolist() == [[0, 2, 4, 4], [2, 1, 2, 2]]
     assert again.fingerprint == trusted.fingerprint
     assert again.manifest.recipe is None
 

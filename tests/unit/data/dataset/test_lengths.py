@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized, role_prefix, text_prefix
 from medsft.core.data.dataset.indexed import IndexedWriter
-from medsft.core.data.dataset.lengths import apply_truncation, length_report
+from medsft.core.data.dataset.lengths import length_report
 from medsft.core.data.dataset.manifest import Manifest, write_manifest
 from medsft.core.data.dataset.samples import samples
 from medsft.core.data.dataset.spec import TokenizeSpec
+from medsft.core.data.dataset.subset import apply_truncation, cut_sentence
 from medsft.core.data.dataset.tokenize import tokenize
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.data.tokenizers.template import Role
@@ -94,7 +95,7 @@ def test_error_says_how_many_and_what_to_do(tmp_path: Path) -> None:
     message = str(caught.value)
     assert message.startswith("--val: not all of the 3 documents")
     assert "2 longer than --seq 7 (the longest needs --seq 9)" in message
-    assert "1 would have nothing to learn" in message
+    assert "1 would have nothing to train on" in message
     assert "--truncate drop" in message
     assert apply_truncation(data, 9, "error").indices.tolist() == [0, 1, 2]
 
@@ -103,22 +104,27 @@ def test_drop_leaves_out_what_is_too_long_or_has_nothing_to_learn(tmp_path: Path
     data = _set(tmp_path / "x", [(3, 3), (4, 6), (5, 0), (2, 2)])
     selection = apply_truncation(data, 7, "drop")
     assert (selection.indices.tolist(), selection.lengths.tolist()) == ([0, 3], [6, 4])
-    assert (selection.dropped, selection.truncated, selection.unsupervised) == (2, 0, 0)
+    assert selection.left_out == 2
+    assert selection.supervised.all()
     with_questions = apply_truncation(data, 7, "drop", loss_mask=0.5)
     assert with_questions.indices.tolist() == [0, 2, 3]
-    assert with_questions.unsupervised == 1
+    assert with_questions.supervised.tolist() == [True, False, True]
 
 
 def test_keep_cuts_on_the_right_and_counts(tmp_path: Path) -> None:
     data = _set(tmp_path / "x", [(3, 3), (4, 6), (9, 2), (1, 0)])
     selection = apply_truncation(data, 7, "keep")
+    assert cut_sentence(data, selection, 7, "--data") == [
+        "--data: 2 documents are cut at --seq 7: 1 answers lose a part, 1 all."
+    ]
     assert (selection.indices.tolist(), selection.lengths.tolist()) == ([0, 1, 2], [6, 8, 8])
-    assert (selection.dropped, selection.truncated, selection.unsupervised) == (1, 2, 1)
+    assert selection.left_out == 1
+    assert selection.answer_labels.tolist() == [3, 4, 0]
 
 
 def test_a_document_without_answer_is_an_error_only_when_answers_alone_weigh(tmp_path: Path) -> None:
     data = _set(tmp_path / "x", [(3, 3), (5, 0)])
-    with pytest.raises(DataError, match="1 would have nothing to learn"):
+    with pytest.raises(DataError, match="1 would have nothing to train on"):
         apply_truncation(data, 100, "error")
     assert apply_truncation(data, 100, "error", loss_mask=1.0).indices.tolist() == [0, 1]
 

@@ -63,10 +63,11 @@ def test_facts_of_the_manifest_are_those_of_the_files(request_: SetRequest, rows
     assert {int(role): count for role, count in data.tokens_by_role.items()} == {
         role: int((roles == role).sum()) for role in range(3)
     }
-    for number, (first, behind) in enumerate(data.answer_spans.tolist()):
+    stop = open_tokenizer(request_.spec.tokenizer).stop_id
+    for number, first, end, behind in data.answers.columns().tolist():
         assert np.flatnonzero(data.roles(number) == 2).tolist() == list(range(first, behind))
-    tail = data.tokens(0).tolist()[::-1].index(open_tokenizer(request_.spec.tokenizer).stop_id)
-    assert data.manifest.answer_tail == tail > 0
+        assert data.tokens(number).tolist()[end - 1] == stop
+        assert end < behind == data.lengths[number]
 
 
 def test_the_number_of_processes_does_not_change_a_byte(
