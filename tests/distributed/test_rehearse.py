@@ -14,8 +14,8 @@ from medsft.core.data.dataset.copy_documents import copy_documents
 from medsft.core.data.dataset.dataset import open_tokenized
 from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.planner import make_plan
-from medsft.core.planning.selection import open_selection
 from medsft.core.run.rundir import RunDir
+from medsft.core.planning.selection import open_splits
 from medsft.core.workflow import tokenize_sets
 from medsft.errors import ConfigError
 
@@ -47,7 +47,7 @@ def test_it_meets_the_heaviest_batch_first(tmp_path: Path) -> None:
     tokenize_sets(config, settings)
     plan = make_plan(config, settings)
     data = open_tokenized(Path(plan.train.folder))
-    chosen = rehearsal._chosen_documents(plan, open_selection(plan)[0])
+    chosen = rehearsal._chosen_documents(plan, open_splits(plan)[0])
     real = SampleOrder(data.num_documents, config.global_batch, config.seed)
     heaviest = max(int(data.lengths[real.batch(i)].sum()) for i in range(plan.num_iterations))
     small = SampleOrder(len(chosen), config.global_batch, config.seed)

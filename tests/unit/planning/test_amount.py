@@ -14,7 +14,7 @@ from medsft.core.config import RunConfig
 from medsft.core.planning import base, planner
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
-from medsft.core.planning.selection import open_selection
+from medsft.core.planning.selection import open_splits
 from medsft.core.run.events import Event
 from medsft.core.run.rundir import RunDir
 from medsft.core.settings import Settings
@@ -58,7 +58,7 @@ def test_fewer_rows_than_a_batch_are_seen_as_often_as_asked(project, epochs):
     assert (plan.num_iterations, plan.global_batch, plan.epochs) == (max(1, epochs), 40, max(1, epochs))
     assert "each iteration takes all 40 once" in "\n".join(plan.warnings)
     for iteration in range(plan.num_iterations):
-        assert sorted(open_selection(plan)[0].order.batch(iteration)) == list(range(40))
+        assert sorted(open_splits(plan)[0].order.batch(iteration)) == list(range(40))
 
 
 def test_many_more_epochs_than_asked_are_named(project):
@@ -106,7 +106,7 @@ def test_a_plan_of_version_0_1_0_reads_as_it_was(old_run):
     plan = RunPlan.from_json(raw)
     assert plan.identity == raw["identity"], "checkpoints carry it"
     assert (plan.num_iterations, plan.global_batch, plan.eval_interval) == (10, 64, 100)
-    order = open_selection(plan)[0].order
+    order = open_splits(plan)[0].order
     assert (order.global_batch, len(order.batch(0))) == (64, 64)
 
 
