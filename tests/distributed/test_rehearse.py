@@ -14,8 +14,8 @@ from medsft.core.data.dataset.copy_documents import copy_documents
 from medsft.core.data.dataset.dataset import open_tokenized
 from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.planner import make_plan
-from medsft.core.run.rundir import RunDir
 from medsft.core.planning.selection import open_splits
+from medsft.core.run.rundir import RunDir
 from medsft.core.workflow import tokenize_sets
 from medsft.errors import ConfigError
 
