@@ -103,7 +103,7 @@ def alone(made, tmp_path_factory):
     return {choice: train(plan_at(made, folder, (1, 1, 1)), folder, choice)[0] for choice in CHOICES}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda layout: "pp{}-dp{}-tp{}".format(*layout))
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_layout_trains_the_same_weights(made, alone, tmp_path, layout, choice):
     found, _ = train(plan_at(made, tmp_path, layout), tmp_path, choice)

@@ -138,4 +138,13 @@ def shard_data_parallel(decoder: Decoder, dp_mesh: DeviceMesh, *, compute_dtype:
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in decoder.model.layers.values():
         fully_shard(layer, mesh=dp_mesh, mp_policy=policy, reshard_after_forward=False)
+    decoder.register_forward_hook(_require_gradient)  # before FSDP's own hook, which looks at what it returns
     fully_shard(decoder, mesh=dp_mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def _require_gradient(_decoder: nn.Module, _inputs: tuple[object, ...], output: Tensor) -> Tensor:
+    """Let a gradient come back to the output also where all layers are frozen and the output projection alone is trained.
+
+    FSDP reduces the gradients of the decoder's own unit when the gradient of its output has come, and otherwise never.
+    """
+    return output if output.requires_grad or not torch.is_grad_enabled() else output.requires_grad_()
