@@ -12,11 +12,23 @@ import psutil
 from medsft.core.run.rundir import RunDir
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
+
+
+def wait_until_gone(*pids: int) -> None:
+    """Wait until these processes have ended."""
+    wait_for(lambda: all(map(_has_ended, pids)))
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def wait_for_end(run: RunDir, seconds: float = 90) -> str:

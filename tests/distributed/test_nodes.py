@@ -7,8 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +17,7 @@ from uuid import uuid4
 import psutil
 import pytest
 import tiny
+from live import wait_for
 
 from medsft.core.config_file import save_toml
 from medsft.core.run.events import EventReader
@@ -155,13 +155,6 @@ def cluster(network: Network, made: Path) -> Iterator[Cluster]:
         made_here.kill(rank)
     for node in made_here.started:
         node.process.communicate()
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
 
 
 def losses(run: RunDir) -> list[float]:

@@ -8,10 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
-import psutil
 import pytest
+from live import wait_until_gone
 
 from medsft.core.run import processes
 from medsft.core.run.processes import HeldFolder, lives, record_of
@@ -62,13 +61,6 @@ middle.wait()
 end_children(seconds=20)
 print(psutil.pid_exists(orphan))
 """
-
-
-def wait_until_gone(pid: int) -> None:
-    end = time.monotonic() + 30
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < end, "it outlives its parent"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("script", "argument"), [(PARENT, CHILD), (FORKED, "")])

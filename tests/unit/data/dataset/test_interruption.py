@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from live import wait_for, wait_until_gone
 from set_request import SetRequest
 
 from medsft.core.data.dataset.dataset import open_tokenized
@@ -58,20 +58,6 @@ def start(tmp_path: Path, hf_folder: Path, data: Path) -> Start:
     return begin
 
 
-def _wait_for(path: Path) -> None:
-    end = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < end, f"{path.name} did not appear"
-        time.sleep(0.01)
-
-
-def _wait_until_gone(pids: list[int]) -> None:
-    end = time.monotonic() + 30
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
-        assert time.monotonic() < end, "a worker outlives its parent"
-        time.sleep(0.01)
-
-
 def _request(tmp_path: Path, hf_folder: Path, data: Path) -> SetRequest:
     return SetRequest(tmp_path / "sets" / "x", TokenizeSpec(data=(data,), tokenizer=hf_folder))
 
@@ -84,12 +70,12 @@ def test_killed_half_way_leaves_nothing_that_looks_like_a_set(
     tmp_path: Path, hf_folder: Path, data: Path, start: Start
 ) -> None:
     process = start(id="a")
-    _wait_for(tmp_path / "a.tokenise")
+    wait_for((tmp_path / "a.tokenise").exists)
     workers = [child.pid for child in psutil.Process(process.pid).children()]
     assert len(workers) == 2
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    _wait_until_gone(workers)
+    wait_until_gone(*workers)
     assert _visible(tmp_path / "sets") == []
     assert any((tmp_path / "sets").glob(".x.making-*"))
     assert _request(tmp_path, hf_folder, data).make().num_documents == 500
@@ -99,21 +85,21 @@ def test_killed_half_way_leaves_nothing_that_looks_like_a_set(
 
 def test_interrupted_by_ctrl_c_cleans_up(tmp_path: Path, start: Start) -> None:
     process = start(id="a")
-    _wait_for(tmp_path / "a.tokenise")
+    wait_for((tmp_path / "a.tokenise").exists)
     workers = [child.pid for child in psutil.Process(process.pid).children()]
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert errors.rstrip().endswith("KeyboardInterrupt")
-    _wait_until_gone(workers)
+    wait_until_gone(*workers)
     assert [path.name for path in (tmp_path / "sets").iterdir()] == [".x.lock"]
 
 
 def test_two_at_once_make_one_set(tmp_path: Path, hf_folder: Path, data: Path, start: Start) -> None:
     first = start(id="a")
-    _wait_for(tmp_path / "a.tokenise")
+    wait_for((tmp_path / "a.tokenise").exists)
     second = start(id="b")
-    _wait_for(tmp_path / "b.wait")
+    wait_for((tmp_path / "b.wait").exists)
     (tmp_path / "go").touch()
     outputs = [process.communicate(timeout=60) for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0], outputs
@@ -125,10 +111,10 @@ def test_two_at_once_replace_a_set_once(tmp_path: Path, hf_folder: Path, data: P
     _request(tmp_path, hf_folder, data).make()
     data.write_text(data.read_text() * 2)
     first = start(id="a", retokenize=True)
-    _wait_for(tmp_path / "a.tokenise")
+    wait_for((tmp_path / "a.tokenise").exists)
     assert open_tokenized(tmp_path / "sets" / "x").num_documents == 500
     second = start(id="b", retokenize=True)
-    _wait_for(tmp_path / "b.wait")
+    wait_for((tmp_path / "b.wait").exists)
     (tmp_path / "go").touch()
     outputs = [process.communicate(timeout=60) for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0], outputs
