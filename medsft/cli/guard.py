@@ -132,7 +132,7 @@ def _usage_errors_in_our_words() -> Iterator[None]:
         if context is None:  # an option without its value
             raise ConfigError([Problem("command line", message)]) from None
         hint = context.get_usage()
-        if "extra argument" in message and any("--data" in parameter.opts for parameter in context.command.params):
+        if ".json" in message and any("--data" in parameter.opts for parameter in context.command.params):
             hint = "Files of rows follow a flag: --data FILE, and --val FILE for those to validate on."
         raise ConfigError([Problem(context.command_path.removeprefix("medsft "), message, hint)]) from None
 

@@ -102,7 +102,10 @@ def _convert(kind: type, optional: bool, is_list: bool, value: Any) -> Any:
             return None
         raise ValueError("a value is needed")
     if is_list:
-        return tuple(at_home(kind(item)) for item in ([value] if isinstance(value, (str, Path)) else value))
+        items = [value] if isinstance(value, (str, Path)) else value
+        if not isinstance(items, (list, tuple)):
+            raise ValueError(f"must be a list, not {value!r}")
+        return tuple(_text(kind, item) for item in items)
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -112,16 +115,24 @@ def _convert(kind: type, optional: bool, is_list: bool, value: Any) -> Any:
             raise ValueError(f"must be a whole number, not {value!r}")
         return _number(int, value, "a whole number")
     if kind is float:
+        if isinstance(value, bool):
+            raise ValueError(f"must be a number, not {value!r}")
         return _number(float, value, "a number")
+    return _text(kind, value)
+
+
+def _text(kind: type, value: Any) -> Any:
     if not isinstance(value, (str, Path)):
         raise ValueError(f"must be text, not {value!r}")
+    if kind is Path and value == "":  # as of a shell's variable that is not set; Path would take it for this folder
+        raise ValueError("a path is needed, and this one is empty")
     return at_home(kind(value))
 
 
 def _number(kind: type, value: Any, expected: str) -> Any:
     try:
         return kind(value)
-    except (ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"must be {expected}, not {value!r}") from None
 
 

@@ -149,3 +149,24 @@ def test_the_command_line_asks_for_the_same_run(config: RunConfig) -> None:
         else:
             given[name] = words.pop(0)
     assert from_mapping(given) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("data", 5, "must be a list, not 5"),
+        ("data", [5], "must be text, not 5"),
+        ("data", {"a": 1}, "must be a list"),
+        ("data", "", "this one is empty"),
+        ("save_checkpoint_dir", "", "this one is empty"),
+        ("epochs", True, "must be a number, not True"),
+        ("iters", True, "must be a whole number, not True"),
+        ("lr", [1], "must be a number, not"),
+        ("run_name", 5, "must be text, not 5"),
+    ],
+)
+def test_a_value_of_a_wrong_kind_is_named_in_our_words(name: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_mapping({name: value}, where="run.toml")
+    assert str(caught.value).startswith(f"run.toml: {name}: ")
+    assert message in str(caught.value)

@@ -30,11 +30,14 @@ from medsft.core.planning.schedule import plan_eval_interval, plan_global_batch,
 from medsft.core.planning.sets import PlannedSet, training_set, training_set_or_guess, validation_set, validation_set_or_guess
 from medsft.core.planning.trainable import count_trainable, trainable_names
 from medsft.core.settings import CheckpointEntry, Settings, check_with_settings
+from medsft.core.units import byte_size
 from medsft.errors import ConfigError, MedsftError, MismatchError, Problem
 
 _TOLERATED_BUBBLE = 0.2
 _TOLERATED_EPOCHS = 1.25
 """Times --epochs that a plan may train before it says so."""
+_HIGHEST_USUAL_LR = 1e-2
+"""Ten times the rate of small models that are trained anew; more is a slip of the exponent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,8 +290,12 @@ def _amount_concerns(plan: RunPlan) -> list[str]:
     asked = config.iters is None and config.max_iters is None and config.rules.iterations_multiple is None
     if asked and plan.epochs > _TOLERATED_EPOCHS * config.epochs:
         lines.append(
-            f"Whole iterations of {plan.global_batch} documents make {plan.epochs:.3g} epochs of "
-            f"{format_number(config.epochs)}; a smaller --global_batch comes nearer."
+            f"--epochs {format_number(config.epochs)} becomes {plan.epochs:.3g}, in whole iterations of "
+            f"{plan.global_batch} documents; a smaller --global_batch comes nearer."
+        )
+    if config.lr > _HIGHEST_USUAL_LR:
+        lines.append(
+            f"--lr {format_number(config.lr)} is far above what fine-tuning takes (1e-6 to 1e-3): the loss is likely to rise."
         )
     if plan.layout.dp > plan.global_batch:
         idle = plan.layout.dp - plan.global_batch
@@ -349,7 +356,7 @@ def _concerns(found: _Found, plan: RunPlan) -> list[str]:
     if found.base.size_bytes and estimates.disk_needed > free_bytes(Path(plan.run_dir)):
         # Not how much is free: a plan says the same each time it is made.
         lines.append(
-            f"Checkpoints and the finished model need {estimates.disk_needed / 1e9:.1f} GB, more than is free under "
+            f"Checkpoints and the finished model need {byte_size(estimates.disk_needed)}, more than is free under "
             f"{Path(config.save_checkpoint_dir)}."
         )
     return lines

@@ -16,6 +16,7 @@ from medsft.cli.app import app
         ("sft train.jsonl", "sft: Got unexpected extra argument", "--data FILE"),
         ("export r --iteration x --to y", "export: Invalid value for '--iteration'", "Usage: medsft export"),
         ("checkpoints add a", "checkpoints add: Missing argument 'SIZE'", "Usage: medsft checkpoints add"),
+        ("plan --retokenize yes", "plan: Got unexpected extra argument", "Usage: medsft plan"),
         ("plan --seq", "command line: Option '--seq' requires an argument", ""),
     ],
 )

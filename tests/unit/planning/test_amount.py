@@ -61,11 +61,17 @@ def test_fewer_rows_than_a_batch_are_seen_as_often_as_asked(project, epochs):
         assert sorted(open_splits(plan)[0].order.batch(iteration)) == list(range(40))
 
 
+def test_a_rate_that_no_fine_tuning_takes_is_named(project):
+    config, settings = project
+    assert "--lr 1 is far above" in "\n".join(make_plan(replace(config, lr=1.0), settings).warnings)
+    assert "--lr" not in "\n".join(make_plan(replace(config, lr=1e-3), settings).warnings)
+
+
 def test_many_more_epochs_than_asked_are_named(project):
     config, settings = project
     plan = make_plan(replace(config, epochs=1, global_batch=32), settings)
     assert (plan.num_iterations, plan.epochs) == (2, 1.6)
-    assert "make 1.6 epochs of 1; a smaller --global_batch" in "\n".join(plan.warnings)
+    assert "--epochs 1 becomes 1.6, in whole iterations of" in "\n".join(plan.warnings)
     assert make_plan(replace(config, epochs=1, global_batch=20), settings).warnings == ()
 
 
