@@ -102,6 +102,54 @@ def test_model_marks_special_strings_of_people_as_literal(tmp_path: Path) -> Non
     )
 
 
+TWO_TURNS = (*question_and_answer(" q ", " a ", "s"), *question_and_answer("<|eot|>", "b <|end|>"))
+
+
+def test_model_splits_every_turn(tmp_path: Path) -> None:
+    template = _llama_3(tmp_path)
+    segments = template.render(TWO_TURNS)
+    assert [segment.role for segment in segments] == [Role.QUESTION, Role.ANSWER, Role.QUESTION, Role.ANSWER]
+    heading = "<|start|>assistant<|end|>\n\n"
+    assert [segment.text for segment in segments] == [
+        f"<|begin|><|start|>system<|end|>\n\ns<|eot|><|start|>user<|end|>\n\nq<|eot|>{heading}",
+        "a<|eot|>",
+        f"<|start|>user<|end|>\n\n<|eot|><|eot|>{heading}",
+        "b <|end|><|eot|>",
+    ]
+    written = [segment.text[first:last] for segment in segments for first, last in segment.literal]
+    assert written == ["<|eot|>", "<|end|>"]
+    assert template.render(TWO_TURNS[:-1], add_generation_prompt=True) == segments[:-1]
+
+
+@pytest.mark.parametrize("name", ["meditron", "chatml"])
+def test_every_message_is_a_segment_with_its_role(tmp_path: Path, name: str) -> None:
+    template = builtin_template(name)
+    segments = template.render(TWO_TURNS)
+    assert [int(segment.role) for segment in segments] == [0, 1, 2, 1, 2]
+    assert all(segment.text.endswith("<|im_end|>\n") for segment in segments)
+    exported = load_chat_template(_chat_folder(tmp_path, template.jinja), template.special_tokens)
+    assert exported.text(TWO_TURNS) == template.text(TWO_TURNS)
+    *before, opening = template.render(TWO_TURNS[:-1], add_generation_prompt=True)
+    assert tuple(before) == segments[:-1]
+    assert segments[-1].text.startswith(opening.text)
+    assert not opening.literal
+
+
+def test_a_template_that_rewrites_earlier_answers_is_refused_for_several_turns_only(tmp_path: Path) -> None:
+    rewriting = (
+        "{% for m in messages %}{{ m.role + ':' }}{% if m.role == 'assistant' and not loop.last %}"
+        "{{ m.content.split('</think>')|last }}{% else %}{{ m.content }}{% endif %}{{ '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    template = load_chat_template(_chat_folder(tmp_path, rewriting, eos_token="</s>"), ("</s>",))
+    thought = question_and_answer("q", "<think>t</think>a")
+    assert template.text(thought) == "user:q</s>assistant:<think>t</think>a</s>"
+    with pytest.raises(DataError, match="writes an earlier answer in another way when messages follow") as caught:
+        template.render((*thought, *PLAIN))
+    assert "--template chatml" in caught.value.hint
+    assert len(template.render((*PLAIN, *PLAIN))) == 4
+
+
 def test_model_keeps_private_characters_of_people(tmp_path: Path) -> None:
     template = _llama_3(tmp_path)
     private = "\U0010fffd7\U0010fffd"
