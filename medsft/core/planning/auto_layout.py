@@ -31,8 +31,8 @@ _SAMPLED_BATCHES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Situation:
-    """What is chosen by."""
+class LayoutInputs:
+    """Inputs to choosing the layout and the micro-batch."""
 
     config: RunConfig
     global_batch: int
@@ -51,7 +51,7 @@ class Situation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class LayoutChoice:
     """A layout with its micro-batches and what they need."""
 
     layout: Layout
@@ -70,43 +70,43 @@ def sample_batches(order: SampleOrder, labels: np.ndarray) -> tuple[np.ndarray, 
     return tuple(labels[order.batch(iteration)] for iteration in range(count))
 
 
-def batches_in_turn(global_batch: int, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+def sequential_batches(global_batch: int, labels: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return the labels of the documents in the first batches of a validation, each int64 [at most global_batch]."""
     starts = islice(range(0, len(labels), global_batch), _SAMPLED_BATCHES)
     return tuple(labels[start : start + global_batch] for start in starts)
 
 
-def choose(situation: Situation) -> Choice:
+def choose(inputs: LayoutInputs) -> LayoutChoice:
     """Choose the layout, then the largest micro-batch that fits. Raises `ConfigError` for levels that cannot work."""
-    nproc = _processes(situation)
-    world = nproc * situation.config.nodes
-    tp, pp = _levels(situation, nproc)
-    problems = check_processes(tp, pp, nproc_per_node=nproc, nodes=situation.config.nodes)
+    nproc = _processes(inputs)
+    world = nproc * inputs.config.nodes
+    tp, pp = _levels(inputs, nproc)
+    problems = check_processes(tp, pp, nproc_per_node=nproc, nodes=inputs.config.nodes)
     layout = Layout(pp=pp, dp=max(1, world // (tp * pp)), tp=tp)
-    problems += check_layout(situation.model, layout, global_batch=situation.config.global_batch)
-    if not problems and situation.config.rules.deals_in_order:
-        problems += _check_blocks(situation.config, layout)
+    problems += check_layout(inputs.model, layout, global_batch=inputs.config.global_batch)
+    if not problems and inputs.config.rules.deals_in_order:
+        problems += _check_blocks(inputs.config, layout)
     if problems:
         raise ConfigError(problems)
-    return _largest_micro_batch(situation, layout, nproc)
+    return _largest_micro_batch(inputs, layout, nproc)
 
 
-def _processes(situation: Situation) -> int:
+def _processes(inputs: LayoutInputs) -> int:
     """Return the processes on each node: as asked, one for each GPU, or on a CPU what the levels need."""
-    config, devices = situation.config, situation.devices
+    config, devices = inputs.config, inputs.devices
     if config.nproc_per_node:
         return config.nproc_per_node
     if devices.kind == "cuda":
         return devices.count
-    return max(1, -(-(situation.tp or 1) * (situation.pp or 1) // config.nodes))
+    return max(1, -(-(inputs.tp or 1) * (inputs.pp or 1) // config.nodes))
 
 
-def _levels(situation: Situation, nproc: int) -> tuple[int, int]:
+def _levels(inputs: LayoutInputs, nproc: int) -> tuple[int, int]:
     """Return (tp, pp) as given, or else with the least splitting whose memory fits; the most splitting when none does."""
-    tp, pp, model = situation.tp, situation.pp, situation.model
+    tp, pp, model = inputs.tp, inputs.pp, inputs.model
     if tp is not None and pp is not None:
         return tp, pp
-    world = nproc * situation.config.nodes
+    world = nproc * inputs.config.nodes
     valid = valid_tensor_levels(model)
     candidates = [
         (t, p)
@@ -115,7 +115,7 @@ def _levels(situation: Situation, nproc: int) -> tuple[int, int]:
     ]
     for t, p in candidates:
         layout = Layout(pp=p, dp=world // (t * p), tp=t)
-        if _fits(situation, _with_micro_batch(situation, layout, nproc, situation.config.micro_batch or 1)):
+        if _fits(inputs, _with_micro_batch(inputs, layout, nproc, inputs.config.micro_batch or 1)):
             return t, p
     return candidates[-1] if candidates else (tp or 1, pp or 1)
 
@@ -136,42 +136,42 @@ def _check_blocks(config: RunConfig, layout: Layout) -> list[Problem]:
     return []
 
 
-def _largest_micro_batch(situation: Situation, layout: Layout, nproc: int) -> Choice:
+def _largest_micro_batch(inputs: LayoutInputs, layout: Layout, nproc: int) -> LayoutChoice:
     """Take the micro-batch that was asked for, or the largest power of two that fits and is of use.
 
     A pipeline gets at least four micro-batches a stage where the global batch has them, so that it is rarely idle.
     """
-    config = situation.config
+    config = inputs.config
     if config.micro_batch:
-        return _with_micro_batch(situation, layout, nproc, config.micro_batch)
-    share = situation.global_batch // layout.dp
+        return _with_micro_batch(inputs, layout, nproc, config.micro_batch)
+    share = inputs.global_batch // layout.dp
     most = min(_LARGEST_MICRO_BATCH, share // (4 * layout.pp) if layout.pp > 1 else share)
-    chosen = _with_micro_batch(situation, layout, nproc, 1)
+    chosen = _with_micro_batch(inputs, layout, nproc, 1)
     size = 2
     while size <= most and not (config.rules.deals_in_order and share % size):
-        larger = _with_micro_batch(situation, layout, nproc, size)
-        if not _fits(situation, larger) or larger.stream_tokens > _ENOUGH_TOKENS[situation.devices.kind]:
+        larger = _with_micro_batch(inputs, layout, nproc, size)
+        if not _fits(inputs, larger) or larger.stream_tokens > _ENOUGH_TOKENS[inputs.devices.kind]:
             break
         chosen, size = larger, size * 2
     return chosen
 
 
-def _fits(situation: Situation, choice: Choice) -> bool:
-    return choice.memory.total <= _FITS * situation.devices.memory_per_rank(choice.nproc_per_node)
+def _fits(inputs: LayoutInputs, choice: LayoutChoice) -> bool:
+    return choice.memory.total <= _FITS * inputs.devices.memory_per_rank(choice.nproc_per_node)
 
 
-def _with_micro_batch(situation: Situation, layout: Layout, nproc: int, micro_batch: int) -> Choice:
-    tokens = _largest_stream(situation, layout.dp, micro_batch)
-    count = micro_batches_per_rank(situation.global_batch, dp=layout.dp, micro_batch=micro_batch)
+def _with_micro_batch(inputs: LayoutInputs, layout: Layout, nproc: int, micro_batch: int) -> LayoutChoice:
+    tokens = _largest_stream(inputs, layout.dp, micro_batch)
+    count = micro_batches_per_rank(inputs.global_batch, dp=layout.dp, micro_batch=micro_batch)
     workload = Workload(
         stream_tokens=tokens,
         num_micro_batches=count,
-        bf16=situation.precision == "bf16",
-        recompute=situation.config.recompute,
-        device_kind=situation.devices.kind,
+        bf16=inputs.precision == "bf16",
+        recompute=inputs.config.recompute,
+        device_kind=inputs.devices.kind,
     )
-    model = padded_model(situation.model, tp=layout.tp, vocab_multiple=situation.config.rules.vocab_multiple)
-    return Choice(
+    model = padded_model(inputs.model, tp=layout.tp, vocab_multiple=inputs.config.rules.vocab_multiple)
+    return LayoutChoice(
         layout=layout,
         nproc_per_node=nproc,
         micro_batch=micro_batch,
@@ -181,11 +181,11 @@ def _with_micro_batch(situation: Situation, layout: Layout, nproc: int, micro_ba
     )
 
 
-def _largest_stream(situation: Situation, dp: int, micro_batch: int) -> int:
+def _largest_stream(inputs: LayoutInputs, dp: int, micro_batch: int) -> int:
     """Return the most tokens of a micro-batch in the sampled batches, at least the longest document's."""
-    largest = situation.longest
-    for batch in situation.batches:
-        if situation.config.rules.deals_in_order:
+    largest = inputs.longest
+    for batch in inputs.batches:
+        if inputs.config.rules.deals_in_order:
             ranks = deal_in_order(len(batch), dp=dp, micro_batch=micro_batch)
         else:
             ranks = deal_to_ranks(batch, dp=dp, micro_batch=micro_batch)

@@ -18,7 +18,7 @@ from medsft.core.devices import Devices, assumed_devices, find_devices
 from medsft.core.models.inspect import BaseModel
 from medsft.core.models.run_folder import PLAN_NAME
 from medsft.core.options import format_number
-from medsft.core.planning.auto_layout import Choice, Situation, batches_in_turn, choose, sample_batches
+from medsft.core.planning.auto_layout import LayoutChoice, LayoutInputs, choose, sample_batches, sequential_batches
 from medsft.core.planning.base import find_base, ids_in_use, plan_base
 from medsft.core.planning.context import check_context, context_to_watch
 from medsft.core.planning.folders import check_places, export_folder_name, family_in_names, free_bytes, run_folder
@@ -61,18 +61,18 @@ class _Found:
     train: PlannedSet
     val: PlannedSet | None
     devices: Devices
-    going_on: RunPlan | None = None
-    """The plan of the run that is gone on with; None: look for one in the run's folder."""
+    resumed: RunPlan | None = None
+    """The plan of the run that is resumed; None: look for one in the run's folder."""
 
 
-def make_plan(config: RunConfig, settings: Settings, *, ahead: bool = False, going_on: RunPlan | None = None) -> RunPlan:
+def make_plan(config: RunConfig, settings: Settings, *, ahead: bool = False, resumed: RunPlan | None = None) -> RunPlan:
     """Decide the run. The sets must have been tokenised, and the base model's weights be there.
 
-    A run that exists, `going_on` or the one in the run's folder, keeps what was derived from the same values: its iterations,
+    A run that exists, `resumed` or the one in the run's folder, keeps what was derived from the same values: its iterations,
     the documents of one, and where it validates. Another version may derive them otherwise.
 
     With `ahead` neither is needed: documents are estimated from the JSONL, sizes come from `config.json` alone, node 0 needs no
-    address, and the plan's warnings say what was supposed. Such a plan is to look at, not to start.
+    address, and the plan's warnings say what was assumed. Such a plan is to look at, not to start.
 
     Raises `ConfigError` (flags), `DataError` (sets, truncation) or `MismatchError` (base model).
     """
@@ -91,7 +91,7 @@ def make_plan(config: RunConfig, settings: Settings, *, ahead: bool = False, goi
             train=training_set_or_guess(config) if ahead else training_set(config),
             val=validation_set_or_guess(config) if ahead else validation_set(config),
             devices=_devices(config, base),
-            going_on=going_on,
+            resumed=resumed,
         )
     )
 
@@ -107,7 +107,7 @@ def replan(plan: RunPlan, *, run_dir: Path, changes: Mapping[str, object]) -> Ru
     config = replace(plan.config, **{**kept, **changes})  # type: ignore[arg-type]
     entry = find_base_again(plan, run_dir)
     settings = Settings(checkpoints={(entry.name, entry.size): entry}, datasets={})
-    changed = make_plan(config, settings, going_on=plan)
+    changed = make_plan(config, settings, resumed=plan)
     return replace(changed, run_dir=str(run_dir), export_dir=moved_to(plan, run_dir).export_dir)
 
 
@@ -148,7 +148,7 @@ def _as_problems(error: MedsftError, where: str) -> Iterable[Problem]:
 
 
 def _devices(config: RunConfig, base: BaseModel) -> Devices:
-    """Return this machine's devices, or supposed ones: a machine without GPUs and without the weights will not train."""
+    """Return this machine's devices, or assumed ones: a machine without GPUs and without the weights will not train."""
     devices = find_devices()
     if devices.kind == "cpu" and not base.size_bytes:
         return assumed_devices(config.nproc_per_node)
@@ -161,16 +161,16 @@ def _decide(found: _Found) -> RunPlan:
     base = plan_base(config, found.entry, found.base, in_use=in_use)
     precision = _precision(config, found.devices)
     amount = _amount(found, None)
-    choice = choose(_situation(found, base, precision, amount))
+    choice = choose(_layout_inputs(found, base, precision, amount))
     saved_as = found.base.saved_arguments.get("model_name")
     family = found.entry.family or family_in_names(config, base.model, saved_as=saved_as)
     run_dir = run_folder(config, family, choice.layout)
-    derived, existing = amount, found.going_on or _plan_in(run_dir)
+    derived, existing = amount, found.resumed or _plan_in(run_dir)
     beyond = check_context(config, base.model, train, found.val)
     if beyond and existing is None:  # a run that was begun may end
         raise ConfigError([beyond])
     if existing is not None and amount != (kept := _amount(found, existing)):
-        amount, choice = kept, choose(_situation(found, base, precision, kept))
+        amount, choice = kept, choose(_layout_inputs(found, base, precision, kept))
     iterations = amount.iterations
     plan = RunPlan(
         config=config,
@@ -193,7 +193,7 @@ def _decide(found: _Found) -> RunPlan:
     )
     derived_otherwise = _amount_concerns(plan) if amount == derived else _kept(existing, plan)
     concerns = [*_concerns(found, plan), *derived_otherwise, *([str(beyond)] if beyond else [])]
-    return replace(plan, warnings=(*found.base.warnings, *_suppositions(found, base), *concerns))
+    return replace(plan, warnings=(*found.base.warnings, *_assumptions(found, base), *concerns))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,15 +239,15 @@ def _precision(config: RunConfig, devices: Devices) -> str:
     return config.precision
 
 
-def _situation(found: _Found, base: BasePlan, precision: str, amount: _Amount) -> Situation:
+def _layout_inputs(found: _Found, base: BasePlan, precision: str, amount: _Amount) -> LayoutInputs:
     config, labels = found.config, found.train.subset.num_labels
     pp = config.pp or found.base.pp
     order = replace(found.train.order, global_batch=amount.global_batch)
     batches, longest = sample_batches(order, labels), int(labels.max())
     if found.val is not None and pp != 1:  # the streams of a pipeline have one size, in training and in validation
-        batches += batches_in_turn(amount.global_batch, found.val.subset.num_labels)
+        batches += sequential_batches(amount.global_batch, found.val.subset.num_labels)
         longest = max(longest, int(found.val.subset.num_labels.max()))
-    return Situation(
+    return LayoutInputs(
         config=config,
         global_batch=amount.global_batch,
         model=base.model,
@@ -260,7 +260,7 @@ def _situation(found: _Found, base: BasePlan, precision: str, amount: _Amount) -
     )
 
 
-def _estimates(found: _Found, base: BasePlan, choice: Choice, *, precision: str, num_iterations: int) -> Estimates:
+def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision: str, num_iterations: int) -> Estimates:
     config, devices = found.config, found.devices
     trained = padded_model(base.model, tp=choice.layout.tp, vocab_multiple=config.rules.vocab_multiple)
     parameters = trained.num_parameters()
@@ -311,15 +311,15 @@ def _kept(existing: RunPlan | None, plan: RunPlan) -> list[str]:
     return [f"{plan.run_dir} keeps the {amount} that it was planned with; the rule for new runs is another."]
 
 
-def _suppositions(found: _Found, base: BasePlan) -> list[str]:
-    """Return what was supposed where something is not there to be looked at."""
+def _assumptions(found: _Found, base: BasePlan) -> list[str]:
+    """Return what was assumed where something is not there to be looked at."""
     lines = []
     if not found.base.size_bytes:
         lines.append(f"{found.base.path} has a config.json and no weights: a plan can be made, a run cannot start.")
         if found.entry.tokenizer is None and found.base.tokenizer is None:
             lines.append("No tokenizer beside it either: tokens that the template adds are not counted.")
         if found.devices == assumed_devices(found.config.nproc_per_node):
-            lines.append(f"The devices are not those of this machine: {found.devices.name} is supposed.")
+            lines.append(f"The devices are not those of this machine: {found.devices.name} is assumed.")
     if not found.train.exact:
         lines.append("Nothing is tokenised yet: documents and tokens are estimated from the JSONL.")
         lines += context_to_watch(found.config, base.model, found.train)

@@ -197,7 +197,7 @@ def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
     conversations = read_conversations(config.data, spec.keys, skip_bad=True)
     for number, conversation in enumerate(islice(conversations, _SHOWN_SAMPLES)):
         segments = opened.template.render(conversation)
-        ids = encode_segments([segments], opened, control=spec.special_in_text == "control")
+        ids = encode_segments([segments], opened, control=spec.allows_control_tokens)
         parts = tuple(
             SamplePart(segment.role, segment.text, len(of_segment)) for segment, of_segment in zip(segments, ids, strict=True)
         )

@@ -16,7 +16,7 @@ from medsft.core.config import RunConfig
 from medsft.core.devices import Devices
 from medsft.core.models.config import from_hf_config
 from medsft.core.planning import planner
-from medsft.core.planning.auto_layout import Situation, choose, sample_batches
+from medsft.core.planning.auto_layout import LayoutInputs, choose, sample_batches
 from medsft.core.planning.layout import Layout
 from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.plan import RunPlan, difference
@@ -243,7 +243,7 @@ def test_a_preview_names_levels_that_cannot_work(project):
     assert "2" in found.problems[0].hint
 
 
-def situation(documents: int, **changes: Any) -> Situation:
+def layout_inputs(documents: int, **changes: Any) -> LayoutInputs:
     config = RunConfig(run_name="x", size=7)
     lengths = np.random.default_rng(0).integers(20, 2048, documents)
     values = {
@@ -257,26 +257,26 @@ def situation(documents: int, **changes: Any) -> Situation:
         "batches": sample_batches(SampleOrder(documents, config.global_batch, 1), lengths),
         "longest": int(lengths.max()),
     }
-    return Situation(**{**values, **changes})
+    return LayoutInputs(**{**values, **changes})
 
 
 def test_the_least_splitting_that_fits_is_chosen():
-    large = choose(situation(1000))
-    small = choose(situation(1000, devices=Devices("cuda", 8, 30 * 10**9, "GPU", bf16=True)))
+    large = choose(layout_inputs(1000))
+    small = choose(layout_inputs(1000, devices=Devices("cuda", 8, 30 * 10**9, "GPU", bf16=True)))
     assert large.layout.world == small.layout.world == 8
     assert small.layout.tp * small.layout.pp > large.layout.tp * large.layout.pp
     assert small.memory.total < 30 * 10**9
 
 
 def test_a_pipeline_gets_micro_batches_to_fill_it():
-    choice = choose(situation(1000, tp=2, pp=4))
+    choice = choose(layout_inputs(1000, tp=2, pp=4))
     assert choice.num_micro_batches >= 16
 
 
 def test_a_plan_of_a_million_documents(tokenised, capsys):
     """Prints how long it takes; a plan reads lengths, never tokens."""
     started = time.process_time()
-    choice = choose(situation(1_000_000))
+    choice = choose(layout_inputs(1_000_000))
     with capsys.disabled():
         print(f"\n1,000,000 documents: layout and micro-batch in {time.process_time() - started:.2f} s")
     assert choice.layout.world == 8

@@ -18,7 +18,7 @@ from medsft.errors import DataError
 _REMEDY = "tokenise the data again with --data and --retokenize"
 
 
-def trust(folder: Path, opened: OpenedTokenizer) -> TokenizedDataset:
+def adopt(folder: Path, opened: OpenedTokenizer) -> TokenizedDataset:
     """Give a set without a manifest one, from its own files.
 
     Reads the whole set once. A folder that cannot be written stays without a manifest and is checked again next time.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy.typing as npt
 
 from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized, role_prefix, text_prefix
 from medsft.core.data.dataset.indexed import IndexedWriter, bin_path
-from medsft.core.data.dataset.manifest import write_manifest
+from medsft.core.data.dataset.manifest import Manifest, write_manifest
 from medsft.core.data.tokenizers.template import Role
 
 
@@ -32,15 +31,16 @@ def copy_documents(data: TokenizedDataset, documents: Sequence[int] | npt.NDArra
         role_writer.add(roles, sizes)
         text, role = text_writer.close(), role_writer.close()
     system, question, answer = np.bincount(roles, minlength=len(Role)).tolist()
-    manifest = replace(
-        data.manifest,
+    source = data.manifest
+    manifest = Manifest(
         recipe=None,
         documents=len(sizes),
         tokens=len(tokens),
         tokens_by_role=(system, question, answer),
-        special_in_text=0,
-        bad_rows={},
-        findings=None,
+        vocab_size=source.vocab_size,
+        stop_id=source.stop_id,
+        answer_tail=source.answer_tail,
+        notes=source.notes,
         text_bytes=bin_path(text_prefix(folder)).stat().st_size,
         text_sha256=text.sha256,
         role_bytes=bin_path(role_prefix(folder)).stat().st_size,

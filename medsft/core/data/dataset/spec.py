@@ -55,6 +55,11 @@ class TokenizeSpec:
     """Of the template's jinja text"""
     data_layer: int = DATA_LAYER_VERSION
 
+    @property
+    def allows_control_tokens(self) -> bool:
+        """Whether special strings that people wrote in a row become control tokens."""
+        return self.special_in_text == "control"
+
     def open_tokenizer(self) -> OpenedTokenizer:
         """Return the tokenizer with its template. Raises DataError."""
         return open_tokenizer(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from medsft.core.data.dataset.adopt import trust
+from medsft.core.data.dataset.adopt import adopt
 from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized, set_exists
 from medsft.core.data.dataset.manifest import (
     differences,
@@ -25,9 +25,9 @@ from medsft.core.data.dataset.manifest import (
 )
 from medsft.core.data.dataset.spec import TokenizeSpec, sha256_of_template
 from medsft.core.data.dataset.write import (
-    Clock,
     Progress,
     ProgressCallback,
+    ProgressReporter,
     input_bytes,
     make_set,
     refuse_foreign_files,
@@ -65,7 +65,7 @@ def tokenize(
     if not spec.data:
         return _use(spec, folder, opened, trust_cache=trust_cache)
     refuse_unreadable(spec.data)
-    wanted = spec.resolved(opened, hash_inputs(spec.data, Clock("hash", input_bytes(spec.data), report).tell))
+    wanted = spec.resolved(opened, hash_inputs(spec.data, ProgressReporter("hash", input_bytes(spec.data), report).tell))
     if not retokenize and _holds_files(folder):
         return _reuse(wanted, folder, opened, trust_cache=trust_cache)
     before = _inode(folder)
@@ -121,7 +121,7 @@ def _use(spec: TokenizeSpec, folder: Path, opened: OpenedTokenizer, *, trust_cac
         )
     manifest = read_manifest(folder)
     if manifest is None and trust_cache:
-        return trust(folder, opened)
+        return adopt(folder, opened)
     data = open_tokenized(folder)
     changed = tokenizer_differences(data.manifest, opened.tokenizer.fingerprint)
     if data.manifest.recipe is None and data.manifest.vocab_size != opened.tokenizer.vocab_size:
@@ -140,7 +140,7 @@ def _reuse(wanted: TokenizeSpec, folder: Path, opened: OpenedTokenizer, *, trust
             hint="choose another --run_name, or remove the folder",
         )
     if trust_cache and read_manifest(folder) is None:
-        return trust(folder, opened)
+        return adopt(folder, opened)
     data = open_tokenized(folder)
     if trust_cache and data.manifest.recipe is None:
         return data

@@ -95,7 +95,7 @@ def process_chunk(chunk: Chunk, spec: TokenizeSpec, opened: OpenedTokenizer) -> 
                 tally.add(fields, conversation)
     documents = None
     if chunk.encode:
-        control = spec.special_in_text == "control"
+        control = spec.allows_control_tokens
         try:
             documents = encode_documents(conversations, opened, control=control)
         except TokenizerError as error:

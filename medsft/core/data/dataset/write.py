@@ -72,7 +72,7 @@ class Progress:
 ProgressCallback = Callable[[Progress], None]
 
 
-class Clock:
+class ProgressReporter:
     """Reports one stage, not more often than a screen needs."""
 
     def __init__(self, stage: Stage, total_bytes: int, report: ProgressCallback) -> None:
@@ -114,9 +114,9 @@ def make_set(
     total = input_bytes(files)
     stamps = [_stamp(path) for path in files]
     with processing(spec, opened, input_bytes=total, workers=workers) as process:
-        bad, tally = _check(process, spec, Clock("check", total, report))
+        bad, tally = _check(process, spec, ProgressReporter("check", total, report))
         with _writing_to_disk(folder), _folder_aside(folder) as aside:
-            written = _write(aside, files, process, opened, Clock("tokenise", total, report), document_index)
+            written = _write(aside, files, process, opened, ProgressReporter("tokenise", total, report), document_index)
             if stamps != [_stamp(path) for path in files] or total != sum(file.bytes for file in spec.inputs):
                 raise DataError("a data file changed while it was read", hint="try again when it is finished")
             save_array(hashes_path(aside), tally.hashes())
@@ -137,13 +137,13 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _check(process: Process, spec: TokenizeSpec, clock: Clock) -> tuple[BadRows, Tally]:
+def _check(process: Process, spec: TokenizeSpec, reporter: ProgressReporter) -> tuple[BadRows, Tally]:
     """Read every row once before the slow part, so that the last row of a large file is not refused after an hour."""
     bad, tally = BadRows(), Tally(spec.keys)
     for result in process(read_chunks(spec.data, encode=False)):
         bad.merge(result.bad)
         tally.merge(result.tally)
-        clock.tell(result.bytes_read, tally.rows)
+        reporter.tell(result.bytes_read, tally.rows)
     refuse_rows(bad, tally, spec.data, spec.bad_rows)
     tally.refuse_unknown_system_key()
     return bad, tally
@@ -195,7 +195,12 @@ class _WrittenSet:
 
 
 def _write(
-    aside: Path, files: Sequence[Path], process: Process, opened: OpenedTokenizer, clock: Clock, document_index: bool
+    aside: Path,
+    files: Sequence[Path],
+    process: Process,
+    opened: OpenedTokenizer,
+    reporter: ProgressReporter,
+    document_index: bool,
 ) -> _WrittenSet:
     answers, counts, special, documents = [], np.zeros(len(Role), np.int64), 0, 0
     dtype = token_dtype(opened.tokenizer.vocab_size)
@@ -213,7 +218,7 @@ def _write(
             counts += np.bincount(encoded.roles, minlength=len(Role))
             special += encoded.special_in_text
             documents += result.rows
-            clock.tell(result.bytes_read, documents)
+            reporter.tell(result.bytes_read, documents)
         wrote_text, wrote_role = text.close(), role.close()
     save_array(answers_path(aside), joined(answers).columns())
     return _WrittenSet(
