@@ -124,13 +124,14 @@ def inspect(
         console.print_json(records)
 
 
-def _weight(role: str, config: RunConfig) -> float:
-    return 1.0 if role == "ANSWER" else config.loss_mask
-
-
 def _sample_record(sample: Sample, config: RunConfig) -> dict[str, Any]:
     parts = [
-        {"role": part.role.name.lower(), "weight": _weight(part.role.name, config), "tokens": part.tokens, "text": part.text}
+        {
+            "role": part.role.name.lower(),
+            "weight": part.role.loss_weight(config.loss_mask),
+            "tokens": part.tokens,
+            "text": part.text,
+        }
         for part in sample.parts
     ]
     return {"document": sample.document, "tokens": sample.length, "parts": parts}
@@ -147,7 +148,7 @@ def _print_sample(sample: Sample, config: RunConfig) -> None:
     cut = f", {over} more than --seq {config.seq}" if over > 0 else ""
     out.print(Text(f"document {sample.document}: {sample.length} tokens{cut}", style="bold"))
     for part in sample.parts:
-        role, weight = part.role.name, _weight(part.role.name, config)
+        role, weight = part.role.name, part.role.loss_weight(config.loss_mask)
         style = _STYLES[role] if weight else f"dim {_STYLES[role]}"
         out.print(Text(f"  {role.lower()}, {part.tokens} tokens, weight {weight:g}", style="italic"))
         out.print(Text(printable(part.text), style=style))

@@ -1,4 +1,4 @@
-"""Chooses what a person left open: processes, levels and micro-batch, by what fits the memory of the devices."""
+"""Chooses what a person left open: processes, parallel sizes and micro-batch, by what fits the memory of the devices."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LayoutInputs:
     global_batch: int
     """Documents in one iteration."""
     model: ModelConfig
-    """Sizes without padding, which depends on the level in the original's recipe."""
+    """Sizes without padding, which depends on the tensor-parallel size in the original's recipe."""
     tp: int | None
     """Level of the flag or of the base model's folder."""
     pp: int | None
@@ -77,7 +77,7 @@ def sequential_batches(global_batch: int, labels: np.ndarray) -> tuple[np.ndarra
 
 
 def choose(inputs: LayoutInputs) -> LayoutChoice:
-    """Choose the layout, then the largest micro-batch that fits. Raises `ConfigError` for levels that cannot work."""
+    """Choose the layout, then the largest micro-batch that fits. Raises `ConfigError` for sizes that cannot work."""
     nproc = _processes(inputs)
     world = nproc * inputs.config.nodes
     tp, pp = _levels(inputs, nproc)
@@ -92,7 +92,7 @@ def choose(inputs: LayoutInputs) -> LayoutChoice:
 
 
 def _processes(inputs: LayoutInputs) -> int:
-    """Return the processes on each node: as asked, one for each GPU, or on a CPU what the levels need."""
+    """Return the processes on each node: as asked, one for each GPU, or on a CPU what the sizes need."""
     config, devices = inputs.config, inputs.devices
     if config.nproc_per_node:
         return config.nproc_per_node

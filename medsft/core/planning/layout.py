@@ -1,4 +1,4 @@
-"""Where each rank stands: pipeline, data and tensor levels. Pure arithmetic; the mesh itself is built in the engine."""
+"""Where each rank stands: the pipeline, data and tensor sizes. Pure arithmetic; the mesh itself is built in the engine."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def padded_vocab(vocab_size: int, *, tp: int, divisible_by: int = 1) -> int:
 
 
 def padded_model(model: ModelConfig, *, tp: int, vocab_multiple: int | None) -> ModelConfig:
-    """Return the sizes in training: the vocabulary padded so that every valid tensor level divides it.
+    """Return the sizes in training: the vocabulary padded so that every valid tensor-parallel size divides it.
 
-    That is the same for every level, so that a checkpoint can be read at another. With `vocab_multiple`, to a multiple of
+    That is the same for every size, so that a checkpoint can be read at another. With `vocab_multiple`, to a multiple of
     `vocab_multiple * tp` instead.
     """
     if vocab_multiple is not None:
@@ -82,7 +82,7 @@ def stage_layers(model: ModelConfig, pp: int) -> list[range]:
 
 
 def check_layout(model: ModelConfig, layout: Layout, *, global_batch: int) -> list[Problem]:
-    """Return why these levels cannot work for this model, each with the nearest that can."""
+    """Return why these sizes cannot work for this model, each with the nearest that can."""
     problems = []
     valid_tp = valid_tensor_levels(model)
     if layout.tp not in valid_tp:
@@ -91,7 +91,7 @@ def check_layout(model: ModelConfig, layout: Layout, *, global_batch: int) -> li
                 "--tp",
                 f"{layout.tp} does not divide the model's {model.num_heads} heads, {model.num_kv_heads} key/value heads "
                 f"and {model.intermediate_size} feed-forward features",
-                f"Nearest levels that work: {_nearest(layout.tp, valid_tp)}.",
+                f"Nearest sizes that work: {_nearest(layout.tp, valid_tp)}.",
             )
         )
     if layout.pp > model.num_layers:
@@ -99,7 +99,7 @@ def check_layout(model: ModelConfig, layout: Layout, *, global_batch: int) -> li
             Problem(
                 "--pp",
                 f"{layout.pp} stages for {model.num_layers} layers",
-                f"Nearest level that works: {model.num_layers}.",
+                f"Nearest size that works: {model.num_layers}.",
             )
         )
     if layout.dp > global_batch:
@@ -114,7 +114,7 @@ def check_layout(model: ModelConfig, layout: Layout, *, global_batch: int) -> li
 
 
 def check_processes(tp: int, pp: int, *, nproc_per_node: int, nodes: int) -> list[Problem]:
-    """Return why the processes cannot be divided into these levels, each with the nearest numbers that can."""
+    """Return why the processes cannot be divided into these sizes, each with the nearest numbers that can."""
     world, whole = nproc_per_node * nodes, tp * pp
     if world % whole:
         fitting = [nproc for nproc in range(1, nproc_per_node + whole + 1) if nproc * nodes % whole == 0]
@@ -126,19 +126,19 @@ def check_processes(tp: int, pp: int, *, nproc_per_node: int, nodes: int) -> lis
             )
         ]
     if nproc_per_node % tp:
-        dividing = [level for level in range(1, nproc_per_node + 1) if nproc_per_node % level == 0]
+        dividing = [size for size in range(1, nproc_per_node + 1) if nproc_per_node % size == 0]
         return [
             Problem(
                 "--tp",
                 f"{tp} does not divide the {nproc_per_node} processes of a node, and ranks of one tensor group share a node",
-                f"Nearest levels that work: {_nearest(tp, dividing)}.",
+                f"Nearest sizes that work: {_nearest(tp, dividing)}.",
             )
         ]
     return []
 
 
 def valid_tensor_levels(model: ModelConfig) -> list[int]:
-    """Return every tensor-parallel level the model's heads and features divide by."""
+    """Return every tensor-parallel size the model's heads and features divide by."""
     return [
         tp
         for tp in range(1, model.num_kv_heads + 1)

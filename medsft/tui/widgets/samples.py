@@ -43,7 +43,7 @@ def show_samples(shown: Iterable[Sample], config: RunConfig) -> Content:
         parts += [Content.styled(f"Document {count(sample.document)}: {count(sample.length)} tokens{cut}", "bold"), "\n"]
         for part in sample.parts:
             role = part.role.name
-            weight = 1.0 if role == "ANSWER" else config.loss_mask
+            weight = part.role.loss_weight(config.loss_mask)
             learnt = "learnt" if weight == 1 else f"learnt with weight {weight:g}" if weight else "read, not learnt"
             parts.append(Content.styled(f"▌{role.lower()}, {count(part.tokens)} tokens, {learnt}", f"{_COLOURS[role]} italic"))
             text, style = printable(part.text.rstrip("\n")), _COLOURS[role] if weight else f"dim {_COLOURS[role]}"

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from medsft.core.engine.nn import loss as loss_module
 from medsft.core.engine.nn.loss import weighted_nll
+from medsft.core.planning import memory
 
 T, H, V = 37, 12, 50
 
@@ -86,3 +88,29 @@ def test_a_frozen_head_still_passes_the_gradient_on():
     expected = gradients(plain(hidden, head, labels, weights)[0], hidden)[0]
     ours = gradients(weighted_nll(hidden, head.detach(), labels, weights, vocab_size=V).loss, hidden)[0]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_no_more_logits_exist_at_once_than_the_memory_plan_counts(monkeypatch):
+    assert loss_module.LOGITS_BYTES == memory.LOGITS_BYTES
+    limit, multiply, sizes = 5 * 4 * V, loss_module.matmul, []
+
+    def recording(a, b, out=None):
+        product = multiply(a, b, out)
+        if product.shape[1] == V:
+            sizes.append(4 * product.numel())
+        return product
+
+    monkeypatch.setattr(loss_module, "LOGITS_BYTES", limit)
+    monkeypatch.setattr(loss_module, "matmul", recording)
+    hidden, head, labels, weights = inputs()
+    ours = weighted_nll(hidden, head, labels, weights, vocab_size=V).loss
+    torch.testing.assert_close(ours, plain(hidden, head, labels, weights)[0], atol=1e-5, rtol=1e-5)
+    assert max(sizes) == limit
+    assert len(sizes) == -(-int((weights > 0).sum()) // 5)
+
+
+def test_frozen_layers_get_no_gradient_from_a_trained_head():
+    hidden, head, labels, weights = inputs()
+    expected = gradients(plain(hidden, head, labels, weights)[0], head)[0]
+    loss = weighted_nll(hidden.detach(), head, labels, weights, vocab_size=V, chunk_rows=8).loss
+    torch.testing.assert_close(gradients(loss, head)[0], expected, atol=1e-5, rtol=1e-5)

@@ -27,6 +27,10 @@ class Role(IntEnum):
     QUESTION = 1
     ANSWER = 2
 
+    def loss_weight(self, loss_mask: float) -> float:
+        """Return the weight in the loss of a token with this role, where `loss_mask` is that of tokens outside answers."""
+        return 1.0 if self is Role.ANSWER else loss_mask
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:

@@ -1,4 +1,4 @@
-"""One way to read weights, whatever file they lie in.
+"""The protocol by which weights are read, whatever the file format.
 
 A source gives tensors under Hugging Face names and reads only the slices it is asked for, so a rank that needs a shard reads
 a shard.

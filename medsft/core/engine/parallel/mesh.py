@@ -16,12 +16,12 @@ from medsft.errors import LaunchError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 HOSTS_STORE = "MEDSFT_HOSTS_STORE"
-"""Environment variable: 1 where this process is to hold the store in which ranks meet; by default where it is rank 0."""
+"""Environment variable: 1 where this process holds the store through which ranks connect; by default rank 0 does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Where this rank stands, and with whom it talks."""
+    """This rank's coordinates, and the groups of ranks that it communicates with."""
 
     layout: Layout
     device: torch.device
@@ -96,7 +96,7 @@ def open_mesh(layout: Layout) -> Mesh:
 
 
 def _store(rank: int, world: int) -> dist.Store:
-    """Return the store in which the ranks of this start meet."""
+    """Return the store through which the ranks of this start connect."""
     if world == 1:
         return dist.HashStore()
     hosts = os.environ.get(HOSTS_STORE, str(int(rank == 0))) == "1"
@@ -105,7 +105,7 @@ def _store(rank: int, world: int) -> dist.Store:
 
 
 def _embedding_group(layout: Layout, rank: int) -> dist.ProcessGroup | None:
-    """Groups are made by all ranks together, also those they are not in."""
+    """Return the group of this rank's first and last stage; all ranks make all groups, also those that they are not in."""
     mine = None
     if layout.pp > 1:
         for dp_rank in range(layout.dp):

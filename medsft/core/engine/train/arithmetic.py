@@ -1,6 +1,7 @@
-"""What computes a run: our compiled kernels or torch's, on which device. Others give other last digits: a resume checks it.
+"""What a run computes with: our compiled kernels or torch's, torch's version, the device. Another gives other last digits.
 
-Each checkpoint's manifest records it under `arithmetic`; those of before there was such a record are resumed without a check.
+Each checkpoint's manifest records it under `arithmetic`, and a resume compares. Checkpoints older than this record are resumed
+without a comparison.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ def arithmetic() -> dict[str, str]:
 
 
 def check_arithmetic(mesh: Mesh, before: Mapping[str, Any] | None) -> list[str]:
-    """Return what a person should know of what the ranks compute with now, and did when `before` was recorded.
+    """Return a warning for each way in which the ranks compute differently from each other, or from what `before` records.
 
-    Every rank must call it. Raises `LaunchError` on all of them when only a disk without room keeps a resumed run from the
-    kernels that it was trained with: with room it goes on bit for bit.
+    Every rank must call it. Raises `LaunchError` on all of them when only a full disk keeps a resumed run from its kernels:
+    with room on the disk it would continue bit for bit.
     """
     disk = "" if torch.cuda.is_available() else cpu.compilation().disk
     found: list[Any] = mesh.gather((arithmetic(), disk))

@@ -20,7 +20,7 @@ from medsft.core.engine.train.head import LossHead, LossTotals
 
 
 class PipelineDecoder(Decoder):
-    """A stage that the schedule calls with the number of a micro-batch, and that looks the rest of it up.
+    """A pipeline stage. The schedule calls it with the number of a micro-batch, and it looks up the micro-batch in `feed`.
 
     It is a decoder, and not a module around one, so that parameters keep their names and FSDP finds its root.
     """

@@ -33,7 +33,7 @@ _NAMED_DOCUMENTS = 20
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One iteration, as every rank sees it after the reduction."""
+    """The figures of one iteration, equal on every rank after the reduction."""
 
     loss: float
     user_loss: float
@@ -101,7 +101,7 @@ class Trainer:
         return self.val_batches is not None and self.plan.validates_after(iteration)
 
     def _has_validated(self) -> bool:
-        """Whether an earlier start, which saved nothing yet, has validated the base model; every rank must call it."""
+        """Return whether an earlier start validated the base model but saved no checkpoint. Every rank must call it."""
         found = bool(self.run.view().eval_steps) if self.mesh.reports else None
         return bool(self.mesh.gather(found)[0])
 

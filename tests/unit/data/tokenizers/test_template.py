@@ -218,3 +218,7 @@ def test_blanks_and_words_that_are_tokens_end_nothing(tmp_path: Path) -> None:
     template = load_chat_template(_chat_folder(tmp_path, source, eos_token="</s>"), (), added_strings=("  ", "\n", "</s>"))
     assert template.stop_token == "</s>"
     assert template.render(PLAIN)[1].text == "That.  \n</s>"
+
+
+def test_answers_weigh_one_in_the_loss_and_other_tokens_as_asked():
+    assert [role.loss_weight(0.25) for role in (Role.SYSTEM, Role.QUESTION, Role.ANSWER)] == [0.25, 0.25, 1.0]
