@@ -98,9 +98,10 @@ class Batcher:
         tokens = int(lengths.sum())
         mine = self._deal(lengths)[self.dp_rank]
         mine += [[]] * max(0, (self.num_micro_batches or 0) - len(mine))
+        in_answer, elsewhere = self._loss_weights()
         return RankBatch(
             micro_batches=tuple(self._micro_batch([int(numbers[i]) for i in part]) for part in mine),
-            weight_sum=answers + self.loss_mask * (tokens - answers),
+            weight_sum=answers * in_answer + (tokens - answers) * elsewhere,
             tokens=tokens,
             supervised_tokens=answers,
         )
@@ -127,7 +128,8 @@ class Batcher:
         filler = self._filler(sum(lengths))
         zeros = np.zeros(filler, np.int64)
         answer = np.concatenate([*(a for _, _, a in triples), zeros.astype(bool)])
-        weights = np.where(answer, np.float32(1), np.float32(self.loss_mask))
+        in_answer, elsewhere = self._loss_weights()
+        weights = np.where(answer, np.float32(in_answer), np.float32(elsewhere))
         weights[len(weights) - filler :] = 0
         pieces = [min(_FILLER_LENGTH, filler - start) for start in range(0, filler, _FILLER_LENGTH)]
         return MicroBatch(
@@ -139,6 +141,10 @@ class Batcher:
             sequences=PackedSequences.of([*lengths, *pieces]),
             weight_sum=float(weights.sum(dtype=np.float64)),
         )
+
+    def _loss_weights(self) -> tuple[float, float]:
+        """Return the weight of a label in an answer, and of any other."""
+        return Role.ANSWER.loss_weight(self.loss_mask), Role.QUESTION.loss_weight(self.loss_mask)
 
     def _filler(self, tokens: int) -> int:
         if self.fixed_tokens is not None:
