@@ -81,8 +81,7 @@ def test_tokenize_gives_the_bytes_of_the_original() -> None:
 
 
 def test_a_set_without_a_manifest_is_used_when_trusted(tmp_path: Path) -> None:
-    base = tiny.write_model(tmp_path / "base", vocab_size=32019)
-    (base / "tokenizer.json").unlink()
+    base = tiny.write_base(tmp_path / "base", tokenizer=False, vocab_size=32019)
     shutil.copy(MODEL, base / "tokenizer.model")
     (tmp_path / "medsft.toml").write_text('[checkpoints.tiny]\n0.001 = "base"\n')
     write_set(tmp_path / "tokenized" / "old", [document(ROWS[0])] * 30)

@@ -58,7 +58,7 @@ def save_array(path: Path, array: npt.NDArray[Any]) -> None:
 
 def validation_folder_of(training: Path) -> Path:
     """The folder of the validation set that belongs to a training set."""
-    return training.with_name(f"{training.name}{_VALIDATION}")
+    return training.parent / f"{training.name}{_VALIDATION}"
 
 
 def is_validation_folder(folder: Path) -> bool:
