@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import small_disks
 from medsft.core.data.sources.conversation import question_and_answer
 from medsft.core.data.tokenizers import gguf_cache
 from medsft.core.data.tokenizers.open import open_tokenizer
+from medsft.core.run.processes import PARENT_VARIABLE
 from medsft.errors import DataError, DiskError, ExitCode
 
 
@@ -52,6 +56,21 @@ def test_the_tokenizer_of_a_gguf_file_is_converted_once(
         assert made.tolist() == given.tolist()
     monkeypatch.setattr(gguf_cache, "_convert", lambda *_: pytest.fail("converted twice"))
     assert open_tokenizer(tmp_path).tokenizer.fingerprint == opened.tokenizer.fingerprint
+
+
+def test_a_process_of_the_engine_converts_too(tmp_path: Path, hf_folder: Path) -> None:
+    """As `medsft convert` does, which is started by the command and starts the conversion of the tokenizer."""
+    path = tmp_path / "small.gguf"
+    _write_gguf(path, hf_folder)
+    program = (
+        "import sys; from pathlib import Path; from medsft.core.data.tokenizers.gguf_cache import converted_tokenizer; "
+        "from medsft.core.engine.commands.entry_point import run_process; "
+        "sys.exit(run_process(lambda words: print(converted_tokenizer(Path(words[0])))))"
+    )
+    environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_file()
 
 
 def test_a_file_without_a_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
