@@ -7,6 +7,7 @@ import sys
 import typer
 
 from medsft.cli import console
+from medsft.core.units import counted
 from medsft.errors import ConfigError, Problem
 
 
@@ -16,7 +17,7 @@ def confirm_iterations(planned: int) -> int:
     `n` ends the command with `typer.Exit`. Raises `ConfigError` at the end of the input.
     """
     while True:
-        console.note(f"Accept {planned} iterations? [Y/n/number] ", end="")
+        console.note(f"Accept {counted(planned, 'iteration')}? [Y/n/number] ", end="")
         line = sys.stdin.readline()
         if not line:
             console.note("")

@@ -34,8 +34,11 @@ def tokenize(
     plain: Plain = False,
     json: Json = False,
 ) -> None:
-    """Make the tokenised set of a run, and that of its validation files. A set that was made of the same is kept."""
-    from medsft.core.units import count
+    """Make the tokenized set of a run, and that of its validation files.
+
+    An existing set is reused when its inputs have not changed.
+    """
+    from medsft.core.units import counted
 
     sets = _sets(config, tokenizer, settings, plain)
     for name, data in sets.items():
@@ -45,23 +48,23 @@ def tokenize(
             facts |= {"skipped": skipped, "special_in_text": data.manifest.special_in_text}
             console.print_json(facts | _findings_record(name, sets))
             continue
-        console.say(f"{data.folder}: {count(data.num_documents)} documents, {count(data.num_tokens)} tokens")
+        console.say(f"{data.folder}: {counted(data.num_documents, 'document')}, {counted(data.num_tokens, 'token')}")
         for reason, rows in data.manifest.bad_rows.items():
-            console.note(f"warning: {count(rows)} rows skipped: {reason}")
+            console.note(f"warning: {counted(rows, 'row')} skipped: {reason}")
         if data.manifest.special_in_text:
-            console.note(f"{count(data.manifest.special_in_text)} special strings inside rows (--special_in_text).")
+            console.note(f"{counted(data.manifest.special_in_text, 'special string')} inside rows (--special_in_text).")
         _print_findings(name, sets)
 
 
 def _sets(config: RunConfig, tokenizer: Path | None, settings: Path | None, plain: bool) -> dict[str, TokenizedDataset]:
     """Make or check the sets of a run and return them by name, the training set first."""
-    from medsft.cli.stages import tokenising
+    from medsft.cli.stages import tokenizing
     from medsft.core.data.dataset.dataset import open_tokenized, set_exists
     from medsft.core.planning.sets import training_folder, validation_folder
     from medsft.core.settings import load_settings
     from medsft.core.workflow import tokenize_sets
 
-    with tokenising(plain=plain) as progress:
+    with tokenizing(plain=plain) as progress:
         tokenize_sets(config, load_settings(settings), tokenizer=tokenizer, progress=progress)
     folders = (training_folder(config), validation_folder(config))
     return {folder.name: open_tokenized(folder) for folder in folders if set_exists(folder)}
@@ -142,15 +145,16 @@ def _print_sample(sample: Sample, config: RunConfig) -> None:
     from rich.text import Text
 
     from medsft.core.printable import printable
+    from medsft.core.units import counted
 
     out = console.result_console()
     over = sample.length - 1 - config.seq
     cut = f", {over} more than --seq {config.seq}" if over > 0 else ""
-    out.print(Text(f"document {sample.document}: {sample.length} tokens{cut}", style="bold"))
+    out.print(Text(f"document {sample.document}: {counted(sample.length, 'token')}{cut}", style="bold"))
     for part in sample.parts:
         role, weight = part.role.name, part.role.loss_weight(config.loss_mask)
         style = _STYLES[role] if weight else f"dim {_STYLES[role]}"
-        out.print(Text(f"  {role.lower()}, {part.tokens} tokens, weight {weight:g}", style="italic"))
+        out.print(Text(f"  {role.lower()}, {counted(part.tokens, 'token')}, weight {weight:g}", style="italic"))
         out.print(Text(printable(part.text), style=style))
     out.print()
 
@@ -170,7 +174,7 @@ def _report_rows(report: LengthReport) -> list[tuple[str, str]]:
         ("documents", count(report.documents)),
         ("tokens", f"{count(report.tokens)} ({roles})"),
         ("length", f"{count(report.shortest)} to {count(report.longest)}, mean {report.mean:,.1f}"),
-        ("so many are shorter", lengths),
+        ("length percentiles", lengths),
         (f"longer than --seq {report.seq}", count(report.exceeding)),
         ("answers that would lose tokens", count(report.answers_cut)),
         ("answers that would lose their end", count(report.answers_without_end)),

@@ -24,7 +24,7 @@ def demo(
     plain: Plain = False,
     json: Json = False,
 ) -> None:
-    """Fine-tune a real 135M model on simple clinical rules and show what it has learnt.
+    """Fine-tune a real 135M model on simple clinical rules, and compare its answers before and after.
 
     The questions are made by a program and their answers checked by one. This demonstrates software; it is not medical advice.
     """
@@ -36,7 +36,7 @@ def demo(
     with busy("unpacking the base model", plain=plain):
         steps.write_base(place)
     train, held_out = steps.write_questions(place)
-    console.note(f"{len(train)} questions to learn from, {len(held_out)} others to be asked: {place.path}")
+    console.note(f"{len(train)} questions to train on and {len(held_out)} others to test with, in {place.path}")
     with busy("asking the base model", plain=plain):
         before = steps.score(place, place.base, held_out, "before")
     model = _train(place, plain=plain)
@@ -54,7 +54,7 @@ def _train(place: DemoFolder, *, plain: bool) -> Path:
     """Run `medsft sft` on the questions and return the finished model; one that is there is used again."""
 
     from medsft.cli.progress import run_in_foreground
-    from medsft.cli.stages import tokenising
+    from medsft.cli.stages import tokenizing
     from medsft.core.config import command_line
     from medsft.core.planning.planner import make_plan
     from medsft.core.run.launch import load_plan, read_launch
@@ -65,10 +65,10 @@ def _train(place: DemoFolder, *, plain: bool) -> Path:
     config, settings = place.config(), load_settings(place.settings)
     console.note(f"$ {command_line(config)} --settings {place.settings}")
     try:
-        with tokenising(plain=plain) as progress:
+        with tokenizing(plain=plain) as progress:
             run = prepare_and_start(config, settings, progress=progress)
     except AlreadyFinishedError:
-        console.note(f"Trained before. Remove {place.path} to do it again.")
+        console.note(f"The model is trained already. Remove {place.path} to train it again.")
         return Path(make_plan(config, settings).export_dir)
     run_in_foreground(run, after=read_launch(run).after, plain=plain)
     model = Path(load_plan(run).export_dir)

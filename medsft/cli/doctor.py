@@ -35,12 +35,20 @@ def doctor(save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER, json: Json = F
     from medsft.core.units import byte_size
 
     sizes = ("memory", "disk_free", "shared_memory_free")
-    shown = {name: byte_size(value) if name in sizes else value for name, value in facts.items() if value is not None}
-    console.print_table(("", ""), [(name.replace("_", " "), str(value)) for name, value in shown.items()])
+    rows = [
+        (name.replace("_", " "), byte_size(value) if name in sizes else _in_words(value))
+        for name, value in facts.items()
+        if value is not None
+    ]
+    console.print_table(("", ""), rows)
     out = console.result_console()
     out.print()
     for line in advice:
         out.print(Text(f"- {printable(line)}"))
+
+
+def _in_words(value: object) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def _machine(devices: Devices) -> dict[str, Any]:
@@ -102,13 +110,13 @@ def _advice(devices: Devices, facts: dict[str, Any]) -> Iterator[str]:
         yield "torch does not start, so nothing can be trained. `python -c 'import torch'` shows why."
     billions = devices.memory_bytes * (devices.count if devices.kind == "cuda" else 1) / _BYTES_PER_PARAMETER / 1e9
     place = f"the {devices.count} GPUs" if devices.kind == "cuda" else "memory"
-    yield f"Full fine-tuning of at most about {billions:.1f}e9 parameters fits {place}; `medsft plan` is exact."
+    yield f"Full fine-tuning fits {place} up to about {billions:.1f}e9 parameters; `medsft plan` gives the exact amount."
     if devices.kind == "cpu":
         yield "No GPU was found: models above about 0.5e9 parameters will take days."
     if not devices.bf16:
-        yield "bf16 is not done in hardware here: --precision auto trains in fp32, which is slower on large models."
+        yield "This hardware has no bf16: --precision auto trains in fp32, which is slower on large models."
     if facts["disk_free"] < _LITTLE_DISK:
-        yield f"Only {byte_size(facts['disk_free'])} of disk are free. A checkpoint takes 12 bytes for each parameter."
+        yield f"Only {byte_size(facts['disk_free'])} of disk space is free. A checkpoint takes 12 bytes for each parameter."
     shared = facts["shared_memory_free"]
     if devices.kind == "cuda" and devices.count > 1 and shared is not None and shared < _LITTLE_SHARED_MEMORY:
         yield f"/dev/shm has only {byte_size(shared)} free: NCCL between GPUs may fail. In Docker, use --shm-size 8g."

@@ -59,13 +59,13 @@ def convert(values: Mapping[str, Any], *, json: Json = False) -> None:
 def _print_conversion(result: str) -> None:
     import json
 
-    from medsft.core.units import byte_size, short_count
+    from medsft.core.units import byte_size, counted, short_count
 
     record = json.loads(result)
     size = f"{short_count(record['parameters'])} parameters, {byte_size(record['bytes'])}, {record['dtype']}"
     console.say(f"{record['destination']}: {record['format']}, {size}, {record['vocab_size']} tokens")
     if record["created_rows"]:
-        console.note(f"Rows were made for {len(record['created_rows'])} new tokens.")
+        console.note(f"Rows were made for {counted(len(record['created_rows']), 'new token')}.")
     if record["largest_logit_difference"] is not None:
         console.note(f"Verified: logits differ by at most {record['largest_logit_difference']:.2g}.")
     for warning in record["warnings"]:

@@ -76,7 +76,7 @@ def _end_with_node(run: RunDir, node: int) -> None:
     if end.exit_code == ExitCode.DONE:
         console.note(f"Ended on node {node}: {run.path}")
         return
-    console.note(f"medsft: {end.reason}\n    {end.remedy or 'Start all nodes again to go on.'}\n    Logs: {run.logs}")
+    console.note(f"medsft: {end.reason}\n    {end.remedy or 'Start all nodes again to resume.'}\n    Logs: {run.logs}")
     raise typer.Exit(end.exit_code)
 
 
@@ -95,13 +95,13 @@ def end_with_outcome(run: RunDir, *, after: int = -1) -> None:
     if state == "finished":
         console.note(f"Finished: {run.path}" + (f"\nModel: {view.export}" if view.export else ""))
     elif state == "stopped":
-        console.note(f"Stopped after iteration {view.iteration}. Go on: medsft resume {run.path}")
+        console.note(f"Stopped after iteration {view.iteration}. Resume it: medsft resume {run.path}")
     elif state == "failed":
         remedy = f"\n    {view.remedy}" if view.remedy else ""
         console.note(f"medsft: {view.reason or 'the run failed'}{remedy}\n    Logs: {run.logs}")
         raise typer.Exit(view.exit_code or ExitCode.TRAINING)
     elif (found := probe(run.path)) is not None:  # the last words of a run need room, too
-        console.note(f"medsft: {found.message}\n    Make room, and go on from the last checkpoint: medsft resume {run.path}")
+        console.note(f"medsft: {found.message}\n    Make room, and resume from the last checkpoint: medsft resume {run.path}")
         raise typer.Exit(ExitCode.TRAINING)
     else:
         console.note(f"medsft: the run's processes exited without reporting an error.\n    Logs: {run.logs}")
@@ -115,15 +115,17 @@ def _stop_on_interrupt(run: RunDir) -> Iterator[None]:
     def interrupted(_number: int, _frame: FrameType | None) -> None:
         nonlocal asked  # not what the run knows: another node may have asked it to stop, as when Slurm signals all of them
         if asked:
-            console.note(f"\nThe run goes on. Watch it: medsft watch {run.path}")
+            console.note(f"\nThe run continues. Watch it: medsft watch {run.path}")
             raise typer.Exit(INTERRUPTED)
         asked = True
         try:
             run.request("stop")
         except (MedsftError, OSError) as error:
-            console.note(f"\nIt could not be asked to stop, and goes on. {error}\n    Ctrl-C again leaves the run alone.")
+            console.note(
+                f"\nThe run could not be asked to stop, and continues. {error}\n    Press Ctrl-C again to leave it alone."
+            )
             return
-        console.note("\nStopping after this iteration, with a checkpoint. Ctrl-C again leaves the run alone.")
+        console.note("\nStopping after this iteration, with a checkpoint. Press Ctrl-C again to leave the run alone.")
 
     before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -172,12 +174,8 @@ class _Display:
 
 
 def _facts(view: RunView) -> str:
-    from medsft.core.units import duration
+    from medsft.core.text.steps import step_line
 
-    loss, speed = view.last("loss"), view.last("tokens_per_second")
-    parts = [f"loss {loss:.4f}"] if loss is not None else []
-    if speed is not None:
-        parts.append(f"{speed:,.0f} tokens/s")
-    if view.eta_seconds is not None:
-        parts.append(f"{duration(view.eta_seconds)} left")
-    return "  ".join(parts)
+    values = {name: view.last(name) for name in ("loss", "tokens_per_second")}
+    known = {name: value for name, value in values.items() if value is not None}
+    return step_line(known | {"eta_seconds": view.eta_seconds})

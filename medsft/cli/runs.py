@@ -102,7 +102,7 @@ def _number(value: float | None) -> str:
 def watch(
     run: Run, save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER, plain: Plain = False, json: JsonLines = False
 ) -> None:
-    """Watch a run live: everything that has happened, then what happens. Leaving does not stop it."""
+    """Watch a run: what has happened so far, then each event as it comes. Leaving does not stop the run."""
     found = find_run(run, save_checkpoint_dir)
     if not plain and not json and console.shows_screens():
         from medsft.tui.app import run_app

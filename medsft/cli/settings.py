@@ -141,7 +141,7 @@ def add_dataset(
     settings: SettingsFile = None,
     user: User = False,
 ) -> None:
-    """Add a data set, or change its number of documents. A run warns when the tokenised set has another number."""
+    """Add a data set, or change its number of documents. A run warns when the tokenized set has another number."""
     from medsft.core import settings as entries
 
     entries.add_dataset(_file(settings, user), name, n_docs)

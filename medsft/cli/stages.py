@@ -1,4 +1,4 @@
-"""Shows the progress of tokenising: a bar, or a line every few seconds."""
+"""Shows the progress of tokenizing: a bar, or a line every few seconds."""
 
 from __future__ import annotations
 
@@ -8,21 +8,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from medsft.cli import console
+from medsft.core.text.progress import amount_text, progress_line, stage_text
 
 if TYPE_CHECKING:
     from medsft.core.data.dataset import write
 
 _SECONDS_BETWEEN_LINES = 5.0
-_WORDS = {
-    "wait": "waiting for another process",
-    "hash": "reading the files",
-    "check": "checking rows",
-    "tokenise": "tokenising",
-}
 
 
 @contextmanager
-def tokenising(*, plain: bool) -> Iterator[write.ProgressCallback]:
+def tokenizing(*, plain: bool) -> Iterator[write.ProgressCallback]:
     """Yield a callback that shows what it is told on standard error. The bar appears when there is something to show."""
     if console.wants_lines(plain):
         yield _Lines()
@@ -36,8 +31,8 @@ def tokenising(*, plain: bool) -> Iterator[write.ProgressCallback]:
     def show(progress: write.Progress) -> None:
         bar.start()
         total = progress.total_bytes or None
-        words = _WORDS[progress.stage]
-        bar.update(task, description=words, total=total, completed=progress.done_bytes, facts=_facts(progress))
+        words, amount = stage_text(progress), amount_text(progress)
+        bar.update(task, description=words, total=total, completed=progress.done_bytes, facts=amount)
 
     try:
         yield show
@@ -57,15 +52,4 @@ class _Lines:
         now = time.monotonic()
         if progress.stage != self._stage or now - self._printed >= _SECONDS_BETWEEN_LINES:
             self._stage, self._printed = progress.stage, now
-            console.note(f"{_WORDS[progress.stage]}  {_facts(progress)}".rstrip())
-
-
-def _facts(progress: write.Progress) -> str:
-    from medsft.core.units import count, duration
-
-    parts = []
-    if progress.documents:
-        parts.append(f"{count(progress.documents)} documents, {count(progress.documents_per_second)}/s")
-    if progress.seconds_left is not None:
-        parts.append(f"{duration(progress.seconds_left)} left")
-    return ", ".join(parts)
+            console.note(progress_line(progress))

@@ -49,14 +49,14 @@ def sft(
     ] = False,
     slurm: Annotated[bool, typer.Option("--slurm", help="Print an sbatch script for this run, and do nothing else.")] = False,
 ) -> None:
-    """Fine-tune: tokenise, plan, train or go on, export. The same command resumes a run that was stopped or killed.
+    """Fine-tune: tokenize, plan, train or resume, export. The same command resumes a run that was stopped or killed.
 
     The run is a process of its own: closing the terminal does not end it. Ctrl-C stops it with a checkpoint.
     """
     if print_commands or slurm:
         _print_cluster(config, settings, slurm)
         return
-    from medsft.cli.stages import tokenising
+    from medsft.cli.stages import tokenizing
     from medsft.core.settings import load_settings
     from medsft.core.workflow import prepare_and_start
 
@@ -73,7 +73,7 @@ def sft(
         run = prepare_and_start(
             config,
             load_settings(settings),
-            progress=bar.enter_context(tokenising(plain=plain)),
+            progress=bar.enter_context(tokenizing(plain=plain)),
             confirm=confirm if no_autoaccept_iters and not yes else None,
             on_plan=on_plan,
             on_status=console.note,
@@ -110,9 +110,10 @@ def _show(run: RunDir, node: int, *, detach: bool, plain: bool, json: bool) -> N
     """Show a run that was just started on this node, to its end or with `detach` not at all."""
     from medsft.cli.progress import run_in_foreground
     from medsft.core.run.launch import load_launched_plan, read_launch
+    from medsft.core.units import counted
 
     launch, plan = read_launch(run), load_launched_plan(run)
-    console.note(f"{run.path}: {plan.num_iterations} iterations, {plan.layout}, {plan.precision}")
+    console.note(f"{run.path}: {counted(plan.num_iterations, 'iteration')}, {plan.layout}, {plan.precision}")
     if detach:
         console.note(f"Watch it: medsft watch {run.path}")
         console.say(str(run.path))
@@ -132,8 +133,8 @@ def plan(
 ) -> None:
     """Show what a run would be: iterations, layout, memory, disk, time. Trains nothing.
 
-    Before anything is tokenised, documents and tokens are estimated from the JSONL. The folder of the base model may hold
-    its config.json alone: then the devices are supposed, too, and a warning says which.
+    Before anything is tokenized, documents and tokens are estimated from the JSONL. The folder of the base model may hold
+    its config.json alone; the devices are then assumed, and a warning names them.
     """
     from medsft.cli.plan_table import print_plan
     from medsft.core.disk import writing
@@ -158,8 +159,8 @@ def resume(
     run: Run,
     *,
     save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER,
-    tp: Annotated[int | None, typer.Option("--tp", metavar="N", help="Another tensor-parallel level.")] = None,
-    pp: Annotated[int | None, typer.Option("--pp", metavar="N", help="Another pipeline level.")] = None,
+    tp: Annotated[int | None, typer.Option("--tp", metavar="N", help="Another tensor-parallel size.")] = None,
+    pp: Annotated[int | None, typer.Option("--pp", metavar="N", help="Another pipeline-parallel size.")] = None,
     nproc_per_node: Annotated[
         int | None, typer.Option("--nproc_per_node", metavar="N", help="Another number of processes on each node.")
     ] = None,
@@ -167,14 +168,14 @@ def resume(
         int | None, typer.Option("--micro_batch", metavar="N", help="Another number of documents in a forward pass.")
     ] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", metavar="N", help="Another number of nodes.")] = None,
-    rank: Annotated[int | None, typer.Option("--rank", metavar="N", help="Rank of this node.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", metavar="N", help="Number of this node, from 0.")] = None,
     addr: Annotated[str | None, typer.Option("--addr", metavar="TEXT", help="Address of node 0.")] = None,
     port: Annotated[int | None, typer.Option("--port", metavar="N", help="Port on node 0.")] = None,
     detach: Detach = False,
     plain: Plain = False,
     json: JsonLines = False,
 ) -> None:
-    """Go on with a run from its latest good checkpoint, at its own layout or at another."""
+    """Resume a run from its latest intact checkpoint, at its own layout or at another."""
     from medsft.core import workflow
     from medsft.core.planning.plan import RunPlan
 
@@ -201,19 +202,19 @@ def rehearse(
     plain: Plain = False,
     json: Json = False,
 ) -> None:
-    """Prove before a long run that it fits, saves, resumes and reshards, and forecast its time and disk.
+    """Check before a long run that it fits into memory, saves and resumes, and forecast its time and disk space.
 
     Five iterations of this very run, two of them on its heaviest documents; a save, a kill, a resume; then all is removed.
     """
-    from medsft.cli.plan_table import rehearsal_rows
-    from medsft.cli.stages import tokenising
+    from medsft.cli.plan_table import print_rehearsal
+    from medsft.cli.stages import tokenizing
     from medsft.core.rehearsal import rehearse as rehearse_run
     from medsft.core.settings import load_settings
     from medsft.core.workflow import tokenize_sets
     from medsft.errors import TrainingError
 
     loaded, changes = load_settings(settings), [_levels(text) for text in at or ()]
-    with tokenising(plain=plain) as progress:
+    with tokenizing(plain=plain) as progress:
         tokenize_sets(config, loaded, progress=progress)
     result = rehearse_run(config, loaded, at=changes, on_status=console.note)
     if json:
@@ -221,7 +222,7 @@ def rehearse(
 
         console.print_json(asdict(result) | {"problems": result.problems})
     else:
-        console.print_table(("", ""), rehearsal_rows(result))
+        print_rehearsal(result)
     if result.problems:
         raise TrainingError("The rehearsal found that this run will not work:\n" + "\n".join(result.problems))
 

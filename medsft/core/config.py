@@ -22,6 +22,12 @@ GROUPS = {
 }
 
 
+_NO_FP16 = dict.fromkeys(
+    ("fp16", "float16", "half", "16"),
+    "fp16 is not offered: gradients underflow in it without loss scaling. bf16 has the range of fp32 in the same memory.",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """One fine-tuning run as a person describes it. Flag `--NAME` sets field `NAME`."""
@@ -33,16 +39,16 @@ class RunConfig:
     )
     new_token_init: str = option(
         "mean",
-        "Embedding rows of tokens the base model does not have: the mean of its rows, or copies of its last row",
+        "Embedding rows of tokens that the base model lacks: the mean of its rows, or copies of its last row",
         "base",
         choices=("mean", "copy_last"),
         advanced=True,
     )
 
-    run_name: str = option("", "Name of the run and of its tokenised set", "data")
-    data: tuple[Path, ...] = option((), "JSONL files to train on (.jsonl or .jsonl.gz), one object a line", "data")
+    run_name: str = option("", "Name of the run and of its tokenized set", "data")
+    data: tuple[Path, ...] = option((), "JSONL files to train on (.jsonl or .jsonl.gz), one object per line", "data")
     val: tuple[Path, ...] = option((), "JSONL files to validate on", "data")
-    tokenized_data_dir: Path = option(Path("tokenized"), "Folder of the tokenised sets", "data")
+    tokenized_data_dir: Path = option(Path("tokenized"), "Folder of the tokenized sets", "data")
     question_key: str = option("prompt", "Key of the question in each row", "data")
     answer_key: str = option("gold", "Key of the answer in each row", "data")
     system_key: str | None = option(None, "Key of the system message in each row, if there is one", "data")
@@ -54,12 +60,12 @@ class RunConfig:
     )
     template_date: str | None = option(
         None,
-        "Date for a chat template that writes today's into every document, so that another day gives the same set",
+        "Date for a chat template that writes the current date into each document; a fixed one gives the same set on any day",
         "data",
         unit="YYYY-MM-DD",
         advanced=True,
     )
-    seq: int = option(2048, "Longest document", "data", unit="tokens", minimum=8)
+    seq: int = option(2048, "Length of the longest document that is allowed", "data", unit="tokens", minimum=8)
     truncate: str = option(
         "error",
         "Documents longer than --seq: stop with a report, drop them, or cut them on the right",
@@ -75,14 +81,14 @@ class RunConfig:
     )
     special_in_text: str = option(
         "escape",
-        "Special strings such as <|im_end|> inside a row: plain text, control tokens as the original, or an error",
+        "Special strings such as <|im_end|> inside a row: plain text, control tokens (as in Megatron-LLM), or an error",
         "data",
         choices=("escape", "control", "error"),
         advanced=True,
     )
-    retokenize: bool = option(False, "Tokenise again although a tokenised set exists", "data", advanced=True)
+    retokenize: bool = option(False, "Tokenize again, even if a tokenized set exists", "data", advanced=True)
     trust_cache: bool = option(
-        False, "Use a tokenised set that has no manifest, such as one of Megatron-LLM", "data", advanced=True
+        False, "Use a tokenized set that has no manifest, such as one that Megatron-LLM made", "data", advanced=True
     )
 
     epochs: float = option(3.0, "Passes over the documents", "training", above=0, maximum=1e6)
@@ -91,7 +97,7 @@ class RunConfig:
     global_batch: int = option(64, "Documents in one iteration", "training", unit="documents", minimum=1, maximum=10**6)
     micro_batch: int | None = option(
         None,
-        "Documents in one forward pass of a rank, on average; chosen by memory when not given",
+        "Documents in one forward pass of a rank, on average; as many as fit into memory when not given",
         "training",
         unit="documents",
         minimum=1,
@@ -102,15 +108,15 @@ class RunConfig:
     )
     loss_norm: str = option(
         "token",
-        "Loss over all weights of the global batch, or the mean of micro-batch means as the original",
+        "Average of the loss over all weighted tokens of the global batch, or of micro-batch averages (as in Megatron-LLM)",
         "training",
         choices=("token", "microbatch"),
         advanced=True,
     )
-    lr: float = option(2e-5, "Highest learning rate", "training", above=0)
-    min_lr: float = option(2e-6, "Learning rate at the end of the cosine", "training", minimum=0)
+    lr: float = option(2e-5, "Peak learning rate", "training", above=0)
+    min_lr: float = option(2e-6, "Learning rate at the end of the cosine schedule", "training", minimum=0)
     warmup_fraction: float = option(
-        0.1, "Share of the iterations over which the learning rate rises", "training", minimum=0, maximum=1
+        0.1, "Share of the iterations over which the learning rate rises to its peak", "training", minimum=0, maximum=1
     )
     weight_decay: float = option(0.1, "Weight decay; none on norms and biases", "training", minimum=0, advanced=True)
     adam_beta1: float = option(0.9, "First Adam coefficient", "training", minimum=0, below=1, advanced=True)
@@ -119,9 +125,10 @@ class RunConfig:
     clip_grad: float = option(1.0, "Largest norm of the gradient, 0 for no clipping", "training", minimum=0, advanced=True)
     precision: str = option(
         "auto",
-        "Number format of the computation, auto: bf16 where that is faster; weights and optimiser are kept in fp32",
+        "Number format of the computation; auto: bf16 where that is faster. Weights and optimizer states are kept in fp32",
         "training",
         choices=("auto", "bf16", "fp32"),
+        elsewhere=_NO_FP16,
     )
     recompute: str = option(
         "none",
@@ -140,7 +147,7 @@ class RunConfig:
     seed: int = option(1234, "Seed of the sample order", "training", minimum=0, maximum=2**63 - 1, advanced=True)
     compat: str = option(
         "none",
-        "Follow the original's recipe in every detail, to repeat an old experiment",
+        "Train exactly as Megatron-LLM did for meditron, to repeat an old experiment",
         "training",
         choices=tuple(COMPAT_RULES),
         advanced=True,
@@ -148,29 +155,37 @@ class RunConfig:
 
     tp: int | None = option(
         None,
-        "Tensor-parallel level; from the checkpoint's folder or the memory when not given",
+        "Tensor-parallel size; from the name of the checkpoint's folder, else the smallest that fits, when not given",
         "parallel",
         minimum=1,
         maximum=1024,
     )
     pp: int | None = option(
-        None, "Pipeline level; from the checkpoint's folder or the memory when not given", "parallel", minimum=1, maximum=1024
+        None,
+        "Pipeline-parallel size; from the name of the checkpoint's folder, else the smallest that fits, when not given",
+        "parallel",
+        minimum=1,
+        maximum=1024,
     )
     nproc_per_node: int | None = option(
-        None, "Processes on each node; the number of GPUs, or what tp and pp need on a CPU", "parallel", minimum=1, maximum=1024
+        None,
+        "Processes on each node; when not given one for each GPU, on a CPU as many as tp and pp need",
+        "parallel",
+        minimum=1,
+        maximum=1024,
     )
     nodes: int = option(1, "Number of nodes", "parallel", minimum=1, maximum=10_000)
-    rank: int = option(0, "Rank of this node", "parallel", minimum=0)
-    addr: str | None = option(None, "Address of node 0, when there are several", "parallel")
+    rank: int = option(0, "Number of this node, from 0", "parallel", minimum=0)
+    addr: str | None = option(None, "Address of node 0; needed with several nodes", "parallel")
     port: int = option(6020, "Port on node 0", "parallel", minimum=1, maximum=65535)
     max_restarts: int = option(
-        0, "Restart this often from the last checkpoint when a rank fails", "parallel", minimum=0, advanced=True
+        0, "Restarts from the last checkpoint after a rank has failed", "parallel", minimum=0, advanced=True
     )
 
     save_checkpoint_dir: Path = option(Path("runs"), "Folder of the run folders", "output")
     save_interval: int = option(800, "Iterations between checkpoints", "output", unit="iterations", minimum=1)
-    keep_last: int = option(2, "Checkpoints kept; 0 keeps all", "output", minimum=0)
-    id: str | None = option(None, "Suffix that tells this run from another with the same settings", "output")
+    keep_last: int = option(2, "Number of latest checkpoints to keep; 0 keeps all", "output", minimum=0)
+    id: str | None = option(None, "Suffix of the folder names, to tell this run from another with the same settings", "output")
 
     @property
     def rules(self) -> CompatRules:

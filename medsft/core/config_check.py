@@ -15,10 +15,10 @@ def check(config: RunConfig) -> list[Problem]:
     """Return what is wrong with the values taken alone, without looking at the disk."""
     problems = check_ranges(config)
     if not config.run_name:
-        problems.append(Problem("--run_name", "a name is needed", "It names the run and its tokenised set."))
+        problems.append(Problem("--run_name", "a name is needed", "It names the run and its tokenized set."))
     problems.extend(check_names(config))
     if config.template_date is not None and not _is_date(config.template_date):
-        problems.append(Problem("--template_date", f"`{config.template_date}` is no date", "Write it as 2026-11-28."))
+        problems.append(Problem("--template_date", f"`{config.template_date}` is not a date", "Write it as 2026-11-28."))
     if math.isfinite(config.lr) and config.lr < config.min_lr < math.inf:
         problems.append(Problem("--min_lr", f"{config.min_lr:g} is above --lr {config.lr:g}"))
     if (limit := config.rules.seed_limit) is not None and config.seed >= limit:
@@ -26,7 +26,7 @@ def check(config: RunConfig) -> list[Problem]:
             Problem("--seed", f"{config.seed} is too large with --compat {config.compat}", f"Must be below {limit}.")
         )
     if config.question_key == config.answer_key:
-        problems.append(Problem("--answer_key", f"`{config.answer_key}` is the key of the question, too"))
+        problems.append(Problem("--answer_key", f"`{config.answer_key}` is also the key of the question"))
     if config.nodes > 1 and config.addr is None:
         problems.append(Problem("--addr", "needed with --nodes above 1", "Give the address of node 0."))
     if config.rank >= config.nodes:
@@ -45,7 +45,7 @@ def check_folder_name(where: str, text: str) -> list[Problem]:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", text):
         return [Problem(where, f"`{text}` cannot be part of a folder name", "Use letters, digits, `.`, `_`, `+`, `-`.")]
     if re.search(r"-tp\d+-pp\d+", text):
-        return [Problem(where, "must not contain `-tpN-ppN`: that part names the levels of a run")]
+        return [Problem(where, "must not contain `-tpN-ppN`: that part of a folder name is the layout of a run")]
     return []
 
 
@@ -54,3 +54,16 @@ def _is_date(text: str) -> bool:
         return date.fromisoformat(text).isoformat() == text
     except ValueError:
         return False
+
+
+_UNUSUAL_LR = 1e-3
+"""Of full fine-tuning with Adam: recipes of the model families that are supported use 5e-6 to 1e-4; above, losses rise."""
+
+
+def doubts(config: RunConfig) -> list[str]:
+    """Return values that are allowed but are most likely slips, one sentence each with the usual range."""
+    if config.lr <= _UNUSUAL_LR:
+        return []
+    return [
+        f"--lr {config.lr:g} is unusually high: full fine-tuning mostly uses 5e-6 to 1e-4, and diverges above {_UNUSUAL_LR:g}."
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -12,16 +11,13 @@ from medsft.core.config import GROUPS, RunConfig, from_mapping, to_mapping
 from medsft.core.disk import writing
 from medsft.core.files import write_atomically
 from medsft.core.other_tools import did_you_mean
-from medsft.core.paths import read_text
+from medsft.core.paths import read_toml
 from medsft.errors import ConfigError, Problem
 
 
 def load_toml(path: Path) -> RunConfig:
     """Read a run's TOML file. Raises `ConfigError` naming the file and every unknown or wrong entry."""
-    try:
-        raw = tomllib.loads(read_text(path, "--config"))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError([Problem(str(path), f"not valid TOML: {error}")]) from None
+    raw = read_toml(path, "--config")
     flat: dict[str, Any] = {}
     for name, value in raw.items():
         if isinstance(value, dict):

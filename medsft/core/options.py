@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, field, fields
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from medsft.core.files import at_home
@@ -27,6 +28,7 @@ def option(
     *,
     unit: str = "",
     choices: Sequence[str] = (),
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
@@ -37,6 +39,8 @@ def option(
 ) -> Any:
     """Describe one field. A default of `MISSING` means that a value is needed.
 
+    `elsewhere` has values that other tools know and this option does not, each with a sentence that says what to take.
+
     `minimum` and `maximum` are allowed, `above` and `below` are not. `advanced` options are folded in the wizard. One with
     `argument` is no flag: a command takes it by its place, and its help shows that word for it. The flag of a bool has an
     opposite, `--no_NAME`, unless it is `only_on`.
@@ -46,6 +50,7 @@ def option(
         "group": group,
         "unit": unit,
         "choices": tuple(choices),
+        "elsewhere": elsewhere,
         "minimum": minimum,
         "maximum": maximum,
         "above": above,
@@ -163,7 +168,8 @@ def _check_range(where: str, metadata: Mapping[str, Any], value: Any) -> list[Pr
     if isinstance(value, int) and high is None:
         high = _LARGEST_WHOLE_NUMBER
     if choices and value not in choices:
-        return [Problem(where, f"`{value}` is not one of {', '.join(choices)}", did_you_mean(str(value), choices))]
+        hint = metadata["elsewhere"].get(str(value).lower()) or did_you_mean(str(value), choices)
+        return [Problem(where, f"`{value}` is not one of {', '.join(choices)}", hint)]
     shown = f"{value:g}" if isinstance(value, float) else str(value)
     if (low is not None and value < low) or (above is not None and value <= above):
         return [

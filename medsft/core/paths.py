@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import tomllib
 from pathlib import Path
+from typing import Any
 
 from medsft.errors import ConfigError, Problem
 
 _NAME_BYTES = 255
 """Longest name of a file on the file systems of Linux, in bytes."""
+_UNQUOTED = 'Text needs quotes (run_name = "pubmedqa"), and true and false are written in lower case.'
 
 
 def read_text(path: Path, where: str) -> str:
@@ -23,6 +26,16 @@ def read_text(path: Path, where: str) -> str:
         raise ConfigError([Problem(where, f"{path} is not text in UTF-8 (byte {error.start})", hint)]) from None
     except (OSError, ValueError) as error:
         raise ConfigError([Problem(where, f"{path} cannot be read: {reason(error)}")]) from None
+
+
+def read_toml(path: Path, where: str) -> dict[str, Any]:
+    """Return what a TOML file holds. Raises `ConfigError` with the file, the line, and what such a line usually lacks."""
+    text = read_text(path, where)
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        hint = _UNQUOTED if "Invalid value" in str(error) else ""
+        raise ConfigError([Problem(str(path), f"not valid TOML: {error}", hint)]) from None
 
 
 def reason(error: Exception) -> str:

@@ -30,6 +30,7 @@ from medsft.core.files import write_atomically
 from medsft.core.planning.folders import free_bytes
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.planner import make_plan, replan
+from medsft.core.planning.schedule import num_saves
 from medsft.core.planning.selection import Split, open_splits, order_of
 from medsft.core.run.events import Event, EventReader
 from medsft.core.run.launch import start
@@ -307,7 +308,7 @@ def _measure(plan: RunPlan, small: RunPlan, log: _Log, resumes: Sequence[Resumed
     evaluating = float(evaluated.data["seconds"]) if evaluated else 0.0
     save_cost = max(0.0, meanwhile[-1].time - steps[_SAVED_AT].time - evaluating - undelayed)
     config, count = plan.config, plan.num_iterations
-    saves = -(-count // config.save_interval)
+    saves = num_saves(count, config.save_interval)
     evals = plan.num_validations if plan.val is not None else 0
     training = plan.train.labels * plan.epochs / rate
     # The last checkpoint is waited for; then the export starts a process, reads it and writes the model.

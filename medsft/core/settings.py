@@ -16,7 +16,6 @@ import difflib
 import math
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from medsft.core.disk import writing
 from medsft.core.files import alone_in, parents_of, write_atomically
 from medsft.core.models.other_folders import how_to_fetch
 from medsft.core.options import format_number
-from medsft.core.paths import is_there, read_text, resolved
+from medsft.core.paths import is_there, read_text, read_toml, resolved
 from medsft.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -150,12 +149,9 @@ def check_with_settings(config: RunConfig, settings: Settings) -> list[Problem]:
 
 def _read(path: Path, problems: list[Problem]) -> dict[str, Any]:
     try:
-        raw = tomllib.loads(read_text(path, ""))
+        raw = read_toml(path, "")
     except ConfigError as error:
         problems.extend(error.problems)
-        return {}
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        problems.append(Problem(str(path), f"not valid TOML: {error}"))
         return {}
     known = ("checkpoints", "datasets")
     problems.extend(

@@ -39,6 +39,17 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def decimal(number: float) -> str:
+    """Return 1280.0 as `1,280`, 0.25 as `0.25`: at most two decimals."""
+    return count(number) if number == round(number) else f"{number:,.2f}".rstrip("0").rstrip(".")
+
+
+def counted(number: float, noun: str, plural: str = "") -> str:
+    """Return `1 document`, `1,280 documents`, `0.25 epochs`: a number with its noun; `plural` where that is not noun and s."""
+    text = decimal(number)
+    return f"{text} {noun if text == '1' else plural or noun + 's'}"
+
+
 def short_count(number: float) -> str:
     """Return 1234567 as `1.23 M`: three digits, for places that are narrow."""
     if abs(number) < 1e4:

@@ -113,10 +113,14 @@ class MedsftApp(App[int]):
     def action_keys(self) -> None:
         """Show what this screen is for and what its keys do."""
         screen = self.screen
+        shown = {
+            active.binding.action: active  # of several keys for one action the first
+            for active in reversed(screen.active_bindings.values())
+            if active.binding.description and active.node in (screen, self) and active.binding.key not in _OBVIOUS
+        }
         rows = [
             (self.get_key_display(active.binding), active.binding.description, active.tooltip or active.binding.tooltip)
-            for active in screen.active_bindings.values()
-            if active.binding.description and active.node in (screen, self) and active.binding.key not in _OBVIOUS
+            for active in reversed(shown.values())
         ]
         self.push_screen(TextDialog("Help", key_help(screen.HELP or "", rows)))
 

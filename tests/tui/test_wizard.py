@@ -63,10 +63,10 @@ async def test_a_run_is_described_by_keys_alone(wizard, until):
         assert state.problems == ()
         assert "30 iterations" in text_of(app, "#strip")
         await pilot.press("escape", "5")
-        await until(pilot, lambda: "640 (estimated) documents x 3 epochs / 64 documents = 30" in text_of(app, "#sum"))
+        await until(pilot, lambda: "640 documents (estimated) x 3 epochs / 64 documents = 30" in text_of(app, "#sum"))
         await pilot.press("down", "4", "5")
         await until(pilot, lambda: settled(app) and app.screen.state.outlook.plan.num_iterations == 45)
-        assert "4.5 times" in text_of(app, "#meaning")
+        assert "4.5 epochs" in text_of(app, "#meaning")
 
 
 async def test_the_saved_toml_plans_the_same_run_byte_for_byte(drafted, until, project):
@@ -123,7 +123,7 @@ async def test_tokenising_shows_what_would_be_cut_and_the_remedy_is_one_key(draf
         await until(pilot, lambda: app.screen.state.outlook and app.screen.state.outlook.report, seconds=60)
         report = app.screen.state.outlook.report
         assert report.exceeding > 0
-        await until(pilot, lambda: "answers would be cut" in text_of(app, "#report"))
+        await until(pilot, lambda: "cutting them would take tokens from" in text_of(app, "#report"))
         assert any("--truncate" in problem.hint for problem in app.screen.state.problems)
         await pilot.press("r")
         await until(pilot, lambda: settled(app) and not app.screen.state.problems)
@@ -142,8 +142,8 @@ async def test_samples_are_shown_as_the_model_reads_them(drafted, until):
         shown = str(app.screen.query_one("Static").render())
         assert "<|im_start|>question\nw0" in shown
         assert "question, " in shown
-        assert "read, not learnt" in shown
-        assert "tokens, learnt" in shown
+        assert "read, not trained on" in shown
+        assert "tokens, trained on" in shown
 
 
 async def test_starting_tokenises_starts_and_watches(drafted, until, monkeypatch):

@@ -18,6 +18,7 @@ from medsft.core.planning.planner import make_plan
 from medsft.core.rehearsal import Rehearsal
 from medsft.core.run.events import EventWriter
 from medsft.core.run.rundir import RunDir
+from medsft.core.text.plan import time_row
 from medsft.core.workflow import tokenize_sets
 from medsft.tui.wizard import backend, plan_text
 
@@ -44,7 +45,7 @@ def earlier_run(plan: RunPlan, name: str, *speeds: float) -> None:
 def shown(plan: RunPlan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(console, "result_console", lambda: Console(highlight=False, soft_wrap=True, width=10_000))
     plan_table.print_plan(plan)
-    return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("estimated time")).split("  ", 1)[1]
+    return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("time")).split("  ", 1)[1]
 
 
 def test_by_the_speed_of_an_earlier_run(made, capsys, monkeypatch):
@@ -63,8 +64,9 @@ def test_by_the_speed_of_an_earlier_run(made, capsys, monkeypatch):
     assert guess.basis == "at the 50 tokens/s of llama-0.001b-tp1-pp1-tiny-same"
     seen = backend.look_ahead(config, None, samples=False)
     assert seen.forecast == guess
-    assert shown(plan, capsys, monkeypatch).strip() == dict(plan_text.plan_rows(seen))["time"]
-    assert "about" in dict(plan_text.plan_rows(seen))["time"]
+    in_wizard = next(row.text for row in plan_text.rows_of(seen) if row.label == "time")
+    assert shown(plan, capsys, monkeypatch).strip() == in_wizard == time_row(guess).text
+    assert in_wizard.startswith("about ")
 
 
 def test_a_rehearsal_knows_better(made):
@@ -77,11 +79,3 @@ def test_a_rehearsal_knows_better(made):
     guess = forecast(plan)
     assert guess is not None
     assert (guess.seconds, guess.basis) == (77.0, "as its rehearsal measured")
-
-
-def test_the_plan_says_when_it_validates(made):
-    config, settings = made
-    rows = dict(plan_table.plan_rows(make_plan(config, settings)))
-    assert rows["validations"] == "8: before the first, every 3 iterations, after each epoch, after the last"
-    compat = replace(config, compat="megatron-llm")
-    assert dict(plan_table.plan_rows(make_plan(compat, settings)))["validations"] == "1: every 100 iterations, after the last"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from medsft.core.units import age, byte_size, count, duration, short_count
+from medsft.core.units import age, byte_size, count, counted, duration, short_count
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,12 @@ def test_short_counts(number, text):
 
 def test_counts():
     assert count(1234567) == "1,234,567"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1, "1 epoch"), (1.0, "1 epoch"), (0, "0 epochs"), (0.25, "0.25 epochs"), (1280.0, "1,280 epochs"), (1.004, "1 epoch")],
+)
+def test_a_number_with_its_noun(number, text):
+    assert counted(number, "epoch") == text
+    assert counted(2, "process", "processes") == "2 processes"

@@ -67,9 +67,9 @@ def _found(base: BaseModel, taken: Collection[tuple[str, float]]) -> Found:
 
 
 def counted_size(base: BaseModel) -> float:
-    """Return the parameters of a model in 1e9, two digits of them; by the bytes of its files where nothing else says it."""
+    """Return the parameters of a model in 1e9, three digits of them; by the bytes of its files where nothing else says it."""
     exact = base.config.num_parameters() / 1e9 if base.config is not None else base.size_bytes / 2e9
-    return float(f"{exact:.2g}")
+    return float(f"{exact:.3g}")
 
 
 def sizes_agree(named: float, counted: float) -> bool:

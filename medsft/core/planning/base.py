@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,10 @@ def find_base(entry: CheckpointEntry, config: RunConfig, *, ahead: bool) -> Base
     return inspect_base(entry.path, config.intermediate_iter)
 
 
-def plan_base(config: RunConfig, entry: CheckpointEntry, base: BaseModel, *, in_use: frozenset[int] | None = None) -> BasePlan:
-    """Return the base model with the tokens that the template adds.
+def plan_base(
+    config: RunConfig, entry: CheckpointEntry, base: BaseModel, *, in_use: frozenset[int] | None = None
+) -> tuple[BasePlan, tuple[str, ...]]:
+    """Return the base model with the tokens that the template adds, and what a person should know about the template.
 
     `in_use` are ids of tokens in the documents, as far as they were looked at; None before anything is tokenised.
     Raises `MismatchError` when the model cannot be told, has weights but no tokenizer, or the tokenizer of another model.
@@ -44,11 +47,14 @@ def plan_base(config: RunConfig, entry: CheckpointEntry, base: BaseModel, *, in_
     rows = base.config.vocab_size
     vocab, token_rows = rows, None
     new, reused, control = tuple[str, ...](), dict[str, int](), dict[str, int]()
+    notes = tuple[str, ...]()
     source = entry.tokenizer or base.tokenizer
     if source is not None and config.rules.prefers_tokenizer_model:
         source = find_tokenizer_file(source, prefer_model_file=True)  # named, so that the export takes no other
     if source is not None:
-        opened = open_tokenizer(source, template=config.template)
+        today = date.fromisoformat(config.template_date) if config.template_date else None
+        opened = open_tokenizer(source, template=config.template, today=today)
+        notes = opened.template.notes
         tokenizer = opened.tokenizer
         if tokenizer.vocab_size > rows + _MOST_NEW_TOKENS:
             raise MismatchError(
@@ -65,7 +71,7 @@ def plan_base(config: RunConfig, entry: CheckpointEntry, base: BaseModel, *, in_
             control = _controlling(opened, in_use, rows, reused)
     elif base.size_bytes:
         raise no_tokenizer_beside(base.weights)
-    return BasePlan(
+    planned = BasePlan(
         path=absolute(base.path),
         kind=base.kind,
         iteration=base.iteration,
@@ -79,6 +85,7 @@ def plan_base(config: RunConfig, entry: CheckpointEntry, base: BaseModel, *, in_
         control_tokens=control,
         token_rows=token_rows,
     )
+    return planned, notes
 
 
 def _in_the_padding(tokenizer: Tokenizer, rows: int) -> dict[str, int]:

@@ -22,7 +22,7 @@ from medsft.core.models.config import ModelConfig
 from medsft.core.models.run_folder import PLAN_NAME
 from medsft.core.planning.layout import Layout, padded_model
 from medsft.core.planning.memory import MemoryEstimate
-from medsft.core.planning.schedule import epoch_ends, plan_eval_interval
+from medsft.core.planning.schedule import epoch_ends, num_saves, plan_eval_interval
 from medsft.errors import MismatchError
 
 FORMAT = 1
@@ -156,6 +156,11 @@ class RunPlan:
             return count
         between = self.epoch_ends - {self.num_iterations}
         return 1 + count + sum(iteration % self.eval_interval != 0 for iteration in between)
+
+    @property
+    def num_saves(self) -> int:
+        """Return how many checkpoints the run saves."""
+        return num_saves(self.num_iterations, self.config.save_interval)
 
     @property
     def epoch_ends(self) -> frozenset[int]:

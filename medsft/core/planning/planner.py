@@ -6,14 +6,13 @@ form that is still being filled in: it returns what is wrong beside what can be 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medsft.core.config import RunConfig
-from medsft.core.config_check import check
+from medsft.core.config_check import check, doubts
 from medsft.core.devices import Devices, assumed_devices, find_devices
 from medsft.core.models.inspect import BaseModel
 from medsft.core.models.run_folder import PLAN_NAME
@@ -26,7 +25,7 @@ from medsft.core.planning.layout import bubble_share, padded_model
 from medsft.core.planning.places import find_base_again, find_sets_again, moved_to
 from medsft.core.planning.plan import BasePlan, Estimates, RunPlan, absolute
 from medsft.core.planning.row_concerns import row_concerns
-from medsft.core.planning.schedule import plan_eval_interval, plan_global_batch, plan_iterations
+from medsft.core.planning.schedule import num_saves, plan_eval_interval, plan_global_batch, plan_iterations
 from medsft.core.planning.sets import PlannedSet, training_set, training_set_or_guess, validation_set, validation_set_or_guess
 from medsft.core.planning.trainable import count_trainable, trainable_names
 from medsft.core.settings import CheckpointEntry, Settings, check_with_settings
@@ -158,7 +157,7 @@ def _devices(config: RunConfig, base: BaseModel) -> Devices:
 def _decide(found: _Found) -> RunPlan:
     config, train = found.config, found.train
     in_use = ids_in_use(Path(train.stats.folder)) if train.exact else None
-    base = plan_base(config, found.entry, found.base, in_use=in_use)
+    base, notes = plan_base(config, found.entry, found.base, in_use=in_use)
     precision = _precision(config, found.devices)
     amount = _amount(found, None)
     choice = choose(_layout_inputs(found, base, precision, amount))
@@ -193,7 +192,7 @@ def _decide(found: _Found) -> RunPlan:
     )
     derived_otherwise = _amount_concerns(plan) if amount == derived else _kept(existing, plan)
     concerns = [*_concerns(found, plan), *derived_otherwise, *([str(beyond)] if beyond else [])]
-    return replace(plan, warnings=(*found.base.warnings, *_assumptions(found, base), *concerns))
+    return replace(plan, warnings=(*found.base.warnings, *_assumptions(found, base, notes), *concerns))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +264,7 @@ def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision
     trained = padded_model(base.model, tp=choice.layout.tp, vocab_multiple=config.rules.vocab_multiple)
     parameters = trained.num_parameters()
     checkpoint = 12 * count_trainable(trained, trainable_names(trained))  # masters and both moments
-    saves = math.ceil(num_iterations / config.save_interval)
+    saves = num_saves(num_iterations, config.save_interval)
     kept = min(saves, config.keep_last + 1 if config.keep_last else saves)
     exported = (2 if precision == "bf16" else 4) * parameters
     return Estimates(
@@ -311,8 +310,8 @@ def _kept(existing: RunPlan | None, plan: RunPlan) -> list[str]:
     return [f"{plan.run_dir} keeps the {amount} that it was planned with; the rule for new runs is another."]
 
 
-def _assumptions(found: _Found, base: BasePlan) -> list[str]:
-    """Return what was assumed where something is not there to be looked at."""
+def _assumptions(found: _Found, base: BasePlan, notes: Sequence[str]) -> list[str]:
+    """Return what was assumed where something is not there to be looked at; `notes` are those of the template."""
     lines = []
     if not found.base.size_bytes:
         lines.append(f"{found.base.path} has a config.json and no weights: a plan can be made, a run cannot start.")
@@ -321,17 +320,18 @@ def _assumptions(found: _Found, base: BasePlan) -> list[str]:
         if found.devices == assumed_devices(found.config.nproc_per_node):
             lines.append(f"The devices are not those of this machine: {found.devices.name} is assumed.")
     if not found.train.exact:
-        lines.append("Nothing is tokenised yet: documents and tokens are estimated from the JSONL.")
+        lines.append("Nothing is tokenized yet: documents and tokens are estimated from the JSONL.")
+        lines += notes  # those of a tokenized set stand in its manifest
         lines += context_to_watch(found.config, base.model, found.train)
     elif found.val is not None and not found.val.exact:
-        lines.append("The validation set is not tokenised yet: its documents and tokens are estimated from the JSONL.")
+        lines.append("The validation set is not tokenized yet: its documents and tokens are estimated from the JSONL.")
     return lines
 
 
 def _concerns(found: _Found, plan: RunPlan) -> list[str]:
     """Return what a person should know before the run starts, though it can."""
     config, train, estimates = plan.config, plan.train, plan.estimates
-    lines = [*found.train.notes, *row_concerns(found.train, found.val, plan)]
+    lines = [*doubts(config), *found.train.notes, *row_concerns(found.train, found.val, plan)]
     expected, counted = found.settings.expected_documents(config.run_name), train.documents + found.train.withheld
     if expected is not None and expected != counted:
         lines.append(f"medsft.toml says {expected:,} documents for {config.run_name}, the set has {counted:,}.")

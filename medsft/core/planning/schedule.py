@@ -47,6 +47,11 @@ def plan_eval_interval(config: RunConfig, num_iterations: int) -> int:
     return max(1, min(_LARGEST_EVAL_INTERVAL, num_iterations // _FEWEST_EVALS))
 
 
+def num_saves(num_iterations: int, save_interval: int) -> int:
+    """Return how many checkpoints a run of this many iterations saves: one each `save_interval`, and one after the last."""
+    return -(-num_iterations // save_interval)
+
+
 def epoch_ends(documents: int, global_batch: int, num_iterations: int) -> frozenset[int]:
     """Return the iterations, counted from 1, after which another whole pass over the documents is done; none of very many."""
     passes = num_iterations * global_batch // documents

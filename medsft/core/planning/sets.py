@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from medsft.core.config import RunConfig
-from medsft.core.data.dataset.dataset import open_tokenized, set_exists, validation_folder_of
+from medsft.core.data.dataset.dataset import is_validation_folder, open_tokenized, set_exists, validation_folder_of
 from medsft.core.data.dataset.findings import Survey, given_twice, survey
 from medsft.core.data.dataset.subset import Subset, cut_sentence
 from medsft.core.data.dataset.write import refuse_rows
@@ -66,6 +66,13 @@ def validation_folder(config: RunConfig) -> Path:
     return validation_folder_of(training_folder(config))
 
 
+def list_sets(folder: Path) -> tuple[str, ...]:
+    """Return the names of the tokenized training sets in a folder, which need not exist."""
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted(path.name for path in folder.iterdir() if not is_validation_folder(path) and set_exists(path)))
+
+
 def training_set(config: RunConfig) -> PlannedSet:
     """Return the tokenised training set. Raises `DataError` when it is missing, damaged, or would be truncated."""
     return _training_set(config, has_validation=set_exists(validation_folder(config)))
@@ -98,9 +105,16 @@ def training_set_or_guess(config: RunConfig) -> PlannedSet:
         _refuse_stale(config, training_folder(config), config.data, "--data")
         return _training_set(config, has_validation=has_validation)
     if not config.data:
-        hint = f"There is no tokenised set in {training_folder(config)}."
-        raise ConfigError([Problem("--data", "JSONL files are needed", hint)])
+        raise ConfigError([Problem("--data", "JSONL files are needed", _instead_of_files(config))])
     return _guess(config, config.data, training_folder(config), "--data", has_validation=has_validation)
+
+
+def _instead_of_files(config: RunConfig) -> str:
+    """Return which tokenized set could be used without files, or that there is none."""
+    if config.run_name:
+        return f"There is no tokenized set in {training_folder(config)}."
+    folder = Path(config.tokenized_data_dir)
+    return f"Or take a tokenized set of {folder}: give its name with --run_name." if list_sets(folder) else ""
 
 
 def validation_set_or_guess(config: RunConfig) -> PlannedSet | None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from medsft.core.run.events import Event
-from medsft.core.units import byte_size, count, duration
+from medsft.core.text.steps import step_line
+from medsft.core.units import byte_size, count, counted, duration
 
 
 def event_line(event: Event) -> str | None:
@@ -20,11 +21,12 @@ def _text(kind: str, data: Mapping[str, Any]) -> str | None:
     if kind == "run_started":
         again = f"resumed after iteration {count(data.get('iteration', 0))}" if data.get("resumed") else "started"
         host = f" on {data['host']}" if data.get("host") else ""
-        return f"{again}: {count(data.get('total', 0))} iterations, {count(data.get('world_size', 1))} processes{host}"
+        total, ranks = counted(data.get("total", 0), "iteration"), counted(data.get("world_size", 1), "process", "processes")
+        return f"{again}: {total}, {ranks}{host}"
     if kind == "phase":
         return f"{data.get('name', '')} ..."
     if kind == "step":
-        return _step(data)
+        return f"{count(data.get('iteration', 0))}/{count(data.get('total', 0))}  {step_line(data)}"
     if kind == "eval":
         parts = [
             f"{label} {value:.4f}" for label in ("loss", "perplexity", "accuracy") if (value := data.get(label)) is not None
@@ -41,20 +43,7 @@ def _text(kind: str, data: Mapping[str, Any]) -> str | None:
         return f"FAILED {data.get('reason', '')} {data.get('remedy', '')}".rstrip()
     if kind == "finished":
         export = data.get("export")
-        return f"finished after {count(data.get('iteration', 0))} iterations" + (f", model in {export}" if export else "")
+        return f"finished after {counted(data.get('iteration', 0), 'iteration')}" + (f", model in {export}" if export else "")
     if kind == "stopped":
         return f"stopped on request after iteration {count(data.get('iteration', 0))}"
     return None
-
-
-def _step(data: Mapping[str, Any]) -> str:
-    parts = [f"{count(data.get('iteration', 0))}/{count(data.get('total', 0))}"]
-    formats = (("loss", "loss {:.4f}"), ("lr", "lr {:.2e}"), ("grad_norm", "grad norm {:.3f}"))
-    for name, form in (*formats, ("tokens_per_second", "{:,.0f} tokens/s"), ("memory_bytes", "")):
-        value = data.get(name)
-        if value is None:
-            parts.append(f"{name} not finite" if form.startswith(("loss", "grad")) else "")
-        else:
-            parts.append(form.format(value) if form else byte_size(value))
-    parts.append(f"{duration(data['eta_seconds'])} left" if data.get("eta_seconds") is not None else "")
-    return "  ".join(part for part in parts if part)

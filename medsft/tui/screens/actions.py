@@ -1,4 +1,4 @@
-"""What both the monitor and the list of runs can do with a run: go on, and export. Slow work; call it in a worker thread."""
+"""What both the monitor and the list of runs can do with a run: resume and export. Slow work; call it in a worker thread."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def resume_run(run: RunDir, on_status: Callable[[str], None]) -> str:
     if plan.config.nodes > 1:
         on_status(f"Type on each other node, with its rank: medsft resume {run.path} --rank N")
     start(plan, on_status=on_status)
-    return f"Going on with {plan.layout}."
+    return f"Resumed with {plan.layout}."
 
 
 def export(run: RunDir) -> str:

@@ -53,8 +53,8 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
     BINDINGS = [
         *COMMON,
         Binding("s", "stop", "Stop", tooltip="Save a checkpoint and end after this iteration (asks first)"),
-        Binding("v", "save", "Save", tooltip="Save a checkpoint after this iteration and go on"),
-        Binding("g", "resume", "Go on", tooltip="Resume a run that stopped, failed or was lost"),
+        Binding("v", "save", "Save", tooltip="Save a checkpoint after this iteration and continue"),
+        Binding("g", "resume", "Resume", tooltip="Resume a run that stopped, failed or was lost"),
         Binding("b", "samples", "Batch", tooltip="Show the rows of the current batch (this shows record text)"),
         Binding("y", "copy", "Copy", tooltip="Copy the command that resumes this run"),
         Binding("e", "export", "Export", tooltip="Write the model in Hugging Face format, when there is a checkpoint"),
@@ -195,7 +195,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
 
     @property
     def resume_command(self) -> str:
-        """The command that goes on with this run."""
+        """The command that resumes this run."""
         return shlex.join(["medsft", "resume", str(self.run_dir.path)])
 
     @property
@@ -216,7 +216,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
     @work
     async def action_stop(self) -> None:
         """Ask, then request a stop."""
-        detail = "It finishes the current iteration, saves a checkpoint and ends. You can go on from there later."
+        detail = "It finishes the current iteration, saves a checkpoint and ends. It can be resumed from there."
         if await self.app.push_screen_wait(Confirm("Stop this run?", detail, yes="Stop it", no="Let it run")):
             actions.ask(self, self.run_dir, "stop")
 
@@ -227,7 +227,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
 
     @work(thread=True, exclusive=True, group="act")
     def action_resume(self) -> None:
-        """Go on with the run."""
+        """Resume the run."""
         actions.tell(self, lambda: actions.resume_run(self.run_dir, partial(actions.notify_from_thread, self)))
 
     @work(thread=True, exclusive=True, group="act")

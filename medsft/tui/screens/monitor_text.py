@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,7 +11,8 @@ from medsft.core.run.launch import load_plan
 from medsft.core.run.listing import BROKEN
 from medsft.core.run.rundir import LOST_AFTER_SECONDS, RunDir
 from medsft.core.run.snapshot import Snapshot
-from medsft.core.units import age, byte_size, count, duration, short_count
+from medsft.core.text.steps import MEASURES, measured
+from medsft.core.units import age, byte_size, count, decimal, duration, short_count
 from medsft.errors import MedsftError
 
 STATE_SIGNS = {
@@ -100,25 +100,17 @@ def numbers(snapshot: Snapshot, plan: PlanFacts, width: int) -> Content:
     supervised = short_count(view.supervised_tokens)
     if plan.supervised_tokens and view.iteration < view.total:  # of a part of an epoch it is not known before
         supervised += f" of about {short_count(plan.supervised_tokens)}"
-    epoch = f"{view.epoch:.2f}" + (f" of {plan.epochs:.3g}" if plan.epochs else "")
+    epoch = f"{view.epoch:.2f}" + (f" of {decimal(plan.epochs)}" if plan.epochs else "")
     validation = view.last_eval("loss")
     pairs = [
-        ("loss", _value(view.last("loss"), "{:.4f}")),
-        ("validation", _value(validation, "{:.4f}") if validation is not None else ""),
-        ("learning rate", _value(view.last("lr"), "{:.3g}")),
-        ("gradient norm", _value(view.last("grad_norm"), "{:.3g}")),
-        ("tokens/s", _value(view.last("tokens_per_second"), "{:,.0f}")),
+        ("loss", measured("loss", view.last("loss"))),
+        ("validation", measured("loss", validation) if validation is not None else ""),
+        *((MEASURES[name].label, measured(name, view.last(name))) for name in ("lr", "grad_norm", "tokens_per_second")),
         ("epoch", epoch),
         ("answer tokens", supervised),
         ("memory per rank", memory),
     ]
     return _flow(pairs if view.steps else pairs[1:2], width)
-
-
-def _value(value: float | None, form: str) -> str:
-    if value is None:
-        return "-"
-    return form.format(value) if math.isfinite(value) else "not a number"
 
 
 def _flow(pairs: Iterable[tuple[str, str]], width: int) -> Content:
@@ -142,7 +134,7 @@ def notice(snapshot: Snapshot, resume_command: str) -> str:
     view, state = snapshot.view, snapshot.state
     if state == BROKEN:
         return f"Broken: {snapshot.problem}."
-    again = f"Go on: press g, or {resume_command}"
+    again = f"Resume it: press g, or {resume_command}"
     if state == "planned":
         return f"Planned, not started. Start it: press g, or {resume_command}"
     if state == "stopping":
@@ -155,18 +147,19 @@ def notice(snapshot: Snapshot, resume_command: str) -> str:
         return "\n".join(part for part in (f"Failed: {view.reason or 'no reason given'}", view.remedy, again) if part)
     if state == "lost":
         saved = f"from checkpoint {count(snapshot.saved[-1])}" if snapshot.saved else "from the start"
+        silent = duration(snapshot.now - view.updated)
         return (
-            f"Lost: the process ended without a word; the last sign came {duration(snapshot.now - view.updated)} ago. "
-            f"The machine may have restarted, or something killed it.\nIt goes on {saved}: press g, or {resume_command}"
+            f"Lost: the processes exited without reporting an error; the last event is {silent} old. "
+            f"The machine may have restarted, or something killed it.\nIt resumes {saved}: press g, or {resume_command}"
         )
-    silent = snapshot.now - view.updated
+    seconds = snapshot.now - view.updated
     if (
         view.outcome == "running"
         and view.phase == "training"
         and view.steps
-        and silent > max(LOST_AFTER_SECONDS, 10 * _step_seconds(snapshot))
+        and seconds > max(LOST_AFTER_SECONDS, 10 * _step_seconds(snapshot))
     ):
-        return f"No step for {duration(silent)}: slow, or waiting for another rank. See the log (l)."
+        return f"No step for {duration(seconds)}: slow, or waiting for another rank. See the log (l)."
     return ""
 
 

@@ -22,7 +22,7 @@ from medsft.core.run.listing import BROKEN, list_runs
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.snapshot import Follower, Snapshot
 from medsft.core.run.view import RunView
-from medsft.core.units import age, byte_size, count
+from medsft.core.units import age, byte_size, count, counted
 from medsft.errors import MedsftError
 from medsft.tui.screens import actions
 from medsft.tui.screens.compare import CompareScreen
@@ -89,7 +89,7 @@ class RunsScreen(Screen[None]):
 
     HELP = """
 The runs of one folder, the latest first. Mark two or more with m and press c to see their losses in one chart.
-Training goes on whether or not this list is open.
+Training continues whether or not this list is open.
 """
     BINDINGS = [
         *COMMON,
@@ -97,7 +97,7 @@ Training goes on whether or not this list is open.
         Binding("m,space", "mark", "Mark", tooltip="Mark this run for a comparison"),
         Binding("c", "compare", "Compare", tooltip="Loss of the marked runs in one chart"),
         Binding("s", "stop", "Stop", tooltip="Save a checkpoint and end after this iteration (asks first)"),
-        Binding("g", "resume", "Go on", tooltip="Resume a run that stopped, failed or was lost"),
+        Binding("g", "resume", "Resume", tooltip="Resume a run that stopped, failed or was lost"),
         Binding("e", "export", "Export", tooltip="Write the model in Hugging Face format"),
         Binding("d", "delete", "Delete", tooltip="Remove the run with its checkpoints (asks first)"),
         Binding("escape", "back", "Back", show=False),
@@ -259,7 +259,7 @@ Training goes on whether or not this list is open.
             actions.ask(self, row.run, "stop")
 
     def action_resume(self) -> None:
-        """Go on with the chosen run."""
+        """Resume the chosen run."""
         if (row := self.chosen) is not None:
             self._act(partial(actions.resume_run, row.run, partial(actions.notify_from_thread, self)))
 
@@ -278,7 +278,9 @@ Training goes on whether or not this list is open.
         row = self.chosen
         if row is None:
             return
-        detail = f"{row.run.path}\n{byte_size(row.bytes)}, {len(row.snapshot.saved)} checkpoints. This cannot be undone."
+        detail = (
+            f"{row.run.path}\n{byte_size(row.bytes)}, {counted(len(row.snapshot.saved), 'checkpoint')}. This cannot be undone."
+        )
         if await self.app.push_screen_wait(Confirm("Delete this run?", detail, yes="Delete", no="Keep it", danger=True)):
             try:
                 row.run.delete()

@@ -13,7 +13,7 @@ from medsft.tui.widgets.text import shown
 
 COMMON = (
     Binding("question_mark", "app.keys", "Help", key_display="?", tooltip="Show this page"),
-    Binding("q", "app.leave", "Leave", tooltip="Close this view; training goes on"),
+    Binding("q", "app.leave", "Leave", tooltip="Close this view; training continues"),
 )
 """First in the footer of each screen, so that a narrow one does not cut them off."""
 

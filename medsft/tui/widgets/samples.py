@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 
 from medsft.core.printable import printable
-from medsft.core.units import count
+from medsft.core.units import count, counted
 
 if TYPE_CHECKING:
     from medsft.core.config import RunConfig
@@ -40,12 +40,16 @@ def show_samples(shown: Iterable[Sample], config: RunConfig) -> Content:
     for sample in shown:
         over = sample.length - 1 - config.seq
         cut = f", {count(over)} too many for --seq {count(config.seq)}" if over > 0 else ""
-        parts += [Content.styled(f"Document {count(sample.document)}: {count(sample.length)} tokens{cut}", "bold"), "\n"]
+        parts += [Content.styled(f"Document {count(sample.document)}: {counted(sample.length, 'token')}{cut}", "bold"), "\n"]
         for part in sample.parts:
             role = part.role.name
             weight = part.role.loss_weight(config.loss_mask)
-            learnt = "learnt" if weight == 1 else f"learnt with weight {weight:g}" if weight else "read, not learnt"
-            parts.append(Content.styled(f"▌{role.lower()}, {count(part.tokens)} tokens, {learnt}", f"{_COLOURS[role]} italic"))
+            trained = (
+                "trained on" if weight == 1 else f"trained on with weight {weight:g}" if weight else "read, not trained on"
+            )
+            parts.append(
+                Content.styled(f"▌{role.lower()}, {counted(part.tokens, 'token')}, {trained}", f"{_COLOURS[role]} italic")
+            )
             text, style = printable(part.text.rstrip("\n")), _COLOURS[role] if weight else f"dim {_COLOURS[role]}"
             parts += ["\n", Content.styled(text, style), "\n"]
         parts.append("\n")

@@ -109,6 +109,7 @@ def look_ahead(config: RunConfig, settings_file: Path | None, *, samples: bool) 
     from medsft.core.forecast import forecast
     from medsft.core.planning.folders import free_bytes
     from medsft.core.planning.planner import preview
+    from medsft.core.planning.sets import list_sets
     from medsft.core.settings import load_settings
 
     try:
@@ -125,7 +126,7 @@ def look_ahead(config: RunConfig, settings_file: Path | None, *, samples: bool) 
         exact=found.exact,
         forecast=forecast(found.plan) if found.plan else None,
         keys=_keys(config),
-        sets=_sets(config.tokenized_data_dir),
+        sets=list_sets(config.tokenized_data_dir),
         report=_report(config),
         samples=shown,
         samples_problem=trouble,
@@ -149,14 +150,6 @@ def _keys(config: RunConfig) -> KeyProposal | None:
         return propose_keys(config.data[0]) if config.data else None
     except (MedsftError, OSError):
         return None  # the plan names the problem
-
-
-def _sets(folder: Path) -> tuple[str, ...]:
-    from medsft.core.data.dataset.dataset import is_validation_folder, set_exists
-
-    if not folder.is_dir():
-        return ()
-    return tuple(sorted(p.name for p in folder.iterdir() if not is_validation_folder(p) and set_exists(p)))
 
 
 def _report(config: RunConfig) -> LengthReport | None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from textual.screen import Screen
 
+from medsft.core.text.progress import progress_line
 from medsft.errors import MedsftError
 from medsft.tui.wizard.messages import Busy
-from medsft.tui.wizard.plan_text import progress_text
 
 if TYPE_CHECKING:
     from medsft.core.data.dataset.write import Progress
@@ -30,7 +30,7 @@ def do_slowly(screen: Screen[None], action: Callable[[Callable[[Progress | str],
             screen.post_message(Busy(progress))
         elif time.monotonic() - told > _TELL_SECONDS:
             told = time.monotonic()
-            screen.post_message(Busy(progress_text(progress)))
+            screen.post_message(Busy(progress_line(progress)))
 
     result, trouble = None, ""
     try:

@@ -11,20 +11,20 @@ BASE_PAGE, DATA_PAGE, TRAINING_PAGE, PARALLEL_PAGE, ITERATIONS_PAGE, REVIEW_PAGE
 TITLES = ("Base", "Data", "Training", "Parallel", "Iterations", "Review")
 KEYS = [
     *COMMON,
-    Binding("pageup", "page(-1)", "Back", priority=True, key_display="PgUp", tooltip="Step before"),
+    Binding("pageup", "page(-1)", "Back", priority=True, key_display="PgUp", tooltip="Previous step"),
     Binding("pagedown,ctrl+n", "page(1)", "Next", priority=True, key_display="PgDn", tooltip="Next step (also ctrl+n)"),
-    Binding("escape", "leave_field", "Keys", tooltip="Leave the field, so that single keys work"),
+    Binding("escape", "leave_field", "Keys", tooltip="Leave the field; single keys then work"),
     *(Binding(str(n), f"go({n - 1})", title, show=False) for n, title in enumerate(TITLES, 1)),
     Binding("up", "move(-1)", "Field above", show=False),
     Binding("down", "move(1)", "Field below", show=False),
     Binding("f", "want('browse')", "Files", tooltip="Choose JSONL files from a tree"),
     Binding("v", "want('samples')", "Samples", tooltip="Show the first rows as the model will read them"),
-    Binding("k", "want('tokenise')", "Tokenise", tooltip="Tokenise now, and count exactly"),
-    Binding("r", "want('raise')", "Raise seq", tooltip="Raise --seq so that nothing is cut"),
-    Binding("s", "want('start')", "Start", tooltip="Start the run; it goes on when you leave"),
+    Binding("k", "want('tokenise')", "Tokenize", tooltip="Tokenize now, to have exact counts"),
+    Binding("r", "want('raise')", "Raise seq", tooltip="Raise --seq to the longest document"),
+    Binding("s", "want('start')", "Start", tooltip="Start the run; it continues when you leave"),
     Binding("w", "want('save')", "Save TOML", tooltip="Save the settings as TOML"),
     Binding("y", "want('copy')", "Copy", tooltip="Copy the equivalent command line"),
-    Binding("x", "clear", "Clear", show=False, tooltip="Begin anew with all defaults"),
+    Binding("x", "clear", "Clear", show=False, tooltip="Set all fields to their defaults"),
 ]
 _OF_DATA_PAGE = ("browse", "tokenise", "raise", "samples")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from asyncio import Lock
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual import on
@@ -24,7 +23,7 @@ from medsft.tui.wizard import plan_text as words
 from medsft.tui.wizard.fields import AUTO, Choice, FieldRow
 from medsft.tui.wizard.form import fields_in, problems_of
 from medsft.tui.wizard.messages import Edited, State, Wanted
-from medsft.tui.wizard.paths import PathSuggester, near
+from medsft.tui.wizard.paths import PathSuggester
 
 if TYPE_CHECKING:
     from medsft.tui.wizard.backend import BaseEntry
@@ -104,7 +103,7 @@ class BasePage(Page):
     """Which model to start from."""
 
     title = "Base model"
-    lead = "Choose the model to start from: enter on a line. Or search a folder below."
+    lead = "Press enter on the model to start from, or search a folder below."
     _listed: object = None
     _count = 0
 
@@ -112,7 +111,9 @@ class BasePage(Page):
         """Yield the list, the search, and the iteration to start from."""
         yield OptionList(id="entries", compact=True)
         search = PathSuggester((".gguf",))
-        yield TextField(placeholder="folder to search, or path of a model; enter", id="look", compact=True, suggester=search)
+        yield TextField(
+            placeholder="folder to search, or path of a model, then enter", id="look", compact=True, suggester=search
+        )
         yield Static(id="base-problems", classes="problem")
         yield self.row("intermediate_iter")
         yield from self.advanced("base")
@@ -175,7 +176,7 @@ class DataPage(Page):
     """Which rows to learn from, and how they are read."""
 
     title = "Dataset"
-    lead = "Questions and answers, one JSON object a line."
+    lead = "Questions and answers, one JSON object per line."
 
     def content(self) -> ComposeResult:
         """Yield files, keys, what becomes of them, and how long they are."""
@@ -184,9 +185,9 @@ class DataPage(Page):
         with Horizontal(classes="buttons"):
             yield Button("Browse files (f)", id="browse", compact=True)
             yield Button("Samples (v)", id="samples-button", name="samples", compact=True)
-            yield Button("Tokenise (k)", id="tokenise", compact=True)
+            yield Button("Tokenize (k)", id="tokenise", compact=True)
         yield self.row("run_name")
-        yield Static("or a set that is tokenised already:", id="sets-label", classes="help")
+        yield Static("Or use a tokenized set:", id="sets-label", classes="help")
         yield Choice((), "", default="", id="sets")
         for name in ("question_key", "answer_key", "system_key"):
             yield self.row(name)
@@ -197,8 +198,8 @@ class DataPage(Page):
         yield Static(id="report")
         with Horizontal(classes="buttons", id="remedies"):
             yield Button("Raise seq (r)", id="raise", compact=True, variant="primary")
-            yield Button("Drop long ones", id="drop", compact=True)
-            yield Button("Cut them", id="cut", compact=True)
+            yield Button("Drop long documents", id="drop", compact=True)
+            yield Button("Cut long documents", id="cut", compact=True)
         yield self.row("template")
         yield self.row("val", suggester=files)
         yield self.row("tokenized_data_dir", suggester=PathSuggester())
@@ -223,10 +224,10 @@ class DataPage(Page):
         if seen is None or not (seen.samples or seen.samples_problem):
             return Content("")
         if not state.texts.get("checkpoint"):
-            return Content.styled("Samples are shown when the base model is chosen.", "$text-muted")
+            return Content.styled("Choose a base model to see samples.", "$text-muted")
         if seen.samples_problem:
             return Content.styled(f"No sample to show: {seen.samples_problem}", "$text-muted")
-        title = Content.styled("As the model will read it:\n", "$text-muted")
+        title = Content.styled("As the model will read them:\n", "$text-muted")
         return title + show_samples(seen.samples, state.config)
 
     def _show_sets(self, sets: Sequence[str], run_name: str, new: bool) -> None:
@@ -263,7 +264,7 @@ class ParallelPage(Page):
     """How the model is divided over devices."""
 
     title = "Parallel"
-    lead = "Left alone, the least division that fits is taken. Only levels that can work are offered."
+    lead = "auto: the smallest sizes whose memory fits. Only sizes that this model can be split into are offered."
 
     def content(self) -> ComposeResult:
         """Yield levels, memory, and what several nodes need."""
@@ -293,7 +294,7 @@ class ParallelPage(Page):
         memory = self.query_one("#memory", Static)
         beside = 61 if self.screen.has_class("-wide") else 6
         width = max(20, min(60, self.screen.size.width - beside))
-        put(memory, words.memory_bar(plan.estimates, width) if plan else "Memory is known when base and data are chosen.")
+        put(memory, words.memory_bar(plan.estimates, width) if plan else "Choose a base model and data to see the memory.")
         several = state.config.nodes > 1
         for name in ("addr", "rank", "port"):
             self.query_one(f"#field-{name}").display = several
@@ -327,7 +328,7 @@ class ReviewPage(Page):
     """Everything on one page, and the start."""
 
     title = "Review"
-    lead = "All that was decided. s (outside a field) or the button starts it."
+    lead = "The whole run. To start it, press s outside a field, or the button."
     to_read = True
 
     def content(self) -> ComposeResult:
@@ -362,19 +363,10 @@ class ReviewPage(Page):
         seen = state.outlook
         if seen is None or seen.plan is None:
             return Content("")
-        plan = seen.plan
-        rows = [
-            ("base model", f"{near(Path(plan.base.path))} ({plan.base.kind})"),
-            ("new tokens", ", ".join(plan.base.added_tokens) or "none"),
-            ("dataset", " ".join(map(str, state.config.data)) or str(near(Path(plan.train.folder)))),
-            *words.plan_rows(seen),
-            ("run folder", str(near(Path(plan.run_dir)))),
-            ("finished model", str(near(Path(plan.export_dir)))),
-        ]
         parts: list[Content | str] = []
-        for label, value in rows:
-            parts += [Content.styled(f"{label:<15}", "$text-muted"), f"{value}\n"]
-        parts += [Content.styled(f"! {warning}\n", "$warning") for warning in plan.warnings]
+        for row in words.rows_of(seen):
+            parts += [Content.styled(f"{row.label:<18}", "$text-muted"), f"{row.text}\n"]
+        parts += [Content.styled(f"! {warning}\n", "$warning") for warning in seen.plan.warnings]
         return Content.assemble(*parts)
 
 

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual.content import Content
 
 from medsft.core.config import RunConfig
 from medsft.core.options import format_number
-from medsft.core.units import byte_size, count, duration, short_count
+from medsft.core.text.plan import MEMORY_PARTS, Row, plan_rows
+from medsft.core.units import byte_size, count, counted, duration, short_count
 from medsft.errors import Problem
 from medsft.tui.wizard.paths import near
 
 if TYPE_CHECKING:
     from medsft.core.data.dataset.lengths import LengthReport
-    from medsft.core.data.dataset.write import Progress
     from medsft.core.data.sources.columns import KeyProposal
     from medsft.core.planning.plan import Estimates, RunPlan
     from medsft.tui.wizard.backend import BaseEntry, Outlook
 
-_PARTS = (
-    ("weights", "█", "$primary"),
-    ("gradients", "▓", "$secondary"),
-    ("optimizer", "▒", "$accent"),
-    ("activations", "░", "$success"),
-    ("process", "▪", "$text-muted"),
-)
+_SIGNS = (("█", "$primary"), ("▓", "$secondary"), ("▒", "$accent"), ("░", "$success"), ("▪", "$text-muted"))
+"""Of `MEMORY_PARTS`, in their order."""
 
 
 def memory_bar(estimates: Estimates, width: int) -> Content:
@@ -36,7 +32,7 @@ def memory_bar(estimates: Estimates, width: int) -> Content:
     fits = memory.total <= limit
     bar: list[Content | str] = []
     used = 0
-    for name, sign, colour in _PARTS:
+    for name, (sign, colour) in zip(MEMORY_PARTS, _SIGNS, strict=True):
         cells = round(getattr(memory, name) / scale * width)
         cells = min(cells, width - used)
         bar.append(Content.styled(sign * cells, colour))
@@ -47,7 +43,7 @@ def memory_bar(estimates: Estimates, width: int) -> Content:
         "\n",
         Content.styled(f"{byte_size(memory.total)} of {byte_size(limit)}: {verdict}", "bold" if fits else "bold $error"),
     ]
-    for name, sign, colour in _PARTS:
+    for name, (sign, colour) in zip(MEMORY_PARTS, _SIGNS, strict=True):
         bar += ["\n", Content.styled(sign, colour), f" {name:<12}{byte_size(getattr(memory, name)):>10}"]
     return Content.assemble(*bar)
 
@@ -58,33 +54,22 @@ def panel(outlook: Outlook | None, problems: Sequence[Problem], width: int) -> C
     if outlook is None:
         parts += ["Looking ...\n"]
     elif outlook.plan is not None:
-        for label, value in plan_rows(outlook):
-            parts += [Content.styled(label, "$text-muted"), f"\n  {value}\n"]
+        for row in rows_of(outlook):
+            if row.brief:
+                parts += [Content.styled(row.label, "$text-muted"), f"\n  {row.value}\n"]
         parts += [Content.styled("memory per rank", "$text-muted"), "\n", memory_bar(outlook.plan.estimates, width), "\n"]
         parts += [Content.styled(f"! {warning}\n", "$warning") for warning in outlook.plan.warnings]
     if problems:
-        parts += [Content.styled(f"\n✖ {len(problems)} to settle\n", "bold $error")]
+        parts += [Content.styled(f"\n✖ {counted(len(problems), 'problem')}\n", "bold $error")]
         parts += [Content.styled(f"{p.where} ", "bold") + Content(f"{_unindented(p.message)}\n") for p in problems]
     return Content.assemble(*parts)
 
 
-def plan_rows(outlook: Outlook) -> list[tuple[str, str]]:
-    """Return (what, value) of what a person decides by."""
-    plan = outlook.plan
-    if plan is None:
+def rows_of(outlook: Outlook) -> list[Row]:
+    """Return the rows of the plan as far as it stands."""
+    if outlook.plan is None:
         return []
-    estimates = plan.estimates
-    about = "" if outlook.exact else "about "
-    guess = outlook.forecast
-    time = f"about {duration(guess.seconds)}, {guess.basis}" if guess else "known after the first steps"
-    return [
-        ("iterations", f"{count(plan.num_iterations)} ({plan.epochs:.3g} epochs)"),
-        ("documents", f"{about}{count(plan.train.documents)}, {about}{short_count(plan.train.tokens)} tokens"),
-        ("layout", f"{plan.layout}, {plan.precision}"),
-        ("micro-batches", f"{plan.num_micro_batches} of {plan.micro_batch} documents per rank"),
-        ("time", time),
-        ("disk", f"{byte_size(estimates.disk_needed)} of {byte_size(outlook.disk_free)} free"),
-    ]
+    return plan_rows(outlook.plan, outlook.forecast, outlook.disk_free, show_path=lambda path: str(near(Path(path))))
 
 
 def strip(outlook: Outlook | None, problems: Sequence[Problem]) -> Content:
@@ -95,32 +80,33 @@ def strip(outlook: Outlook | None, problems: Sequence[Problem]) -> Content:
         estimates = plan.estimates
         fits = "" if estimates.memory.total <= estimates.device_memory else " (does not fit)"
         memory = f"{byte_size(estimates.memory.total)} of {byte_size(estimates.device_memory)} per rank{fits}"
-        first = f"{count(plan.num_iterations)} iterations · {memory} · disk {byte_size(estimates.disk_needed)}"
+        first = f"{counted(plan.num_iterations, 'iteration')} · {memory} · disk {byte_size(estimates.disk_needed)}"
         if outlook.forecast:
             first += f" · about {duration(outlook.forecast.seconds)}"
     elif outlook is not None:
         first = "No plan yet"
     if problems:
-        amount = f"{len(problems)} to settle; " if len(problems) > 1 else ""
+        amount = f"{counted(len(problems), 'problem')}; " if len(problems) > 1 else ""
         second = Content.styled(f"✖ {amount}{problems[0].where}: {problems[0].message}".splitlines()[0], "$error")
     else:
-        second = Content.styled("✔ nothing stands in the way", "$success") if outlook else Content("")
+        second = Content.styled("✔ Ready to start", "$success") if outlook else Content("")
     return Content.assemble(first, "\n", second)
 
 
 def iterations_text(outlook: Outlook | None) -> Content:
     """Return the sum behind the number of iterations, as a person confirms it."""
     if outlook is None or outlook.plan is None:
-        return Content("The number of iterations follows when base model and dataset are chosen.")
+        return Content("Choose a base model and a dataset to see the number of iterations.")
     plan, config = outlook.plan, outlook.config
-    documents = count(plan.train.documents) + ("" if outlook.exact else " (estimated)")
-    epochs, batch = format_number(config.epochs), plan.global_batch
+    documents = counted(plan.train.documents, "document") + ("" if outlook.exact else " (estimated)")
     if config.iters is None:
-        asked = f"{documents} documents x {epochs} epochs / {batch} documents = {count(plan.num_iterations)} iterations"
-        rule = f"rounded up to a multiple of {multiple}" if (multiple := config.rules.iterations_multiple) else "rounded up"
+        epochs, batch = counted(config.epochs, "epoch"), counted(plan.global_batch, "document")
+        asked = f"{documents} x {epochs} / {batch} = {counted(plan.num_iterations, 'iteration')}"
+        multiple = config.rules.iterations_multiple
+        rule = f"Rounded up to a multiple of {multiple}." if multiple else "Rounded up."
     else:
-        asked = f"{count(config.iters)} iterations, as you entered"
-        rule = f"that is {plan.epochs:.3g} epochs over {documents} documents"
+        asked = f"{counted(config.iters, 'iteration')}, as you entered"
+        rule = f"That is {counted(plan.epochs, 'epoch')} over {documents}."
     return Content.assemble(Content.styled(asked, "bold"), f"\n{rule}")
 
 
@@ -128,17 +114,11 @@ def meaning(outlook: Outlook | None) -> str:
     """Return what the number of iterations means in epochs, time and checkpoints."""
     if outlook is None or outlook.plan is None:
         return ""
-    plan, config = outlook.plan, outlook.config
-    saves = -(-plan.num_iterations // config.save_interval)
-    lines = [
-        f"The model reads each document {plan.epochs:.3g} times, {short_count(plan.train.tokens * plan.epochs)} tokens in all."
-    ]
+    plan = outlook.plan
+    lines = [f"{counted(plan.epochs, 'epoch')}: {short_count(plan.train.tokens * plan.epochs)} tokens in all."]
+    lines += [f"{row.label.capitalize()}: {row.text}." for row in rows_of(outlook) if row.label in ("time", "checkpoints")]
     if outlook.forecast:
-        each = outlook.forecast.seconds / plan.num_iterations
-        lines.append(f"About {duration(outlook.forecast.seconds)}, {outlook.forecast.basis}: {each:.3g} s an iteration.")
-    else:
-        lines.append("The time is known after the first steps of a run on this machine.")
-    lines.append(f"A checkpoint every {count(config.save_interval)} iterations: {saves} in all.")
+        lines.append(f"An iteration takes {duration(outlook.forecast.seconds / plan.num_iterations)} on average.")
     return "\n".join(lines)
 
 
@@ -155,22 +135,24 @@ def keys_text(found: KeyProposal | None, config: RunConfig) -> Content:
 def report_text(report: LengthReport | None, truncate: str) -> Content:
     """Return how the documents fit --seq, and how many answers would be cut, or are by --truncate."""
     if report is None:
-        return Content("Not tokenised yet. Press k (outside a field) or the button to tokenise and see what would be cut.")
+        return Content(
+            "Not tokenized yet. Press k outside a field, or the button, to tokenize and to see which documents are too long."
+        )
     lengths = (
-        f"{count(report.documents)} documents of {count(report.shortest)} to {count(report.longest)} tokens, "
-        f"half of them up to {count(report.percentiles[50])}, 95 % up to {count(report.percentiles[95])}.\n"
+        f"{counted(report.documents, 'document')} of {count(report.shortest)} to {counted(report.longest, 'token')}; "
+        f"half have at most {count(report.percentiles[50])}, 95 % at most {count(report.percentiles[95])}.\n"
     )
     lines: list[Content | str] = [lengths]
     if report.exceeding:
-        cut, endless = count(report.answers_cut), count(report.answers_without_end)
+        cut, endless = counted(report.answers_cut, "answer"), count(report.answers_without_end)
         mark, then = {
-            "drop": ("!", "they are dropped, as chosen."),
-            "keep": ("!", f"they are cut, as chosen: {cut} answers lose a part, {endless} their end."),
-        }.get(truncate, ("✖", f"{cut} answers would be cut, {endless} would lose their end."))
-        text = f"{mark} {count(report.exceeding)} are longer than seq {count(report.seq)}; {then}"
+            "drop": ("!", "they are left out, as chosen."),
+            "keep": ("!", f"they are cut, as chosen: {cut} would lose tokens, {endless} their end."),
+        }.get(truncate, ("✖", f"cutting them would take tokens from {cut}, and the end from {endless}."))
+        text = f"{mark} {counted(report.exceeding, 'document')} longer than seq {count(report.seq)}: {then}"
         lines.append(Content.styled(text, "bold $warning"))
     else:
-        lines.append(Content.styled(f"✔ all fit seq {count(report.seq)}", "$success"))
+        lines.append(Content.styled(f"✔ All fit seq {count(report.seq)}.", "$success"))
     return Content.assemble(*lines)
 
 
@@ -187,7 +169,7 @@ def entry_text(entry: BaseEntry, chosen: bool) -> Content:
         facts += [model.family, f"{short_count(model.num_parameters())} parameters", f"vocabulary {count(model.vocab_size)}"]
     facts.append(byte_size(base.size_bytes))
     if base.iterations:
-        facts.append(f"{len(base.iterations)} iterations, up to {count(base.iterations[-1])}")
+        facts.append(f"{counted(len(base.iterations), 'saved iteration')}, the latest {count(base.iterations[-1])}")
     where = str(near(entry.path)) if entry.listed else f"{near(entry.path)} (choosing it adds it to medsft.toml)"
     return Content.assemble(head, f"  {', '.join(facts)}\n", Content.styled(f"    {where}", "$text-muted"))
 
@@ -216,8 +198,8 @@ def beside(problems: Sequence[Problem]) -> str:
 def problem_lines(problems: Sequence[Problem]) -> Content:
     """Return all that blocks, each with its remedy."""
     if not problems:
-        return Content.styled("✔ Nothing stands in the way of starting.", "$success")
-    parts: list[Content | str] = [Content.styled(f"✖ To settle before it can start: {len(problems)}", "bold $error")]
+        return Content.styled("✔ Ready to start.", "$success")
+    parts: list[Content | str] = [Content.styled(f"✖ {counted(len(problems), 'problem')}", "bold $error")]
     for problem in problems:
         parts += ["\n  ", Content.styled(problem.where, "bold"), f" {_unindented(problem.message)}"]
         if problem.hint:
@@ -233,10 +215,3 @@ def _unindented(text: str) -> str:
 def plan_of(outlook: Outlook | None) -> RunPlan | None:
     """Return the plan, None while there is none."""
     return None if outlook is None else outlook.plan
-
-
-def progress_text(progress: Progress) -> str:
-    """Return how far tokenising is."""
-    share = f"{progress.done_bytes / progress.total_bytes:.0%}" if progress.total_bytes else ""
-    left = f", {duration(progress.seconds_left)} left" if progress.seconds_left else ""
-    return f"{progress.stage} {share} of {byte_size(progress.total_bytes)}{left}"

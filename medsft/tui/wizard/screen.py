@@ -53,11 +53,11 @@ class WizardScreen(Screen[None]):
 
     AUTO_FOCUS = ""  # textual's choice, after a dialog, would be a field of a page that is hidden
     HELP = """
-Six steps from a base model to a running training. Page down goes on, page up goes back; or press esc to leave a field and
-then a number for a step. Up, down and tab move between fields, left and right change a choice, right completes a path.
+Six steps from a base model to a run. Page down shows the next step, page up the previous one; or press esc to leave a field,
+and then the number of a step. Up, down and tab move between fields, left and right change a choice, right completes a path.
 
-The plan is made anew after each edit. What is wrong stands beside its field and on the last page. Nothing is lost when you
-leave: the same texts are there when you come back. Empty fields keep their default.
+The plan is updated after each edit. A problem is shown beside its field and on the last page. What you typed is kept when
+you leave the wizard. Empty fields have their default.
 """
     BINDINGS = [*KEYS]
     page: reactive[int] = reactive(0, init=False)
@@ -389,7 +389,7 @@ leave: the same texts are there when you come back. Empty fields keep their defa
         if isinstance(event.result, int):
             self.page = ITERATIONS_PAGE
             self.notify(
-                f"Tokenised, the set gives {event.result:,} iterations. Look at it, then start again.", severity="warning"
+                f"The tokenized set gives {event.result:,} iterations. Check the number, then start again.", severity="warning"
             )
             return
         self.post_message(ShowMonitor(event.result))

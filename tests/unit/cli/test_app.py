@@ -226,12 +226,12 @@ def test_a_size_that_is_not_the_model_s_is_refused_and_a_scan_adds_once() -> Non
     tiny.write_weights(model)
     refused = invoke("checkpoints", "add", "big", "70", "llama-70b")
     assert refused.exit_code == ExitCode.USAGE
-    assert "70 (1e9 parameters) is not the size of llama-70b, which has 0.0018" in refused.stderr
+    assert "70 (1e9 parameters) is not the size of llama-70b, which has 0.00182" in refused.stderr
     for told in ("", "is in", "is in"):
         result = invoke("checkpoints", "scan", ".", "--add")
         assert told in result.stderr
         [entry] = json.loads(invoke("checkpoints", "list", "--json").stdout)
-        assert (entry["name"], entry["size"]) == ("llama", 0.0018)
+        assert (entry["name"], entry["size"]) == ("llama", 0.00182)
 
 
 @pytest.mark.parametrize("name", ["meta-llama/Llama-3.1-8B", "./model", "models/x/y"])

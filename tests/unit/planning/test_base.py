@@ -29,7 +29,7 @@ def test_a_folder_with_two_tokenizers(tmp_path: Path, compat: str, kind: str, ro
     shutil.copy(str(files("mistral_common") / "data" / "tokenizer.model.v1"), tmp_path / "tokenizer.model")
     config = RunConfig(checkpoint="base", size=1, run_name="r", compat=compat)
     entry = CheckpointEntry(name="base", size=1, path=tmp_path)
-    planned = plan_base(config, entry, inspect_base(tmp_path))
+    planned, _ = plan_base(config, entry, inspect_base(tmp_path))
     used = spec_for(config, Settings(checkpoints={("base", 1): entry})).open_tokenizer().tokenizer
     exported = open_tokenizer(Path(planned.tokenizer)).tokenizer
     assert used.kind == exported.kind == kind

@@ -19,7 +19,7 @@ STEP = {"iteration": 12, "total": 1200, "loss": 1.25, "lr": 2e-5, "grad_norm": 0
         (
             "run_started",
             {"iteration": 800, "total": 1200, "resumed": True},
-            "resumed after iteration 800: 1,200 iterations, 1 processes",
+            "resumed after iteration 800: 1,200 iterations, 1 process",
         ),
         ("phase", {"name": "saving"}, "saving ..."),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -40,6 +41,7 @@ class HuggingFaceTokenizer:
         self._native, self._plain = _loaded(content, file), _loaded(content, file)
         in_file = self._native.get_vocab(with_added_tokens=True)
         _check_ids(in_file, file)
+        _check_added(content, in_file, file)
         matched = {token.content for token in self._native.get_added_tokens_decoder().values()}
         # A token that the model has as an ordinary piece only must also be matched as a whole in text.
         missing = [token for token in template_tokens if token not in matched]
@@ -141,6 +143,24 @@ def _check_ids(vocabulary: Mapping[str, int], file: Path) -> None:
             f"{file} gives a token the id {highest:,}, but has only {len(vocabulary):,} tokens: `{token[:40]}`",
             hint="copy the tokenizer again, or give that token the next free id",
         )
+
+
+def _check_added(content: bytes, vocabulary: Mapping[str, int], file: Path) -> None:
+    """Refuse an added token with an id beyond all others: the library would give it the next free one without a word."""
+    text = content.decode(errors="replace")
+    start = text.find("[", text.find('"added_tokens"'))
+    try:
+        added = json.JSONDecoder().raw_decode(text, start)[0] if '"added_tokens"' in text else []
+        ids = {str(token["content"]): int(token["id"]) for token in added}
+    except (ValueError, TypeError, KeyError):
+        return  # the name stands elsewhere, in the vocabulary; or the library has read the file in another way
+    highest = max(vocabulary.values(), default=-1)
+    for token, number in ids.items():
+        if number > highest:
+            raise DataError(
+                f"{file} gives an added token the id {number:,}, but ids end at {highest:,} there: `{token[:40]}`",
+                hint="copy the tokenizer again, or give that token the next free id",
+            )
 
 
 def _add(tokenizer: FastTokenizer, tokens: Sequence[str]) -> None:

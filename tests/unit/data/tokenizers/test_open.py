@@ -169,6 +169,15 @@ def test_a_token_far_away_is_refused_before_it_makes_a_table(hf_folder: Path, tm
         open_tokenizer(tmp_path)
 
 
+def test_an_added_token_with_an_id_beyond_all_others_is_refused(hf_folder: Path, tmp_path: Path) -> None:
+    """The library would give it the next free id instead, and the row of another token."""
+    content = json.loads((hf_folder / "tokenizer.json").read_text())
+    content["added_tokens"].append(content["added_tokens"][0] | {"id": 1_000_000, "content": "<far>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"gives an added token the id 1,000,000, but ids end at [\d,]+ there: `<far>`"):
+        open_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"\xff\xfe", b'{"model": 1}', b'{"added_tokens": [{"id": -1}]}', b"[" * 9999]
 )

@@ -1,0 +1,136 @@
+"""A plan in words: the rows that `medsft plan` and the wizard show. A front end only lays them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from medsft.core.units import byte_size, count, counted, duration, short_count
+
+if TYPE_CHECKING:
+    from medsft.core.forecast import Forecast
+    from medsft.core.planning.plan import DatasetStats, RunPlan
+    from medsft.core.rehearsal import Rehearsal
+
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "process")
+"""Fields of a `MemoryEstimate` in the order in which they are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One thing that a plan says."""
+
+    label: str
+    value: str
+    note: str = ""
+    """What explains the value, where there is room."""
+    brief: bool = False
+    """Whether a narrow place shows it, too."""
+
+    @property
+    def text(self) -> str:
+        """Value and note."""
+        return f"{self.value} ({self.note})" if self.note else self.value
+
+
+def plan_rows(plan: RunPlan, forecast: Forecast | None, disk_free: int, *, show_path: Callable[[str], str] = str) -> list[Row]:
+    """Return everything that a person decides by.
+
+    `disk_free` is in bytes, where the run's folder will be; `show_path` shortens a path for the place that shows it.
+    """
+    estimates, memory = plan.estimates, plan.estimates.memory
+    base = f"{plan.base.kind}, {short_count(plan.base.model.num_parameters())} parameters"
+    nodes = f" on each of {plan.config.nodes} nodes" if plan.config.nodes > 1 else ""
+    each = counted(plan.micro_batch, "document")
+    return [
+        Row("run", show_path(plan.run_dir)),
+        Row("base model", show_path(plan.base.path), base),
+        Row("new tokens", ", ".join(plan.base.added_tokens) or "none"),
+        _data("training set", plan.train),
+        _data("validation set", plan.val) if plan.val else Row("validation set", "none"),
+        Row(
+            "iterations",
+            f"{count(plan.num_iterations)} of {counted(plan.global_batch, 'document')}",
+            counted(plan.epochs, "epoch"),
+            brief=True,
+        ),
+        *_validations(plan),
+        _checkpoints(plan),
+        *_answer_tokens(plan),
+        Row("layout", str(plan.layout), f"{counted(plan.nproc_per_node, 'process', 'processes')}{nodes}", brief=True),
+        Row("micro-batches", f"{plan.num_micro_batches} of about {each}", "on each rank and iteration", brief=True),
+        Row("precision", plan.precision, brief=True),
+        Row("device", estimates.device_name, estimates.device_kind),
+        Row(
+            "memory per rank",
+            f"{byte_size(memory.total)} of {byte_size(estimates.device_memory)}: {memory_verdict(plan)}",
+            ", ".join(f"{part} {byte_size(getattr(memory, part))}" for part in MEMORY_PARTS),
+        ),
+        Row("disk", f"{byte_size(estimates.disk_needed)} needed, {byte_size(disk_free)} free", brief=True),
+        time_row(forecast),
+        Row("finished model", show_path(plan.export_dir)),
+    ]
+
+
+def memory_verdict(plan: RunPlan) -> str:
+    """Return whether a rank has the memory that it needs, in words."""
+    return "fits" if plan.estimates.memory.total <= plan.estimates.device_memory else "DOES NOT FIT"
+
+
+def time_row(forecast: Forecast | None) -> Row:
+    """Return how long the run will take, and what that is made from."""
+    if forecast is None:
+        return Row("time", "not known yet", "no run like it has trained here; `medsft rehearse` measures it", brief=True)
+    return Row("time", f"about {duration(forecast.seconds)}", forecast.basis, brief=True)
+
+
+def _data(label: str, data: DatasetStats) -> Row:
+    about = "" if data.fingerprint else "about "
+    left_out = f"{count(data.left_out)} left out, " if data.left_out else ""
+    value = f"{about}{counted(data.documents, 'document')}, {about}{short_count(data.tokens)} tokens"
+    return Row(label, value, f"{left_out}the longest has {counted(data.longest, 'token')}", brief=label == "training set")
+
+
+def _validations(plan: RunPlan) -> list[Row]:
+    """Return how often, and when, the run validates; nothing without a validation set."""
+    if plan.val is None:
+        return []
+    interval = f"every {count(plan.eval_interval)} iterations" if plan.eval_interval > 1 else "after each iteration"
+    parts = [interval, "after the last"]
+    if plan.config.rules.validates_epochs:
+        parts = ["before the first", *parts[:1], *(["after each epoch"] if plan.epoch_ends else []), *parts[1:]]
+    return [Row("validations", count(plan.num_validations), ", ".join(parts))]
+
+
+def _checkpoints(plan: RunPlan) -> Row:
+    every, kept = plan.config.save_interval, plan.config.keep_last
+    often = "after each iteration" if every == 1 else f"one every {count(every)} iterations and after the last"
+    when = often if plan.num_saves > 1 else "after the last iteration"
+    keeps = f", the latest {kept} are kept" if 0 < kept < plan.num_saves else ""
+    return Row("checkpoints", f"{count(plan.num_saves)}, {byte_size(plan.estimates.checkpoint_bytes)} each", f"{when}{keeps}")
+
+
+def _answer_tokens(plan: RunPlan) -> list[Row]:
+    """Return how many tokens of answers the run trains on; nothing where they were not counted."""
+    trained = plan.train.supervised_tokens * plan.epochs
+    return [Row("answer tokens", short_count(trained), "in all epochs")] if trained else []
+
+
+def rehearsal_rows(rehearsal: Rehearsal) -> list[Row]:
+    """Return what a rehearsal measured and forecasts."""
+    return [
+        Row("measured memory per rank", f"{byte_size(rehearsal.memory_bytes)} of {byte_size(rehearsal.device_memory)}"),
+        Row("measured speed", f"{count(rehearsal.tokens_per_second)} tokens/s"),
+        Row("measured checkpoint", f"{byte_size(rehearsal.checkpoint_bytes)} in {duration(rehearsal.save_seconds)}"),
+        *(
+            Row(
+                f"resumed at {resumed.layout}",
+                "same losses" if resumed.ok else "OTHER LOSSES",
+                f"largest difference {resumed.difference:.2g}",
+            )
+            for resumed in rehearsal.resumes
+        ),
+        Row("forecast time", duration(rehearsal.forecast_seconds)),
+        Row("forecast disk", f"{byte_size(rehearsal.forecast_disk_bytes)} of {byte_size(rehearsal.disk_free)} free"),
+    ]

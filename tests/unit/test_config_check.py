@@ -1,0 +1,55 @@
+"""What is told of values that are allowed but odd, and of values that other tools know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medsft.core.config import RunConfig
+from medsft.core.config_check import check, doubts
+from medsft.core.config_file import load_toml
+from medsft.core.planning.sets import training_set_or_guess
+from medsft.errors import ConfigError
+
+
+@pytest.mark.parametrize(("lr", "told"), [(2e-5, False), (1e-3, False), (1.0, True), (2e-3, True)])
+def test_a_learning_rate_far_above_the_usual_is_doubted(lr: float, told: bool) -> None:
+    assert bool(doubts(RunConfig(lr=lr))) is told
+    assert all(f"--lr {lr:g}" in text and "5e-6 to 1e-4" in text for text in doubts(RunConfig(lr=lr)))
+
+
+@pytest.mark.parametrize("value", ["fp16", "float16", "FP16"])
+def test_half_precision_is_explained(value: str) -> None:
+    [problem] = check(RunConfig(run_name="r", precision=value))
+    assert "fp16 is not offered" in problem.hint
+    assert "bf16 has the range of fp32" in problem.hint
+
+
+@pytest.mark.parametrize("line", ["run_name = pubmedqa", "retokenize = True"])
+def test_a_value_without_quotes_is_explained(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f"[data]\n{line}\n")
+    with pytest.raises(ConfigError, match="at line 2") as caught:
+        load_toml(file)
+    assert "Text needs quotes" in caught.value.problems[0].hint
+
+
+@pytest.mark.parametrize(
+    ("made", "run_name", "words"),
+    [
+        ((), "", ""),
+        (("a", "a-val"), "", "give its name with --run_name"),
+        (("a",), "b", "There is no tokenized set in"),
+    ],
+)
+def test_without_files_the_sets_that_exist_are_pointed_at(
+    tmp_path: Path, made: tuple[str, ...], run_name: str, words: str
+) -> None:
+    for name in made:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}-text.bin").touch()
+    with pytest.raises(ConfigError, match="JSONL files are needed") as caught:
+        training_set_or_guess(RunConfig(tokenized_data_dir=tmp_path, run_name=run_name))
+    assert words in caught.value.problems[0].hint
+    assert words or not caught.value.problems[0].hint
