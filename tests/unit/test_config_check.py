@@ -9,6 +9,7 @@ import pytest
 from medsft.core.config import RunConfig
 from medsft.core.config_check import check, doubts
 from medsft.core.config_file import load_toml
+from medsft.core.planning.folders import check_places
 from medsft.core.planning.sets import training_set_or_guess
 from medsft.errors import ConfigError
 
@@ -53,3 +54,8 @@ def test_without_files_the_sets_that_exist_are_pointed_at(
         training_set_or_guess(RunConfig(tokenized_data_dir=tmp_path, run_name=run_name))
     assert words in caught.value.problems[0].hint
     assert words or not caught.value.problems[0].hint
+
+
+def test_places_are_checked_before_a_run_has_a_name() -> None:
+    """The wizard begins so."""
+    assert check_places(RunConfig()) == []
