@@ -63,7 +63,7 @@ class Other(threading.Thread):
 
 
 def test_the_wizard_starts_a_run_on_two_nodes(tmp_path: Path, port: int, supervised: list[int]) -> None:
-    config, settings = tiny.project(tmp_path)
+    config, settings = tiny.plannable(tmp_path, global_batch=8)
     config = on_two_nodes(config, port)
     expected = prepare(replace(config, nodes=1, addr=None), settings).num_iterations
     node_1 = Other(config, settings)
@@ -81,7 +81,7 @@ def test_the_wizard_starts_a_run_on_two_nodes(tmp_path: Path, port: int, supervi
 def test_another_number_of_iterations_is_confirmed_before_any_node_starts(
     tmp_path: Path, port: int, supervised: list[int]
 ) -> None:
-    config, settings = tiny.project(tmp_path)
+    config, settings = tiny.plannable(tmp_path, global_batch=8)
     config = on_two_nodes(config, port)
     node_1 = Other(config, settings)
     node_1.start()
@@ -93,7 +93,7 @@ def test_another_number_of_iterations_is_confirmed_before_any_node_starts(
 
 
 def test_a_resume_starts_every_node(tmp_path: Path, port: int, supervised: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    config, settings = tiny.project(tmp_path)
+    config, settings = tiny.plannable(tmp_path, global_batch=8)
     plan = prepare(config, settings)
     run = RunDir(Path(plan.run_dir))
     run.create(plan.to_json())
@@ -113,7 +113,7 @@ def test_a_resume_starts_every_node(tmp_path: Path, port: int, supervised: list[
 def test_confirm_may_change_the_iterations_and_the_plan_is_shown_before_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, settings = tiny.project(tmp_path)
+    config, settings = tiny.plannable(tmp_path, global_batch=8)
     order: list[str] = []
 
     def confirm(plan: RunPlan) -> RunConfig:

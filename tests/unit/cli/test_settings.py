@@ -15,7 +15,7 @@ def test_a_base_model_with_another_kind_of_tokenizer_is_added_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tiny.project(tmp_path)
+    tiny.plannable(tmp_path)
     (tmp_path / "base" / "tokenizer.json").rename(tmp_path / "base" / "tekken.json")
     added = CliRunner().invoke(app, ["checkpoints", "add", "mine", "3.6e-05", "base"])
     assert added.exit_code == 0

@@ -19,7 +19,7 @@ from medsft.errors import MismatchError
 def planned(tmp_path) -> tuple[Path, RunDir, RunPlan]:
     """A project with a run that was planned there and moved since; nothing is left at the old place."""
     before = tmp_path / "before" / "project"
-    config, settings = tiny.project(before)
+    config, settings = tiny.plannable(before)
     plan = prepare(config, settings)
     RunDir(Path(plan.run_dir)).create(plan.to_json())
     now = tmp_path / "now"
@@ -66,7 +66,7 @@ def test_what_the_current_settings_name_is_taken_when_it_is_the_same(planned, tm
 
 def test_another_model_at_the_old_place_is_not_taken(planned, monkeypatch):
     now, run, _ = planned
-    tiny.write_model(now / "base", seed=1)
+    tiny.write_weights(now / "base", "F32")
     monkeypatch.chdir(now)
     with pytest.raises(MismatchError, match="base model: was"):
         resume(run)
