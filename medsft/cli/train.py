@@ -204,7 +204,7 @@ def rehearse(
 ) -> None:
     """Check before a long run that it fits into memory, saves and resumes, and forecast its time and disk space.
 
-    Five iterations of this very run, two of them on its heaviest documents; a save, a kill, a resume; then all is removed.
+    Six iterations of this very run, two of them on its heaviest documents; a save, a kill, a resume; then all is removed.
     """
     from medsft.cli.plan_table import print_rehearsal
     from medsft.cli.stages import tokenizing

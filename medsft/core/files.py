@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 try:
     import fcntl
@@ -28,10 +28,20 @@ _NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 
 def write_atomically(path: Path, text: str, *, replace: bool = True) -> None:
     """Write a small file so that readers see all of it or none. `replace=False` raises `FileExistsError` if it exists."""
+    with new_file(path, replace=replace) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def new_file(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
+    """Give a file to write into, which is synced and takes the name `path` when all went well and vanishes when not.
+
+    `replace=False` raises `FileExistsError` where there is one of that name.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if replace:

@@ -38,7 +38,9 @@ from medsft.core.run.rundir import RunDir
 from medsft.core.settings import Settings
 from medsft.errors import ConfigError, Failure, LaunchError, MedsftError, Problem, ReportedError
 
-_HEAVY, _SAVED_AT, _LAST = 2, 4, 6
+ITERATIONS = 6
+"""How many the rehearsal trains, of which 1 to `_HEAVY` are on the heaviest documents and `_SAVED_AT` is saved."""
+_HEAVY, _SAVED_AT = 2, 4
 _CANDIDATES = 200
 """Batches of the run among which the heaviest and the typical ones are looked for."""
 _NEVER_REACHED = 1000
@@ -131,7 +133,7 @@ def rehearse(
         # As many processes as the levels need, unless a person has said how many.
         processes = {"nproc_per_node": config.nproc_per_node}
         others = [replan(small, run_dir=Path(small.run_dir), changes=processes | dict(change)) for change in at]
-        on_status(f"training {_LAST} iterations at {small.layout}")
+        on_status(f"training {ITERATIONS} iterations at {small.layout}")
         first = _run_until(small)
         resumes = []
         for again in [small, *others]:
@@ -180,13 +182,13 @@ def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Pa
 
 
 def _chosen_documents(plan: RunPlan, train: Split) -> np.ndarray:
-    """Return documents of the set, int64 [_LAST * plan.global_batch], such that iterations 1 and 2 of a run on them meet the
+    """Return documents of the set, int64 [ITERATIONS * plan.global_batch], such that iterations 1 and 2 of a run on them meet the
     batch of the run with most tokens, and the others batches nearest to the mean."""
     batches = [train.order.batch(iteration) for iteration in range(min(plan.num_iterations, _CANDIDATES))]
     tokens = np.array([train.subset.lengths[batch].sum() for batch in batches])
     typical = np.argsort(np.abs(tokens - tokens.mean()), kind="stable")
-    wanted = [int(tokens.argmax())] * _HEAVY + [int(typical[i % len(typical)]) for i in range(_LAST - _HEAVY)]
-    documents = np.empty(_LAST * plan.global_batch, np.int64)
+    wanted = [int(tokens.argmax())] * _HEAVY + [int(typical[i % len(typical)]) for i in range(ITERATIONS - _HEAVY)]
+    documents = np.empty(ITERATIONS * plan.global_batch, np.int64)
     small = replace(order_of(plan.config, len(documents)), global_batch=plan.global_batch)
     for iteration, number in enumerate(wanted):
         documents[small.batch(iteration)] = train.subset.indices[batches[number]]
@@ -234,7 +236,7 @@ def _run_until(plan: RunPlan) -> _Log:
 
 def _complete(events: Sequence[Event]) -> bool:
     """Tell whether all iterations are done, and the checkpoint that a resume starts from, which may take longer, is written."""
-    done = any(event.kind == "step" and event.data["iteration"] == _LAST for event in events)
+    done = any(event.kind == "step" and event.data["iteration"] == ITERATIONS for event in events)
     resumed = any(event.kind == "run_started" and event.data["resumed"] for event in events)
     return done and (resumed or any(event.kind == "checkpoint" for event in events))
 

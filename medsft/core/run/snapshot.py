@@ -1,4 +1,4 @@
-"""Follows a run on disk and makes snapshots for the screens. Runs in a worker thread; knows nothing of Textual."""
+"""Snapshots of a run on disk, for the screens. Runs in a worker thread; knows nothing of Textual."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Snapshot:
     """Why the run is broken, else nothing."""
 
 
-class Follower:
+class SnapshotReader:
     """Reads what is new in a run since the last look."""
 
     def __init__(self, run: RunDir, clock: Callable[[], float]) -> None:

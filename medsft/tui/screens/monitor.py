@@ -21,7 +21,7 @@ from textual.worker import get_current_worker
 from medsft.core.printable import one_line
 from medsft.core.run.launch import load_plan
 from medsft.core.run.rundir import RunDir
-from medsft.core.run.snapshot import POLL_SECONDS, Follower, Snapshot
+from medsft.core.run.snapshot import POLL_SECONDS, Snapshot, SnapshotReader
 from medsft.core.run.view import RunView
 from medsft.errors import MedsftError
 from medsft.tui.screens import actions, monitor_text
@@ -108,9 +108,9 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
-        """Start to follow the run."""
+        """Begin to read snapshots of the run."""
         self.query_one("#filter").display = False
-        self.follow()
+        self.read_snapshots()
 
     def on_resize(self) -> None:
         """Lay out again what depends on the width."""
@@ -121,13 +121,13 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         if self.snapshot is not None:
             self._show_numbers(self.snapshot)
 
-    @work(thread=True, exclusive=True, group="follow")
-    def follow(self) -> None:
+    @work(thread=True, exclusive=True, group="snapshots")
+    def read_snapshots(self) -> None:
         """Look at the run twice a second until the screen goes away."""
         worker = get_current_worker()
-        follower = Follower(self.run_dir, self.app.clock)  # type: ignore[attr-defined]
+        reader = SnapshotReader(self.run_dir, self.app.clock)  # type: ignore[attr-defined]
         while not worker.is_cancelled:
-            self.post_message(self.Updated(follower.look()))
+            self.post_message(self.Updated(reader.look()))
             for _ in range(round(POLL_SECONDS / 0.1)):
                 if worker.is_cancelled:
                     return

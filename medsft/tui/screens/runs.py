@@ -20,7 +20,7 @@ from textual.worker import get_current_worker
 from medsft.core.printable import one_line
 from medsft.core.run.listing import BROKEN, list_runs
 from medsft.core.run.rundir import RunDir
-from medsft.core.run.snapshot import Follower, Snapshot
+from medsft.core.run.snapshot import Snapshot, SnapshotReader
 from medsft.core.run.view import RunView
 from medsft.core.units import age, byte_size, count, counted
 from medsft.errors import MedsftError
@@ -66,7 +66,7 @@ class Scanner:
 
     folder: Path
     clock: Callable[[], float]
-    _followers: dict[Path, Follower] = field(default_factory=dict)
+    _readers: dict[Path, SnapshotReader] = field(default_factory=dict)
     _sizes: dict[Path, int] = field(default_factory=dict)
     _scans: int = 0
 
@@ -76,8 +76,8 @@ class Scanner:
         self._scans += 1
         rows = []
         for run in list_runs(self.folder):
-            follower = self._followers.setdefault(run.path, Follower(run, self.clock))
-            snapshot = follower.look()
+            reader = self._readers.setdefault(run.path, SnapshotReader(run, self.clock))
+            snapshot = reader.look()
             if measure or run.path not in self._sizes:
                 self._sizes[run.path] = run.size_bytes()
             rows.append(RunRow(run=run, snapshot=snapshot, updated=snapshot.updated, bytes=self._sizes[run.path]))

@@ -14,16 +14,18 @@ from typing import Any
 import pytest
 import tiny
 import typer
-from kept import GOLDEN
+from kept import GOLDEN, ROOT
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from medsft.cli import progress
+from medsft.cli import train as cli_train
 from medsft.cli.app import app
 from medsft.cli.argv import normalise
 from medsft.cli.confirm import confirm_iterations
 from medsft.core.config import RunConfig, from_mapping
 from medsft.core.options import field_types
+from medsft.core.rehearsal import ITERATIONS
 from medsft.core.run.events import EventWriter
 from medsft.core.run.rundir import RunDir
 from medsft.errors import ConfigError, DataError, ExitCode, LaunchError, MedsftError, MismatchError, Problem, TrainingError
@@ -388,3 +390,9 @@ def test_help_names_no_type_for_options_that_take_no_value(words: list[str]) -> 
     shown = invoke(*words, "--help").output
     assert "--help" in shown
     assert "<bool>" not in shown
+
+
+def test_a_rehearsal_does_as_many_iterations_as_its_help_and_the_readme_say() -> None:
+    word = {5: "five", 6: "six", 7: "seven"}[ITERATIONS]
+    assert f"{word} iterations of this very run" in (cli_train.rehearse.__doc__ or "").lower()
+    assert f"does {word} of" in (ROOT / "README.md").read_text(encoding="utf-8")

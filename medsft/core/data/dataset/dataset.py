@@ -5,7 +5,6 @@ Opening is a few memory maps, whatever the number of documents.
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +17,7 @@ from medsft.core.data.dataset.answers import Answers, answers_of_array, find_ans
 from medsft.core.data.dataset.indexed import IndexedReader, bin_path
 from medsft.core.data.dataset.manifest import Manifest, read_manifest
 from medsft.core.data.tokenizers.template import Role
+from medsft.core.files import new_file
 from medsft.errors import DataError
 
 _BLOCK_TOKENS = 2**22
@@ -47,13 +47,9 @@ def hashes_path(folder: Path) -> Path:
 
 
 def save_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write and sync an array beside a set, aside first, so that there is never half of one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("wb") as stream:
+    """Write and sync an array beside a set, so that there is never half of one."""
+    with new_file(path) as stream:
         np.save(stream, array, allow_pickle=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
 
 
 def validation_folder_of(training: Path) -> Path:

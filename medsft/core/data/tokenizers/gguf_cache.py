@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from medsft.core.disk import writing_to
-from medsft.core.files import cache_folder
+from medsft.core.files import cache_folder, new_folder
 from medsft.errors import DataError, DiskError, ExitCode
 
 _CONVERSION_VERSION = 1
@@ -63,24 +63,28 @@ def _temporary_folder() -> Path | None:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as hidden:
-        aside = Path(hidden) / folder.name
-        done = subprocess.run(
-            [sys.executable, "-m", "medsft.core.engine.commands.gguf_tokenizer", str(gguf.resolve()), str(aside)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode == ExitCode.DATA:  # the disk did not take what it wrote; anything else is the file's fault
-            message, _, hint = done.stderr.strip().rpartition("\n")
-            raise DiskError(message.rpartition("\n")[2], hint=hint.strip(), exit_code=ExitCode.DATA)
-        if done.returncode or not (aside / "tokenizer.json").is_file():
-            reason = done.stderr.strip().rpartition("\n")[2]
-            raise DataError(
-                f"{gguf}: its tokenizer cannot be read: {reason}",
-                hint="give a tokenizer.json or tokenizer.model of the same model with --tokenizer",
-            )
+    try:
+        with new_folder(folder) as aside:
+            _write_tokenizer(gguf, aside)
+    except FileExistsError:
         if not (folder / "tokenizer.json").is_file():  # else another process was faster
-            aside.rename(folder)
+            raise
+
+
+def _write_tokenizer(gguf: Path, folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "medsft.core.engine.commands.gguf_tokenizer", str(gguf.resolve()), str(folder)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == ExitCode.DATA:  # the disk did not take what it wrote; anything else is the file's fault
+        message, _, hint = done.stderr.strip().rpartition("\n")
+        raise DiskError(message.rpartition("\n")[2], hint=hint.strip(), exit_code=ExitCode.DATA)
+    if done.returncode or not (folder / "tokenizer.json").is_file():
+        reason = done.stderr.strip().rpartition("\n")[2]
+        raise DataError(
+            f"{gguf}: its tokenizer cannot be read: {reason}",
+            hint="give a tokenizer.json or tokenizer.model of the same model with --tokenizer",
+        )
