@@ -1,4 +1,4 @@
-"""Follow a run from its events: as a progress bar, as lines, or as JSON. The run itself is another process."""
+"""Show a run from its events: as a progress bar, as lines, or as JSON. The run itself is another process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def print_event_json(event: Event) -> None:
 
 
 def run_in_foreground(run: RunDir, *, after: int, plain: bool, json: bool = False, node: int = 0) -> None:
-    """Follow a run that was just started on this node, from event `after` on, and end with its exit code.
+    """Show a run that was just started on this node, from event `after` on, and end with its exit code.
 
     The first Ctrl-C or SIGTERM asks the run to stop and waits for it; the second leaves it running. A hang-up ends only this
     process.

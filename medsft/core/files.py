@@ -211,9 +211,9 @@ def _remove_left_overs(path: Path) -> None:
 
 
 def at_home(value: Any) -> Any:
-    """Return a path with `~` in front written out; a shell does not, inside quotes or a TOML file. What is no path stays.
+    """Return a path with its leading `~` expanded, which a shell does not do inside quotes, nor in a TOML file.
 
-    As in a shell, so does a path whose `~name` is nobody's home.
+    Values that are no paths stay as they are, and so does, as in a shell, a path whose `~name` is nobody's home.
     """
     try:
         return value.expanduser() if isinstance(value, Path) else value

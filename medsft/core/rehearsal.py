@@ -182,8 +182,10 @@ def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Pa
 
 
 def _chosen_documents(plan: RunPlan, train: Split) -> np.ndarray:
-    """Return documents of the set, int64 [ITERATIONS * plan.global_batch], such that iterations 1 and 2 of a run on them meet the
-    batch of the run with most tokens, and the others batches nearest to the mean."""
+    """Return documents of the set, int64 [ITERATIONS * plan.global_batch].
+
+    Iterations 1 and 2 of a run on them train on the run's batch with most tokens, the others on batches nearest to the mean.
+    """
     batches = [train.order.batch(iteration) for iteration in range(min(plan.num_iterations, _CANDIDATES))]
     tokens = np.array([train.subset.lengths[batch].sum() for batch in batches])
     typical = np.argsort(np.abs(tokens - tokens.mean()), kind="stable")

@@ -1,4 +1,4 @@
-"""The finished model of a run: whether it is there as it was written, and how a run comes to its end with it.
+"""The finished model of a run: whether it is there as it was written, and how a run is finished by exporting it.
 
 A model is finished when the manifest in its folder says so, not because the folder is there.
 """

@@ -1,4 +1,4 @@
-"""Starts, resumes and stops runs: as processes of their own, which no terminal, SSH connection or UI takes along when it ends.
+"""Starts runs as processes of their own, which go on when the terminal, SSH connection or UI that started them is closed.
 
 start(plan) --> run folder --> supervisor (new session) --> torchrun --> one worker per rank
                                     '--> after the last iteration: the export
@@ -50,7 +50,7 @@ class Launch:
     places: Mapping[str, str] = field(default_factory=dict)
     """Where base model, tokenizer, sets and finished model are at this start, see `planning.places`."""
     after: int = -1
-    """Number of the last event before this start, -1 for none: whoever follows this start begins behind it."""
+    """Number of the last event before this start, -1 for none. What a command shows of this start begins after that event."""
 
     def apply(self, plan: RunPlan) -> RunPlan:
         """Return the plan at this layout."""
@@ -150,7 +150,7 @@ def write_start(plan: RunPlan) -> RunDir:
     """Write down that and how the run is to be started now, without starting anything. Raises `LaunchError` while it runs."""
     run = RunDir(Path(plan.run_dir))
     if run.alive():
-        raise LaunchError(f"{run.path} is running ({run.who()}).", hint=f"Follow it with: medsft watch {run.path}")
+        raise LaunchError(f"{run.path} is running ({run.who()}).", hint=f"Watch it: medsft watch {run.path}")
     run.make_folders()
     if not run.exists():
         run.create(plan.to_json())

@@ -1,8 +1,8 @@
-"""The processes of a run: a record that tells one from all others, and that none outlives the one that started it.
+"""The processes of a run: a record that identifies each, and how each ends when the process that started it has ended.
 
     supervisor --starts--> torchrun --starts--> ranks        --starts--> export
-        dies:              SIGTERM (from Linux)  SIGTERM (each looks for it)  SIGTERM
-                           dies:                 SIGTERM (from the supervisor, and each looks for it)
+        dies:              SIGTERM (from Linux)  SIGTERM (each looks)     SIGTERM
+                           dies:                 SIGTERM (from the supervisor, and each looks for its parent)
 
 On SIGTERM ranks that train save a checkpoint and end; until then their records show them as living.
 """
@@ -97,14 +97,14 @@ def end_with_parent(parent: int, *, patience: float, meanwhile: Callable[[], Non
 
     `meanwhile` is called about every second.
     """
-    threading.Thread(target=_look_for, args=(parent, patience, meanwhile), daemon=True, name="looks for its parent").start()
+    threading.Thread(target=_watch_parent, args=(parent, patience, meanwhile), daemon=True, name="watches the parent").start()
 
 
-def _look_for(parent: int, patience: float, meanwhile: Callable[[], None]) -> None:
+def _watch_parent(parent: int, patience: float, meanwhile: Callable[[], None]) -> None:
     while os.getppid() == parent:
         meanwhile()
         time.sleep(_LOOK_SECONDS)
-    sys.stderr.write("The process that started this one is gone: ending.\n")
+    sys.stderr.write("The process that started this one has ended: ending, too.\n")
     sys.stderr.flush()
     os.kill(os.getpid(), signal.SIGTERM)
     deadline = time.monotonic() + patience
@@ -132,7 +132,7 @@ class HeldFolder:
         self._identity = self._stat(self._handle)
 
     def is_in_place(self) -> bool:
-        """Tell whether the folder still has its path. A second look makes sure: network file systems may blink."""
+        """Tell whether the folder still has its path. Checked twice: network file systems may lose sight of it."""
         if self._has_its_path():
             return True
         time.sleep(0.3)
