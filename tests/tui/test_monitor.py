@@ -1,15 +1,17 @@
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from textual.widgets import Input, ProgressBar
 
+from medsft.core.config import RunConfig
 from medsft.core.run.events import Event
 from medsft.tui.app import MedsftApp
+from medsft.tui.screens import monitor as monitor_screen
 from medsft.tui.screens.runs import RunsScreen
 from medsft.tui.widgets import samples
 from medsft.tui.widgets.dialogs import Confirm, TextDialog
@@ -158,11 +160,10 @@ async def test_log_is_filtered_while_typing(monitor, until):
 async def test_samples_are_decoded_only_when_asked(monitor, until, monkeypatch):
     asked = []
     monkeypatch.setattr(samples, "current_batch", lambda run, iteration: asked.append(iteration) or [])
+    monkeypatch.setattr(monitor_screen, "load_plan", lambda run: SimpleNamespace(config=RunConfig(run_name="x")))
     app = monitor("running")
-    app_config = {"format": 0, "config": {"run_name": "x"}}
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: app.screen.snapshot)
-        app.screen.run_dir.plan_path.write_text(json.dumps(app_config))
         assert asked == []
         await pilot.press("b")
         await until(pilot, lambda: isinstance(app.screen, TextDialog))
