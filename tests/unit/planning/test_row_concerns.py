@@ -80,7 +80,7 @@ def test_a_validation_set_is_estimated_ahead(project):
     tokenize_sets(replace(config, val=()), settings)
     plan = make_plan(config, settings, ahead=True)
     assert (plan.val.documents, plan.val.fingerprint) == (11, "")
-    assert "The validation set is not tokenised yet" in "\n".join(plan.warnings)
+    assert "The validation set is not tokenized yet" in "\n".join(plan.warnings)
 
 
 def test_a_set_of_other_files_or_keys_is_refused_ahead(project, tmp_path):
