@@ -20,7 +20,7 @@ demo: venv
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy medsft tests bench examples
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 test: lint

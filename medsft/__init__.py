@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from medsft.core.config import RunConfig as RunConfig
-    from medsft.core.config_file import load_toml as load_toml
-    from medsft.core.config_file import save_toml as save_toml
+    from medsft.core.config.file import load_toml as load_toml
+    from medsft.core.config.file import save_toml as save_toml
+    from medsft.core.config.run_config import RunConfig as RunConfig
     from medsft.core.data.dataset.dataset import TokenizedDataset as TokenizedDataset
     from medsft.core.data.dataset.dataset import open_tokenized as open_tokenized
     from medsft.core.data.dataset.lengths import length_report as length_report
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from medsft.errors import MedsftError as MedsftError
 
 _PUBLIC = {
-    "RunConfig": "core.config",
-    "load_toml": "core.config_file",
-    "save_toml": "core.config_file",
+    "RunConfig": "core.config.run_config",
+    "load_toml": "core.config.file",
+    "save_toml": "core.config.file",
     "length_report": "core.data.dataset.lengths",
     "TokenizeSpec": "core.data.dataset.spec",
     "tokenize": "core.data.dataset.tokenize",

@@ -9,8 +9,8 @@ from kept import ROOT
 from typer.main import get_command
 
 from medsft.cli.app import app
-from medsft.core.config import GROUPS, RunConfig
-from medsft.core.options import flag, format_number
+from medsft.core.config.options import flag, format_number
+from medsft.core.config.run_config import GROUPS, RunConfig
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- flags: made by tests/flags_table.py -->\n", "<!-- end of flags -->\n"

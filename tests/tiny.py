@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from medsft.core.config import RunConfig, from_mapping
+from medsft.core.config.run_config import RunConfig, from_mapping
 from medsft.core.devices import Devices
 from medsft.core.models.config import read_hf_config
 from medsft.core.planning.plan import RunPlan

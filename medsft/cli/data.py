@@ -11,7 +11,7 @@ import typer
 
 from medsft.cli import console
 from medsft.cli.flags import Json, Plain, SettingsFile, takes_config
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 
 if TYPE_CHECKING:
     from medsft.core.data.dataset.dataset import TokenizedDataset

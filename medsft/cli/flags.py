@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsft.core.config import GROUPS, RunConfig, from_mapping
-from medsft.core.config_file import load_toml
-from medsft.core.options import field_types, flag, format_number
+from medsft.core.config.file import load_toml
+from medsft.core.config.options import field_types, flag, format_number
+from medsft.core.config.run_config import GROUPS, RunConfig, from_mapping
 from medsft.errors import ConfigError, Problem
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ User = Annotated[bool, typer.Option("--user", help="In your config folder, for a
 @checkpoints.command("list")
 def list_checkpoints(settings: SettingsFile = None, json: Json = False) -> None:
     """List the base models."""
-    from medsft.core.options import format_number
+    from medsft.core.config.options import format_number
     from medsft.core.settings import load_settings
 
     entries = sorted(load_settings(settings).checkpoints.values(), key=lambda entry: (entry.name, entry.size))
@@ -93,8 +93,8 @@ def scan_checkpoints(
 ) -> None:
     """Find the checkpoints in a folder and below it."""
     from medsft.core import settings as entries
+    from medsft.core.config.options import format_number
     from medsft.core.models.scanning import scan
-    from medsft.core.options import format_number
 
     file = _file(settings, user)
     listed = entries.load_settings(file).checkpoints if add and file.is_file() else {}

@@ -22,7 +22,7 @@ from medsft.cli.flags import (
     find_run,
     takes_config,
 )
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 
 if TYPE_CHECKING:
     from medsft.core.planning.plan import RunPlan
@@ -83,7 +83,7 @@ def sft(
 
 def _print_cluster(config: RunConfig, settings: Path | None, slurm: bool) -> None:
     from medsft.core.cluster.scripts import ADDR_PLACEHOLDER, node_commands, slurm_script
-    from medsft.core.config_check import check
+    from medsft.core.config.check import check
     from medsft.core.planning.folders import check_places
     from medsft.errors import ConfigError
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.copy_documents import copy_documents
 from medsft.core.data.dataset.dataset import validation_folder_of
 from medsft.core.files import write_atomically

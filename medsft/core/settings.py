@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsft.core.config import RunConfig
-from medsft.core.config_check import check, check_folder_name
+from medsft.core.config.check import check, check_folder_name
+from medsft.core.config.options import format_number
+from medsft.core.config.run_config import RunConfig
 from medsft.core.disk import writing
 from medsft.core.files import alone_in, parents_of, write_atomically
 from medsft.core.models.other_folders import how_to_fetch
-from medsft.core.options import format_number
 from medsft.core.paths import is_there, read_text, read_toml, resolved
 from medsft.errors import ConfigError, Problem
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from medsft.core.cluster.connection import StatusCallback
 from medsft.core.cluster.rendezvous import start_node
-from medsft.core.config import RunConfig
-from medsft.core.config_check import check
+from medsft.core.config.check import check
+from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import set_exists
 from medsft.core.data.dataset.manifest import read_manifest
 from medsft.core.data.dataset.spec import TokenizeSpec

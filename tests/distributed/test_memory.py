@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 
-from medsft.core.config import from_mapping
+from medsft.core.config.run_config import from_mapping
 from medsft.core.engine.formats.hf import write_hf
 from medsft.core.models.config import from_hf_config
 from medsft.core.planning.plan import RunPlan

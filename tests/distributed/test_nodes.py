@@ -19,7 +19,7 @@ import pytest
 import tiny
 from live import wait_for
 
-from medsft.core.config_file import save_toml
+from medsft.core.config.file import save_toml
 from medsft.core.run.events import EventReader
 from medsft.core.run.rundir import RunDir, find_runs
 from medsft.errors import ExitCode
@@ -164,7 +164,7 @@ def losses(run: RunDir) -> list[float]:
 @pytest.fixture(scope="module")
 def undisturbed(made: Path) -> list[float]:
     """The losses of one process."""
-    from medsft.core.config_file import load_toml
+    from medsft.core.config.file import load_toml
     from medsft.core.settings import load_settings
 
     plan = tiny.plan_of(load_toml(made / "run.toml"), load_settings(made / "medsft.toml"), id="alone")

@@ -17,7 +17,7 @@ from kept import ROOT
 from typer.testing import CliRunner
 
 from medsft.cli.app import app
-from medsft.core.config_file import load_toml
+from medsft.core.config.file import load_toml
 from medsft.core.devices import Devices
 from medsft.core.planning import planner
 from medsft.core.run.rundir import find_runs

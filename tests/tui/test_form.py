@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsft.core.config import RunConfig, from_mapping, to_mapping
-from medsft.core.config_check import check
+from medsft.core.config.check import check
+from medsft.core.config.run_config import RunConfig, from_mapping, to_mapping
 from medsft.core.data.sources.columns import KeyProposal
 from medsft.errors import Problem
 from medsft.tui.wizard.form import FIELDS, choices_of, default_text, name_for, parse, problems_of, proposals, to_text

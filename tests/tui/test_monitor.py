@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from textual.widgets import Input, ProgressBar
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.run.events import Event
 from medsft.tui.app import MedsftApp
 from medsft.tui.screens import monitor as monitor_screen

@@ -11,8 +11,8 @@ import pytest
 import small_disks
 
 from medsft.core import disk, files, settings
-from medsft.core.config import RunConfig
-from medsft.core.config_file import save_toml
+from medsft.core.config.file import save_toml
+from medsft.core.config.run_config import RunConfig
 from medsft.core.run.draft import Draft, save_draft
 from medsft.core.run.events import EventReader, EventWriter
 from medsft.core.run.rundir import RunDir

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from medsft.cli.app import app
 from medsft.cli.argv import unknown_flags
 from medsft.core import other_tools
-from medsft.core.config import RunConfig
-from medsft.core.options import field_types
+from medsft.core.config.options import field_types
+from medsft.core.config.run_config import RunConfig
 from medsft.core.other_tools import suggestion
 from medsft.errors import ExitCode
 

@@ -11,7 +11,7 @@ import tiny
 from typer.testing import CliRunner
 
 from medsft.cli.app import app
-from medsft.core.config import from_mapping
+from medsft.core.config.run_config import from_mapping
 from medsft.core.paths import check_folder, check_name_length
 from medsft.core.planning.folders import check_places
 from medsft.errors import ExitCode

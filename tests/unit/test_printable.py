@@ -15,7 +15,7 @@ from medsft.cli import console
 from medsft.cli.app import app
 from medsft.cli.data import _print_sample
 from medsft.cli.progress import _Display, _progress_bar, print_event_line
-from medsft.core.config import RunConfig, to_mapping
+from medsft.core.config.run_config import RunConfig, to_mapping
 from medsft.core.data.dataset.samples import Sample, SamplePart
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.planning.plan import RunPlan

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 
 from medsft.cli.app import app
 from medsft.cli.argv import normalise
-from medsft.core.config import RunConfig, from_mapping
-from medsft.core.config_check import check
-from medsft.core.config_file import load_toml
+from medsft.core.config.check import check
+from medsft.core.config.file import load_toml
+from medsft.core.config.options import field_types
+from medsft.core.config.run_config import RunConfig, from_mapping
 from medsft.core.models import scanning
-from medsft.core.options import field_types
 from medsft.core.run.rundir import find_runs
 from medsft.core.settings import load_settings
 from medsft.errors import ExitCode

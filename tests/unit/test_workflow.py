@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from medsft.core.cluster import rendezvous
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.launch import load_launched_plan, read_launch
 from medsft.core.run.rundir import RunDir

@@ -24,10 +24,10 @@ from typing import Any
 import psutil
 
 from medsft.core.cluster.connection import Connection, Inbox, Server, StatusCallback, connect, error_from, receive
-from medsft.core.config import RunConfig, to_mapping
-from medsft.core.config_check import check
+from medsft.core.config.check import check
+from medsft.core.config.options import flag
+from medsft.core.config.run_config import RunConfig, to_mapping
 from medsft.core.disk import writing_to
-from medsft.core.options import flag
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.launch import read_launch, sole_start, spawn_supervisor, start, write_start
 from medsft.core.run.rundir import RunDir

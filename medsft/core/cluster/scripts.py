@@ -6,7 +6,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from medsft.core.config import RunConfig, command_line
+from medsft.core.config.run_config import RunConfig, command_line
 
 ADDR_PLACEHOLDER = "ADDRESS_OF_NODE_0"
 """Stands where nobody has said what node 0 is called."""

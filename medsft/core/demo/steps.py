@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.data.tokenizers.gguf_cache import converted_tokenizer
 from medsft.core.demo.clinical import Row, check, generate
 from medsft.core.files import write_atomically

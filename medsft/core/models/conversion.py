@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from medsft.core.options import check_ranges, converted, option, plain
+from medsft.core.config.options import check_ranges, converted, option, plain
 from medsft.errors import ConfigError
 
 _TO, _FROM = "To a Megatron-LLM folder", "From a Megatron-LLM folder"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
+from medsft.core.config.options import format_number
 from medsft.core.models.inspect import BaseModel, inspect_base
 from medsft.core.models.other_folders import name_in_cache
-from medsft.core.options import format_number
 from medsft.errors import ConfigError, MismatchError, Problem
 
 _NAMES_ROUND = 1.5

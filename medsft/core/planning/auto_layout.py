@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.devices import Devices
 from medsft.core.models.config import ModelConfig
 from medsft.core.planning.layout import (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import document_blocks, open_tokenized
 from medsft.core.data.tokenizers.base import OpenedTokenizer, Tokenizer
 from medsft.core.data.tokenizers.open import find_tokenizer_file, no_tokenizer_beside, open_tokenizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.models.config import ModelConfig
 from medsft.core.planning.sets import PlannedSet
 from medsft.errors import Problem

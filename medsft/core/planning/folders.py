@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from medsft.core.config import RunConfig
+from medsft.core.config.options import format_number
+from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import answers_path, validation_folder_of
 from medsft.core.models.config import ModelConfig
 from medsft.core.models.run_folder import PLAN_NAME, is_run
-from medsft.core.options import format_number
 from medsft.core.paths import check_folder, check_name_length
 from medsft.core.planning.layout import Layout
 from medsft.errors import Problem

@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from medsft.core.config.options import format_number
 from medsft.core.data.dataset.dataset import set_exists
 from medsft.core.data.dataset.manifest import read_manifest
 from medsft.core.models.inspect import inspect_base
-from medsft.core.options import format_number
 from medsft.core.planning.base import sampled_fingerprint
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.sets import training_folder

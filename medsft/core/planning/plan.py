@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from medsft.core.config import NOT_PART_OF_A_RUN, RunConfig, from_mapping, to_mapping
-from medsft.core.config_check import check_names
+from medsft.core.config.check import check_names
+from medsft.core.config.run_config import NOT_PART_OF_A_RUN, RunConfig, from_mapping, to_mapping
 from medsft.core.files import sealed, unsealed
 from medsft.core.models.config import ModelConfig
 from medsft.core.models.run_folder import PLAN_NAME

@@ -11,12 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medsft.core.config import RunConfig
-from medsft.core.config_check import check, doubts
+from medsft.core.config.check import check, doubts
+from medsft.core.config.options import format_number
+from medsft.core.config.run_config import RunConfig
 from medsft.core.devices import Devices, assumed_devices, find_devices
 from medsft.core.models.inspect import BaseModel
 from medsft.core.models.run_folder import PLAN_NAME
-from medsft.core.options import format_number
 from medsft.core.planning.auto_layout import LayoutChoice, LayoutInputs, choose, sample_batches, sequential_batches
 from medsft.core.planning.base import find_base, ids_in_use, plan_base
 from medsft.core.planning.context import check_context, context_to_watch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 
 _LARGEST_EVAL_INTERVAL = 100
 """The original's."""

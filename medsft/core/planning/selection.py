@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized
 from medsft.core.data.dataset.subset import Subset, apply_truncation, refuse_unsupervised
 from medsft.core.planning.order import SampleOrder, hidden_split

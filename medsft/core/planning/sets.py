@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import is_validation_folder, open_tokenized, set_exists, validation_folder_of
 from medsft.core.data.dataset.findings import Survey, given_twice, survey
 from medsft.core.data.dataset.subset import Subset, cut_sentence

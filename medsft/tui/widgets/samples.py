@@ -12,7 +12,7 @@ from medsft.core.printable import printable
 from medsft.core.units import count, counted
 
 if TYPE_CHECKING:
-    from medsft.core.config import RunConfig
+    from medsft.core.config.run_config import RunConfig
     from medsft.core.data.dataset.samples import Sample
     from medsft.core.run.rundir import RunDir
 

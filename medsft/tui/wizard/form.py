@@ -8,9 +8,9 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsft.core.config import RunConfig, from_mapping
-from medsft.core.config_check import check
-from medsft.core.options import field_types, flag, format_number
+from medsft.core.config.check import check
+from medsft.core.config.options import field_types, flag, format_number
+from medsft.core.config.run_config import RunConfig, from_mapping
 from medsft.errors import ConfigError, Problem
 
 if TYPE_CHECKING:

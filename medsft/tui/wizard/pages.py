@@ -15,7 +15,7 @@ from textual.widget import Widget
 from textual.widgets import Button, Collapsible, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from medsft.core.config import command_line
+from medsft.core.config.run_config import command_line
 from medsft.tui.widgets.samples import show_samples
 from medsft.tui.widgets.text import put, shown
 from medsft.tui.widgets.textfield import TextField

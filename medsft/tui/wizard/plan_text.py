@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from medsft.core.config import RunConfig
-from medsft.core.options import format_number
+from medsft.core.config.options import format_number
+from medsft.core.config.run_config import RunConfig
 from medsft.core.text.plan import MEMORY_PARTS, Row, plan_rows
 from medsft.core.units import byte_size, count, counted, duration, short_count
 from medsft.errors import Problem

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from medsft.core.config import RunConfig, from_mapping
+from medsft.core.config.run_config import RunConfig, from_mapping
 from medsft.core.data.dataset.dataset import open_tokenized
 from medsft.core.engine.commands.export import export_run
 from medsft.core.planning.plan import RunPlan

@@ -23,8 +23,8 @@ from medsft.cli import train as cli_train
 from medsft.cli.app import app
 from medsft.cli.argv import normalise
 from medsft.cli.confirm import confirm_iterations
-from medsft.core.config import RunConfig, from_mapping
-from medsft.core.options import field_types
+from medsft.core.config.options import field_types
+from medsft.core.config.run_config import RunConfig, from_mapping
 from medsft.core.rehearsal import ITERATIONS
 from medsft.core.run.events import EventWriter
 from medsft.core.run.rundir import RunDir

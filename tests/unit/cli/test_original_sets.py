@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from medsft.cli.app import app
 from medsft.cli.argv import normalise
-from medsft.core.config import from_mapping
+from medsft.core.config.run_config import from_mapping
 from medsft.core.settings import load_settings
 from medsft.core.workflow import prepare
 from medsft.errors import ExitCode

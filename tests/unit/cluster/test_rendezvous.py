@@ -15,7 +15,7 @@ from medsft.core.cluster import connection, rendezvous
 from medsft.core.cluster.connection import Connection, Inbox, Server, connect, receive
 from medsft.core.cluster.membership import Membership
 from medsft.core.cluster.rendezvous import source_hash, start_node
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.planning.layout import Layout
 from medsft.core.run.launch import Launch
 from medsft.errors import ConfigError, DataError, ExitCode, LaunchError, MedsftError, MismatchError

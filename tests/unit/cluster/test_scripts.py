@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medsft.core.cluster.scripts import ADDR_PLACEHOLDER, node_commands, slurm_script
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 
 CONFIG = RunConfig(run_name="r", data=(Path("my data.jsonl"),), nodes=3, addr="n0", tp=2)
 

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from kept import GOLDEN
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.planning import base, planner
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan

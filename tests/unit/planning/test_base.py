@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.models.inspect import inspect_base
 from medsft.core.planning.base import plan_base, sampled_fingerprint

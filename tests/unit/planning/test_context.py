@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.models.config import from_hf_config
 from medsft.core.planning.planner import make_plan, replan
 from medsft.core.run.rundir import RunDir

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.models.config import ModelConfig, from_hf_config
 from medsft.core.planning.folders import (
     export_folder_name,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.models.config import ModelConfig
 from medsft.core.planning.layout import padded_model
 from medsft.core.planning.order import SampleOrder, deal_in_order, hidden_split

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.devices import Devices
 from medsft.core.models.config import from_hf_config
 from medsft.core.planning import planner

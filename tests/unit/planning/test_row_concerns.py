@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset import findings
 from medsft.core.planning import planner
 from medsft.core.planning.planner import make_plan, preview

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.planning.schedule import (
     epoch_ends,
     learning_rate,

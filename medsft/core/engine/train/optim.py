@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
-from medsft.core.config import RunConfig
+from medsft.core.config.run_config import RunConfig
 from medsft.core.engine.parallel.master_weights import MasterWeights, local_gradient
 from medsft.core.engine.parallel.mesh import Mesh
 

@@ -11,8 +11,8 @@ from kept import TEMPLATES
 from set_request import SetRequest
 from tiny_tokenizers import write_llama_3
 
-from medsft.core.config import from_mapping
-from medsft.core.config_check import check
+from medsft.core.config.check import check
+from medsft.core.config.run_config import from_mapping
 from medsft.core.data.dataset.manifest import differences, read_manifest
 from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.tokenizers import chat_template

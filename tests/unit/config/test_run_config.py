@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medsft.cli.argv import normalise
-from medsft.core.config import GROUPS, RunConfig, command_line, from_mapping, to_mapping
-from medsft.core.config_check import check
-from medsft.core.config_file import load_toml, save_toml
-from medsft.core.options import field_types
+from medsft.core.config.check import check
+from medsft.core.config.file import load_toml, save_toml
+from medsft.core.config.options import field_types
+from medsft.core.config.run_config import GROUPS, RunConfig, command_line, from_mapping, to_mapping
 from medsft.errors import ConfigError
 
 GOOD = RunConfig(run_name="pubmedqa")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from medsft.core.config import RunConfig
-from medsft.core.config_check import check, doubts
-from medsft.core.config_file import load_toml
+from medsft.core.config.check import check, doubts
+from medsft.core.config.file import load_toml
+from medsft.core.config.run_config import RunConfig
 from medsft.core.planning.folders import check_places
 from medsft.core.planning.sets import training_set_or_guess
 from medsft.errors import ConfigError

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from medsft.core.compat import COMPAT_RULES, CompatRules
-from medsft.core.config import RunConfig
+import medsft
+from medsft.core.config.compat import COMPAT_RULES, CompatRules
+from medsft.core.config.run_config import RunConfig
 
-PACKAGE = Path(__file__).parents[2] / "medsft"
+PACKAGE = Path(medsft.__file__).parent
 SOURCES = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py") if path.name != "compat.py"}
 RULES = [f.name for f in fields(CompatRules)]
 

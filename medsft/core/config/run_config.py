@@ -1,6 +1,6 @@
 """What a person asks for: `RunConfig`. Flags, wizard labels and TOML comments come from the one description here.
 
-A `RunConfig` is frozen and plain. `config_check` says what is wrong with its values.
+A `RunConfig` is frozen and plain. `check` says what is wrong with its values.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from medsft.core.compat import COMPAT_RULES, CompatRules
-from medsft.core.options import converted, flag, format_number, option, plain
+from medsft.core.config.compat import COMPAT_RULES, CompatRules
+from medsft.core.config.options import converted, flag, format_number, option, plain
 
 GROUPS = {
     "base": "Base model",

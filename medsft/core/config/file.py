@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from medsft.core.config import GROUPS, RunConfig, from_mapping, to_mapping
+from medsft.core.config.run_config import GROUPS, RunConfig, from_mapping, to_mapping
 from medsft.core.disk import writing
 from medsft.core.files import write_atomically
 from medsft.core.other_tools import did_you_mean

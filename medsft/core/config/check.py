@@ -6,8 +6,8 @@ import math
 import re
 from datetime import date
 
-from medsft.core.config import RunConfig
-from medsft.core.options import check_ranges, flag
+from medsft.core.config.options import check_ranges, flag
+from medsft.core.config.run_config import RunConfig
 from medsft.errors import Problem
 
 
