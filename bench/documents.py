@@ -2,7 +2,7 @@
 
 Characters of 500 rows of PubMedQA: questions with their contexts are log-normal around 1,400 (sigma 0.26), answers around 270
 (sigma 0.39). The words mean nothing; the number of tokens is all that the time of a training step depends on. The time of
-tokenising depends on how often a word is new: `write_varied` makes that as in PubMedQA, too.
+tokenizing depends on how often a word is new: `write_varied` makes that as in PubMedQA, too.
 """
 
 from __future__ import annotations

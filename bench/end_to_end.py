@@ -1,4 +1,4 @@
-"""Everything around the training step: tokenising, planning, starting, saving, and how soon a person sees something."""
+"""Everything around the training step: tokenizing, planning, starting, saving, and how soon a person sees something."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import medsft
-from bench import documents, peer_tokenising, screens, starting
+from bench import documents, peer_tokenizing, screens, starting
 from bench.runs import CHECKPOINT, SIZE, unpack_base
 from bench.table import print_table, say
 from medsft.core.data.dataset.dataset import role_prefix, text_prefix
@@ -22,7 +22,7 @@ from medsft.core.data.dataset.indexed import IndexedWriter
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.planning.order import SampleOrder
 
-_TOKENISED_ROWS = 100_000
+_TOKENIZED_ROWS = 100_000
 _MILLION = 1_000_000
 
 
@@ -31,38 +31,38 @@ def measure(work: Path) -> dict[str, Any]:
     base = unpack_base(work / "base")
     figures = screens.measure(work)
     figures |= million(base, work)
-    figures |= tokenising(base, work)
+    figures |= tokenizing(base, work)
     figures |= starting.measure(base, work)
     print_table("Around the step", [{"what": name, "value": f"{value:.3g}"} for name, value in figures.items()])
     return figures
 
 
-def tokenising(base: Path, work: Path) -> dict[str, float]:
+def tokenizing(base: Path, work: Path) -> dict[str, float]:
     """Rates per core with all cores at work, in turns with what the same texts take otherwise; megabytes are the JSONL's."""
-    rows = documents.write_varied(work / f"varied-{_TOKENISED_ROWS}.jsonl", _TOKENISED_ROWS)
-    figures = _rates("Hugging Face tokenizer", rows, base, work, {"tokenizers alone": peer_tokenising.tokenizers(base)})
+    rows = documents.write_varied(work / f"varied-{_TOKENIZED_ROWS}.jsonl", _TOKENIZED_ROWS)
+    figures = _rates("Hugging Face tokenizer", rows, base, work, {"tokenizers alone": peer_tokenizing.tokenizers(base)})
     model = sentence_piece()
     if model is None:
         say("SentencePiece: no model found (mistral-common ships one); not measured.")
     else:
         peers = {
-            "sentencepiece alone": peer_tokenising.sentence_piece(model),
-            "the original's way": peer_tokenising.original(model, work / "original"),
+            "sentencepiece alone": peer_tokenizing.sentence_piece(model),
+            "the original's way": peer_tokenizing.original(model, work / "original"),
         }
         figures |= _rates("SentencePiece", rows, model, work, peers)
-    shutil.rmtree(work / "tokenising")
+    shutil.rmtree(work / "tokenizing")
     return figures
 
 
 def _rates(name: str, rows: Path, tokenizer: Path, work: Path, peers: Mapping[str, Callable[[Path], None]]) -> dict[str, float]:
     """Three turns, each program once in each; medians."""
     spec = medsft.TokenizeSpec(data=(rows,), tokenizer=tokenizer)
-    folder = work / "tokenising" / "rows"
+    folder = work / "tokenizing" / "rows"
     runs: dict[str, Callable[[], object]] = {"": lambda: medsft.tokenize(spec, folder, retokenize=True)}
     runs |= {peer: partial(run, rows) for peer, run in peers.items()}
     turns = [{run: _seconds(runs[run]) for run in runs} for _ in range(3)]
-    ours = statistics.median(turn[""] for turn in turns) * peer_tokenising.CORES
-    figures = {f"{name}, documents/s a core": _TOKENISED_ROWS / ours, f"{name}, MB/s a core": rows.stat().st_size / ours / 1e6}
+    ours = statistics.median(turn[""] for turn in turns) * peer_tokenizing.CORES
+    figures = {f"{name}, documents/s a core": _TOKENIZED_ROWS / ours, f"{name}, MB/s a core": rows.stat().st_size / ours / 1e6}
     for peer in peers:
         figures[f"{name}, times {peer}"] = statistics.median(turn[peer] / turn[""] for turn in turns)
     return figures

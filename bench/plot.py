@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 _LABELS, _BARS, _ROW = 130, 420, 34
-_COLOURS = {"medsft": "#2a7f62", "trl": "#8a8f98"}
+_COLORS = {"medsft": "#2a7f62", "trl": "#8a8f98"}
 
 
 def write_bars(path: Path, title: str, series: Mapping[tuple[str, str], Sequence[float]]) -> None:
@@ -24,8 +24,8 @@ def write_bars(path: Path, title: str, series: Mapping[tuple[str, str], Sequence
 def _bar(index: int, key: tuple[str, str], values: Sequence[float], most: float) -> str:
     top, middle = _ROW * (index + 1), statistics.median(values)
     low, mid, high = (_LABELS + _BARS * value / most for value in (min(values), middle, max(values)))
-    colour = _COLOURS.get(key[0], "#4a6fa5")
-    bar = f'<rect x="{_LABELS}" y="{top}" width="{mid - _LABELS:.1f}" height="22" fill="{colour}"/>'
+    color = _COLORS.get(key[0], "#4a6fa5")
+    bar = f'<rect x="{_LABELS}" y="{top}" width="{mid - _LABELS:.1f}" height="22" fill="{color}"/>'
     spread = f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{top + 11}" y2="{top + 11}" stroke="black"/>'
     return bar + spread + _text(10, top + 16, " ".join(key)) + _text(high + 8, top + 16, f"{middle:.0f}")
 

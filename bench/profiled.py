@@ -34,7 +34,7 @@ _GROUPS = {
     "attention": ("_TiledAttention", "aten::_scaled_dot_product"),
     "norms, SwiGLU, rotation": ("_RMSNorm", "_SwiGLU", "_Rotate"),
     "loss, without its products": ("_WeightedNLL",),
-    "optimiser": ("Optimizer.", "aten::_fused_adam", "aten::_foreach"),
+    "optimizer": ("Optimizer.", "aten::_fused_adam", "aten::_foreach"),
     "communication": ("gloo:", "c10d::", "nccl:", "_c10d_functional::"),
 }
 """Names of the profiler's events begin so; what none of these fits is the rest."""

@@ -63,7 +63,7 @@ def unpack_base(folder: Path) -> Path:
 
 
 def plan_of(job: Job, work: Path, **changes: Any) -> medsft.RunPlan:
-    """Tokenise and plan `job`; `changes` are options of the run."""
+    """Tokenize and plan `job`; `changes` are options of the run."""
     settings_file = work / "medsft.toml"
     settings_file.write_text(f"[checkpoints.{CHECKPOINT}]\n{SIZE} = {json.dumps(str(job.base.resolve()))}\n", encoding="utf-8")
     config = medsft.RunConfig(

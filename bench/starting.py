@@ -27,7 +27,7 @@ def measure(base: Path, work: Path) -> dict[str, float]:
 
 
 def _start_and_resume(job: Job, work: Path) -> tuple[float, float]:
-    """Planned and tokenised before; stopped, with a checkpoint, after a few steps."""
+    """Planned and tokenized before; stopped, with a checkpoint, after a few steps."""
     plan = plan_of(job, work, save_interval=3)
     try:
         return _until_first_step(plan, stop=True), _until_first_step(plan, stop=False)

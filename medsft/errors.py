@@ -22,7 +22,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """A flag, a configuration file or an entry of medsft.toml is wrong."""
     DATA = 3
-    """The JSONL files or the tokenised set are wrong."""
+    """The JSONL files or the tokenized set are wrong."""
     MISMATCH = 4
     """A plan, a checkpoint or a base model is not the one that belongs here."""
     LAUNCH = 5
@@ -96,7 +96,7 @@ class ConfigError(MedsftError):
 
 
 class DataError(MedsftError):
-    """Input rows or a tokenised set that cannot be used."""
+    """Input rows or a tokenized set that cannot be used."""
 
     exit_code = ExitCode.DATA
 

@@ -165,7 +165,7 @@ def config_in(folder: Path) -> tuple[RunConfig, Settings]:
 
 
 def plan_of(config: RunConfig, settings: Settings, **changes: Any) -> RunPlan:
-    """The plan of a config with some values changed, its sets tokenised."""
+    """The plan of a config with some values changed, its sets tokenized."""
     return prepare(from_mapping(changes, base=config), settings)
 
 

@@ -10,12 +10,12 @@ from medsft.core.files import at_home
 MULTI_VALUED = frozenset({"--data", "--val"})
 
 
-def normalise(arguments: Sequence[str]) -> list[str]:
+def normalize(arguments: Sequence[str]) -> list[str]:
     """Return arguments for the parser: `--loss-mask` as `--loss_mask`, `--data a b` as `--data a --data b`.
 
     Other values, and everything after a bare `--`, stay as they are, but for a `~/` that no shell has written out.
     """
-    return [_at_home(argument) for argument in _normalised(list(arguments))]
+    return [_at_home(argument) for argument in _normalized(list(arguments))]
 
 
 def _at_home(argument: str) -> str:
@@ -24,7 +24,7 @@ def _at_home(argument: str) -> str:
     return f"{name}{equals}{at_home(Path(value))}" if value.startswith("~/") else argument
 
 
-def _normalised(arguments: list[str]) -> Iterator[str]:
+def _normalized(arguments: list[str]) -> Iterator[str]:
     flag = ""
     for argument, following in zip(arguments, [*arguments[1:], "-"], strict=False):
         if argument == "--":
@@ -42,7 +42,7 @@ def _normalised(arguments: list[str]) -> Iterator[str]:
 
 
 def unknown_flags(arguments: Sequence[str], takes_value: Mapping[str, bool]) -> list[str]:
-    """Return the long flags among normalised arguments that are not in `takes_value`, each once.
+    """Return the long flags among normalized arguments that are not in `takes_value`, each once.
 
     That tells of each known flag whether the argument after it is its value, which may look like a flag.
     """

@@ -20,7 +20,7 @@ _UNWRAPPED = 10_000
 
 
 def result_console() -> Console:
-    """Return a console on standard output; when that is no terminal, without colours, and nothing is wrapped."""
+    """Return a console on standard output; when that is no terminal, without colors, and nothing is wrapped."""
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _UNWRAPPED)

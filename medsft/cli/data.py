@@ -141,7 +141,7 @@ def _sample_record(sample: Sample, config: RunConfig) -> dict[str, Any]:
 
 
 def _print_sample(sample: Sample, config: RunConfig) -> None:
-    """Print a document part by part. Weight and role are words first, so that nothing depends on colours."""
+    """Print a document part by part. Weight and role are words first, so that nothing depends on colors."""
     from rich.text import Text
 
     from medsft.core.printable import printable

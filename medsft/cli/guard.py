@@ -1,4 +1,4 @@
-"""Between the commands and a person: arguments are normalised on the way in, errors become messages on the way out."""
+"""Between the commands and a person: arguments are normalized on the way in, errors become messages on the way out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from medsft.cli import console
-from medsft.cli.argv import normalise, unknown_flags
+from medsft.cli.argv import normalize, unknown_flags
 from medsft.core.disk import trouble
 from medsft.core.other_tools import did_you_mean, suggestion
 from medsft.core.printable import printable
@@ -55,7 +55,7 @@ class Guard(Group):
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]
         """Run the command of these arguments (default: the process's) and end with `SystemExit` and its exit code."""
-        arguments = normalise(sys.argv[1:] if args is None else args)
+        arguments = normalize(sys.argv[1:] if args is None else args)
         debug = "--debug" in arguments
         try:
             _refuse_unknown_flags(self, [argument for argument in arguments if argument != "--debug"])

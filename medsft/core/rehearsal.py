@@ -118,7 +118,7 @@ def rehearse(
     at: Sequence[Mapping[str, int]] = (),
     on_status: Callable[[str], None] = lambda _: None,
 ) -> Rehearsal:
-    """Rehearse a run whose sets are tokenised, keep the result beside its plan, and return it.
+    """Rehearse a run whose sets are tokenized, keep the result beside its plan, and return it.
 
     `at` are changes of levels (`tp`, `pp`, ...) to resume with. `on_status` gets a line for each stage.
     Raises what `make_plan` raises, and the error of a rehearsal run that fails.

@@ -38,7 +38,7 @@ from medsft.errors import AlreadyFinishedError, ConfigError, MismatchError
 def tokenize_sets(
     config: RunConfig, settings: Settings, *, tokenizer: Path | None = None, progress: ProgressCallback | None = None
 ) -> None:
-    """Make or check the tokenised sets of a run: `RUN_NAME`, and `RUN_NAME-val` when there is validation data or that set.
+    """Make or check the tokenized sets of a run: `RUN_NAME`, and `RUN_NAME-val` when there is validation data or that set.
 
     With `tokenizer` no base model is needed. Raises `ConfigError`, `DataError` or `MismatchError`.
     """

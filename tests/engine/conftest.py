@@ -58,8 +58,8 @@ class Variant:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                centre = 1.0 if name.endswith("norm.weight") else 0.0
-                parameter.copy_(centre + 0.3 * torch.randn(parameter.shape, generator=generator))
+                center = 1.0 if name.endswith("norm.weight") else 0.0
+                parameter.copy_(center + 0.3 * torch.randn(parameter.shape, generator=generator))
         return model
 
 

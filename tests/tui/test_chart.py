@@ -44,7 +44,7 @@ def test_a_line_falls_from_left_to_right():
     assert not chart.rows[0][9]
 
 
-def test_signs_tell_series_apart_without_colour():
+def test_signs_tell_series_apart_without_color():
     x = list(range(100))
     chart = draw([Series("a", x, x), Series("b", x, x[::-1], "o")], 40, 10)
     assert any("o" in row for row in text(chart))

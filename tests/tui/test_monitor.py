@@ -41,7 +41,7 @@ async def test_each_state_can_be_read_in_the_light_theme(state, monitor, until, 
         await same_as_before(pilot, f"monitor-{state}-light-80x24")
 
 
-async def test_without_colour_a_state_is_still_told(monitor, until, same_as_before, monkeypatch):
+async def test_without_color_a_state_is_still_told(monitor, until, same_as_before, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     app = monitor("failed")
     async with app.run_test(size=(80, 24)) as pilot:

@@ -114,7 +114,7 @@ async def test_a_problem_stands_beside_its_field_and_in_the_list(drafted, until)
         assert app.screen.check_action("want", ("start",)) is None
 
 
-async def test_tokenising_shows_what_would_be_cut_and_the_remedy_is_one_key(drafted, until):
+async def test_tokenizing_shows_what_would_be_cut_and_the_remedy_is_one_key(drafted, until):
     app = drafted()
     async with app.run_test(size=(80, 40)) as pilot:
         await chosen(app, pilot, until)
@@ -146,7 +146,7 @@ async def test_samples_are_shown_as_the_model_reads_them(drafted, until):
         assert "tokens, trained on" in shown
 
 
-async def test_starting_tokenises_starts_and_watches(drafted, until, monkeypatch):
+async def test_starting_tokenizes_starts_and_watches(drafted, until, monkeypatch):
     def start(plan):
         run = RunDir(Path(plan.run_dir))
         run.create(plan.to_json())
@@ -164,7 +164,7 @@ async def test_starting_tokenises_starts_and_watches(drafted, until, monkeypatch
         await until(pilot, lambda: not isinstance(app.screen, MonitorScreen))
 
 
-async def test_a_number_that_tokenising_changed_is_confirmed_again(drafted, until, monkeypatch, project):
+async def test_a_number_that_tokenizing_changed_is_confirmed_again(drafted, until, monkeypatch, project):
     monkeypatch.setattr(rendezvous, "start", lambda plan: pytest.fail("must not start"))
     monkeypatch.setattr(findings, "SURVEYED_ROWS", 100)  # the outlook does not get as far as the rows that are skipped
     with (project / "clinic" / "train.jsonl").open("a") as rows:

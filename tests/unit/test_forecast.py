@@ -25,7 +25,7 @@ from medsft.tui.wizard import backend, plan_text
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A project with tokenised sets; weights are not looked into."""
+    """A project with tokenized sets; weights are not looked into."""
     monkeypatch.setattr(planner, "find_devices", lambda: tiny.LAPTOP)
     monkeypatch.chdir(tmp_path)
     config, settings = tiny.plannable(Path(), global_batch=8)

@@ -69,7 +69,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.stderr
 
 
-def test_a_misspelt_command_is_named_with_the_one_that_was_meant() -> None:
+def test_a_misspelled_command_is_named_with_the_one_that_was_meant() -> None:
     code, text = invoke("wacth", "triage")
     assert code == ExitCode.USAGE
     assert "wacth: `medsft` has no such command\n    Did you mean `watch`?" in text

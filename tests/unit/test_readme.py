@@ -18,7 +18,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from medsft.cli.app import app
-from medsft.cli.argv import normalise
+from medsft.cli.argv import normalize
 from medsft.core.config.check import check
 from medsft.core.config.file import load_toml
 from medsft.core.config.options import field_types
@@ -46,7 +46,7 @@ def command_lines() -> list[list[str]]:
 def parsed(words: list[str]) -> dict[str, Any]:
     """Return the values of the innermost command, parsed as the command line does and not run. Raises for a wrong flag."""
     command: Any = get_command(app)
-    name, context, rest = "medsft", None, normalise(words)
+    name, context, rest = "medsft", None, normalize(words)
     while True:
         context = command.make_context(name, rest, parent=context)
         if not hasattr(command, "commands"):

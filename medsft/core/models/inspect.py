@@ -56,7 +56,7 @@ def inspect_base(path: Path, iteration: int | None = None) -> BaseModel:
 
     `iteration` picks `iter_N` or `checkpoint-N` inside; None takes the latest that is complete.
     Raises `MismatchError` for a path that is none of the known kinds, is incomplete or damaged, lacks that iteration, or is a
-    model that cannot be fine-tuned here: of another family, quantised, or with weights that its description has no place for.
+    model that cannot be fine-tuned here: of another family, quantized, or with weights that its description has no place for.
     """
     try:
         return _inspect(path, iteration)

@@ -39,7 +39,7 @@ _PAIRS = ("t5", "mt5", "umt5", "bart", "mbart", "pegasus", "marian", "m2m_100", 
 def check_kind(values: Values) -> str:
     """Return the family (`model_type`) of a causal language model whose weights are plain numbers.
 
-    Raises `MismatchError` for any other model, saying what it is: of another family, quantised, or with another head.
+    Raises `MismatchError` for any other model, saying what it is: of another family, quantized, or with another head.
     """
     family = values.text("model_type")
     if family not in FAMILIES:
@@ -49,7 +49,7 @@ def check_kind(values: Values) -> str:
             f"{values.where}: model family `{plain(family)}` is not supported{what}.",
             hint=f"Supported values of model_type: {known}.",
         )
-    _refuse_quantised(values)
+    _refuse_quantized(values)
     _refuse_other_heads(values)
     return family
 
@@ -66,7 +66,7 @@ def _other_kind(values: Values, family: str) -> str:
     return ""
 
 
-def _refuse_quantised(values: Values) -> None:
+def _refuse_quantized(values: Values) -> None:
     for name in ("quantization_config", "compression_config"):
         config = values.inner(name)
         if not config.raw:
@@ -75,7 +75,7 @@ def _refuse_quantised(values: Values) -> None:
         if not isinstance(method, str):
             method = "bitsandbytes" if any(key.startswith(("load_in_", "bnb_")) for key in config.raw) else "method not named"
         raise MismatchError(
-            f"{values.where}: a quantised model ({name}: {plain(method)}). Fine-tuning needs bf16, fp16 or fp32.",
+            f"{values.where}: a quantized model ({name}: {plain(method)}). Fine-tuning needs bf16, fp16 or fp32.",
             hint="Use the model that it was made from. If its weights are plain again, as after merging an adapter, take "
             f"{name} out of the file.",
         )

@@ -23,7 +23,7 @@ from medsft.core.models.checked_json import plain, refuse_pointer
 from medsft.errors import MismatchError
 
 _LARGEST_PICKLE = 64 * 2**20
-"""Bytes unpacked. That of a 70B rank with its optimiser has some 300 kB: descriptions of tensors, and the arguments."""
+"""Bytes unpacked. That of a 70B rank with its optimizer has some 300 kB: descriptions of tensors, and the arguments."""
 _LARGEST_DIRECTORY = 32 * 2**20
 """Bytes of a zip's list of its files: room for some 300,000, where a checkpoint has one for each tensor."""
 

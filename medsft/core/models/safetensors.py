@@ -1,7 +1,7 @@
 """The head of a safetensors file, without torch: which tensors it holds, of which kind and shape, and where they lie.
 
 The format (https://huggingface.co/docs/safetensors): the length of a JSON text as uint64, the JSON, the tensors. The head says
-where each tensor ends, so a file that was cut is recognised without reading it.
+where each tensor ends, so a file that was cut is recognized without reading it.
 """
 
 from __future__ import annotations

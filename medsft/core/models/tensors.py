@@ -20,7 +20,7 @@ _HARMLESS = re.compile(
     r"|(.*\.)?(attn|self_attn)\.(masked_bias|causal_mask)"  # a triangle of ones, as old versions saved it
     r"|.*\._extra_state"
 )
-_QUANTISED = re.compile(
+_QUANTIZED = re.compile(
     r".*\.(qweight|qzeros|g_idx|scales|weight_scale|weight_scale_inv|weight_packed|weight_shape|input_scale|weight_zero_point"
     r"|absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format|quant_state\..*)"
     r"|.*\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*)"
@@ -57,12 +57,12 @@ def _other_names(found: Iterable[str]) -> str:
     return f"Names in its files {how}: they were saved from another class. Load and save them as a causal language model."
 
 
-def refuse_quantised_names(names: Iterable[str], *, where: str) -> None:
-    """Raise `MismatchError` when the tensors are those of a quantised model, whatever its `config.json` says."""
-    name = next((name for name in names if _QUANTISED.fullmatch(name)), None)
+def refuse_quantized_names(names: Iterable[str], *, where: str) -> None:
+    """Raise `MismatchError` when the tensors are those of a quantized model, whatever its `config.json` says."""
+    name = next((name for name in names if _QUANTIZED.fullmatch(name)), None)
     if name is not None:
         raise MismatchError(
-            f"{where}: a quantised model: it holds {shown(name)}. Fine-tuning needs its weights in bf16, fp16 or fp32.",
+            f"{where}: a quantized model: it holds {shown(name)}. Fine-tuning needs its weights in bf16, fp16 or fp32.",
             hint="Use the model that it was made from.",
         )
 

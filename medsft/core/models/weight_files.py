@@ -11,7 +11,7 @@ from medsft.core.models import pickles
 from medsft.core.models.checked_json import not_a_file, plain, read_object, refuse_pointer, shown
 from medsft.core.models.config import ModelConfig
 from medsft.core.models.safetensors import BITS, StoredTensor, read_header
-from medsft.core.models.tensors import EMBEDDING, OUTPUT, check_complete, check_left_over, refuse_quantised_names
+from medsft.core.models.tensors import EMBEDDING, OUTPUT, check_complete, check_left_over, refuse_quantized_names
 from medsft.errors import MismatchError
 
 STEMS = ("model.safetensors", "pytorch_model.bin")
@@ -51,19 +51,19 @@ def find_weight_files(folder: Path) -> list[Path]:
 def look_at_weights(files: Iterable[Path], config: ModelConfig, *, where: str) -> tuple[str, ...]:
     """Check that files hold the weights of a model, as plain numbers and whole; return what they hold beside it, as warnings.
 
-    Raises `MismatchError`, naming the file or the tensor, for what is cut, damaged, quantised, missing, of another shape, or
+    Raises `MismatchError`, naming the file or the tensor, for what is cut, damaged, quantized, missing, of another shape, or
     left out though it changes what the model computes.
     """
     found: dict[str, StoredTensor] = {}
     for path in files:
         found |= read_header(path) if path.suffix == ".safetensors" else _described(path)
-    refuse_quantised_names(found, where=where)
+    refuse_quantized_names(found, where=where)
     shapes = {name: tensor.shape for name, tensor in found.items()}
     wanted = [name for name, _ in config.parameter_shapes()]
     other = next((found[name] for name in wanted if name in found and found[name].dtype not in _PLAIN), None)
     if other is not None:
         raise MismatchError(
-            f"{other.file}: holds weights as {plain(other.dtype)}: a quantised model. Fine-tuning needs bf16, fp16 or fp32.",
+            f"{other.file}: holds weights as {plain(other.dtype)}: a quantized model. Fine-tuning needs bf16, fp16 or fp32.",
             hint="Use the model that it was made from.",
         )
     check_complete(config, shapes, where=where)

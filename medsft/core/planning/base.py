@@ -39,7 +39,7 @@ def plan_base(
 ) -> tuple[BasePlan, tuple[str, ...]]:
     """Return the base model with the tokens that the template adds, and what a person should know about the template.
 
-    `in_use` are ids of tokens in the documents, as far as they were looked at; None before anything is tokenised.
+    `in_use` are ids of tokens in the documents, as far as they were looked at; None before anything is tokenized.
     Raises `MismatchError` when the model cannot be told, has weights but no tokenizer, or the tokenizer of another model.
     """
     if base.config is None:
@@ -102,7 +102,7 @@ def _in_the_padding(tokenizer: Tokenizer, rows: int) -> dict[str, int]:
 def _controlling(
     opened: OpenedTokenizer, in_use: frozenset[int] | None, rows: int, reused: Mapping[str, int]
 ) -> dict[str, int]:
-    """Return the control tokens that the documents hold, with their rows: the template's own before anything is tokenised."""
+    """Return the control tokens that the documents hold, with their rows: the template's own before anything is tokenized."""
     wanted = {opened.stop_id, *(opened.tokenizer.special_ids.get(token) for token in opened.template.special_tokens)}
     used = wanted if in_use is None else in_use
     return {
@@ -113,7 +113,7 @@ def _controlling(
 
 
 def ids_in_use(folder: Path) -> frozenset[int]:
-    """Return the ids in the first documents of a tokenised set: a template writes its control tokens into each.
+    """Return the ids in the first documents of a tokenized set: a template writes its control tokens into each.
 
     Raises `DataError` as `open_tokenized` does.
     """

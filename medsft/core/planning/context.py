@@ -28,7 +28,7 @@ def check_context(config: RunConfig, model: ModelConfig, train: PlannedSet, val:
 
 
 def context_to_watch(config: RunConfig, model: ModelConfig, train: PlannedSet) -> list[str]:
-    """Return a warning where documents that are not tokenised yet could be longer than the model's context."""
+    """Return a warning where documents that are not tokenized yet could be longer than the model's context."""
     if train.exact or config.seq <= model.context:
         return []
     return [

@@ -12,7 +12,7 @@ from medsft.errors import Problem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Levels of the three kinds of parallelism. Tensor ranks are neighbours, then data, then pipeline.
+    """Levels of the three kinds of parallelism. Tensor ranks are neighbors, then data, then pipeline.
 
     rank = (pp_rank * dp + dp_rank) * tp + tp_rank, the order of Megatron.
     """

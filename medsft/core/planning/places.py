@@ -99,7 +99,7 @@ def find_base_again(plan: RunPlan, run_dir: Path) -> CheckpointEntry:
 
 
 def find_sets_again(plan: RunPlan, run_dir: Path) -> Path:
-    """Return the folder of the tokenised sets of a plan as it is now; the recorded one where the set is not found."""
+    """Return the folder of the tokenized sets of a plan as it is now; the recorded one where the set is not found."""
     candidates: Iterable[Path] = (*_beside(plan.train.folder, plan, run_dir), training_folder(plan.config).absolute())
     return next(filter(_has(plan.train.fingerprint), candidates), Path(plan.train.folder)).parent
 

@@ -129,7 +129,7 @@ class RunPlan:
     warnings: tuple[str, ...]
 
     def set_folders(self) -> tuple[Path, ...]:
-        """Return where the tokenised sets are that the run reads."""
+        """Return where the tokenized sets are that the run reads."""
         return tuple(dict.fromkeys(Path(part.folder) for part in (self.train, self.val) if part is not None))
 
     @property

@@ -1,4 +1,4 @@
-"""Makes the plan: looks at the base model, the tokenised sets, the devices and the disk, and decides what is left to decide.
+"""Makes the plan: looks at the base model, the tokenized sets, the devices and the disk, and decides what is left to decide.
 
 `make_plan` is for a run about to start, or with `ahead` for a look at one, and raises on what is wrong. `preview` is for a
 form that is still being filled in: it returns what is wrong beside what can be planned.
@@ -46,7 +46,7 @@ class Preview:
     problems: tuple[Problem, ...]
     plan: RunPlan | None
     exact: bool
-    """Whether documents were counted in a tokenised set, not estimated from the JSONL."""
+    """Whether documents were counted in a tokenized set, not estimated from the JSONL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class _Found:
 
 
 def make_plan(config: RunConfig, settings: Settings, *, ahead: bool = False, resumed: RunPlan | None = None) -> RunPlan:
-    """Decide the run. The sets must have been tokenised, and the base model's weights be there.
+    """Decide the run. The sets must have been tokenized, and the base model's weights be there.
 
     A run that exists, `resumed` or the one in the run's folder, keeps what was derived from the same values: its iterations,
     the documents of one, and where it validates. Another version may derive them otherwise.

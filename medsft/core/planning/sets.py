@@ -29,7 +29,7 @@ from medsft.core.units import count
 from medsft.errors import ConfigError, DataError, Problem
 
 _BYTES_PER_TOKEN = 4.0
-"""Of English text, for estimates before anything is tokenised."""
+"""Of English text, for estimates before anything is tokenized."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +57,12 @@ def keys_of(config: RunConfig) -> Keys:
 
 
 def training_folder(config: RunConfig) -> Path:
-    """Return where the tokenised training set of a run lies."""
+    """Return where the tokenized training set of a run lies."""
     return Path(config.tokenized_data_dir) / config.run_name
 
 
 def validation_folder(config: RunConfig) -> Path:
-    """Return where the tokenised validation set of a run lies, when it has one."""
+    """Return where the tokenized validation set of a run lies, when it has one."""
     return validation_folder_of(training_folder(config))
 
 
@@ -74,7 +74,7 @@ def list_sets(folder: Path) -> tuple[str, ...]:
 
 
 def training_set(config: RunConfig) -> PlannedSet:
-    """Return the tokenised training set. Raises `DataError` when it is missing, damaged, or would be truncated."""
+    """Return the tokenized training set. Raises `DataError` when it is missing, damaged, or would be truncated."""
     return _training_set(config, has_validation=set_exists(validation_folder(config)))
 
 
@@ -87,16 +87,16 @@ def validation_set(config: RunConfig) -> PlannedSet | None:
     """Return what the run validates on, or None when there is nothing. Raises `DataError` as `training_set` does."""
     if set_exists(validation_folder(config)):
         return _planned(select_validation(config, open_tokenized(validation_folder(config))), config, "--val")
-    if config.val or not set_exists(training_folder(config)):  # not tokenised yet
+    if config.val or not set_exists(training_folder(config)):  # not tokenized yet
         return None
     withheld = withheld_validation(config, open_tokenized(training_folder(config)))
     return replace(_planned(withheld, config, "--data"), remarks=()) if withheld else None
 
 
 def training_set_or_guess(config: RunConfig) -> PlannedSet:
-    """Return the training set, guessed from the JSONL while it is not tokenised.
+    """Return the training set, guessed from the JSONL while it is not tokenized.
 
-    Raises `DataError` as `training_set` does and for rows and files that tokenising would refuse, as far as the first rows
+    Raises `DataError` as `training_set` does and for rows and files that tokenizing would refuse, as far as the first rows
     show; `ConfigError` when there is nothing to look at.
     """
     has_validation = bool(config.val or (config.run_name and set_exists(validation_folder(config))))
@@ -118,14 +118,14 @@ def _instead_of_files(config: RunConfig) -> str:
 
 
 def validation_set_or_guess(config: RunConfig) -> PlannedSet | None:
-    """Return the validation set, guessed from the JSONL while it is not tokenised; None where there is none.
+    """Return the validation set, guessed from the JSONL while it is not tokenized; None where there is none.
 
     Raises `DataError` as `training_set_or_guess` does.
     """
-    tokenised = config.run_name and set_exists(validation_folder(config)) and not config.retokenize
-    if tokenised:
+    tokenized = config.run_name and set_exists(validation_folder(config)) and not config.retokenize
+    if tokenized:
         _refuse_stale(config, validation_folder(config), config.val, "--val")
-    if tokenised or not config.val:
+    if tokenized or not config.val:
         return validation_set(config) if config.run_name else None
     return _guess(config, config.val, validation_folder(config), "--val", has_validation=True)
 
@@ -160,7 +160,7 @@ def _stats(folder: Path, fingerprint: str, subset: Subset) -> DatasetStats:
 def _guess(config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *, has_validation: bool) -> PlannedSet:
     """Count rows, and take bytes for tokens at a usual rate. Good enough to plan a form by, never to start from.
 
-    The first rows of each file are read as tokenising reads them, so that a plan refuses what tokenising would refuse.
+    The first rows of each file are read as tokenizing reads them, so that a plan refuses what tokenizing would refuse.
     """
     keys = keys_of(config)
     seen = survey(files, keys)
@@ -186,7 +186,7 @@ def _guess(config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *,
 
 
 def _refuse_stale(config: RunConfig, folder: Path, files: Sequence[Path], flag: str) -> None:
-    """Raise `DataError` for a set that tokenising would refuse, as far as keys and sizes show without reading the files."""
+    """Raise `DataError` for a set that tokenizing would refuse, as far as keys and sizes show without reading the files."""
     refuse_unreadable(files)
     recipe = open_tokenized(folder).manifest.recipe
     if not files or (recipe is None and config.trust_cache):
@@ -195,8 +195,8 @@ def _refuse_stale(config: RunConfig, folder: Path, files: Sequence[Path], flag: 
     sizes = [path.stat().st_size for path in files]
     if recipe is None or recipe.keys != wanted or [file.bytes for file in recipe.inputs] != sizes:
         raise DataError(
-            f"{flag}: the tokenised set in {folder} was made of other files or keys than these",
-            hint="tokenise again with --retokenize, or choose another --run_name",
+            f"{flag}: the tokenized set in {folder} was made of other files or keys than these",
+            hint="tokenize again with --retokenize, or choose another --run_name",
         )
 
 

@@ -1,4 +1,4 @@
-"""Whether files are as they were written: of a checkpoint, a tokenised set, a finished model. Without torch.
+"""Whether files are as they were written: of a checkpoint, a tokenized set, a finished model. Without torch.
 
 Their sizes and hashes must be those of their manifest; where a set's manifest holds none, its files must agree.
 
@@ -48,7 +48,7 @@ def find_good(run: RunDir) -> tuple[int | None, list[str]]:
 
 
 def hash_ahead(run: RunDir, sets: Sequence[Path] = ()) -> None:
-    """Begin to hash the latest checkpoint and the tokenised sets, for a `find_good` and a `set_damage` that come later."""
+    """Begin to hash the latest checkpoint and the tokenized sets, for a `find_good` and a `set_damage` that come later."""
     for folder in sets:
         with suppress(MedsftError, *UNREADABLE_MANIFEST):
             _begin(folder, _recorded_of_set(folder))
@@ -71,7 +71,7 @@ def damage(path: Path) -> str | None:
 
 
 def set_damage(folder: Path) -> str | None:
-    """Return what is wrong with the files of a tokenised set, or None. Reads all of them.
+    """Return what is wrong with the files of a tokenized set, or None. Reads all of them.
 
     Raises `DataError` where `open_tokenized` does.
     """

@@ -13,7 +13,7 @@ _STAGES = {
     "wait": "waiting for another process",
     "hash": "reading the files",
     "check": "checking rows",
-    "tokenise": "tokenizing",
+    "tokenize": "tokenizing",
 }
 
 

@@ -22,7 +22,7 @@ SIGNS = ("", "o", "x", "+", "*", "#", "@", "%")
 class CompareScreen(Screen[None]):
     """Training or validation loss of some runs over their iterations."""
 
-    HELP = "The loss of each marked run. The signs on the lines tell them apart without colour."
+    HELP = "The loss of each marked run. The signs on the lines tell them apart without color."
     BINDINGS = [
         *COMMON,
         Binding("v", "validation", "Training/validation", tooltip="Switch between training and validation loss"),

@@ -204,7 +204,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         return self.snapshot.state if self.snapshot else "planned"
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Grey out what the state does not allow."""
+        """Gray out what the state does not allow."""
         if action in ("stop", "save"):
             return True if self.state == "running" else None
         if action == "resume":

@@ -25,7 +25,7 @@ STATE_SIGNS = {
     "lost": ("?", "$error"),
     BROKEN: ("✖", "$error"),
 }
-"""Each state is a word and a sign; the colour only comes third."""
+"""Each state is a word and a sign; the color only comes third."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +52,9 @@ class PlanFacts:
 
 
 def state_label(state: str) -> Content:
-    """Return sign and word of a state in its colour."""
-    sign, colour = STATE_SIGNS[state]
-    return Content.styled(f"{sign} {state.upper()}", f"bold {colour}")
+    """Return sign and word of a state in its color."""
+    sign, color = STATE_SIGNS[state]
+    return Content.styled(f"{sign} {state.upper()}", f"bold {color}")
 
 
 def headline(name: str, snapshot: Snapshot) -> Content:

@@ -127,7 +127,7 @@ Training continues whether or not this list is open.
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
-        """Start to look, and give states the colours of whichever theme is on."""
+        """Start to look, and give states the colors of whichever theme is on."""
         self.app.theme_changed_signal.subscribe(self, lambda _: self._fill(self.rows))
         self.scan()
 
@@ -180,7 +180,7 @@ Training continues whether or not this list is open.
     def _cells(self, name: str, row: RunRow) -> dict[str, Text]:
         view = row.view
         loss = view.last("loss")
-        sign, colour = STATE_SIGNS[row.state]
+        sign, color = STATE_SIGNS[row.state]
         cells = {
             "mark": "●" if name in self.marked else " ",
             "state": f"{sign} {row.state}",
@@ -190,7 +190,7 @@ Training continues whether or not this list is open.
             "age": age(self.app.clock() - row.updated),  # type: ignore[attr-defined]
             "size": byte_size(row.bytes),
         }
-        style = self.app.theme_variables.get(colour.removeprefix("$"), "")
+        style = self.app.theme_variables.get(color.removeprefix("$"), "")
         return {key: Text(one_line(text), style if key == "state" else "") for key, text in cells.items()}
 
     @property
@@ -215,7 +215,7 @@ Training continues whether or not this list is open.
         self.action_open()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Grey out what the chosen run does not allow."""
+        """Gray out what the chosen run does not allow."""
         if action == "compare":
             return True if len(self.marked) > 1 else None
         if action not in ("open", "mark", "stop", "resume", "export", "delete"):

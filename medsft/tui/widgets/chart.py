@@ -32,7 +32,7 @@ class Series:
     x: Numbers
     y: Numbers
     sign: str = ""
-    """A character set on the line now and then, so that lines differ without colour."""
+    """A character set on the line now and then, so that lines differ without color."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def _merge(dots: Columns, at: int, low: int, high: int) -> None:
 
 
 def _join(dots: Columns, x0: int, y0: int, x1: int, y1: int) -> None:
-    """Draw a line between two points so that neighbouring columns touch."""
+    """Draw a line between two points so that neighboring columns touch."""
     level = y0
     for at in range(x0 + 1, x1 + 1):
         target = round(y0 + (y1 - y0) * (at - x0) / (x1 - x0))
@@ -138,10 +138,10 @@ def _paint(rows: list[list[Cell | None]], dots: Columns, means: dict[int, int], 
             if (span := dots[at + side]) is not None:
                 for level in range(span[0], span[1] + 1):
                     bits[height - 1 - level // 4] |= _DOT[3 - level % 4][side]
-        centres = {height - 1 - means[c] // 4 for c in (at, at + 1) if c in means}
+        centers = {height - 1 - means[c] // 4 for c in (at, at + 1) if c in means}
         for row, value in enumerate(bits):
             if value:
-                rows[row][at // 2] = Cell(chr(_BRAILLE + value), number, not centres or row in centres)
+                rows[row][at // 2] = Cell(chr(_BRAILLE + value), number, not centers or row in centers)
 
 
 def _set_signs(rows: list[list[Cell | None]], dots: Columns, number: int, sign: str) -> None:

@@ -13,7 +13,7 @@ from textual.widget import Widget
 from medsft.core.units import count
 from medsft.tui.widgets.chart import Cell, Chart, Series, draw
 
-_COLOURS = ("primary", "warning", "success", "error", "accent", "secondary")
+_COLORS = ("primary", "warning", "success", "error", "accent", "secondary")
 _DIM = Style(dim=True)
 _MARGIN = 9
 """Columns of the y labels; the same for all charts, so that they line up."""
@@ -51,7 +51,7 @@ class LineChart(Widget):
     def _styles(self) -> tuple[Style, ...]:
         variables = self.app.theme_variables
         base = self.rich_style
-        return tuple(base + Style(color=_rich_colour(variables.get(name, ""))) for name in _COLOURS)
+        return tuple(base + Style(color=_rich_color(variables.get(name, ""))) for name in _COLORS)
 
     def _draw(self, width: int, height: int, styles: Sequence[Style]) -> list[Strip]:
         legend = 1 if len(self.series) > 1 and height >= 6 else 0
@@ -99,10 +99,10 @@ def _segment(cell: Cell | None, base: Style, styles: Sequence[Style]) -> Segment
     return Segment(cell.text, style if cell.strong else style + _DIM)
 
 
-def _rich_colour(value: str) -> str | None:
+def _rich_color(value: str) -> str | None:
     from textual.color import Color, ColorParseError
 
     try:
         return Color.parse(value).rich_color.name if value else None
     except ColorParseError:
-        return None  # an ANSI theme leaves the colour to the terminal
+        return None  # an ANSI theme leaves the color to the terminal

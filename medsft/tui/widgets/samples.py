@@ -1,4 +1,4 @@
-"""Documents as the model reads them, for people: roles and loss weights in words and in colour."""
+"""Documents as the model reads them, for people: roles and loss weights in words and in color."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from medsft.core.data.dataset.samples import Sample
     from medsft.core.run.rundir import RunDir
 
-_COLOURS = {"SYSTEM": "$secondary", "QUESTION": "$primary", "ANSWER": "$success"}
+_COLORS = {"SYSTEM": "$secondary", "QUESTION": "$primary", "ANSWER": "$success"}
 
 
 def current_batch(run: RunDir, iteration: int, most: int = 8) -> list[Sample]:
@@ -48,9 +48,9 @@ def show_samples(shown: Iterable[Sample], config: RunConfig) -> Content:
                 "trained on" if weight == 1 else f"trained on with weight {weight:g}" if weight else "read, not trained on"
             )
             parts.append(
-                Content.styled(f"▌{role.lower()}, {counted(part.tokens, 'token')}, {trained}", f"{_COLOURS[role]} italic")
+                Content.styled(f"▌{role.lower()}, {counted(part.tokens, 'token')}, {trained}", f"{_COLORS[role]} italic")
             )
-            text, style = printable(part.text.rstrip("\n")), _COLOURS[role] if weight else f"dim {_COLOURS[role]}"
+            text, style = printable(part.text.rstrip("\n")), _COLORS[role] if weight else f"dim {_COLORS[role]}"
             parts += ["\n", Content.styled(text, style), "\n"]
         parts.append("\n")
     return Content.assemble(*parts)

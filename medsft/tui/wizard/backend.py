@@ -56,12 +56,12 @@ class Outlook:
     disk_free: int = 0
     """Bytes, where the plan's run would be."""
     exact: bool = False
-    """Whether the documents were counted in a tokenised set."""
+    """Whether the documents were counted in a tokenized set."""
     forecast: Forecast | None = None
     """How long the run will take; None where nothing like it has run yet."""
     keys: KeyProposal | None = None
     sets: tuple[str, ...] = ()
-    """Tokenised sets that exist."""
+    """Tokenized sets that exist."""
     report: LengthReport | None = None
     samples: tuple[Sample, ...] = ()
     samples_problem: str = ""
@@ -198,8 +198,8 @@ def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
     return tuple(shown)
 
 
-def tokenise(config: RunConfig, settings_file: Path | None, progress: Callable[[Progress], None]) -> None:
-    """Make the tokenised sets. Raises `MedsftError`."""
+def tokenize(config: RunConfig, settings_file: Path | None, progress: Callable[[Progress], None]) -> None:
+    """Make the tokenized sets. Raises `MedsftError`."""
     from medsft.core.settings import load_settings
     from medsft.core.workflow import tokenize_sets
 
@@ -217,7 +217,7 @@ class _OtherIterationsError(MedsftError):
 def start_run(
     config: RunConfig, settings_file: Path | None, expected: int, progress: Callable[[Progress | str], None]
 ) -> RunDir | int:
-    """Tokenise, plan and start. Returns the run; or, where tokenising changed it, the number of iterations to confirm.
+    """Tokenize, plan and start. Returns the run; or, where tokenizing changed it, the number of iterations to confirm.
 
     `progress` also gets a line for each node that is waited for. Raises `MedsftError`.
     """

@@ -63,7 +63,7 @@ class Choice(Widget, can_focus=True):
         return shown(Content.assemble(*parts))
 
     def action_move(self, by: int) -> None:
-        """Choose a neighbour."""
+        """Choose a neighbor."""
         if self.options:
             at = self.options.index(self.value) if self.value in self.options else 0
             self.value = self.options[(at + by) % len(self.options)]

@@ -19,18 +19,18 @@ KEYS = [
     Binding("down", "move(1)", "Field below", show=False),
     Binding("f", "want('browse')", "Files", tooltip="Choose JSONL files from a tree"),
     Binding("v", "want('samples')", "Samples", tooltip="Show the first rows as the model will read them"),
-    Binding("k", "want('tokenise')", "Tokenize", tooltip="Tokenize now, to have exact counts"),
+    Binding("k", "want('tokenize')", "Tokenize", tooltip="Tokenize now, to have exact counts"),
     Binding("r", "want('raise')", "Raise seq", tooltip="Raise --seq to the longest document"),
     Binding("s", "want('start')", "Start", tooltip="Start the run; it continues when you leave"),
     Binding("w", "want('save')", "Save TOML", tooltip="Save the settings as TOML"),
     Binding("y", "want('copy')", "Copy", tooltip="Copy the equivalent command line"),
     Binding("x", "clear", "Clear", show=False, tooltip="Set all fields to their defaults"),
 ]
-_OF_DATA_PAGE = ("browse", "tokenise", "raise", "samples")
+_OF_DATA_PAGE = ("browse", "tokenize", "raise", "samples")
 
 
 def possible(what: str, page: int, state: State) -> bool | None:
-    """Tell whether something can be done now: False on other pages (hidden), None when not yet (greyed out).
+    """Tell whether something can be done now: False on other pages (hidden), None when not yet (grayed out).
 
     A remedy without its problem is hidden too.
     """
@@ -40,7 +40,7 @@ def possible(what: str, page: int, state: State) -> bool | None:
     if what == "raise":
         return bool(seen and seen.report and seen.report.exceeding)
     allowed = {
-        "tokenise": bool(state.config.data) and not state.busy,
+        "tokenize": bool(state.config.data) and not state.busy,
         "samples": bool(seen and seen.samples),
         "start": bool(seen and seen.plan and not state.problems and not state.busy),
     }

@@ -185,7 +185,7 @@ class DataPage(Page):
         with Horizontal(classes="buttons"):
             yield Button("Browse files (f)", id="browse", compact=True)
             yield Button("Samples (v)", id="samples-button", name="samples", compact=True)
-            yield Button("Tokenize (k)", id="tokenise", compact=True)
+            yield Button("Tokenize (k)", id="tokenize", compact=True)
         yield self.row("run_name")
         yield Static("Or use a tokenized set:", id="sets-label", classes="help")
         yield Choice((), "", default="", id="sets")
@@ -217,7 +217,7 @@ class DataPage(Page):
         if report:
             self.query_one("#raise", Button).label = f"Raise seq to {report.fitting_seq:,} (r)"
         put(self.query_one("#samples", Static), self._samples(state))
-        self.query_one("#tokenise", Button).disabled = bool(state.busy)
+        self.query_one("#tokenize", Button).disabled = bool(state.busy)
 
     def _samples(self, state: State) -> Content:
         seen = state.outlook
@@ -239,7 +239,7 @@ class DataPage(Page):
 
     @on(Choice.Changed, "#sets")
     def choose_set(self, event: Choice.Changed) -> None:
-        """Use a tokenised set instead of files."""
+        """Use a tokenized set instead of files."""
         event.stop()
         self.post_message(Edited(run_name="" if event.value == "none" else event.value, data=""))
 

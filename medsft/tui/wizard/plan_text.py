@@ -32,10 +32,10 @@ def memory_bar(estimates: Estimates, width: int) -> Content:
     fits = memory.total <= limit
     bar: list[Content | str] = []
     used = 0
-    for name, (sign, colour) in zip(MEMORY_PARTS, _SIGNS, strict=True):
+    for name, (sign, color) in zip(MEMORY_PARTS, _SIGNS, strict=True):
         cells = round(getattr(memory, name) / scale * width)
         cells = min(cells, width - used)
-        bar.append(Content.styled(sign * cells, colour))
+        bar.append(Content.styled(sign * cells, color))
         used += cells
     bar.append(Content.styled("·" * (width - used), "$text-muted"))
     verdict = "fits" if fits else "✖ does not fit"
@@ -43,8 +43,8 @@ def memory_bar(estimates: Estimates, width: int) -> Content:
         "\n",
         Content.styled(f"{byte_size(memory.total)} of {byte_size(limit)}: {verdict}", "bold" if fits else "bold $error"),
     ]
-    for name, (sign, colour) in zip(MEMORY_PARTS, _SIGNS, strict=True):
-        bar += ["\n", Content.styled(sign, colour), f" {name:<12}{byte_size(getattr(memory, name)):>10}"]
+    for name, (sign, color) in zip(MEMORY_PARTS, _SIGNS, strict=True):
+        bar += ["\n", Content.styled(sign, color), f" {name:<12}{byte_size(getattr(memory, name)):>10}"]
     return Content.assemble(*bar)
 
 

@@ -299,7 +299,7 @@ you leave the wizard. Empty fields have their default.
     # What a person wants done
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Hide the keys of other pages, grey out what is not possible."""
+        """Hide the keys of other pages, gray out what is not possible."""
         if action == "leave_field":
             return self.focused is not None
         return possible(str(parameters[0]), self.page, self.state) if action == "want" else True
@@ -321,8 +321,8 @@ you leave the wizard. Empty fields have their default.
                 self.find_bases(Path(str(event.value)).expanduser())
             case "browse":
                 self.browse()
-            case "tokenise":
-                self.tokenise()
+            case "tokenize":
+                self.tokenize()
             case "samples" if self.state.outlook:
                 shown = show_samples(self.state.outlook.samples, self.state.config)
                 self.app.push_screen(TextDialog("The first rows, as the model will read them", shown))
@@ -360,13 +360,13 @@ you leave the wizard. Empty fields have their default.
             self.edit(data=text)
 
     @work(thread=True, exclusive=True, group="slow")
-    def tokenise(self) -> None:
-        """Make the tokenised sets."""
-        do_slowly(self, lambda progress: core.tokenise(self.state.config, self.settings_file, progress))
+    def tokenize(self) -> None:
+        """Make the tokenized sets."""
+        do_slowly(self, lambda progress: core.tokenize(self.state.config, self.settings_file, progress))
 
     @work(thread=True, exclusive=True, group="slow")
     def start(self) -> None:
-        """Tokenise where needed, and start the run."""
+        """Tokenize where needed, and start the run."""
         plan = words.plan_of(self.state.outlook)
         expected = plan.num_iterations if plan else 0
         config = self.state.config

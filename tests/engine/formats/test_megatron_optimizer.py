@@ -1,4 +1,4 @@
-"""The optimiser's state in a Megatron-LLM folder, in the order and shapes of the original's modules."""
+"""The optimizer's state in a Megatron-LLM folder, in the order and shapes of the original's modules."""
 
 from __future__ import annotations
 

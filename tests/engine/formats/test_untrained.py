@@ -124,7 +124,7 @@ def test_rows_are_told_apart(tmp_path):
 
     def change(table: torch.Tensor) -> torch.Tensor:
         table[10] = 0  # zeros
-        table[20] = table[21]  # a copy of its neighbour, which is one of it
+        table[20] = table[21]  # a copy of its neighbor, which is one of it
         table[30] *= 1e-6  # next to nothing
         table[40] *= 0.1  # short, as a rare token's may be
         table[50] = table[60]  # copies, far from each other

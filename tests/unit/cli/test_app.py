@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from medsft.cli import progress
 from medsft.cli import train as cli_train
 from medsft.cli.app import app
-from medsft.cli.argv import normalise
+from medsft.cli.argv import normalize
 from medsft.cli.confirm import confirm_iterations
 from medsft.core.config.options import field_types
 from medsft.core.config.run_config import RunConfig, from_mapping
@@ -75,7 +75,7 @@ def test_every_option_of_a_run_is_a_flag(command: str) -> None:
     ],
 )
 def test_dashes_and_several_values(typed: str, understood: str) -> None:
-    assert normalise(typed.split()) == understood.split()
+    assert normalize(typed.split()) == understood.split()
 
 
 def test_defaults_then_file_then_flags(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +252,7 @@ def test_a_path_or_a_name_of_the_hub_for_a_checkpoint_says_what_to_do(name: str)
 
 def test_a_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert normalise(["export", "r", "--to=~/m", "~/x", "--question_key", "a~/b"]) == [
+    assert normalize(["export", "r", "--to=~/m", "~/x", "--question_key", "a~/b"]) == [
         *("export", "r", f"--to={tmp_path}/m", f"{tmp_path}/x", "--question_key", "a~/b")
     ]
     config = from_mapping({"data": ["~/a.jsonl"], "save_checkpoint_dir": "~/runs", "run_name": "~/x"})

@@ -1,4 +1,4 @@
-"""Tokenised sets of the original from the command line: made byte for byte, and used as they are."""
+"""Tokenized sets of the original from the command line: made byte for byte, and used as they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceProcessor
 from typer.testing import CliRunner, Result
 
 from medsft.cli.app import app
-from medsft.cli.argv import normalise
+from medsft.cli.argv import normalize
 from medsft.core.config.run_config import from_mapping
 from medsft.core.settings import load_settings
 from medsft.core.workflow import prepare
@@ -38,7 +38,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def invoke(line: str) -> Result:
-    return CliRunner(env={"TERM": "dumb"}).invoke(app, normalise(line.split()))
+    return CliRunner(env={"TERM": "dumb"}).invoke(app, normalize(line.split()))
 
 
 def document(row: dict[str, str]) -> Document:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medsft.cli.argv import normalise
+from medsft.cli.argv import normalize
 from medsft.core.config.check import check
 from medsft.core.config.file import load_toml, save_toml
 from medsft.core.config.options import field_types
@@ -137,7 +137,7 @@ def test_mapping_and_toml_are_inverse(tmp_path_factory: pytest.TempPathFactory, 
 
 @given(configs())
 def test_the_command_line_asks_for_the_same_run(config: RunConfig) -> None:
-    words = normalise(shlex.split(command_line(config)))[2:]
+    words = normalize(shlex.split(command_line(config)))[2:]
     given: dict[str, object] = {}
     while words:
         name = words.pop(0).removeprefix("--")

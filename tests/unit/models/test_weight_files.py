@@ -47,11 +47,11 @@ LAYER = "model.layers.1."
         ({LAYER + "mlp.up_proj.lora_A.weight": ("BF16", (4, 64))}, "no place for .*lora_A"),
         ({"model.layers.0.self_attn.q_proj.weight": ("BF16", (64, 60))}, r"is \[64, 60\], its config says \[64, 64\]"),
         ({"model.norm.weight": None}, r"model\.norm\.weight is missing"),
-        ({EMBEDDING: ("I8", (96, 64))}, "holds weights as I8: a quantised model"),
-        ({EMBEDDING: ("F8_E4M3", (96, 64))}, "holds weights as F8_E4M3: a quantised model"),
-        ({LAYER + "mlp.up_proj.qweight": ("I32", (14, 64))}, "quantised model: it holds .*qweight"),
-        ({LAYER + "mlp.up_proj.weight.absmax": ("F32", (14,))}, "quantised model: it holds .*absmax"),
-        ({LAYER + "mlp.up_proj.weight_scale_inv": ("F32", (1, 1))}, "quantised model: it holds .*weight_scale_inv"),
+        ({EMBEDDING: ("I8", (96, 64))}, "holds weights as I8: a quantized model"),
+        ({EMBEDDING: ("F8_E4M3", (96, 64))}, "holds weights as F8_E4M3: a quantized model"),
+        ({LAYER + "mlp.up_proj.qweight": ("I32", (14, 64))}, "quantized model: it holds .*qweight"),
+        ({LAYER + "mlp.up_proj.weight.absmax": ("F32", (14,))}, "quantized model: it holds .*absmax"),
+        ({LAYER + "mlp.up_proj.weight_scale_inv": ("F32", (1, 1))}, "quantized model: it holds .*weight_scale_inv"),
     ],
 )
 def test_tensors_that_are_not_those_of_the_model(tmp_path, tensors, message):
@@ -92,10 +92,10 @@ def test_a_second_table_of_a_tied_model_must_be_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"a quantised model \(quantization_config: gptq\)"),
-        ({"quantization_config": {"load_in_4bit": True}}, r"a quantised model .*bitsandbytes"),
-        ({"quantization_config": {"bits": 4}}, "a quantised model .*not named"),
-        ({"compression_config": {"quant_method": "compressed-tensors"}}, "a quantised model .*compressed-tensors"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"a quantized model \(quantization_config: gptq\)"),
+        ({"quantization_config": {"load_in_4bit": True}}, r"a quantized model .*bitsandbytes"),
+        ({"quantization_config": {"bits": 4}}, "a quantized model .*not named"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "a quantized model .*compressed-tensors"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "`LlamaForSequenceClassification` is a classifier"),
         ({"architectures": ["LlamaModel"]}, "`LlamaModel` is a model without its output layer"),
         ({"architectures": ["LlamaForRewardModel"]}, "a reward model"),

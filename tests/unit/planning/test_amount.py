@@ -27,7 +27,7 @@ OLD_PLAN = GOLDEN / "plan-0.1.0.json"
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig, Settings]:
-    """The project of the old plan: a base model whose weights are not looked into, and 40 tokenised documents."""
+    """The project of the old plan: a base model whose weights are not looked into, and 40 tokenized documents."""
     monkeypatch.setattr(planner, "find_devices", lambda: tiny.LAPTOP)
     # The old base's file was no safetensors, which is looked at today; the plan knows it by this alone.
     known = json.loads(OLD_PLAN.read_text())["base"]["fingerprint"]

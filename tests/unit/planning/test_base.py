@@ -1,4 +1,4 @@
-"""The base model in a plan: the tokenizer that it records is the one that its sets are tokenised with."""
+"""The base model in a plan: the tokenizer that it records is the one that its sets are tokenized with."""
 
 from __future__ import annotations
 

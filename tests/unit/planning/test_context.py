@@ -25,7 +25,7 @@ def set_context(tmp_path: Path, **changes: Any) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> tuple[RunConfig, Settings]:
-    """40 tokenised documents, of which the longest has between 40 and 90 tokens."""
+    """40 tokenized documents, of which the longest has between 40 and 90 tokens."""
     config, settings = tiny.plannable(tmp_path, val=[])
     set_context(tmp_path, max_position_embeddings=512)
     tokenize_sets(config, settings)
@@ -58,7 +58,7 @@ def test_a_run_that_was_begun_may_end(project, tmp_path):
         make_plan(replace(config, id="other"), settings)
 
 
-def test_documents_that_are_not_tokenised_yet_are_warned_about(project, tmp_path):
+def test_documents_that_are_not_tokenized_yet_are_warned_about(project, tmp_path):
     config, settings = project
     set_context(tmp_path, max_position_embeddings=64)
     ahead = make_plan(replace(config, run_name="later", seq=128), settings, ahead=True)

@@ -59,10 +59,10 @@ def test_ranks_and_coordinates_are_inverse(pp, dp, tp):
     layout = Layout(pp=pp, dp=dp, tp=tp)
     coordinates = [layout.coordinates(rank) for rank in range(layout.world)]
     assert [layout.rank(*place) for place in coordinates] == list(range(layout.world))
-    assert coordinates == sorted(coordinates), "tensor ranks are neighbours, then data, then pipeline"
+    assert coordinates == sorted(coordinates), "tensor ranks are neighbors, then data, then pipeline"
 
 
-def test_a_tensor_level_that_heads_do_not_allow_proposes_its_neighbours():
+def test_a_tensor_level_that_heads_do_not_allow_proposes_its_neighbors():
     assert valid_tensor_levels(SMOLLM2) == [1, 3]
     problem = only(check_layout(SMOLLM2, Layout(tp=2), global_batch=64))
     assert problem.where == "--tp"

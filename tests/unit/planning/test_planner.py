@@ -49,13 +49,13 @@ def project(tmp_path) -> tuple[RunConfig, Settings]:
 
 
 @pytest.fixture
-def tokenised(project) -> tuple[RunConfig, Settings]:
+def tokenized(project) -> tuple[RunConfig, Settings]:
     tokenize_sets(*project)
     return project
 
 
-def test_a_plan(tokenised):
-    plan = make_plan(*tokenised)
+def test_a_plan(tokenized):
+    plan = make_plan(*tokenized)
     assert (plan.train.documents, plan.num_iterations, plan.epochs) == (40, 15, 3.0)
     assert (plan.global_batch, plan.eval_interval) == (8, 3)
     assert plan.val is not None
@@ -66,8 +66,8 @@ def test_a_plan(tokenised):
     assert plan.warnings == ()
 
 
-def test_written_and_read_it_is_the_same(tokenised):
-    config, settings = tokenised
+def test_written_and_read_it_is_the_same(tokenized):
+    config, settings = tokenized
     for changed in (config, replace(config, tp=2, pp=2, id="x", system_key="s", loss_mask=0.5)):
         plan = make_plan(changed, settings)
         again = RunPlan.from_json(json.loads(plan.to_json()))
@@ -83,8 +83,8 @@ def test_written_and_read_it_is_the_same(tokenised):
         (lambda raw: raw["train"].update(more=1), "damaged or incomplete"),
     ],
 )
-def test_a_damaged_plan(tokenised, change, message):
-    raw = json.loads(make_plan(*tokenised).to_json())
+def test_a_damaged_plan(tokenized, change, message):
+    raw = json.loads(make_plan(*tokenized).to_json())
     change(raw)
     with pytest.raises(MismatchError, match=message):
         RunPlan.from_json(raw)
@@ -104,15 +104,15 @@ def test_a_damaged_plan(tokenised, change, message):
     ],
     ids=str,
 )
-def test_what_does_not_make_it_another_run(tokenised, changes):
-    config, settings = tokenised
+def test_what_does_not_make_it_another_run(tokenized, changes):
+    config, settings = tokenized
     old, new = make_plan(config, settings), make_plan(replace(config, **changes), settings)
     assert difference(old, new) == []
     assert old.identity == new.identity
 
 
-def test_folders_do_not_make_it_another_run(tokenised, tmp_path):
-    config, settings = tokenised
+def test_folders_do_not_make_it_another_run(tokenized, tmp_path):
+    config, settings = tokenized
     old = make_plan(config, settings)
     (tmp_path / "tokenized").rename(tmp_path / "moved")
     new = make_plan(replace(config, tokenized_data_dir=tmp_path / "moved", save_checkpoint_dir=tmp_path / "b"), settings)
@@ -134,15 +134,15 @@ def test_folders_do_not_make_it_another_run(tokenised, tmp_path):
     ],
     ids=str,
 )
-def test_what_makes_it_another_run_is_named(tokenised, changes, named):
-    config, settings = tokenised
+def test_what_makes_it_another_run_is_named(tokenized, changes, named):
+    config, settings = tokenized
     old, new = make_plan(config, settings), make_plan(replace(config, **changes), settings)
     assert old.identity != new.identity
     assert any(named in line for line in difference(old, new))
 
 
-def test_other_data_and_another_base_are_named(tokenised, tmp_path):
-    config, settings = tokenised
+def test_other_data_and_another_base_are_named(tokenized, tmp_path):
+    config, settings = tokenized
     old = make_plan(config, settings)
     tiny.write_rows(tmp_path / "train.jsonl", 41)
     tiny.write_weights(tmp_path / "base", "F32")
@@ -154,8 +154,8 @@ def test_other_data_and_another_base_are_named(tokenised, tmp_path):
     assert "base model" in lines
 
 
-def test_replanning_keeps_the_folder_and_the_iterations(tokenised):
-    config, settings = tokenised
+def test_replanning_keeps_the_folder_and_the_iterations(tokenized):
+    config, settings = tokenized
     plan = make_plan(config, settings)
     changed = replan(plan, run_dir=Path(plan.run_dir), changes={"tp": 2, "nproc_per_node": 4})
     assert str(changed.layout) == "pp 1 x dp 2 x tp 2"
@@ -165,8 +165,8 @@ def test_replanning_keeps_the_folder_and_the_iterations(tokenised):
         replan(plan, run_dir=Path(plan.run_dir), changes={"tp": 3, "nproc_per_node": 3})
 
 
-def test_a_plan_needs_tokenised_sets(project):
-    with pytest.raises(DataError, match="no tokenised set"):
+def test_a_plan_needs_tokenized_sets(project):
+    with pytest.raises(DataError, match="no tokenized set"):
         make_plan(*project)
 
 
@@ -176,15 +176,15 @@ def test_ahead_documents_are_estimated(project):
     assert "estimated" in "\n".join(plan.warnings)
 
 
-def test_a_differing_number_of_documents_is_a_warning(tokenised):
-    config, settings = tokenised
+def test_a_differing_number_of_documents_is_a_warning(tokenized):
+    config, settings = tokenized
     plan = make_plan(config, replace(settings, datasets={"words": 39}))
     assert "39 documents" in "\n".join(plan.warnings)
 
 
-def test_memory_that_does_not_suffice_is_a_warning(tokenised, monkeypatch):
+def test_memory_that_does_not_suffice_is_a_warning(tokenized, monkeypatch):
     monkeypatch.setattr(planner, "find_devices", lambda: replace(tiny.LAPTOP, memory_bytes=10**8))
-    plan = make_plan(*tokenised)
+    plan = make_plan(*tokenized)
     assert plan.micro_batch == 1
     assert "out of memory" in "\n".join(plan.warnings)
 
@@ -207,8 +207,8 @@ def test_llama_2_70b_is_planned_from_its_config_alone(tmp_path, project):
     assert memory.weights + memory.gradients + memory.optimizer == pytest.approx(18 * parameters / 64, rel=0.1)
 
 
-def test_a_run_needs_weights(tmp_path, tokenised):
-    config, settings = tokenised
+def test_a_run_needs_weights(tmp_path, tokenized):
+    config, settings = tokenized
     (tmp_path / "base" / "model.safetensors").unlink()
     with pytest.raises(MismatchError, match="no weights"):
         make_plan(config, settings)
@@ -224,7 +224,7 @@ def test_a_preview_collects_all_problems(project):
     assert {"--min_lr", "--loss_mask", "--data", "--checkpoint"} <= {problem.where for problem in found.problems}
 
 
-def test_a_preview_is_exact_once_tokenised(project):
+def test_a_preview_is_exact_once_tokenized(project):
     config, settings = project
     first = preview(config, settings)
     assert (first.problems, first.exact) == ((), False)
@@ -273,7 +273,7 @@ def test_a_pipeline_gets_micro_batches_to_fill_it():
     assert choice.num_micro_batches >= 16
 
 
-def test_a_plan_of_a_million_documents(tokenised, capsys):
+def test_a_plan_of_a_million_documents(tokenized, capsys):
     """Prints how long it takes; a plan reads lengths, never tokens."""
     started = time.process_time()
     choice = choose(layout_inputs(1_000_000))

@@ -1,4 +1,4 @@
-"""What a plan says of rows: refused as tokenising would refuse them, and what a person may not have meant."""
+"""What a plan says of rows: refused as tokenizing would refuse them, and what a person may not have meant."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig,
     return tiny.plannable(tmp_path, global_batch=8)
 
 
-def test_what_tokenising_would_refuse_is_refused_ahead(project, tmp_path):
+def test_what_tokenizing_would_refuse_is_refused_ahead(project, tmp_path):
     config, settings = project
     for name, content in (
         ("keys", b'{"question": "x", "gold": "y"}\n'),
@@ -89,9 +89,9 @@ def test_a_set_of_other_files_or_keys_is_refused_ahead(project, tmp_path):
     make_plan(config, settings, ahead=True)
     make_plan(replace(config, data=(), val=()), settings, ahead=True)
     for changes, message in (
-        ({"question_key": "other"}, "--data: the tokenised set in .* was made of other files or keys than these"),
-        ({"data": config.val}, "--data: the tokenised set in .* was made of other files or keys than these"),
-        ({"val": config.data}, "--val: the tokenised set in .* was made of other files or keys than these"),
+        ({"question_key": "other"}, "--data: the tokenized set in .* was made of other files or keys than these"),
+        ({"data": config.val}, "--data: the tokenized set in .* was made of other files or keys than these"),
+        ({"val": config.data}, "--val: the tokenized set in .* was made of other files or keys than these"),
         ({"val": (tmp_path / "none",)}, "none: cannot be read: No such file"),
         ({"data": (tmp_path,)}, "is a folder"),
     ):

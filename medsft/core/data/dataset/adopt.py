@@ -15,7 +15,7 @@ from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.template import Role
 from medsft.errors import DataError
 
-_REMEDY = "tokenise the data again with --data and --retokenize"
+_REMEDY = "tokenize the data again with --data and --retokenize"
 
 
 def adopt(folder: Path, opened: OpenedTokenizer) -> TokenizedDataset:
@@ -35,7 +35,7 @@ def adopt(folder: Path, opened: OpenedTokenizer) -> TokenizedDataset:
         raise DataError(
             f"{folder} has token {highest}, but the tokenizer {opened.tokenizer.source} has only "
             f"{opened.tokenizer.vocab_size} tokens: it was made with another one",
-            hint="give the tokenizer it was made with, or tokenise the data again",
+            hint="give the tokenizer it was made with, or tokenize the data again",
         )
     role_sha256, highest_role = _digest(data.role)
     if highest_role >= len(Role):

@@ -1,4 +1,4 @@
-"""Copies documents of a tokenised set into a set of their own."""
+"""Copies documents of a tokenized set into a set of their own."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def _load(path: Path) -> npt.NDArray[Any] | None:
 def open_tokenized(folder: Path, *, trusted_only: bool = True) -> TokenizedDataset:
     """Open a set. Raises DataError when it is missing, incomplete, damaged or, with `trusted_only`, has no manifest."""
     if not set_exists(folder):
-        raise DataError(f"{folder} holds no tokenised set", hint="make one with `medsft tokenize`, or give --data")
+        raise DataError(f"{folder} holds no tokenized set", hint="make one with `medsft tokenize`, or give --data")
     text, role = IndexedReader(text_prefix(folder)), IndexedReader(role_prefix(folder))
     if len(text) != len(role) or not np.array_equal(text.sizes, role.sizes):
         raise DataError(f"{folder}: the text and the role files do not belong together", hint=_REMEDY)

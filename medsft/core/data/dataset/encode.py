@@ -33,7 +33,7 @@ class EncodedDocuments:
 
 
 def encode_documents(conversations: Sequence[Conversation], opened: OpenedTokenizer, *, control: bool) -> EncodedDocuments:
-    """Tokenise conversations. With `control`, special strings that people wrote become control tokens."""
+    """Tokenize conversations. With `control`, special strings that people wrote become control tokens."""
     rendered = [opened.template.render(conversation) for conversation in conversations]
     segments = list(chain.from_iterable(rendered))
     ids = encode_segments(rendered, opened, control=control)

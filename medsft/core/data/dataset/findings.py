@@ -26,7 +26,7 @@ from medsft.errors import DataError
 
 Hashes = npt.NDArray[np.uint64]
 SURVEYED_ROWS = 1000
-"""Of each file, for a look before anything is tokenised."""
+"""Of each file, for a look before anything is tokenized."""
 _MOST_COLUMNS = 50
 _SHOWN_COLUMNS = 8
 _HASH_BYTES = 8
@@ -153,7 +153,7 @@ class Survey:
 
 
 def survey(files: Sequence[Path], keys: Keys) -> Survey:
-    """Look at the first `SURVEYED_ROWS` rows of each file as tokenising would. Raises DataError for files that it refuses."""
+    """Look at the first `SURVEYED_ROWS` rows of each file as tokenizing would. Raises DataError for files that it refuses."""
     tally, bad, complete = Tally(keys), BadRows(), True
     for path in files:
         source = open_rows(path)

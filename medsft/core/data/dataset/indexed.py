@@ -131,7 +131,7 @@ class IndexedReader:
         self._bin_path, self._idx_path = bin_path(prefix), idx_path(prefix)
         for path in (self._bin_path, self._idx_path):
             if not path.is_file():
-                raise DataError(f"{path} is missing: this is not a complete tokenised set", hint=_REMEDY)
+                raise DataError(f"{path} is missing: this is not a complete tokenized set", hint=_REMEDY)
         self.dtype, documents, index_length = self._header()
         index = np.memmap(self._idx_path, np.uint8, mode="r")
         after_sizes = _HEADER.size + 4 * documents
@@ -155,10 +155,10 @@ class IndexedReader:
         if head.startswith(_LEGACY_MAGIC):
             raise DataError(
                 f"{self._idx_path} has the old TNTIDX format, which is not read",
-                hint="tokenise the data again, or convert the set with --dataset_impl mmap of the tool that made it",
+                hint="tokenize the data again, or convert the set with --dataset_impl mmap of the tool that made it",
             )
         if len(head) < _HEADER.size or not head.startswith(MAGIC):
-            raise DataError(f"{self._idx_path} is not an index of tokenised data, or is cut off", hint=_REMEDY)
+            raise DataError(f"{self._idx_path} is not an index of tokenized data, or is cut off", hint=_REMEDY)
         _, version, code, documents, index_length = _HEADER.unpack(head)
         if version != _VERSION or code not in _DTYPES:
             raise DataError(f"{self._idx_path} has an unknown version or number type ({version}, {code})", hint=_REMEDY)

@@ -1,4 +1,4 @@
-"""``manifest.json`` of a tokenised set: what it was made of, so that a stale set is never used without a word."""
+"""``manifest.json`` of a tokenized set: what it was made of, so that a stale set is never used without a word."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def differences(made: Manifest, wanted: TokenizeSpec) -> list[str]:
     if made.special_in_text and old.special_in_text != wanted.special_in_text:
         lines.append(f"--special_in_text was {old.special_in_text}, now {wanted.special_in_text}")
     if old.data_layer != wanted.data_layer:
-        lines.append(f"it was made by version {old.data_layer} of the tokenising code, this is {wanted.data_layer}")
+        lines.append(f"it was made by version {old.data_layer} of the tokenizing code, this is {wanted.data_layer}")
     return lines
 
 

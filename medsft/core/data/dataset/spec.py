@@ -32,7 +32,7 @@ class TokenizeSpec:
     """Everything that decides the content of a set.
 
     The fields down to `template_date` are what a person asks for. `resolved` adds what was found there: the content of the
-    files, of the tokenizer and of the template, by which a set that was made of something else is recognised.
+    files, of the tokenizer and of the template, by which a set that was made of something else is recognized.
     """
 
     data: tuple[Path, ...] = ()

@@ -1,4 +1,4 @@
-"""From JSONL to a tokenised set on disk, or the set that is there already.
+"""From JSONL to a tokenized set on disk, or the set that is there already.
 
     hash the inputs --> the spec in the set's manifest? --> use it
          |
@@ -116,7 +116,7 @@ def _use(spec: TokenizeSpec, folder: Path, opened: OpenedTokenizer, *, trust_cac
     """The set as it is, when no data is given: the tokenizer and the template must still be those of the set."""
     if not set_exists(folder):
         raise DataError(
-            f"no data is given and {folder} holds no tokenised set",
+            f"no data is given and {folder} holds no tokenized set",
             hint="give --data, or check --run_name and --tokenized_data_dir",
         )
     manifest = read_manifest(folder)
@@ -136,7 +136,7 @@ def _reuse(wanted: TokenizeSpec, folder: Path, opened: OpenedTokenizer, *, trust
     """The set that is there, if it was made of what is asked for now."""
     if not set_exists(folder):
         raise DataError(
-            f"{folder} exists but holds no tokenised set",
+            f"{folder} exists but holds no tokenized set",
             hint="choose another --run_name, or remove the folder",
         )
     if trust_cache and read_manifest(folder) is None:
@@ -145,13 +145,13 @@ def _reuse(wanted: TokenizeSpec, folder: Path, opened: OpenedTokenizer, *, trust
     if trust_cache and data.manifest.recipe is None:
         return data
     if changed := differences(data.manifest, wanted):
-        raise _stale(folder, changed, "tokenise again with --retokenize, or choose another --run_name")
+        raise _stale(folder, changed, "tokenize again with --retokenize, or choose another --run_name")
     return data
 
 
 def _stale(folder: Path, changed: list[str], hint: str) -> DataError:
     lines = "\n".join(f"  - {line}" for line in changed)
-    return DataError(f"the tokenised set in {folder} was made of something else:\n{lines}", hint=hint)
+    return DataError(f"the tokenized set in {folder} was made of something else:\n{lines}", hint=hint)
 
 
 def _holds_files(folder: Path) -> bool:

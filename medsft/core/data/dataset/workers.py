@@ -76,7 +76,7 @@ def read_chunks(files: Sequence[Path], *, encode: bool) -> Iterator[Chunk]:
 
 
 def process_chunk(chunk: Chunk, spec: TokenizeSpec, opened: OpenedTokenizer) -> ChunkResult:
-    """Read the rows of a chunk and, unless it is only a check, tokenise the good ones."""
+    """Read the rows of a chunk and, unless it is only a check, tokenize the good ones."""
     bad, tally = BadRows(), Tally(spec.keys)
     conversations: list[Conversation] = []
     numbers: list[int] = []
@@ -140,7 +140,7 @@ def processing(spec: TokenizeSpec, opened: OpenedTokenizer, *, input_bytes: int,
         yield lambda chunks: (process_chunk(chunk, spec, opened) for chunk in chunks)
         return
     started = [_Worker(replace(spec, tokenizer=opened.tokenizer.source)) for _ in range(count)]
-    executor = ThreadPoolExecutor(count, thread_name_prefix="tokenise")
+    executor = ThreadPoolExecutor(count, thread_name_prefix="tokenize")
     try:
         yield lambda chunks: _map_ordered(chunks, started, executor)
     finally:
@@ -198,7 +198,7 @@ class _Worker:
             answer = pickle.load(self._process.stdout)
         except (EOFError, OSError, ValueError, pickle.UnpicklingError):
             raise LaunchError(
-                "a tokenising process ended unexpectedly",
+                "a tokenizing process ended unexpectedly",
                 hint="it may have run out of memory; try again, with fewer cores (taskset) if it happens again",
             ) from None
         if isinstance(answer, BaseException):

@@ -1,4 +1,4 @@
-"""Make a tokenised set: check every row, tokenise into a folder aside, sync, rename.
+"""Make a tokenized set: check every row, tokenize into a folder aside, sync, rename.
 
     OUT_DIR/.NAME.making-XXXX/NAME/...   --rename-->   OUT_DIR/NAME/
 
@@ -40,7 +40,7 @@ from medsft.core.disk import writing_to
 from medsft.core.files import sync_entry, sync_tree
 from medsft.errors import DataError, ExitCode
 
-Stage = Literal["wait", "hash", "check", "tokenise"]
+Stage = Literal["wait", "hash", "check", "tokenize"]
 _SECONDS_BETWEEN_REPORTS = 0.1
 
 
@@ -116,7 +116,7 @@ def make_set(
     with processing(spec, opened, input_bytes=total, workers=workers) as process:
         bad, tally = _check(process, spec, ProgressReporter("check", total, report))
         with _writing_to_disk(folder), _folder_aside(folder) as aside:
-            written = _write(aside, files, process, opened, ProgressReporter("tokenise", total, report), document_index)
+            written = _write(aside, files, process, opened, ProgressReporter("tokenize", total, report), document_index)
             if stamps != [_stamp(path) for path in files] or total != sum(file.bytes for file in spec.inputs):
                 raise DataError("a data file changed while it was read", hint="try again when it is finished")
             save_array(hashes_path(aside), tally.hashes())
@@ -285,6 +285,6 @@ def refuse_foreign_files(folder: Path) -> None:
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if foreign:
         raise DataError(
-            f"{folder} also holds files that are not of a tokenised set: {', '.join(foreign[:5])}",
+            f"{folder} also holds files that are not of a tokenized set: {', '.join(foreign[:5])}",
             hint="move them away, or choose another --run_name",
         )

@@ -1,6 +1,6 @@
 """A SentencePiece model as a ``tokenizer.json`` with the same ids, for models such as Llama's: BPE over the text as it is.
 
-SentencePiece joins the two neighbours whose join has the highest score, so the merges are all splits of all pieces, by
+SentencePiece joins the two neighbors whose join has the highest score, so the merges are all splits of all pieces, by
 falling score. For another kind of model the ids differ: whoever converts one holds them against the model's own.
 """
 
@@ -30,7 +30,7 @@ def fast_tokenizer(model: SentencePieceProcessor, special: Sequence[str] = ()) -
             byte_fallback=True,
         )
     )
-    # Normalisers see each stretch between special tokens on its own, so each gets the dummy prefix, as in training.
+    # Normalizers see each stretch between special tokens on its own, so each gets the dummy prefix, as in training.
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_PREFIX), normalizers.Replace(" ", _PREFIX)])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(_PREFIX, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

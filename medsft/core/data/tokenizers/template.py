@@ -34,7 +34,7 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of a document that is tokenised on its own. All its tokens get its role."""
+    """A piece of a document that is tokenized on its own. All its tokens get its role."""
 
     text: str
     role: Role
@@ -60,7 +60,7 @@ class Template:
     date: str = ""
     """The day that it writes into documents, YYYY-MM-DD; empty when it writes none."""
     joint: bool = False
-    """The segments are tokenised as one text and then cut, as a chat template without control tokens needs."""
+    """The segments are tokenized as one text and then cut, as a chat template without control tokens needs."""
     write: Callable[[Conversation, bool], tuple[Segment, ...]] = field(repr=False)
     """What `render` returns, by (conversation, add_generation_prompt)."""
 

@@ -78,7 +78,7 @@ def convert(job: Conversion) -> Converted:
     job = replace(job, iteration=base.iteration) if base.kind == "medsft-run" else job
     state = run_state(base) if base.kind == "medsft-run" else None
     _check(job, base)
-    # Opening a GGUF file parses its vocabulary, which takes seconds; and quantised files are small.
+    # Opening a GGUF file parses its vocabulary, which takes seconds; and quantized files are small.
     source = _open(base, job) if base.kind == "gguf" else _Fresh(lambda: _open(base, job))
     exact = _exact_dtype(source)
     dtype = exact if job.dtype == "keep" else DTYPES[job.dtype]

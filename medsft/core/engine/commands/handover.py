@@ -1,4 +1,4 @@
-"""What a run of ours can hand over to the original's trainer beside the weights: arguments, optimiser and schedule."""
+"""What a run of ours can hand over to the original's trainer beside the weights: arguments, optimizer and schedule."""
 
 from __future__ import annotations
 

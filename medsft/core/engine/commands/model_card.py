@@ -8,7 +8,7 @@ from pathlib import Path
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.view import RunView
 
-_DATE = "But it writes the date of the day; the documents of the training have that of the day on which they were tokenised."
+_DATE = "But it writes the date of the day; the documents of the training have that of the day on which they were tokenized."
 
 
 def _figures(value: Callable[[str], float | None]) -> str:
@@ -29,7 +29,7 @@ def model_card(plan: RunPlan, view: RunView, *, writes_date: bool = False) -> st
         ("Learning rate", f"{config.lr:g} to {config.min_lr:g}, cosine, {config.warmup_fraction:.0%} warm-up"),
         ("Longest document", f"{plan.train.longest:,} tokens"),
         ("Weight of question and system tokens in the loss", f"{config.loss_mask:g}"),
-        ("Precision", f"{plan.precision}, master weights and optimiser in fp32"),
+        ("Precision", f"{plan.precision}, master weights and optimizer in fp32"),
     ]
     if view.last_eval("loss") is not None:
         when = "" if view.eval_steps[-1] == view.iteration else f" after iteration {view.eval_steps[-1]:,}"

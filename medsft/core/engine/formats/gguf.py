@@ -1,6 +1,6 @@
-"""GGUF files (llama.cpp) of Llama models, quantised or not, read as Hugging Face weights.
+"""GGUF files (llama.cpp) of Llama models, quantized or not, read as Hugging Face weights.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Quantised weights are expanded to fp32.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Quantized weights are expanded to fp32.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _GGUFSource:
     def _stored_rows(self, name: str, count: int) -> np.ndarray:
         """Return for each row of the Hugging Face weight the row of the file that holds it.
 
-        llama.cpp rotates neighbouring elements of a head, Hugging Face element i with element i + d / 2; so the rows of
+        llama.cpp rotates neighboring elements of a head, Hugging Face element i with element i + d / 2; so the rows of
         query and key projections lie in another order in the file: 0, d/2, 1, d/2 + 1, ...
         """
         rows = np.arange(count)

@@ -21,7 +21,7 @@ _SAMPLED_BLOCKS, _BLOCK = 16, 16
 
 
 def untrained_rows(source: WeightSource, rows: Collection[int]) -> dict[str, frozenset[int]]:
-    """Return, by table, those of `rows` that are zeros, nearly so, or the very numbers of a neighbour or of one another.
+    """Return, by table, those of `rows` that are zeros, nearly so, or the very numbers of a neighbor or of one another.
 
     The last are copies that nobody has trained apart. Rows that the source does not have are left out.
     """

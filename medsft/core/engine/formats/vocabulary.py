@@ -79,7 +79,7 @@ class ResizedSource:
             return self._source.read(name, slices)
         rows, *columns = slices or (slice(None),)
         start, stop, step = rows.indices(self.config.vocab_size)
-        assert step == 1, "tables are read in blocks of neighbouring rows"
+        assert step == 1, "tables are read in blocks of neighboring rows"
         kept = self._source.read(name, (slice(min(start, self._existing), min(stop, self._existing)), *columns))
         for row in sorted(self._remade.get(name, ())):
             if start <= row < min(stop, self._existing):

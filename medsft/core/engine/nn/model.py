@@ -39,7 +39,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x [..., size]; the result has the dtype of x."""
+        """Normalize x [..., size]; the result has the dtype of x."""
         return rms_norm(x, self.weight, self.eps)
 
 

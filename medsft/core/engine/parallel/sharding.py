@@ -130,7 +130,7 @@ def _layer_plan(layer: DecoderLayer) -> dict[str, ParallelStyle]:
 
 
 def shard_data_parallel(decoder: Decoder, dp_mesh: DeviceMesh, *, compute_dtype: torch.dtype) -> None:
-    """Divide masters, gradients and optimiser state over the data-parallel ranks, layer by layer.
+    """Divide masters, gradients and optimizer state over the data-parallel ranks, layer by layer.
 
     Weights are gathered once an iteration, in the computing format, and kept over its micro-batches: gathering them again for
     each would cost more than it saves in memory at the model sizes that fit at all.

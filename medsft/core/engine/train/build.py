@@ -107,7 +107,7 @@ def check_sets(plan: RunPlan, mesh: Mesh) -> None:
     problem = None
     if mesh.reports:
         damaged = ((folder, set_damage(folder)) for folder in plan.set_folders())
-        problem = next((f"The tokenised set in {folder} is damaged: {what}." for folder, what in damaged if what), None)
+        problem = next((f"The tokenized set in {folder} is damaged: {what}." for folder, what in damaged if what), None)
     found = mesh.gather(problem)[0]
     if found is not None:
         raise DataError(str(found), hint="Make the set again: medsft tokenize with the same flags and --retokenize.")

@@ -42,7 +42,7 @@ class SingleStage:
         sums = LossTotals()
         last = len(batch.micro_batches) - 1
         for index, (micro, scale) in enumerate(zip(batch.micro_batches, scales, strict=True)):
-            self._synchronise(index == last)
+            self._synchronize(index == last)
             micro = micro.to(self.mesh.device)
             loss = self.head(self.decoder(micro.tokens, micro.sequences), micro, sums, scale)
             (loss * self.mesh.layout.dp).backward()
@@ -57,7 +57,7 @@ class SingleStage:
             self.head(self.decoder(micro.tokens, micro.sequences), micro, sums, 1.0)
         return sums
 
-    def _synchronise(self, last: bool) -> None:
+    def _synchronize(self, last: bool) -> None:
         """Let FSDP reduce gradients and free gathered weights after the last micro-batch only."""
         if isinstance(self.decoder, FSDPModule):
             self.decoder.set_is_last_backward(last)

@@ -130,7 +130,7 @@ class Trainer:
         return result
 
     def _scales(self, batch: RankBatch) -> list[float]:
-        """Return the factor of each micro-batch's sum(weight * nll) in the loss that is minimised.
+        """Return the factor of each micro-batch's sum(weight * nll) in the loss that is minimized.
 
         In the mean of means a micro-batch without weight counts as 0 (the original's mean of it is NaN), and the empty ones
         that a pipeline is filled up with do not count.

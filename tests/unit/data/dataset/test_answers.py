@@ -121,7 +121,7 @@ def test_blocks_do_not_change_what_is_found(tmp_path: Path, monkeypatch: pytest.
     assert whole.document.tolist() == [0, 0, 1, 2, 3, 3, 5]
 
 
-def test_answers_of_neighbours_do_not_run_together() -> None:
+def test_answers_of_neighbors_do_not_run_together() -> None:
     found = find_answers(np.array([A, A, A]), np.array([1, 0, 2]), stops=None)
     assert found.columns().tolist() == [[0, 0, 1, 1], [2, 0, 2, 2]]
 

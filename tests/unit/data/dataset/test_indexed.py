@@ -93,7 +93,7 @@ def test_an_exception_leaves_no_index(tmp_path: Path) -> None:
     ("ending", "change", "message"),
     [
         (".idx", lambda content: content[:-1], "cut off or damaged"),
-        (".idx", lambda content: content[:20], "not an index of tokenised data, or is cut off"),
+        (".idx", lambda content: content[:20], "not an index of tokenized data, or is cut off"),
         (".idx", lambda content: b"", "not an index"),
         (".idx", lambda content: b"PARQUET" + content[7:], "not an index"),
         (".idx", lambda content: b"TNTIDX\x00\x00" + content[8:], "old TNTIDX format"),

@@ -18,7 +18,7 @@ from set_request import SetRequest
 from medsft.core.data.dataset.dataset import open_tokenized
 from medsft.core.data.dataset.spec import TokenizeSpec
 
-# Each chunk waits for a file, so that the test decides when tokenising goes on.
+# Each chunk waits for a file, so that the test decides when tokenizing goes on.
 SCRIPT = """
 import sys, time, json
 from pathlib import Path
@@ -30,7 +30,7 @@ folder, tokenizer, data, flags = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.
 workers._SMALL_INPUT_BYTES, jsonl._BLOCK_BYTES = 0, 2000
 def wait(progress):
     (folder / f"{flags['id']}.{progress.stage}").touch()
-    while progress.stage == "tokenise" and not (folder / "go").exists():
+    while progress.stage == "tokenize" and not (folder / "go").exists():
         time.sleep(0.01)
 spec = TokenizeSpec(data=(data,), tokenizer=tokenizer)
 retokenize = flags.get("retokenize", False)
@@ -70,7 +70,7 @@ def test_killed_half_way_leaves_nothing_that_looks_like_a_set(
     tmp_path: Path, hf_folder: Path, data: Path, start: Start
 ) -> None:
     process = start(id="a")
-    wait_for((tmp_path / "a.tokenise").exists)
+    wait_for((tmp_path / "a.tokenize").exists)
     workers = [child.pid for child in psutil.Process(process.pid).children()]
     assert len(workers) == 2
     os.kill(process.pid, signal.SIGKILL)
@@ -85,7 +85,7 @@ def test_killed_half_way_leaves_nothing_that_looks_like_a_set(
 
 def test_interrupted_by_ctrl_c_cleans_up(tmp_path: Path, start: Start) -> None:
     process = start(id="a")
-    wait_for((tmp_path / "a.tokenise").exists)
+    wait_for((tmp_path / "a.tokenize").exists)
     workers = [child.pid for child in psutil.Process(process.pid).children()]
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -97,21 +97,21 @@ def test_interrupted_by_ctrl_c_cleans_up(tmp_path: Path, start: Start) -> None:
 
 def test_two_at_once_make_one_set(tmp_path: Path, hf_folder: Path, data: Path, start: Start) -> None:
     first = start(id="a")
-    wait_for((tmp_path / "a.tokenise").exists)
+    wait_for((tmp_path / "a.tokenize").exists)
     second = start(id="b")
     wait_for((tmp_path / "b.wait").exists)
     (tmp_path / "go").touch()
     outputs = [process.communicate(timeout=60) for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0] == f"{open_tokenized(tmp_path / 'sets' / 'x').fingerprint}\n"
-    assert not (tmp_path / "b.tokenise").exists()
+    assert not (tmp_path / "b.tokenize").exists()
 
 
 def test_two_at_once_replace_a_set_once(tmp_path: Path, hf_folder: Path, data: Path, start: Start) -> None:
     _request(tmp_path, hf_folder, data).make()
     data.write_text(data.read_text() * 2)
     first = start(id="a", retokenize=True)
-    wait_for((tmp_path / "a.tokenise").exists)
+    wait_for((tmp_path / "a.tokenize").exists)
     assert open_tokenized(tmp_path / "sets" / "x").num_documents == 500
     second = start(id="b", retokenize=True)
     wait_for((tmp_path / "b.wait").exists)
@@ -119,5 +119,5 @@ def test_two_at_once_replace_a_set_once(tmp_path: Path, hf_folder: Path, data: P
     outputs = [process.communicate(timeout=60) for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0], outputs
     assert open_tokenized(tmp_path / "sets" / "x").num_documents == 1000
-    assert not (tmp_path / "b.tokenise").exists()
+    assert not (tmp_path / "b.tokenize").exists()
     assert _visible(tmp_path / "sets") == ["x"]

@@ -35,13 +35,13 @@ def read(path: Path, **keys: str) -> list[tuple[str, str]]:
 
 
 def look(path: Path, **keys: str) -> None:
-    """What a plan does before anything is tokenised."""
+    """What a plan does before anything is tokenized."""
     seen = survey([path], Keys(**keys))
     refuse_rows(seen.bad, seen.tally, [path], "error")
 
 
 def refusal(path: Path, **keys: str) -> str:
-    """The message for a file. Tokenising, and a look at the first rows, say the same."""
+    """The message for a file. Tokenizing, and a look at the first rows, say the same."""
     with pytest.raises(DataError) as caught:
         read(path, **keys)
     with pytest.raises(DataError) as looked:
@@ -132,7 +132,7 @@ def test_csv_keeps_lines_inside_quotes(tmp_path: Path) -> None:
         (b'[checkpoints.tiny]\n7 = "base"\n', "plain text"),
     ],
 )
-def test_files_are_recognised_by_what_is_in_them(tmp_path: Path, head: bytes, what: str) -> None:
+def test_files_are_recognized_by_what_is_in_them(tmp_path: Path, head: bytes, what: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(head)
     message = refusal(path)

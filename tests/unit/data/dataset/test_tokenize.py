@@ -214,13 +214,13 @@ def test_policies_count_only_when_they_decided_something(
         request_.but(bad_rows="skip", special_in_text="control").make()
 
 
-def test_a_set_of_an_older_tokenising_code_is_stale(request_: SetRequest) -> None:
+def test_a_set_of_an_older_tokenizing_code_is_stale(request_: SetRequest) -> None:
     request_.make()
     path = request_.folder / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["recipe"]["data_layer"] = 0
     path.write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match="version 0 of the tokenising code"):
+    with pytest.raises(DataError, match="version 0 of the tokenizing code"):
         request_.make()
 
 
@@ -239,7 +239,7 @@ def test_without_data_the_set_is_used_as_it_is_but_not_with_another_tokenizer_or
 
 
 def test_neither_data_nor_a_set_is_an_error(request_: SetRequest) -> None:
-    with pytest.raises(DataError, match=r"no data is given and .* holds no tokenised set"):
+    with pytest.raises(DataError, match=r"no data is given and .* holds no tokenized set"):
         request_.but(data=()).make()
 
 
@@ -271,7 +271,7 @@ def _swap_files(folder: Path) -> None:
         (_swap_files, "do not belong together"),
         (lambda folder: (folder / "my.set-role.idx").unlink(), "is missing"),
         (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json"),
-        (lambda folder: (folder / "my.set-text.bin").unlink(), "holds no tokenised set"),
+        (lambda folder: (folder / "my.set-text.bin").unlink(), "holds no tokenized set"),
     ],
 )
 def test_a_damaged_set_is_never_used(request_: SetRequest, damage: Callable[[Path], Any], message: str) -> None:
@@ -287,9 +287,9 @@ def test_a_damaged_set_is_never_used(request_: SetRequest, damage: Callable[[Pat
 def test_a_folder_with_other_files_is_never_replaced(request_: SetRequest) -> None:
     request_.folder.mkdir(parents=True)
     (request_.folder / "thesis.tex").write_text("x")
-    with pytest.raises(DataError, match=r"also holds files that are not of a tokenised set: thesis\.tex"):
+    with pytest.raises(DataError, match=r"also holds files that are not of a tokenized set: thesis\.tex"):
         request_.but(retokenize=True).make()
-    with pytest.raises(DataError, match="exists but holds no tokenised set"):
+    with pytest.raises(DataError, match="exists but holds no tokenized set"):
         request_.make()
     assert (request_.folder / "thesis.tex").read_text() == "x"
 
@@ -328,10 +328,10 @@ def test_progress_ends_with_everything_done(request_: SetRequest, rows: Rows) ->
     seen: dict[str, Progress] = {}
     request_.make(progress=lambda progress: seen.__setitem__(progress.stage, progress))
     total = sum(path.stat().st_size for path in request_.spec.data)
-    assert list(seen) == ["hash", "check", "tokenise"]
+    assert list(seen) == ["hash", "check", "tokenize"]
     assert all(progress.done_bytes == progress.total_bytes == total for progress in seen.values())
-    assert seen["tokenise"].documents == seen["check"].documents == len(rows)
-    assert seen["tokenise"].seconds_left == 0
+    assert seen["tokenize"].documents == seen["check"].documents == len(rows)
+    assert seen["tokenize"].seconds_left == 0
 
 
 class Panic(BaseException):

@@ -86,7 +86,7 @@ def test_lines_carry_their_number_and_blank_ones_are_no_rows(tmp_path: Path) -> 
     assert open_rows(path).place(4) == f"{path}:4"
 
 
-def test_gzip_is_recognised_by_its_content(tmp_path: Path) -> None:
+def test_gzip_is_recognized_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "named_plainly.jsonl"
     path.write_bytes(gzip.compress(b'{}\n{"a": 1}\n'))
     assert read(path) == [(1, {}), (2, {"a": 1})]

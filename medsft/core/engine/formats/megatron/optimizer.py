@@ -1,4 +1,4 @@
-"""The optimiser, schedule and random states that the original needs to go on training from a checkpoint."""
+"""The optimizer, schedule and random states that the original needs to go on training from a checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class OptimizerState:
     sources: Mapping[str, WeightSource]
     """`exp_avg`, `exp_avg_sq` and `master` (the fp32 weights): each read like weights, under the names of the weights."""
     step: int
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     lr: float
     """Learning rate for the next step."""
     max_lr: float

@@ -150,7 +150,7 @@ def _fill(
     optimizer: OptimizerState | None,
     tp: int,
 ) -> None:
-    """Write one tensor, and its optimiser states, into the files of all tensor ranks."""
+    """Write one tensor, and its optimizer states, into the files of all tensor ranks."""
     sources: dict[str, tuple[WeightSource, torch.dtype]] = {"weight": (padded, dtype)}
     if optimizer is not None:
         for state in states_of(dtype):
