@@ -54,7 +54,7 @@ def main(run_dir: str) -> int:
 def _live_with_launcher(run: RunDir) -> None:
     """Show that this rank lives, and end it when its launcher is gone: it saves first when it trains already.
 
-    Until `Trainer.train` takes it, SIGTERM ends the process: nothing was learnt that could be saved.
+    Until `Trainer.train` takes it, SIGTERM ends the process: nothing was trained that could be saved.
     """
     parent = os.getppid()
     if "TORCHELASTIC_RUN_ID" in os.environ and not started_by("torch.distributed.run"):
