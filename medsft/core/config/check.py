@@ -61,9 +61,7 @@ _UNUSUAL_LR = 1e-3
 
 
 def doubts(config: RunConfig) -> list[str]:
-    """Return values that are allowed but are most likely slips, one sentence each with the usual range."""
+    """Return values that are allowed but are most likely slips, one sentence each, with the usual range."""
     if config.lr <= _UNUSUAL_LR:
         return []
-    return [
-        f"--lr {config.lr:g} is unusually high: full fine-tuning mostly uses 5e-6 to 1e-4, and diverges above {_UNUSUAL_LR:g}."
-    ]
+    return [f"--lr {config.lr:g} is unusually high: full fine-tuning mostly uses 5e-6 to 1e-4, and the loss is likely to rise."]

@@ -35,8 +35,6 @@ from medsft.errors import ConfigError, MedsftError, MismatchError, Problem
 _TOLERATED_BUBBLE = 0.2
 _TOLERATED_EPOCHS = 1.25
 """Times --epochs that a plan may train before it says so."""
-_HIGHEST_USUAL_LR = 1e-2
-"""Ten times the rate of small models that are trained anew; more is a slip of the exponent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,10 +289,6 @@ def _amount_concerns(plan: RunPlan) -> list[str]:
         lines.append(
             f"--epochs {format_number(config.epochs)} becomes {plan.epochs:.3g}, in whole iterations of "
             f"{plan.global_batch} documents; a smaller --global_batch comes nearer."
-        )
-    if config.lr > _HIGHEST_USUAL_LR:
-        lines.append(
-            f"--lr {format_number(config.lr)} is far above what fine-tuning takes (1e-6 to 1e-3): the loss is likely to rise."
         )
     if plan.layout.dp > plan.global_batch:
         idle = plan.layout.dp - plan.global_batch

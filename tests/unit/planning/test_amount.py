@@ -63,7 +63,7 @@ def test_fewer_rows_than_a_batch_are_seen_as_often_as_asked(project, epochs):
 
 def test_a_rate_that_no_fine_tuning_takes_is_named(project):
     config, settings = project
-    assert "--lr 1 is far above" in "\n".join(make_plan(replace(config, lr=1.0), settings).warnings)
+    assert "--lr 1 is unusually high" in "\n".join(make_plan(replace(config, lr=1.0), settings).warnings)
     assert "--lr" not in "\n".join(make_plan(replace(config, lr=1e-3), settings).warnings)
 
 
