@@ -61,7 +61,7 @@ def test_every_place_has_the_same_numbers(tmp_path: Path, monkeypatch: pytest.Mo
     table = called("plan", *flags)
     [row] = re.findall(r"training set(.*?)\n", table)
     assert f"{count(train['documents'])} documents, {short_count(train['tokens'])} tokens" in row
-    assert f"longest {count(train['longest'])}" in row
+    assert f"the longest has {count(train['longest'])} tokens" in row
 
 
 def test_a_plan_of_the_first_version_gives_them_too() -> None:

@@ -77,7 +77,7 @@ def test_nobody_outlives_the_one_that_was_killed(script, argument):
 def test_a_parent_that_was_gone_before_one_could_look():
     done = subprocess.run([sys.executable, "-c", CHILD_OF_THE_DEAD], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == -signal.SIGTERM
-    assert "The process that started this one is gone" in done.stderr
+    assert "The process that started this one has ended" in done.stderr
 
 
 def test_orphans_are_adopted_and_ended():
