@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -104,3 +105,18 @@ def _write_bytes(
         config["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
+
+
+BASES: dict[str, Callable[[Path], Path]] = {
+    "sentence-piece": write_sentence_piece,
+    "llama-3": write_llama_3,
+    "qwen": write_qwen,
+}
+"""What writes a tokenizer folder, by the kind of base model that has one."""
+KINDS = [
+    (base, template)
+    for base in BASES
+    for template in ("meditron", "chatml", "model")
+    if (base, template) != ("sentence-piece", "model")  # a tokenizer.model alone has no chat template
+]
+"""Each base model with each template that it can be trained with."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kept import TEMPLATES
-from tiny_tokenizers import write_llama_3, write_qwen, write_sentence_piece
+from tiny_tokenizers import BASES, KINDS, write_llama_3, write_qwen
 
 from medsft.core.data.dataset.encode import EncodedDocuments, _cut, encode_documents, encode_prompt
 from medsft.core.data.sources.conversation import Conversation, Message, question_and_answer
@@ -29,17 +29,6 @@ TURNS = (
     Message("assistant", "None </s> at all."),
 )
 CONVERSATIONS = (TURNS, (SYSTEM, *TURNS), (*TURNS, *TURNS), TURNS[:2])
-BASES: dict[str, Callable[[Path], Path]] = {
-    "sentence-piece": write_sentence_piece,
-    "llama-3": write_llama_3,
-    "qwen": write_qwen,
-}
-KINDS = [
-    (base, template)
-    for base in BASES
-    for template in ("meditron", "chatml", "model")
-    if (base, template) != ("sentence-piece", "model")  # a tokenizer.model alone has no chat template
-]
 
 
 def _loaded(opened: OpenedTokenizer, folder: Path) -> Any:

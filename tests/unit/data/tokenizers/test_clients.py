@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kept import TEMPLATES
-from tiny_tokenizers import write_llama_3, write_qwen, write_sentence_piece
+from tiny_tokenizers import BASES, KINDS, write_llama_3, write_qwen, write_sentence_piece
 
 from medsft.core.data.dataset.encode import encode_documents
 from medsft.core.data.sources.conversation import Conversation, question_and_answer
@@ -26,17 +25,6 @@ EXAMPLES = [
     ),
     question_and_answer(question="leading", answer="trailing"),
     question_and_answer(question="a\tb", answer="  two\n\n"),
-]
-BASES: dict[str, Callable[[Path], Path]] = {
-    "sentence-piece": write_sentence_piece,
-    "llama-3": write_llama_3,
-    "qwen": write_qwen,
-}
-KINDS = [
-    (base, template)
-    for base in BASES
-    for template in ("meditron", "chatml", "model")
-    if (base, template) != ("sentence-piece", "model")  # a tokenizer.model alone has no chat template
 ]
 
 

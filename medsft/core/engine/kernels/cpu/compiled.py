@@ -38,16 +38,11 @@ class Compiled:
     """What a full or read-only disk had to do with it, where there is no library for that reason."""
 
 
-def compiled_library(sources: Sequence[Path], defines: Sequence[str] = ()) -> ctypes.CDLL | None:
-    """Load the library of `sources`, compiling it where none is kept; None where there is no compiler that can.
-
-    `defines` are macros that the sources ask for.
-    """
-    return compile_or_load(sources, defines).library
-
-
 def compile_or_load(sources: Sequence[Path], defines: Sequence[str] = ()) -> Compiled:
-    """Return the library of `sources` as `compiled_library` does, and what is to be said of it."""
+    """Load the library of `sources`, compiling it where none is kept, and return it with what is to be said of it.
+
+    There is no library where there is no compiler that can. `defines` are macros that the sources ask for.
+    """
     flags = [*_FLAGS, *(f"-D{name}" for name in defines)]
     try:
         identity = _identity(sources, flags)
