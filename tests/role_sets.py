@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from medsft.core.data.dataset.answers import count_by_role, counts_of
 from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized, role_prefix, text_prefix
 from medsft.core.data.dataset.indexed import IndexedWriter, bin_path
 from medsft.core.data.dataset.manifest import Manifest, write_manifest
-from medsft.core.data.tokenizers.template import Role
 
 
 def write_set(
@@ -24,12 +24,11 @@ def write_set(
         text.add(np.concatenate([np.asarray(document) for document in tokens]), sizes)
         role.add(flat, sizes)
         wrote_text, wrote_role = text.close(), role.close()
-    system, question, answer = np.bincount(flat, minlength=len(Role)).tolist()
     manifest = Manifest(
         recipe=None,
         documents=len(sizes),
         tokens=len(flat),
-        tokens_by_role=(system, question, answer),
+        tokens_by_role=counts_of(count_by_role(flat)),
         vocab_size=vocab_size,
         stop_id=stop_id,
         text_bytes=bin_path(text_prefix(folder)).stat().st_size,

@@ -22,7 +22,7 @@ TokenizerPath = Annotated[
     Path | None,
     typer.Option("--tokenizer", metavar="PATH", help="A folder or a tokenizer.model, instead of --checkpoint and --size."),
 ]
-_STYLES = {"SYSTEM": "yellow", "QUESTION": "cyan", "ANSWER": "green"}
+_STYLES = {"SYSTEM": "yellow", "QUESTION": "cyan", "ANSWER": "green", "TEXT": "green"}
 
 
 @takes_config
@@ -168,7 +168,7 @@ def _report_rows(report: LengthReport) -> list[tuple[str, str]]:
     """Return (what, value) of the length report."""
     from medsft.core.units import count
 
-    roles = ", ".join(f"{role.name.lower()} {count(tokens)}" for role, tokens in report.tokens_by_role.items())
+    roles = ", ".join(f"{role.name.lower()} {count(tokens)}" for role, tokens in report.tokens_by_role.items() if tokens)
     lengths = ", ".join(f"{percent} %: {count(tokens)}" for percent, tokens in report.percentiles.items())
     return [
         ("documents", count(report.documents)),

@@ -25,7 +25,7 @@ from medsft.core.models.inspect import inspect_base
 from medsft.core.planning.folders import check_places
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
-from medsft.core.planning.sets import keys_of, training_folder, validation_folder
+from medsft.core.planning.sets import row_format_of, training_folder, validation_folder
 from medsft.core.run.events import Event, tail
 from medsft.core.run.exports import look_at_export
 from medsft.core.run.launch import load_plan
@@ -79,7 +79,7 @@ def spec_for(
         data=data,
         tokenizer=tokenizer or _tokenizer(config, settings),
         template=config.template,
-        keys=keys_of(config),
+        rows=row_format_of(config),
         bad_rows=config.bad_rows,  # type: ignore[arg-type]
         special_in_text=config.rules.special_in_text or config.special_in_text,  # type: ignore[arg-type]
         prefer_model_file=config.rules.prefers_tokenizer_model,

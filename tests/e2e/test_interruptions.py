@@ -221,8 +221,8 @@ def test_the_model_of_a_run_in_transformers(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from medsft.core.data.sources.columns import Keys
     from medsft.core.data.sources.read import read_conversations
+    from medsft.core.data.sources.row_format import RowFormat
     from medsft.core.data.tokenizers.open import open_tokenizer
     from medsft.core.engine.commands.generate import answer_loss
 
@@ -233,7 +233,7 @@ def test_the_model_of_a_run_in_transformers(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.vocab_size == len(tokenizer)
     opened = open_tokenizer(folder)
-    conversations = list(read_conversations([tmp_path / "val.jsonl"], Keys()))
+    conversations = list(read_conversations([tmp_path / "val.jsonl"], RowFormat()))
     loss, tokens = answer_loss(model, conversations, opened)
     view = run.view()
     assert loss == pytest.approx(view.last_eval("loss"), abs=1e-3)

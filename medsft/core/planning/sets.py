@@ -15,6 +15,7 @@ from medsft.core.data.dataset.subset import Subset, cut_sentence
 from medsft.core.data.dataset.write import refuse_rows
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.open import open_rows, refuse_unreadable
+from medsft.core.data.sources.row_format import RowFormat
 from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.plan import DatasetStats, absolute
 from medsft.core.planning.selection import (
@@ -51,9 +52,9 @@ class PlannedSet:
     """What a person should know about its documents."""
 
 
-def keys_of(config: RunConfig) -> Keys:
-    """Return the keys of a run's rows."""
-    return Keys(question=config.question_key, answer=config.answer_key, system=config.system_key)
+def row_format_of(config: RunConfig) -> RowFormat:
+    """Return how the rows of a run are read."""
+    return RowFormat(keys=Keys(question=config.question_key, answer=config.answer_key, system=config.system_key))
 
 
 def training_folder(config: RunConfig) -> Path:
@@ -162,8 +163,7 @@ def _guess(config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *,
 
     The first rows of each file are read as tokenizing reads them, so that a plan refuses what tokenizing would refuse.
     """
-    keys = keys_of(config)
-    seen = survey(files, keys)
+    seen = survey(files, row_format_of(config))
     refuse_rows(seen.bad, seen.tally, files, config.bad_rows, then="as the first rows of the files show")
     if seen.complete:  # else a later row may have it
         seen.tally.refuse_unknown_system_key()
@@ -191,9 +191,9 @@ def _refuse_stale(config: RunConfig, folder: Path, files: Sequence[Path], flag: 
     recipe = open_tokenized(folder).manifest.recipe
     if not files or (recipe is None and config.trust_cache):
         return
-    wanted = keys_of(config)
+    wanted = row_format_of(config)
     sizes = [path.stat().st_size for path in files]
-    if recipe is None or recipe.keys != wanted or [file.bytes for file in recipe.inputs] != sizes:
+    if recipe is None or recipe.rows != wanted or [file.bytes for file in recipe.inputs] != sizes:
         raise DataError(
             f"{flag}: the tokenized set in {folder} was made of other files or keys than these",
             hint="tokenize again with --retokenize, or choose another --run_name",

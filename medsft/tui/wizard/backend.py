@@ -187,7 +187,7 @@ def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
     spec = spec_for(config, settings)
     opened = _opened(spec)
     shown = []
-    conversations = read_conversations(config.data, spec.keys, skip_bad=True)
+    conversations = read_conversations(config.data, spec.rows, skip_bad=True)
     for number, conversation in enumerate(islice(conversations, _SHOWN_SAMPLES)):
         segments = opened.template.render(conversation)
         ids = encode_segments([segments], opened, control=spec.allows_control_tokens)

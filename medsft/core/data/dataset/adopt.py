@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medsft.core.data.dataset.answers import count_by_role, counts_of
 from medsft.core.data.dataset.dataset import TokenizedDataset, answers_path, document_blocks, open_tokenized, save_array
 from medsft.core.data.dataset.indexed import IndexedReader
 from medsft.core.data.dataset.manifest import Manifest, write_manifest
@@ -39,14 +40,14 @@ def adopt(folder: Path, opened: OpenedTokenizer) -> TokenizedDataset:
         )
     role_sha256, highest_role = _digest(data.role)
     if highest_role >= len(Role):
-        raise DataError(f"{folder} has role {highest_role}; the roles are 0, 1 and 2", hint=_REMEDY)
-    counts = [np.bincount(data.role.span(*block), minlength=len(Role)) for block in document_blocks(data.role)]
-    system, question, answer = np.sum(counts, axis=0).tolist()
+        raise DataError(f"{folder} has role {highest_role}; the roles are 0 to {len(Role) - 1}", hint=_REMEDY)
+    counts = [count_by_role(data.role.span(*block)) for block in document_blocks(data.role)]
+    by_role = counts_of(np.sum(counts, axis=0))
     manifest = Manifest(
         recipe=None,
         documents=data.num_documents,
-        tokens=system + question + answer,
-        tokens_by_role=(system, question, answer),
+        tokens=sum(by_role),
+        tokens_by_role=by_role,
         vocab_size=opened.tokenizer.vocab_size,
         stop_id=opened.stop_id,
         text_bytes=data.text.nbytes,

@@ -1,7 +1,8 @@
 """Where the answers lie in the documents of a set, as the roles of the tokens say: any number of answers in a document.
 
-An answer is a run of tokens with the role ANSWER in one document. Its places are kept beside the set, so that a plan need not
-read the roles: ``NAME-answers.npy``, int32 [answers, 4], whose columns are the arrays of `Answers`.
+An answer is a run of tokens with the role ANSWER in one document; a document that is plain text counts as one answer. The
+places are kept beside the set, so that a plan need not read the roles: ``NAME-answers.npy``, int32 [answers, 4], whose columns
+are the arrays of `Answers`.
 """
 
 from __future__ import annotations
@@ -60,6 +61,22 @@ class Answers:
         return np.stack([getattr(self, field.name) for field in fields(self)], axis=1)
 
 
+def supervised(roles: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
+    """Tell which tokens have a role that is trained on, see `Role.supervised`: that of answers, and that of text."""
+    return roles >= Role.ANSWER
+
+
+def count_by_role(roles: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """Count the tokens of each role, [number of roles]."""
+    return np.bincount(roles, minlength=len(Role))
+
+
+def counts_of(by_role: npt.NDArray[np.int64]) -> tuple[int, ...]:
+    """Return these counts as a manifest holds them: that of text only where there is any."""
+    counts = tuple(by_role.tolist())
+    return counts if counts[Role.TEXT] else counts[: Role.TEXT]
+
+
 def find_answers(
     roles: npt.NDArray[np.integer[Any]],
     sizes: npt.NDArray[np.integer[Any]],
@@ -75,7 +92,7 @@ def find_answers(
     """
     ends = np.cumsum(sizes, dtype=np.int64)
     starts = ends - sizes
-    is_answer = np.concatenate([[False], roles == Role.ANSWER, [False]])
+    is_answer = np.concatenate([[False], supervised(roles), [False]])
     begins = is_answer[1:-1] & ~is_answer[:-2]
     closes = is_answer[1:-1] & ~is_answer[2:]
     filled = np.asarray(sizes) > 0

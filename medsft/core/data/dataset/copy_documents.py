@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from medsft.core.data.dataset.answers import count_by_role, counts_of
 from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized, role_prefix, text_prefix
 from medsft.core.data.dataset.indexed import IndexedWriter, bin_path
 from medsft.core.data.dataset.manifest import Manifest, write_manifest
-from medsft.core.data.tokenizers.template import Role
 
 
 def copy_documents(data: TokenizedDataset, documents: Sequence[int] | npt.NDArray[np.int64], folder: Path) -> TokenizedDataset:
@@ -30,13 +30,12 @@ def copy_documents(data: TokenizedDataset, documents: Sequence[int] | npt.NDArra
         text_writer.add(tokens, sizes)
         role_writer.add(roles, sizes)
         text, role = text_writer.close(), role_writer.close()
-    system, question, answer = np.bincount(roles, minlength=len(Role)).tolist()
     source = data.manifest
     manifest = Manifest(
         recipe=None,
         documents=len(sizes),
         tokens=len(tokens),
-        tokens_by_role=(system, question, answer),
+        tokens_by_role=counts_of(count_by_role(roles)),
         vocab_size=source.vocab_size,
         stop_id=source.stop_id,
         answer_tail=source.answer_tail,

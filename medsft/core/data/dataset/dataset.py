@@ -109,7 +109,7 @@ class TokenizedDataset:
     @property
     def tokens_by_role(self) -> dict[Role, int]:
         """Tokens of each role in all documents."""
-        return dict(zip(Role, self.manifest.tokens_by_role, strict=True))
+        return dict(zip(Role, self.manifest.tokens_by_role, strict=False))
 
     @property
     def fingerprint(self) -> str:
@@ -135,7 +135,8 @@ class TokenizedDataset:
         if stored is None or not stored.fit(self.lengths):
             raise DataError(f"{path} is damaged", hint=_REMEDY)
         # A file of version 0.1.0 names one answer for each document, whatever lies between its first and its last token.
-        several = array.shape[1] == 2 and stored.num_tokens != self.tokens_by_role[Role.ANSWER]
+        trained = sum(tokens for role, tokens in self.tokens_by_role.items() if role.supervised)
+        several = array.shape[1] == 2 and stored.num_tokens != trained
         return None if several else stored
 
     def answers_agree(self) -> bool:

@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from medsft.core.data.sources.bad_rows import BadRows
 from medsft.core.data.sources.base import BadRow, all_rows
-from medsft.core.data.sources.columns import Keys, find, names, shown, unused_text
+from medsft.core.data.sources.columns import find, names, shown, unused_text
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.sources.open import open_rows
-from medsft.core.data.sources.question_answer import conversation_of
+from medsft.core.data.sources.row_format import RowFormat
 from medsft.core.units import count
 from medsft.errors import DataError
 
@@ -37,7 +37,7 @@ _HASH_BYTES = 8
 class Tally:
     """Counts over some rows."""
 
-    keys: Keys
+    row_format: RowFormat
     rows: int = 0
     unused: Counter[str] = field(default_factory=Counter)
     """Key -> rows with text under it that is not read"""
@@ -49,19 +49,20 @@ class Tally:
 
     def add(self, row: Mapping[str, object], conversation: Conversation) -> None:
         """Count one row that can be used."""
+        keys = self.row_format.keys
         self.rows += 1
         self.digests += _digest(conversation)
-        if len(row) > 2 or not (self.keys.question in row and self.keys.answer in row):  # the question and the answer are there
+        if len(row) > 2 or not (keys.question in row and keys.answer in row):  # the question and the answer are there
             self._count_unused(row)
-        if self.keys.system is not None:
+        if keys.system is not None:
             self.with_system += any(message.role == "system" for message in conversation)
-            there = find(row, self.keys.system)[0]
+            there = find(row, keys.system)[0]
             self.with_system_key += there
             if not there and not self.other_keys:
                 self.other_keys = tuple(names(row))
 
     def _count_unused(self, row: Mapping[str, object]) -> None:
-        for key in unused_text(row, self.keys.used):
+        for key in unused_text(row, self.row_format.keys.used):
             if key in self.unused or len(self.unused) < _MOST_COLUMNS:
                 self.unused[key] += 1
 
@@ -85,14 +86,15 @@ class Tally:
             rows=self.rows,
             repeated=len(hashes) - len(np.unique(hashes)),
             unused_text=dict(self.unused.most_common()),
-            without_system=self.rows - self.with_system if self.keys.system is not None else 0,
+            without_system=self.rows - self.with_system if self.row_format.keys.system is not None else 0,
         )
 
     def refuse_unknown_system_key(self) -> None:
         """Raise DataError when no row at all has the key of the system message: that is a slip, not rows without one."""
-        if self.keys.system is not None and self.rows and not self.with_system_key:
+        key = self.row_format.keys.system
+        if key is not None and self.rows and not self.with_system_key:
             raise DataError(
-                f"--system_key: no row has the key '{self.keys.system}'. The keys of the first row: {shown(self.other_keys)}",
+                f"--system_key: no row has the key '{key}'. The keys of the first row: {shown(self.other_keys)}",
                 hint="correct the key, or leave --system_key away",
             )
 
@@ -152,9 +154,9 @@ class Survey:
     """Whether that is all there are"""
 
 
-def survey(files: Sequence[Path], keys: Keys) -> Survey:
+def survey(files: Sequence[Path], row_format: RowFormat) -> Survey:
     """Look at the first `SURVEYED_ROWS` rows of each file as tokenizing would. Raises DataError for files that it refuses."""
-    tally, bad, complete = Tally(keys), BadRows(), True
+    tally, bad, complete = Tally(row_format), BadRows(), True
     for path in files:
         source = open_rows(path)
         for index, row in enumerate(all_rows(source)):
@@ -163,7 +165,7 @@ def survey(files: Sequence[Path], keys: Keys) -> Survey:
                 break
             try:
                 fields = row.fields()
-                tally.add(fields, conversation_of(fields, keys))
+                tally.add(fields, row_format.conversation(fields))
             except BadRow as error:
                 bad.add(source.place(row.number), error)
     return Survey(tally=tally, bad=bad, complete=complete)

@@ -26,8 +26,8 @@ class Manifest:
     recipe: TokenizeSpec | None
     documents: int
     tokens: int
-    tokens_by_role: tuple[int, int, int]
-    """Of system, question and answer"""
+    tokens_by_role: tuple[int, ...]
+    """Of system, question, answer, and of text where there is any"""
     vocab_size: int
     """Of the tokenizer, not padded"""
     stop_id: int | None = None
@@ -115,7 +115,7 @@ def differences(made: Manifest, wanted: TokenizeSpec) -> list[str]:
     lines = _input_differences(old.inputs, wanted.inputs) + tokenizer_differences(made, wanted.tokenizer_fingerprint)
     lines += template_differences(made, wanted.template, wanted.template_sha256) or _date_difference(old, wanted)
     for name in ("question", "answer", "system"):
-        was, now = getattr(old.keys, name), getattr(wanted.keys, name)
+        was, now = getattr(old.rows.keys, name), getattr(wanted.rows.keys, name)
         if was != now:
             lines.append(f"--{name}_key was {was or 'not given'}, now {now or 'not given'}")
     if made.bad_rows and wanted.bad_rows == "error":

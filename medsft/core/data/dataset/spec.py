@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-from medsft.core.data.sources.columns import Keys
+from medsft.core.data.sources.row_format import RowFormat
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.open import MEDITRON_EXTRA_IDS, open_tokenizer
 from medsft.core.data.tokenizers.special_tokens import SpecialInText
@@ -39,7 +39,7 @@ class TokenizeSpec:
     """JSONL files; empty: use the set that is there"""
     tokenizer: Path
     template: str = "meditron"
-    keys: Keys = Keys()
+    rows: RowFormat = RowFormat()
     bad_rows: Literal["error", "skip"] = "error"
     special_in_text: SpecialInText = "escape"
     extra_ids: tuple[str, ...] = MEDITRON_EXTRA_IDS
@@ -92,7 +92,7 @@ class TokenizeSpec:
             "tokenizer_path": str(self.tokenizer),
             "template": self.template,
             "template_sha256": self.template_sha256,
-            "keys": asdict(self.keys),
+            **self.rows.to_json(),
             "bad_rows": self.bad_rows,
             "special_in_text": self.special_in_text,
             "extra_ids": list(self.extra_ids),
@@ -109,7 +109,7 @@ class TokenizeSpec:
             data=tuple(Path(file.path) for file in inputs),
             tokenizer=Path(raw["tokenizer_path"]),
             template=raw["template"],
-            keys=Keys(**raw["keys"]),
+            rows=RowFormat.from_json(raw),
             bad_rows=raw["bad_rows"],
             special_in_text=raw["special_in_text"],
             extra_ids=tuple(raw.get("extra_ids", MEDITRON_EXTRA_IDS)),

@@ -29,7 +29,6 @@ from medsft.core.data.sources.bad_rows import BadRows
 from medsft.core.data.sources.base import BadRow, Block, RowSource
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.sources.open import open_rows
-from medsft.core.data.sources.question_answer import conversation_of
 from medsft.core.data.tokenizers.base import OpenedTokenizer, TokenizerError
 from medsft.errors import DataError, LaunchError
 
@@ -77,13 +76,13 @@ def read_chunks(files: Sequence[Path], *, encode: bool) -> Iterator[Chunk]:
 
 def process_chunk(chunk: Chunk, spec: TokenizeSpec, opened: OpenedTokenizer) -> ChunkResult:
     """Read the rows of a chunk and, unless it is only a check, tokenize the good ones."""
-    bad, tally = BadRows(), Tally(spec.keys)
+    bad, tally = BadRows(), Tally(spec.rows)
     conversations: list[Conversation] = []
     numbers: list[int] = []
     for row in chunk.source.rows(chunk.block):
         try:
             fields = row.fields()
-            conversation = conversation_of(fields, spec.keys)
+            conversation = spec.rows.conversation(fields)
             if spec.special_in_text == "error":
                 _refuse_special(conversation, opened)
         except BadRow as error:

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from medsft.core.data.dataset.answers import find_answers, joined
+from medsft.core.data.dataset.answers import count_by_role, counts_of, find_answers, joined
 from medsft.core.data.dataset.dataset import (
     answers_path,
     hashes_path,
@@ -139,7 +139,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def _check(process: Process, spec: TokenizeSpec, reporter: ProgressReporter) -> tuple[BadRows, Tally]:
     """Read every row once before the slow part, so that the last row of a large file is not refused after an hour."""
-    bad, tally = BadRows(), Tally(spec.keys)
+    bad, tally = BadRows(), Tally(spec.rows)
     for result in process(read_chunks(spec.data, encode=False)):
         bad.merge(result.bad)
         tally.merge(result.tally)
@@ -175,12 +175,11 @@ class _WrittenSet:
     role_sha256: str
 
     def manifest(self, spec: TokenizeSpec, opened: OpenedTokenizer, bad: BadRows, tally: Tally) -> Manifest:
-        system, question, answer = self.tokens_by_role.tolist()
         return Manifest(
             recipe=spec,
             documents=self.documents,
             tokens=self.tokens,
-            tokens_by_role=(system, question, answer),
+            tokens_by_role=counts_of(self.tokens_by_role),
             vocab_size=opened.tokenizer.vocab_size,
             stop_id=opened.stop_id,
             special_in_text=self.special_in_text,
@@ -215,7 +214,7 @@ def _write(
             role.add(encoded.roles, encoded.sizes)
             stops = encoded.tokens == opened.stop_id
             answers.append(find_answers(encoded.roles, encoded.sizes, stops=stops, first_document=documents))
-            counts += np.bincount(encoded.roles, minlength=len(Role))
+            counts += count_by_role(encoded.roles)
             special += encoded.special_in_text
             documents += result.rows
             reporter.tell(result.bytes_read, documents)

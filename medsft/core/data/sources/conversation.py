@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, TypeAlias
 
-MessageRole = Literal["system", "user", "assistant"]
-"""As chat templates and the rows of chat models name them."""
+MessageRole = Literal["system", "user", "assistant", "tool", "text"]
+"""As chat templates and the rows of chat models name them. `text` is the only message of a document that is no conversation."""
 
 
 class Message(NamedTuple):
@@ -13,6 +13,10 @@ class Message(NamedTuple):
 
     role: MessageRole
     content: str
+    reasoning: str = ""
+    """What the assistant thinks before it writes `content`"""
+    trained: bool = True
+    """False for a message of the assistant's that is only read"""
 
 
 Conversation: TypeAlias = tuple[Message, ...]

@@ -17,7 +17,7 @@ _TYPES: Mapping[type, str] = {
 }
 
 
-def conversation_of(row: Mapping[str, object], keys: Keys) -> Conversation:
+def question_answer(row: Mapping[str, object], keys: Keys) -> Conversation:
     """The question and the answer of a row, after its system message if it has one. Raises BadRow.
 
     A system message that is absent, null or empty is none: rows with and without one stand in the same file.

@@ -7,21 +7,21 @@ from pathlib import Path
 
 from medsft.core.data.sources.bad_rows import BadRows
 from medsft.core.data.sources.base import BadRow, all_rows
-from medsft.core.data.sources.columns import KeyProposal, Keys, proposal, string_names
+from medsft.core.data.sources.columns import KeyProposal, proposal, string_names
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.sources.open import open_rows
-from medsft.core.data.sources.question_answer import conversation_of
+from medsft.core.data.sources.row_format import RowFormat
 
 _PROPOSAL_ROWS = 50
 
 
-def read_conversations(files: Iterable[Path], keys: Keys, *, skip_bad: bool = False) -> Iterator[Conversation]:
+def read_conversations(files: Iterable[Path], row_format: RowFormat, *, skip_bad: bool = False) -> Iterator[Conversation]:
     """Stream the conversations of several files in order. Raises DataError at the first bad row, or leaves bad rows out."""
     for path in files:
         source = open_rows(path)
         for row in all_rows(source):
             try:
-                yield conversation_of(row.fields(), keys)
+                yield row_format.conversation(row.fields())
             except BadRow as bad:
                 if not skip_bad:
                     found = BadRows()

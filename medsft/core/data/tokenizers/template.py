@@ -26,10 +26,17 @@ class Role(IntEnum):
     SYSTEM = 0
     QUESTION = 1
     ANSWER = 2
+    TEXT = 3
+    """Of a document that is no conversation, such as a guideline: all of it is trained on."""
+
+    @property
+    def supervised(self) -> bool:
+        """Whether its tokens are trained on whatever `--loss_mask` says."""
+        return self in (Role.ANSWER, Role.TEXT)
 
     def loss_weight(self, loss_mask: float) -> float:
         """Return the weight in the loss of a token with this role, where `loss_mask` is that of tokens outside answers."""
-        return 1.0 if self is Role.ANSWER else loss_mask
+        return 1.0 if self.supervised else loss_mask
 
 
 @dataclass(frozen=True, slots=True)

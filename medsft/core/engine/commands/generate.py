@@ -19,14 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medsft.core.data.dataset.answers import supervised
 from medsft.core.data.dataset.encode import encode_documents, encode_prompt
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.sources.read import read_conversations
+from medsft.core.data.sources.row_format import RowFormat
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.end_tokens import end_tokens
 from medsft.core.data.tokenizers.open import open_tokenizer
-from medsft.core.data.tokenizers.template import Role
 from medsft.core.engine.commands.entry_point import run_process
 
 _PROMPTS_AT_ONCE = 48
@@ -39,7 +40,7 @@ def answer_loss(model: Any, conversations: Sequence[Conversation], opened: Opene
     with torch.inference_mode():
         for size in documents.sizes:
             tokens = torch.from_numpy(documents.tokens[start : start + size].astype(np.int64))
-            answer = torch.from_numpy(documents.roles[start + 1 : start + size] == Role.ANSWER)
+            answer = torch.from_numpy(supervised(documents.roles[start + 1 : start + size]))
             start += int(size)
             # Only the rows before answer tokens are projected: the vocabulary is most of a small model's work.
             hidden = model.model(input_ids=tokens[None, :-1]).last_hidden_state[0][answer]
@@ -101,8 +102,8 @@ def main(arguments: list[str]) -> None:
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     if opened.tokenizer.vocab_size > model.config.vocab_size:
         model.resize_token_embeddings(opened.tokenizer.vocab_size)
-    keys = Keys(question=options.question_key, answer=options.answer_key, system=options.system_key)
-    conversations = list(read_conversations([options.data], keys))
+    rows = RowFormat(keys=Keys(question=options.question_key, answer=options.answer_key, system=options.system_key))
+    conversations = list(read_conversations([options.data], rows))
     loss, tokens = answer_loss(model, conversations, opened)
     found = list(answers(model, conversations, opened, max_new_tokens=options.max_new_tokens))
     options.out.write_text(json.dumps({"loss": loss, "tokens": tokens, "answers": found}) + "\n", encoding="utf-8")

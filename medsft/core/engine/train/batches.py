@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medsft.core.data.dataset.answers import supervised
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.engine.nn.attention import PackedSequences
 from medsft.core.planning.order import deal_in_order, deal_to_ranks
@@ -115,7 +116,7 @@ class Batcher:
     def _is_answer(self, number: int) -> np.ndarray:
         """Return whether each label of one document belongs to an answer, bool [labels]."""
         subset = self.split.subset
-        return self.split.data.roles(int(subset.indices[number]))[1 : subset.lengths[number]] == Role.ANSWER
+        return supervised(self.split.data.roles(int(subset.indices[number]))[1 : subset.lengths[number]])
 
     def _deal(self, lengths: np.ndarray) -> list[list[list[int]]]:
         if self.in_order:

@@ -79,7 +79,7 @@ def test_with_data_it_is_used_only_when_trusted(request_: SetRequest, tmp_path: 
     ("tokens", "roles", "message"),
     [
         ([[1, 60_000]], [[1, 2]], "has token 60000, but the tokenizer .* has only"),
-        ([[1, 2]], [[1, 3]], "has role 3"),
+        ([[1, 2]], [[1, 4]], "has role 4"),
         ([[1, 2]], [[1], [2]], "do not belong together"),
         ([[1, 2], [3]], [[1], [1, 2]], "do not belong together"),
         ([], [], "holds no documents"),

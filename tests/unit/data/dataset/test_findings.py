@@ -5,12 +5,12 @@ from __future__ import annotations
 from itertools import combinations
 
 from medsft.core.data.dataset.findings import Tally
-from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.conversation import Conversation, Message, question_and_answer
+from medsft.core.data.sources.row_format import RowFormat
 
 
 def _hash(conversation: Conversation) -> int:
-    tally = Tally(Keys())
+    tally = Tally(RowFormat())
     tally.add({}, conversation)
     return int(tally.hashes()[0])
 

@@ -21,6 +21,7 @@ from medsft.core.data.sources.base import all_rows
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.open import open_rows
 from medsft.core.data.sources.read import propose_keys, read_conversations
+from medsft.core.data.sources.row_format import RowFormat
 from medsft.core.data.tokenizers.template import Role
 from medsft.errors import DataError
 
@@ -31,12 +32,12 @@ def case(start: str) -> Path:
 
 
 def read(path: Path, **keys: str) -> list[tuple[str, str]]:
-    return [(user.content, answer.content) for *_, user, answer in read_conversations([path], Keys(**keys))]
+    return [(user.content, answer.content) for *_, user, answer in read_conversations([path], RowFormat(keys=Keys(**keys)))]
 
 
 def look(path: Path, **keys: str) -> None:
     """What a plan does before anything is tokenized."""
-    seen = survey([path], Keys(**keys))
+    seen = survey([path], RowFormat(keys=Keys(**keys)))
     refuse_rows(seen.bad, seen.tally, [path], "error")
 
 
@@ -54,7 +55,7 @@ def refusal(path: Path, **keys: str) -> str:
 def made(tmp_path: Path, hf_folder: Path):
     def make(*starts: str, name: str = "set", **keys: str) -> TokenizedDataset:
         data = tuple(map(case, starts))
-        return tokenize(TokenizeSpec(data=data, tokenizer=hf_folder, keys=Keys(**keys)), tmp_path / name)
+        return tokenize(TokenizeSpec(data=data, tokenizer=hf_folder, rows=RowFormat(keys=Keys(**keys))), tmp_path / name)
 
     return make
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.dataset.tokenize import tokenize
 from medsft.core.data.sources.columns import Keys
+from medsft.core.data.sources.row_format import RowFormat
 
 OLD_SET = Path(__file__).parents[3] / "old" / "0.1.0" / "tokenized" / "words"
 
@@ -21,7 +22,7 @@ def test_json_and_pickle_give_the_same_spec_again(tmp_path: Path, hf_folder: Pat
         data=(rows,),
         tokenizer=hf_folder,
         template="chatml",
-        keys=Keys(question="q"),
+        rows=RowFormat(keys=Keys(question="q")),
         bad_rows="skip",
         special_in_text="control",
         extra_ids=("<|im_start|>", "<|im_end|>"),

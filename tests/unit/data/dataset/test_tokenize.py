@@ -18,6 +18,7 @@ from medsft.core.data.dataset.write import Progress
 from medsft.core.data.sources import jsonl
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.conversation import question_and_answer
+from medsft.core.data.sources.row_format import RowFormat
 from medsft.core.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.errors import DataError, DiskError, LaunchError
@@ -57,7 +58,7 @@ def test_makes_the_files_of_the_original_with_every_document_in_order(request_: 
 
 
 def test_facts_of_the_manifest_are_those_of_the_files(request_: SetRequest, rows: Rows) -> None:
-    data = request_.but(keys=Keys(system="sys")).make()
+    data = request_.but(rows=RowFormat(keys=Keys(system="sys"))).make()
     roles = np.concatenate([data.roles(number) for number in range(data.num_documents)])
     assert (data.num_documents, data.num_tokens) == (len(rows), len(roles))
     assert {int(role): count for role, count in data.tokens_by_role.items()} == {
@@ -179,9 +180,9 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "repeated": (lambda r, *_: r.but(data=(*r.spec.data, r.spec.data[0])), "another number of times"),
     "tokenizer": (_with_tokenizer, r"the tokenizer is another one \(it was made with .*hf_tokenizer"),
     "template": (lambda r, *_: r.but(template="chatml"), "--template was meditron, now chatml"),
-    "question": (lambda r, *_: r.but(keys=Keys(question="sys")), "--question_key was prompt, now sys"),
-    "answer": (lambda r, *_: r.but(keys=Keys(answer="sys")), "--answer_key was gold, now sys"),
-    "system": (lambda r, *_: r.but(keys=Keys(system="sys")), "--system_key was not given, now sys"),
+    "question": (lambda r, *_: r.but(rows=RowFormat(keys=Keys(question="sys"))), "--question_key was prompt, now sys"),
+    "answer": (lambda r, *_: r.but(rows=RowFormat(keys=Keys(answer="sys"))), "--answer_key was gold, now sys"),
+    "system": (lambda r, *_: r.but(rows=RowFormat(keys=Keys(system="sys"))), "--system_key was not given, now sys"),
 }
 
 
@@ -230,7 +231,7 @@ def test_without_data_the_set_is_used_as_it_is_but_not_with_another_tokenizer_or
     made = request_.make()
     for path in request_.spec.data:
         path.unlink()
-    without = request_.but(data=(), keys=Keys(question="other"))
+    without = request_.but(data=(), rows=RowFormat(keys=Keys(question="other")))
     assert without.make().fingerprint == made.fingerprint
     with pytest.raises(DataError, match="--template was meditron, now chatml"):
         without.but(template="chatml").make()
@@ -350,7 +351,7 @@ def test_a_tokenizer_library_that_fails_is_an_error_with_the_row(
         return encode(self, texts)
 
     row = json.loads(request_.spec.data[1].read_text().splitlines()[1])
-    marked = row[request_.spec.keys.question]
+    marked = row[request_.spec.rows.keys.question]
     monkeypatch.setattr(HuggingFaceTokenizer, "_encode_native", failing)
     with pytest.raises(DataError) as caught:
         request_.make()
@@ -372,5 +373,5 @@ def test_a_worker_names_the_row_that_a_tokenizer_cannot_spell(request_: SetReque
     data.write_text("".join(json.dumps({"prompt": text, "gold": "b"}) + "\n" for text in ("a", "a", "\u00e9", "a")))
     monkeypatch.setattr(workers, "_SMALL_INPUT_BYTES", 0)
     with pytest.raises(DataError) as caught:
-        request_.but(data=(data,), tokenizer=folder, keys=Keys(), workers=2).make()
+        request_.but(data=(data,), tokenizer=folder, rows=RowFormat(), workers=2).make()
     assert f"{data}:3: the tokenizer library fails with {folder / 'tokenizer.json'} (Exception)" in str(caught.value)

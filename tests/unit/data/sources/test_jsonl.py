@@ -16,8 +16,9 @@ from medsft.core.data.sources.conversation import Conversation, question_and_ans
 from medsft.core.data.sources.json_object import read_object
 from medsft.core.data.sources.jsonl import JsonlSource
 from medsft.core.data.sources.open import open_rows
-from medsft.core.data.sources.question_answer import conversation_of
+from medsft.core.data.sources.question_answer import question_answer
 from medsft.core.data.sources.read import propose_keys, read_conversations
+from medsft.core.data.sources.row_format import RowFormat
 from medsft.errors import DataError
 
 KEYS = Keys(question="q", answer="a", system="s")
@@ -25,7 +26,7 @@ SECRET = "Mrs Smith"
 
 
 def parse_row(raw: bytes, keys: Keys) -> Conversation:
-    return conversation_of(read_object(raw), keys)
+    return question_answer(read_object(raw), keys)
 
 
 def read(path: Path) -> list[tuple[int, object]]:
@@ -166,7 +167,7 @@ def test_keys_in_messages_are_few_short_and_without_control_characters(tmp_path:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"\x1b[31m\u202eab\n" * 30: "x", **{f"k{n}": "v" for n in range(100)}}) + "\n")
     with pytest.raises(DataError) as caught:
-        list(read_conversations([path], KEYS))
+        list(read_conversations([path], RowFormat(keys=KEYS)))
     message = str(caught.value)
     assert not set("\x1b\u202e") & set(message)
     assert "`k10` and 89 more" in message
@@ -191,10 +192,10 @@ def test_conversations_of_several_files_come_in_order_and_bad_rows_stop_or_are_l
     first, second = tmp_path / "1", tmp_path / "2"
     first.write_text('{"q": "1", "a": "x"}\n')
     second.write_text('{"q": "2", "a": ""}\n{"q": "3", "a": "x"}\n')
-    keys = Keys(question="q", answer="a")
-    assert [user.content for user, _ in read_conversations([second, first], keys, skip_bad=True)] == ["3", "1"]
+    rows = RowFormat(keys=Keys(question="q", answer="a"))
+    assert [user.content for user, _ in read_conversations([second, first], rows, skip_bad=True)] == ["3", "1"]
     with pytest.raises(DataError, match=r"2:1: empty answer"):
-        list(read_conversations([first, second], keys))
+        list(read_conversations([first, second], rows))
 
 
 @pytest.mark.parametrize(

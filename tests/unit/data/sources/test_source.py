@@ -16,7 +16,7 @@ from medsft.core.data.dataset.findings import survey
 from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.dataset.workers import process_chunk, read_chunks
 from medsft.core.data.sources.base import BadRow, Block, Row, RowSource
-from medsft.core.data.sources.columns import Keys
+from medsft.core.data.sources.row_format import RowFormat
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def test_a_source_of_another_kind(tmp_path: Path, hf_folder: Path, monkeypatch: 
     (by_line,) = [process_chunk(chunk, spec, opened) for chunk in read_chunks([lines], encode=True)]
     for module in (findings, workers):
         monkeypatch.setattr(module, "open_rows", ArraySource)
-    seen = survey([array], Keys())
+    seen = survey([array], RowFormat())
     assert (seen.tally.rows, seen.complete) == (5, True)
     assert f"{array}, row 4: not an object\n{array}, row 7: no key 'gold'" in seen.bad.error().message
     results = [process_chunk(chunk, spec, opened) for chunk in read_chunks([array], encode=True)]

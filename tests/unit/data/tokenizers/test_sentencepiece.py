@@ -162,4 +162,4 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_roles_are_those_of_the_role_file() -> None:
-    assert {role.name.lower(): int(role) for role in Role} == {"system": 0, "question": 1, "answer": 2}
+    assert {role.name.lower(): int(role) for role in Role} == {"system": 0, "question": 1, "answer": 2, "text": 3}

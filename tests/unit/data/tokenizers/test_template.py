@@ -26,7 +26,7 @@ def test_meditron_is_the_text_of_the_original() -> None:
         "<|im_start|>system\n<|im_end|>\n<|im_start|>question\n  a\n<|im_end|>\n<|im_start|>answer\n {{ b }} ' \\n <|im_end|>\n"
     )
     assert [segment.role for segment in template.render(WITH_SYSTEM)] == [Role.SYSTEM, Role.QUESTION, Role.ANSWER]
-    assert [int(role) for role in Role] == [0, 1, 2]
+    assert [int(role) for role in Role] == [0, 1, 2, 3]
 
 
 def test_chatml_differs_in_the_role_words_only() -> None:

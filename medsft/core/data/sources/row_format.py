@@ -1,0 +1,41 @@
+"""What kind of row a file has, and under which names its texts stand: `RowFormat`, the one way from a row to a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from medsft.core.data.sources.columns import Keys
+from medsft.core.data.sources.conversation import Conversation
+from medsft.core.data.sources.question_answer import question_answer
+
+FormatName = Literal["qa", "messages", "sharegpt", "alpaca", "mcq", "text"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowFormat:
+    """How the rows of a set are read. Small, and can be pickled."""
+
+    name: FormatName = "qa"
+    keys: Keys = Keys()
+
+    def conversation(self, row: Mapping[str, object]) -> Conversation:
+        """Return what a row says. Raises `BadRow` with the reason for which it cannot be used, never with its text."""
+        return _READERS[self.name](row, self.keys)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a manifest keeps. That of `qa` is what medsft 0.1.0 wrote."""
+        keys = {name: value for name, value in asdict(self.keys).items() if value or name in _FIRST_KEYS}
+        return {"keys": keys} if self.name == "qa" else {"format": self.name, "keys": keys}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> RowFormat:
+        """Return the format in a manifest, here or of medsft 0.1.0. Raises KeyError or TypeError when there is none."""
+        return cls(name=raw.get("format", "qa"), keys=Keys(**raw["keys"]))
+
+
+_FIRST_KEYS = ("question", "answer", "system")
+"""That medsft 0.1.0 knew and always wrote."""
+
+_READERS: Mapping[FormatName, Callable[[Mapping[str, object], Keys], Conversation]] = {"qa": question_answer}
