@@ -65,6 +65,13 @@ class RunConfig:
         unit="YYYY-MM-DD",
         advanced=True,
     )
+    turns: str = option(
+        "all",
+        "Answers of a conversation that are trained on: all, the last one, or each as the last of its own document (split)",
+        "data",
+        choices=("all", "last", "split"),
+        advanced=True,
+    )
     seq: int = option(2048, "Length of the longest document that is allowed", "data", unit="tokens", minimum=8)
     truncate: str = option(
         "error",

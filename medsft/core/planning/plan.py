@@ -175,6 +175,7 @@ class RunPlan:
     def identity_fields(self) -> dict[str, Any]:
         """Return what must not change between a run and its resumption, under names a person understands."""
         config = {k: v for k, v in to_mapping(self.config).items() if k not in NOT_PART_OF_A_RUN and k not in _BY_CONTENT}
+        config = {name: value for name, value in config.items() if name not in _LATER or value != _LATER[name]}
         config |= {"global_batch": self.global_batch, "eval_interval": self.eval_interval}
         return {
             "format": FORMAT,
@@ -250,6 +251,8 @@ class RunPlan:
 
 _BY_CONTENT = frozenset({"data", "val", "template_date", "checkpoint", "size", "epochs", "iters", "max_iters"})
 """Fields whose effect the identity holds otherwise: by the hash of the content, or by the number of iterations."""
+_LATER = {"turns": "all"}
+"""Fields that medsft 0.1.0 did not have, with the value under which a run is what it was without them."""
 _SCALARS = (
     *("run_dir", "export_dir", "num_iterations", "epochs", "precision"),
     *("nproc_per_node", "micro_batch", "num_micro_batches"),
@@ -293,7 +296,9 @@ def difference(old: RunPlan, new: RunPlan) -> list[str]:
     """Return one line for each thing that a resume must find unchanged and does not."""
     before, after = old.identity_fields(), new.identity_fields()
     names = [*before, *(name for name in after if name not in before)]
-    return [f"{name}: was {before.get(name)}, now {after.get(name)}" for name in names if before.get(name) != after.get(name)]
+    absent = {f"--{name}": value for name, value in _LATER.items()}
+    pairs = [(name, before.get(name, absent.get(name)), after.get(name, absent.get(name))) for name in names]
+    return [f"{name}: was {was}, now {now}" for name, was, now in pairs if was != now]
 
 
 def absolute(path: str | Path) -> str:

@@ -125,6 +125,7 @@ def test_folders_do_not_make_it_another_run(tokenized, tmp_path):
         ({"lr": 1e-4}, "--lr: was 2e-05, now 0.0001"),
         ({"seed": 1}, "--seed: was 1234, now 1"),
         ({"loss_mask": 0.5}, "--loss_mask"),
+        ({"turns": "last"}, "--turns: was all, now last"),
         ({"global_batch": 4}, "--global_batch"),
         ({"weight_decay": 0.0}, "--weight_decay"),
         ({"iters": 7}, "iterations: was 15, now 7"),
