@@ -22,12 +22,12 @@ from medsft.core.data.dataset.spec import TokenizeSpec
 SCRIPT = """
 import sys, time, json
 from pathlib import Path
-from medsft.core.data.dataset import workers
+from medsft.core.data.dataset import pool
 from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.dataset.tokenize import tokenize
 from medsft.core.data.sources import jsonl
 folder, tokenizer, data, flags = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
-workers._SMALL_INPUT_BYTES, jsonl._BLOCK_BYTES = 0, 2000
+pool._SMALL_INPUT_BYTES, jsonl._BLOCK_BYTES = 0, 2000
 def wait(progress):
     (folder / f"{flags['id']}.{progress.stage}").touch()
     while progress.stage == "tokenize" and not (folder / "go").exists():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from set_request import SetRequest
 
-from medsft.core.data.dataset import workers, write
+from medsft.core.data.dataset import pool, write
 from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized
 from medsft.core.data.dataset.encode import encode_documents
 from medsft.core.data.dataset.spec import TokenizeSpec
@@ -77,15 +77,15 @@ def test_the_number_of_processes_does_not_change_a_byte(
     data = (write_rows(request_.spec.data[0], rows * 40), request_.spec.data[1])
     fingerprints = set()
     for count, small, block in ((1, 2**22, 2**20), (1, 0, 700), (3, 0, 1100)):
-        monkeypatch.setattr(workers, "_SMALL_INPUT_BYTES", small)
+        monkeypatch.setattr(pool, "_SMALL_INPUT_BYTES", small)
         monkeypatch.setattr(jsonl, "_BLOCK_BYTES", block)
         fingerprints.add(request_.but(data=data, workers=count, retokenize=True).make().fingerprint)
     assert len(fingerprints) == 1
 
 
 def test_a_worker_that_dies_is_an_error_and_leaves_nothing(request_: SetRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_SMALL_INPUT_BYTES", 0)
-    monkeypatch.setattr(workers.sys, "executable", "/bin/false")
+    monkeypatch.setattr(pool, "_SMALL_INPUT_BYTES", 0)
+    monkeypatch.setattr(pool.sys, "executable", "/bin/false")
     with pytest.raises(LaunchError, match="ended unexpectedly"):
         request_.but(workers=2).make()
     assert _entries(request_.folder.parent) == []
@@ -95,7 +95,7 @@ def test_a_worker_that_dies_is_an_error_and_leaves_nothing(request_: SetRequest,
 def test_bad_rows_stop_before_anything_is_written(
     request_: SetRequest, write_rows: WriteRows, rows: Rows, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
-    monkeypatch.setattr(workers, "_SMALL_INPUT_BYTES", 0)
+    monkeypatch.setattr(pool, "_SMALL_INPUT_BYTES", 0)
     monkeypatch.setattr(jsonl, "_BLOCK_BYTES", 300)
     bad = [{"prompt": "Mrs Smith", "gold": ""}, b'{"prompt": "Mrs Smith', {"prompt": "Mrs Smith"}]
     write_rows(request_.spec.data[0], [*rows, *bad * 9])
@@ -371,7 +371,7 @@ def test_a_worker_names_the_row_that_a_tokenizer_cannot_spell(request_: SetReque
     tokenizer.save(str(folder / "tokenizer.json"))
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": text, "gold": "b"}) + "\n" for text in ("a", "a", "\u00e9", "a")))
-    monkeypatch.setattr(workers, "_SMALL_INPUT_BYTES", 0)
+    monkeypatch.setattr(pool, "_SMALL_INPUT_BYTES", 0)
     with pytest.raises(DataError) as caught:
         request_.but(data=(data,), tokenizer=folder, rows=RowFormat(), workers=2).make()
     assert f"{data}:3: the tokenizer library fails with {folder / 'tokenizer.json'} (Exception)" in str(caught.value)
