@@ -18,7 +18,7 @@ import numpy.typing as npt
 from medsft.core.data.sources.bad_rows import BadRows
 from medsft.core.data.sources.base import BadRow, all_rows
 from medsft.core.data.sources.columns import find, names, shown, unused_text
-from medsft.core.data.sources.conversation import Conversation
+from medsft.core.data.sources.conversation import Conversation, Message
 from medsft.core.data.sources.open import open_rows
 from medsft.core.data.sources.row_format import RowFormat
 from medsft.core.units import count
@@ -102,14 +102,19 @@ class Tally:
 def _digest(conversation: Conversation) -> bytes:
     """A hash of what the messages say. That of one question and its answer must stay as it is: it lies beside sets on disk."""
     roles = [message.role for message in conversation]
-    if roles in (["user", "assistant"], ["system", "user", "assistant"]):
+    if roles in (["user", "assistant"], ["system", "user", "assistant"]) and conversation[-1][2:] == ("", True):
         *before, question, answer = conversation
         system = before[0].content if before else ""
         text = f"{len(question.content)} {len(answer.content)} {question.content}{answer.content}{system}"
     else:
-        heads = (f"{message.role} {len(message.content)}" for message in conversation)
-        text = " ".join((*heads, *(message.content for message in conversation)))
+        heads = (f"{message.role} {len(message.content)}{_extras(message)}" for message in conversation)
+        text = " ".join((*heads, *(message.reasoning + message.content for message in conversation)))
     return sha256(text.encode("utf-8")).digest()[:_HASH_BYTES]  # most processors have it built in, and hashlib uses that
+
+
+def _extras(message: Message) -> str:
+    reasoning = f" {len(message.reasoning)}" if message.reasoning else ""
+    return reasoning if message.trained else f"{reasoning} untrained"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

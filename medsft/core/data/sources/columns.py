@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from medsft.core.data.sources.conversation import MessageRole
 from medsft.core.printable import one_line
 
 _QUESTION_NAMES = ("prompt", "question", "instruction", "query", "input")
@@ -27,17 +28,34 @@ REPEATED = "the same key twice in one object"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """The names under which a row holds its texts."""
+    """The names under which a row holds its texts, and what names and numbers inside them mean.
+
+    Those that the format of the rows does not read are empty.
+    """
 
     question: str = "prompt"
     answer: str = "gold"
     system: str | None = None
-    """None: documents have no system message."""
+    """None: documents have no system message but those among their messages."""
+    input: str = ""
+    """What follows the instruction in a row like Alpaca's"""
+    messages: str = ""
+    """A list of messages"""
+    options: tuple[str, ...] = ()
+    """Of a multiple-choice question: the key of all of them, or one key for each"""
+    reasoning: str = ""
+    """What the assistant thinks before its last message"""
+    text: str = ""
+    role_map: tuple[tuple[str, MessageRole], ...] = ()
+    """Names of roles beside the usual ones, in lower case and sorted"""
+    first_option: int | None = None
+    """Number of the first option in answers that are numbers; None where no answer is one"""
 
     @property
     def used(self) -> tuple[str, ...]:
-        """All of them."""
-        return (self.question, self.answer) if self.system is None else (self.question, self.answer, self.system)
+        """All keys that are read."""
+        one_each = (self.question, self.answer, self.system, self.input, self.messages, self.reasoning, self.text)
+        return (*(key for key in one_each if key), *self.options)
 
 
 class RepeatedKey(ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import orjson
 
@@ -27,11 +28,24 @@ def read_object(raw: bytes) -> Mapping[str, object]:
     try:
         row = orjson.loads(raw)
         # Text may add matches, never hide one: as many matches as keys means that no key was there twice.
-        if isinstance(row, dict) and len(_KEY_ENDS.findall(raw)) == len(row):
+        if isinstance(row, dict) and ((ends := len(_KEY_ENDS.findall(raw))) == len(row) or ends == _count_keys(row)):
             return row
     except ValueError:
         pass  # the slower parser takes more, and what it does not take gets a reason below
     return _object_with_care(raw)
+
+
+def _count_keys(row: dict[str, object]) -> int:
+    """Return how many keys a row and the objects inside it have."""
+    count = 0
+    waiting: list[Any] = [row]
+    while waiting:
+        value = waiting.pop()
+        if type(value) is dict:
+            count += len(value)
+            value = value.values()
+        waiting += [inner for inner in value if type(inner) in (dict, list)]
+    return count
 
 
 def _object_with_care(raw: bytes) -> Mapping[str, object]:

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.conversation import Conversation
+from medsft.core.data.sources.messages import messages
 from medsft.core.data.sources.question_answer import question_answer
+from medsft.core.data.sources.sharegpt import sharegpt
 
 FormatName = Literal["qa", "messages", "sharegpt", "alpaca", "mcq", "text"]
 
@@ -26,16 +28,27 @@ class RowFormat:
 
     def to_json(self) -> dict[str, Any]:
         """Return what a manifest keeps. That of `qa` is what medsft 0.1.0 wrote."""
-        keys = {name: value for name, value in asdict(self.keys).items() if value or name in _FIRST_KEYS}
-        return {"keys": keys} if self.name == "qa" else {"format": self.name, "keys": keys}
+        always = _FIRST_KEYS if self.name == "qa" else ()
+        given = {name: value for name, value in asdict(self.keys).items() if name in always or value not in (None, "", ())}
+        return {"keys": given} if self.name == "qa" else {"format": self.name, "keys": given}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> RowFormat:
         """Return the format in a manifest, here or of medsft 0.1.0. Raises KeyError or TypeError when there is none."""
-        return cls(name=raw.get("format", "qa"), keys=Keys(**raw["keys"]))
+        name, keys = raw.get("format", "qa"), {"question": "", "answer": "", **raw["keys"]}
+        if name not in _READERS:
+            raise KeyError(name)
+        keys["options"] = tuple(keys.get("options", ()))
+        keys["role_map"] = tuple((theirs, ours) for theirs, ours in keys.get("role_map", ()))
+        return cls(name=name, keys=Keys(**keys))
 
 
 _FIRST_KEYS = ("question", "answer", "system")
 """That medsft 0.1.0 knew and always wrote."""
 
-_READERS: Mapping[FormatName, Callable[[Mapping[str, object], Keys], Conversation]] = {"qa": question_answer}
+
+_READERS: Mapping[FormatName, Callable[[Mapping[str, object], Keys], Conversation]] = {
+    "qa": question_answer,
+    "messages": messages,
+    "sharegpt": sharegpt,
+}

@@ -33,5 +33,8 @@ def test_conversations_that_differ_have_other_hashes() -> None:
         (system,),
         (*turn, system),
         (*turn, turn[0]),
+        (turn[0], turn[1]._replace(reasoning="r")),
+        (turn[0], turn[1]._replace(trained=False)),
+        (*turn, turn[0], turn[1]._replace(trained=False)),
     ]
     assert all(_hash(first) != _hash(second) for first, second in combinations(other, 2))

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kept import ROW_CASES
@@ -31,13 +32,18 @@ def case(start: str) -> Path:
     return path
 
 
+def qa(**keys: str) -> RowFormat:
+    given: dict[str, Any] = dict(keys)
+    return RowFormat(keys=Keys(**given))
+
+
 def read(path: Path, **keys: str) -> list[tuple[str, str]]:
-    return [(user.content, answer.content) for *_, user, answer in read_conversations([path], RowFormat(keys=Keys(**keys)))]
+    return [(user.content, answer.content) for *_, user, answer in read_conversations([path], qa(**keys))]
 
 
 def look(path: Path, **keys: str) -> None:
     """What a plan does before anything is tokenized."""
-    seen = survey([path], RowFormat(keys=Keys(**keys)))
+    seen = survey([path], qa(**keys))
     refuse_rows(seen.bad, seen.tally, [path], "error")
 
 
@@ -55,7 +61,7 @@ def refusal(path: Path, **keys: str) -> str:
 def made(tmp_path: Path, hf_folder: Path):
     def make(*starts: str, name: str = "set", **keys: str) -> TokenizedDataset:
         data = tuple(map(case, starts))
-        return tokenize(TokenizeSpec(data=data, tokenizer=hf_folder, rows=RowFormat(keys=Keys(**keys))), tmp_path / name)
+        return tokenize(TokenizeSpec(data=data, tokenizer=hf_folder, rows=qa(**keys)), tmp_path / name)
 
     return make
 
