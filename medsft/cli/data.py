@@ -41,14 +41,18 @@ def tokenize(
     from medsft.core.units import counted
 
     sets = _sets(config, tokenizer, settings, plain)
+    asked = {next(iter(sets)): _shares(config, next(iter(sets.values())))}
     for name, data in sets.items():
         facts = {"name": name, "folder": data.folder, "documents": data.num_documents, "tokens": data.num_tokens}
         skipped = sum(data.manifest.bad_rows.values())
         if json:
             facts |= {"skipped": skipped, "special_in_text": data.manifest.special_in_text}
+            facts |= {"input_documents": data.manifest.input_documents}
             console.print_json(facts | _findings_record(name, sets))
             continue
         console.say(f"{data.folder}: {counted(data.num_documents, 'document')}, {counted(data.num_tokens, 'token')}")
+        for line in asked.get(name, ()):
+            console.say(line)
         for reason, rows in data.manifest.bad_rows.items():
             console.note(f"warning: {counted(rows, 'row')} skipped: {reason}")
         if data.manifest.special_in_text:
@@ -59,15 +63,28 @@ def tokenize(
 def _sets(config: RunConfig, tokenizer: Path | None, settings: Path | None, plain: bool) -> dict[str, TokenizedDataset]:
     """Make or check the sets of a run and return them by name, the training set first."""
     from medsft.cli.stages import tokenizing
-    from medsft.core.data.dataset.dataset import open_tokenized, set_exists
-    from medsft.core.planning.sets import training_folder, validation_folder
+    from medsft.core.data.dataset.dataset import open_tokenized
+    from medsft.core.planning.sets import has_validation_set, training_folder, validation_folder
     from medsft.core.settings import load_settings
     from medsft.core.workflow import tokenize_sets
 
     with tokenizing(plain=plain) as progress:
         tokenize_sets(config, load_settings(settings), tokenizer=tokenizer, progress=progress)
-    folders = (training_folder(config), validation_folder(config))
-    return {folder.name: open_tokenized(folder) for folder in folders if set_exists(folder)}
+    folders = [training_folder(config), *([validation_folder(config)] if has_validation_set(config) else [])]
+    return {folder.name: open_tokenized(folder) for folder in folders}
+
+
+def _shares(config: RunConfig, train: TokenizedDataset) -> list[str]:
+    """Return what the shares of `--data` and `--val` mean for this training set, before `--truncate`, a line for each."""
+    from medsft.core.planning.selection import divided
+    from medsft.core.units import count, counted
+
+    val, mixture = divided(config, train)
+    lines = [f"  --val {config.val_share:g}: {counted(val, 'document')} to validate on"] if config.val_share is not None else []
+    return lines + [
+        f"  {path}: share {share:g}, {count(part.taken)} of {counted(part.documents, 'document')} in each epoch"
+        for path, share, part in zip(config.data_files, config.shares, mixture, strict=bool(mixture))
+    ]
 
 
 def _sentences(name: str, sets: Mapping[str, TokenizedDataset]) -> list[str]:

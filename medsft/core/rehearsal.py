@@ -165,6 +165,7 @@ def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Pa
         config,
         data=(),
         val=(),
+        group_key=None,
         tokenized_data_dir=data.parent,
         save_checkpoint_dir=folder / "runs",
         global_batch=plan.global_batch,

@@ -25,7 +25,7 @@ from medsft.core.models.inspect import inspect_base
 from medsft.core.planning.folders import check_places
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
-from medsft.core.planning.sets import row_format_of, training_folder, validation_folder
+from medsft.core.planning.sets import has_validation_set, row_format_of, training_folder, validation_folder
 from medsft.core.run.events import Event, tail
 from medsft.core.run.exports import look_at_export
 from medsft.core.run.launch import load_plan
@@ -45,9 +45,10 @@ def tokenize_sets(
     problems = [*(check(config) if tokenizer else check_with_settings(config, settings)), *check_places(config)]
     if problems:
         raise ConfigError(problems)
-    _tokenize(config, spec_for(config, settings, config.data, tokenizer=tokenizer), training_folder(config), progress)
-    if config.val or set_exists(validation_folder(config)):
-        _tokenize(config, spec_for(config, settings, config.val, tokenizer=tokenizer), validation_folder(config), progress)
+    _tokenize(config, spec_for(config, settings, config.data_files, tokenizer=tokenizer), training_folder(config), progress)
+    if config.val_files or has_validation_set(config):
+        spec = spec_for(config, settings, config.val_files, tokenizer=tokenizer)
+        _tokenize(config, spec, validation_folder(config), progress)
 
 
 def trust_sets(config: RunConfig, settings: Settings) -> None:

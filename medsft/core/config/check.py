@@ -6,6 +6,7 @@ import math
 import re
 from datetime import date
 
+from medsft.core.config.data_files import check_data_files
 from medsft.core.config.options import check_ranges, flag
 from medsft.core.config.run_config import RunConfig
 from medsft.errors import Problem
@@ -27,10 +28,27 @@ def check(config: RunConfig) -> list[Problem]:
         )
     if config.question_key == config.answer_key:
         problems.append(Problem("--answer_key", f"`{config.answer_key}` is also the key of the question"))
+    problems.extend(check_data_files(config.data, config.val))
+    problems.extend(_check_shares(config))
     if config.nodes > 1 and config.addr is None:
         problems.append(Problem("--addr", "needed with --nodes above 1", "Give the address of node 0."))
     if config.rank >= config.nodes:
         problems.append(Problem("--rank", f"{config.rank} is not below --nodes {config.nodes}", "Ranks count from 0."))
+    return problems
+
+
+def _check_shares(config: RunConfig) -> list[Problem]:
+    problems = []
+    if config.group_key is not None and config.val_share is None:
+        remedy = "Give one, such as --val 0.05, or leave --group_key away."
+        problems.append(Problem("--group_key", "is used only with a share in --val", remedy))
+    if not config.rules.knows_shares:
+        given = (("--data", bool(config.shares), "files"), ("--val", config.val_share is not None, "a file"))
+        problems += [
+            Problem(where, f"a share is not possible with --compat {config.compat}", f"Give {instead} without one.")
+            for where, wrong, instead in given
+            if wrong
+        ]
     return problems
 
 

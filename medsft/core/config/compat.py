@@ -24,6 +24,9 @@ class CompatRules:
     withholds_documents: bool = False
     """Without `--val`, a part of the training set is validated on and another left out, see `order.hidden_split`."""
 
+    knows_shares: bool = True
+    """`--data FILE:SHARE` and `--val SHARE` are possible."""
+
     # Order
     numpy_order: bool = False
     """Permutations come from one `numpy.random.RandomState`, not from a generator for each epoch."""
@@ -67,6 +70,7 @@ COMPAT_RULES: Mapping[str, CompatRules] = MappingProxyType(
             prefers_tokenizer_model=True,
             document_index=False,
             withholds_documents=True,
+            knows_shares=False,
             numpy_order=True,
             seed_limit=2**32,
             deals_in_order=True,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medsft.core.config.compat import COMPAT_RULES, CompatRules
+from medsft.core.config.data_files import data_file, share_of_validation, shares_of
 from medsft.core.config.options import converted, flag, format_number, option, plain
 
 GROUPS = {
@@ -46,8 +47,23 @@ class RunConfig:
     )
 
     run_name: str = option("", "Name of the run and of its tokenized set", "data")
-    data: tuple[Path, ...] = option((), "JSONL files to train on (.jsonl or .jsonl.gz), one object per line", "data")
-    val: tuple[Path, ...] = option((), "JSONL files to validate on", "data")
+    data: tuple[Path, ...] = option(
+        (),
+        "JSONL files to train on (.jsonl or .jsonl.gz), one object per line; FILE:0.3 takes 30 % of its documents in each "
+        "epoch, FILE:2 all of them twice",
+        "data",
+    )
+    val: tuple[Path, ...] = option(
+        (),
+        "JSONL files to validate on; or a share such as 0.05 of the documents of --data, which are then not trained on",
+        "data",
+    )
+    group_key: str | None = option(
+        None,
+        "With a share in --val: rows with the same value under this key, such as those of one patient, stay on the same side",
+        "data",
+        advanced=True,
+    )
     tokenized_data_dir: Path = option(Path("tokenized"), "Folder of the tokenized sets", "data")
     question_key: str = option("prompt", "Key of the question in each row", "data")
     answer_key: str = option("gold", "Key of the answer in each row", "data")
@@ -195,6 +211,26 @@ class RunConfig:
     id: str | None = option(None, "Suffix of the folder names, to tell this run from another with the same settings", "output")
 
     @property
+    def data_files(self) -> tuple[Path, ...]:
+        """The files of `--data`, without their shares."""
+        return tuple(data_file(typed).path for typed in self.data)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of an epoch of each of `data_files`; nothing where an epoch takes every document once."""
+        return shares_of(self.data)
+
+    @property
+    def val_files(self) -> tuple[Path, ...]:
+        """The files of `--val`; nothing where it has a share."""
+        return () if self.val_share is not None else self.val
+
+    @property
+    def val_share(self) -> float | None:
+        """The share of the documents of `--data` that `--val` asks to validate on, None where it does not."""
+        return share_of_validation(self.val)
+
+    @property
     def rules(self) -> CompatRules:
         """What `--compat` asks for where medsft and the original differ; of an unknown value, medsft's own way."""
         return COMPAT_RULES.get(self.compat, COMPAT_RULES["none"])
@@ -220,6 +256,9 @@ def from_mapping(values: Mapping[str, Any], *, where: str = "", base: RunConfig 
 
     `where` names the source in errors. Raises `ConfigError` with every unknown name and every value of a wrong type.
     """
+    share = values.get("val")
+    if isinstance(share, (int, float)) and not isinstance(share, bool):  # as a TOML file has it
+        values = {**values, "val": format_number(share)}
     given = converted(RunConfig, values, where=where)
     start = {} if base is None else {f.name: getattr(base, f.name) for f in fields(RunConfig)}
     return RunConfig(**{**start, **given})

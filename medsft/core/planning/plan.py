@@ -58,13 +58,29 @@ class BasePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MixturePart:
+    """What one file gives to an epoch of a mixture; tokens are the mean over epochs, which take other documents each."""
+
+    file: str
+    """Its name, without the folder."""
+    share: float
+    available: int
+    """Documents of the file that the run uses."""
+    documents: int
+    """Of one epoch."""
+    tokens: int
+    labels: int
+    supervised_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetStats:
-    """Which tokenized set, and the numbers of what a run uses of it."""
+    """Which tokenized set, and the numbers of what an epoch of a run, or a validation, uses of it."""
 
     folder: str
     fingerprint: str
     documents: int
-    """Used, after `--truncate`."""
+    """Used, after `--truncate`; of a mixture those of one epoch, and so are the numbers below."""
     left_out: int
     tokens: int
     """Of the documents that are used, each cut to --seq + 1: where none is left out or cut, those of the set."""
@@ -74,12 +90,19 @@ class DatasetStats:
     """Labels of one pass that belong to answers."""
     longest: int
     """Tokens of the longest document that is used, at most --seq + 1."""
+    mixture: tuple[MixturePart, ...] = ()
+    """Of each file of --data, where files have shares."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Return the share of each file; nothing where an epoch takes each document once."""
+        return tuple(part.share for part in self.mixture)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> DatasetStats:
         """Build the stats of `plan.json`; version 0.1.0 wrote labels as `tokens` and `longest`. Raises TypeError, KeyError."""
         if "labels" in raw:
-            return cls(**raw)
+            return cls(**{**raw, "mixture": tuple(MixturePart(**part) for part in raw.get("mixture", ()))})
         tokens, longest = raw["tokens"] + raw["documents"], raw["longest"] + 1
         return cls(**{**raw, "labels": raw["tokens"], "tokens": tokens, "longest": longest})
 
@@ -185,10 +208,16 @@ class RunPlan:
             "training set": self.train.fingerprint,
             "training documents": self.train.documents,
             "validation set": self.val.fingerprint if self.val else None,
+            **self._shares(),
             "iterations": self.num_iterations,
             "precision": self.precision,
             **self._original_fields(),
         }
+
+    def _shares(self) -> dict[str, Any]:
+        """Return what is mixed and withheld, where a person asks for shares."""
+        asked = {"shares of the files of --data": list(self.train.shares), "share in --val": self.config.val_share}
+        return {name: value for name, value in asked.items() if value}
 
     def _original_fields(self) -> dict[str, Any]:
         """Return what the original's loss depends on beside the recipe, so that no resume changes it."""

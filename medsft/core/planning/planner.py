@@ -206,7 +206,8 @@ def _amount(found: _Found, existing: RunPlan | None) -> _Amount:
     """Return what follows from the config; of a run that exists what followed from the same values when it was planned."""
     config, trained = found.config, found.train.stats.documents
     batch = plan_global_batch(config, trained)
-    iterations = plan_iterations(config, trained + found.train.withheld, batch)  # the original counts all of its set
+    all_of_set = found.train.withheld if config.rules.withholds_documents else 0  # the original counts all of its set
+    iterations = plan_iterations(config, trained + all_of_set, batch)
     interval = plan_eval_interval(config, iterations)
     if existing is None:
         return _Amount(global_batch=batch, iterations=iterations, eval_interval=interval)
@@ -281,8 +282,8 @@ def _amount_concerns(plan: RunPlan) -> list[str]:
     config, lines = plan.config, []
     if plan.global_batch < config.global_batch:
         lines.append(
-            f"--global_batch {config.global_batch} is more than there are documents: each iteration takes all "
-            f"{plan.global_batch:,} once."
+            f"--global_batch {config.global_batch} is more than {'an epoch has' if plan.train.mixture else 'there are'} "
+            f"documents: each iteration takes all {plan.global_batch:,} once."
         )
     asked = config.iters is None and config.max_iters is None and config.rules.iterations_multiple is None
     if asked and plan.epochs > _TOLERATED_EPOCHS * config.epochs:
@@ -326,10 +327,10 @@ def _concerns(found: _Found, plan: RunPlan) -> list[str]:
     """Return what a person should know before the run starts, though it can."""
     config, train, estimates = plan.config, plan.train, plan.estimates
     lines = [*doubts(config), *found.train.notes, *row_concerns(found.train, found.val, plan)]
-    expected, counted = found.settings.expected_documents(config.run_name), train.documents + found.train.withheld
+    expected, counted = found.settings.expected_documents(config.run_name), len(found.train.subset) + found.train.withheld
     if expected is not None and expected != counted:
         lines.append(f"medsft.toml says {expected:,} documents for {config.run_name}, the set has {counted:,}.")
-    if found.train.withheld:
+    if found.train.withheld and config.rules.withholds_documents:
         validated = f", {plan.val.documents:,} of them to validate on" if plan.val else ""
         lines.append(f"No --val: as the original, {found.train.withheld:,} documents are not trained on{validated}.")
     if train.left_out:

@@ -16,6 +16,7 @@ from medsft.core.data.dataset.write import refuse_rows
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.open import open_rows, refuse_unreadable
 from medsft.core.data.sources.row_format import RowFormat
+from medsft.core.planning.mixture import file_shares, mixture_parts
 from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.plan import DatasetStats, absolute
 from medsft.core.planning.selection import (
@@ -41,7 +42,7 @@ class PlannedSet:
     subset: Subset
     order: SampleOrder
     withheld: int
-    """Documents beside these that the original's split takes from training."""
+    """Documents beside these that are validated on, or left out as the original does."""
     exact: bool
     """Whether documents were counted in a tokenized set, not estimated."""
     hashes: np.ndarray | None
@@ -54,7 +55,9 @@ class PlannedSet:
 
 def row_format_of(config: RunConfig) -> RowFormat:
     """Return how the rows of a run are read."""
-    return RowFormat(keys=Keys(question=config.question_key, answer=config.answer_key, system=config.system_key))
+    return RowFormat(
+        keys=Keys(question=config.question_key, answer=config.answer_key, system=config.system_key, group=config.group_key)
+    )
 
 
 def training_folder(config: RunConfig) -> Path:
@@ -67,6 +70,11 @@ def validation_folder(config: RunConfig) -> Path:
     return validation_folder_of(training_folder(config))
 
 
+def has_validation_set(config: RunConfig) -> bool:
+    """Tell whether there is a tokenized set that the run validates on; with a share in `--val` none is looked at."""
+    return config.val_share is None and set_exists(validation_folder(config))
+
+
 def list_sets(folder: Path) -> tuple[str, ...]:
     """Return the names of the tokenized training sets in a folder, which need not exist."""
     if not folder.is_dir():
@@ -76,19 +84,20 @@ def list_sets(folder: Path) -> tuple[str, ...]:
 
 def training_set(config: RunConfig) -> PlannedSet:
     """Return the tokenized training set. Raises `DataError` when it is missing, damaged, or would be truncated."""
-    return _training_set(config, has_validation=set_exists(validation_folder(config)))
+    return _training_set(config, has_validation=has_validation_set(config))
 
 
 def _training_set(config: RunConfig, *, has_validation: bool) -> PlannedSet:
     data = open_tokenized(training_folder(config))
-    return _planned(select_training(config, data, has_validation=has_validation), config, "--data")
+    split = select_training(config, data, has_validation=has_validation, shares=config.shares)
+    return _planned(split, config, "--data")
 
 
 def validation_set(config: RunConfig) -> PlannedSet | None:
     """Return what the run validates on, or None when there is nothing. Raises `DataError` as `training_set` does."""
-    if set_exists(validation_folder(config)):
+    if has_validation_set(config):
         return _planned(select_validation(config, open_tokenized(validation_folder(config))), config, "--val")
-    if config.val or not set_exists(training_folder(config)):  # not tokenized yet
+    if config.val_files or not set_exists(training_folder(config)):  # not tokenized yet
         return None
     withheld = withheld_validation(config, open_tokenized(training_folder(config)))
     return replace(_planned(withheld, config, "--data"), remarks=()) if withheld else None
@@ -100,14 +109,18 @@ def training_set_or_guess(config: RunConfig) -> PlannedSet:
     Raises `DataError` as `training_set` does and for rows and files that tokenizing would refuse, as far as the first rows
     show; `ConfigError` when there is nothing to look at.
     """
-    has_validation = bool(config.val or (config.run_name and set_exists(validation_folder(config))))
-    makes_anew = config.retokenize and config.data
-    if config.run_name and set_exists(training_folder(config)) and not makes_anew:
-        _refuse_stale(config, training_folder(config), config.data, "--data")
+    has_validation = bool(config.val_files or (config.run_name and has_validation_set(config)))
+    if _training_is_tokenized(config):
+        _refuse_stale(config, training_folder(config), config.data_files, "--data")
         return _training_set(config, has_validation=has_validation)
     if not config.data:
         raise ConfigError([Problem("--data", "JSONL files are needed", _instead_of_files(config))])
-    return _guess(config, config.data, training_folder(config), "--data", has_validation=has_validation)
+    return _guess(config, config.data_files, training_folder(config), "--data", has_validation=has_validation)
+
+
+def _training_is_tokenized(config: RunConfig) -> bool:
+    """Tell whether there is a training set that a run would not make anew."""
+    return bool(config.run_name) and set_exists(training_folder(config)) and not (config.retokenize and config.data)
 
 
 def _instead_of_files(config: RunConfig) -> str:
@@ -123,18 +136,20 @@ def validation_set_or_guess(config: RunConfig) -> PlannedSet | None:
 
     Raises `DataError` as `training_set_or_guess` does.
     """
-    tokenized = config.run_name and set_exists(validation_folder(config)) and not config.retokenize
+    if config.val_share is not None and config.data and not _training_is_tokenized(config):
+        return _guess(config, config.data_files, training_folder(config), "--data", has_validation=False, withheld=True)
+    tokenized = config.run_name and has_validation_set(config) and not config.retokenize
     if tokenized:
-        _refuse_stale(config, validation_folder(config), config.val, "--val")
-    if tokenized or not config.val:
+        _refuse_stale(config, validation_folder(config), config.val_files, "--val")
+    if tokenized or not config.val_files:
         return validation_set(config) if config.run_name else None
-    return _guess(config, config.val, validation_folder(config), "--val", has_validation=True)
+    return _guess(config, config.val_files, validation_folder(config), "--val", has_validation=True)
 
 
 def _planned(split: Split, config: RunConfig, flag: str) -> PlannedSet:
     data, subset = split.data, split.subset
     return PlannedSet(
-        stats=_stats(data.folder, data.fingerprint, subset),
+        stats=_stats(config, data.folder, data.fingerprint, subset, split.order),
         subset=subset,
         order=split.order,
         withheld=split.withheld,
@@ -145,43 +160,54 @@ def _planned(split: Split, config: RunConfig, flag: str) -> PlannedSet:
     )
 
 
-def _stats(folder: Path, fingerprint: str, subset: Subset) -> DatasetStats:
+def _stats(config: RunConfig, folder: Path, fingerprint: str, subset: Subset, order: SampleOrder) -> DatasetStats:
+    mixture = mixture_parts(config.data_files, config.shares, order.mixture, subset) if order.mixture else ()
     return DatasetStats(
         folder=absolute(folder),
         fingerprint=fingerprint,
-        documents=len(subset),
+        documents=order.epoch_documents,
         left_out=subset.left_out,
-        tokens=int(subset.lengths.sum()),
-        labels=int(subset.num_labels.sum()),
-        supervised_tokens=int(subset.answer_labels.sum()),
+        tokens=sum(part.tokens for part in mixture) if mixture else int(subset.lengths.sum()),
+        labels=sum(part.labels for part in mixture) if mixture else int(subset.num_labels.sum()),
+        supervised_tokens=sum(part.supervised_tokens for part in mixture) if mixture else int(subset.answer_labels.sum()),
         longest=int(subset.lengths.max()),
+        mixture=mixture,
     )
 
 
-def _guess(config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *, has_validation: bool) -> PlannedSet:
+def _guess(
+    config: RunConfig, files: Sequence[Path], folder: Path, flag: str, *, has_validation: bool, withheld: bool = False
+) -> PlannedSet:
     """Count rows, and take bytes for tokens at a usual rate. Good enough to plan a form by, never to start from.
 
-    The first rows of each file are read as tokenizing reads them, so that a plan refuses what tokenizing would refuse.
+    The first rows of each file are read as tokenizing reads them, so that a plan refuses what tokenizing would refuse. With
+    `withheld` the result is the part of the training set that is validated on.
     """
     seen = survey(files, row_format_of(config))
     refuse_rows(seen.bad, seen.tally, files, config.bad_rows, then="as the first rows of the files show")
     if seen.complete:  # else a later row may have it
         seen.tally.refuse_unknown_system_key()
-    sizes = np.concatenate([open_rows(path).estimate() for path in files])
-    usable = round(len(sizes) * seen.tally.rows / (seen.tally.rows + seen.bad.total))
-    sizes = sizes[: max(1, usable)]
+    good, looked_at = seen.tally.rows, seen.tally.rows + seen.bad.total
+    of_files = [sizes[: -(-len(sizes) * good // looked_at)] for sizes in (open_rows(path).estimate() for path in files)]
+    sizes = np.concatenate(of_files)
     lengths = np.clip((sizes / _BYTES_PER_TOKEN).astype(np.int64), 2, config.seq) + 1
-    estimated = Subset(indices=np.arange(len(lengths)), lengths=lengths, answer_labels=np.zeros_like(lengths))
-    if parts := withheld_parts(config, len(lengths), has_validation=has_validation):
-        estimated = estimated.at(parts[0])
+    everything = Subset(indices=np.arange(len(lengths)), lengths=lengths, answer_labels=np.zeros_like(lengths))
+    row_hashes, group_hashes = seen.tally.hashes(), seen.tally.group_hashes()
+    hashes = row_hashes if group_hashes is None else group_hashes
+    known = hashes if len(hashes) == len(lengths) else None
+    parts = withheld_parts(config, len(lengths), has_validation=has_validation, hashes=known)
+    estimated = everything if parts is None else everything.at(parts[1 if withheld else 0])
+    shares = config.shares if flag == "--data" and not withheld else ()
+    mixture = file_shares(config, shares, [len(sizes) for sizes in of_files], estimated.indices)
+    order = order_of(config, len(estimated), mixture=mixture)
     return PlannedSet(
-        stats=_stats(folder, "", estimated),
+        stats=_stats(config, folder, "", estimated, order),
         subset=estimated,
-        order=order_of(config, len(estimated)),
-        withheld=len(sizes) - len(estimated),
+        order=order,
+        withheld=0 if withheld else len(everything) - len(estimated),
         exact=False,
-        hashes=seen.tally.hashes(),
-        remarks=tuple(_first_rows(seen, files, flag)),
+        hashes=row_hashes if parts is None else None if known is None else row_hashes[estimated.indices],
+        remarks=() if withheld else tuple(_first_rows(seen, files, flag)),
     )
 
 

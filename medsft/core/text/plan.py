@@ -10,7 +10,7 @@ from medsft.core.units import byte_size, count, counted, duration, short_count
 
 if TYPE_CHECKING:
     from medsft.core.forecast import Forecast
-    from medsft.core.planning.plan import DatasetStats, RunPlan
+    from medsft.core.planning.plan import DatasetStats, MixturePart, RunPlan
     from medsft.core.rehearsal import Rehearsal
 
 MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "process")
@@ -48,7 +48,8 @@ def plan_rows(plan: RunPlan, forecast: Forecast | None, disk_free: int, *, show_
         Row("base model", show_path(plan.base.path), base),
         Row("new tokens", ", ".join(plan.base.added_tokens) or "none"),
         _data("training set", plan.train),
-        _data("validation set", plan.val) if plan.val else Row("validation set", "none"),
+        *_mixture(plan.train),
+        _data("validation set", plan.val, _held_out(plan)) if plan.val else Row("validation set", "none"),
         Row(
             "iterations",
             f"{count(plan.num_iterations)} of {counted(plan.global_batch, 'document')}",
@@ -85,11 +86,37 @@ def time_row(forecast: Forecast | None) -> Row:
     return Row("time", f"about {duration(forecast.seconds)}", forecast.basis, brief=True)
 
 
-def _data(label: str, data: DatasetStats) -> Row:
+def mixture_text(part: MixturePart, data: DatasetStats) -> str:
+    """Return what a file gives to an epoch of a mixture: share, documents, and its part of what is trained on."""
+    value = f"share {part.share:g}, {count(part.documents)} of {counted(part.available, 'document')} in each epoch"
+    tokens = f"{value}, {short_count(part.tokens)} tokens"
+    if not data.supervised_tokens:  # as in an estimate
+        return tokens
+    return f"{tokens}, {part.supervised_tokens / data.supervised_tokens:.1%} of the answer tokens"
+
+
+def _mixture(data: DatasetStats) -> list[Row]:
+    return [
+        Row("mixture" if part is data.mixture[0] else "", f"{part.file}: {mixture_text(part, data)}") for part in data.mixture
+    ]
+
+
+def _held_out(plan: RunPlan) -> str:
+    """Return how the documents to validate on were chosen, where --val has a share."""
+    if plan.config.val_share is None:
+        return ""
+    by = f"values of `{plan.config.group_key}`" if plan.config.group_key else "rows"
+    return f"{plan.config.val_share:.3g} of the {by} of --data, "
+
+
+def _data(label: str, data: DatasetStats, chosen: str = "") -> Row:
     about = "" if data.fingerprint else "about "
     left_out = f"{count(data.left_out)} left out, " if data.left_out else ""
-    value = f"{about}{counted(data.documents, 'document')}, {about}{short_count(data.tokens)} tokens"
-    return Row(label, value, f"{left_out}the longest has {counted(data.longest, 'token')}", brief=label == "training set")
+    each = " an epoch" if data.mixture else ""
+    value = f"{about}{counted(data.documents, 'document')}{each}, {about}{short_count(data.tokens)} tokens"
+    return Row(
+        label, value, f"{chosen}{left_out}the longest has {counted(data.longest, 'token')}", brief=label == "training set"
+    )
 
 
 def _validations(plan: RunPlan) -> list[Row]:

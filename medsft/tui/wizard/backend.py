@@ -147,7 +147,7 @@ def _keys(config: RunConfig) -> KeyProposal | None:
     from medsft.core.data.sources.read import propose_keys
 
     try:
-        return propose_keys(config.data[0]) if config.data else None
+        return propose_keys(config.data_files[0]) if config.data else None
     except (MedsftError, OSError):
         return None  # the plan names the problem
 
@@ -187,7 +187,7 @@ def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
     spec = spec_for(config, settings)
     opened = _opened(spec)
     shown = []
-    conversations = read_conversations(config.data, spec.rows, skip_bad=True)
+    conversations = read_conversations(config.data_files, spec.rows, skip_bad=True)
     for number, conversation in enumerate(islice(conversations, _SHOWN_SAMPLES)):
         segments = opened.template.render(conversation)
         ids = encode_segments([segments], opened, control=spec.allows_control_tokens)

@@ -120,7 +120,7 @@ def name_for(data: tuple[Path, ...]) -> str:
 def proposals(texts: Mapping[str, str], proposed: Mapping[str, str], config: RunConfig, keys: KeyProposal) -> dict[str, str]:
     """Return what rows and file name suggest, for fields that hold nothing or what was suggested before."""
     wanted = {
-        "run_name": name_for(config.data) if config.data else "",
+        "run_name": name_for(config.data_files) if config.data else "",
         "question_key": keys.question or "",
         "answer_key": keys.answer or "",
         "system_key": keys.system or "",

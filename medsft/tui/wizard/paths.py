@@ -15,6 +15,7 @@ from textual.screen import ModalScreen
 from textual.suggester import Suggester
 from textual.widgets import DirectoryTree, Static
 
+from medsft.core.config.data_files import data_file
 from medsft.core.printable import one_line
 from medsft.errors import ConfigError
 from medsft.tui.widgets.text import put
@@ -91,7 +92,7 @@ class FilePicker(ModalScreen[str | None]):
             chosen = split_paths(text, "--data")
         except ConfigError:
             chosen = []
-        start = Path(chosen[0]).expanduser().parent if chosen else Path()
+        start = data_file(Path(chosen[0]).expanduser()).path.parent if chosen else Path()
         return cls(start if start.is_dir() else Path(), chosen)
 
     def compose(self) -> ComposeResult:
@@ -109,7 +110,7 @@ class FilePicker(ModalScreen[str | None]):
     @on(DirectoryTree.FileSelected)
     def mark(self, event: DirectoryTree.FileSelected) -> None:
         """Mark or unmark a file."""
-        known = {path.resolve(): path for path in self._chosen}
+        known = {data_file(path.expanduser()).path.resolve(): path for path in self._chosen}
         path = event.path.resolve()
         if path in known:
             self._chosen.remove(known[path])

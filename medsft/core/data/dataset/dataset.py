@@ -46,6 +46,11 @@ def hashes_path(folder: Path) -> Path:
     return folder / f"{folder.name}-rows.npy"
 
 
+def groups_path(folder: Path) -> Path:
+    """A number for the group of each row (`--group_key`), uint64 [documents], of which a share is validated on as a whole."""
+    return folder / f"{folder.name}-groups.npy"
+
+
 def save_array(path: Path, array: npt.NDArray[Any]) -> None:
     """Write and sync an array beside a set, so that there is never half of one."""
     with new_file(path) as stream:
@@ -164,7 +169,14 @@ class TokenizedDataset:
     @cached_property
     def row_hashes(self) -> npt.NDArray[np.uint64] | None:
         """A number for the texts of each row, [documents]; None for a set without: one of before, or of another program."""
-        path = hashes_path(self.folder)
+        return self._hashes(hashes_path(self.folder))
+
+    @cached_property
+    def group_hashes(self) -> npt.NDArray[np.uint64] | None:
+        """A number for the group of each row, [documents]; None for a set that was made without `--group_key`."""
+        return self._hashes(groups_path(self.folder))
+
+    def _hashes(self, path: Path) -> npt.NDArray[np.uint64] | None:
         hashes = _load(path)
         if hashes is not None and hashes.shape != (self.num_documents,):
             raise DataError(f"{path} is damaged", hint=_REMEDY)

@@ -46,12 +46,15 @@ class Tally:
     other_keys: tuple[str, ...] = ()
     """Keys of the first row without the one of the system message"""
     digests: bytearray = field(default_factory=bytearray)
+    group_digests: bytearray = field(default_factory=bytearray)
+    """Of the values under the group's key; empty without one"""
 
     def add(self, row: Mapping[str, object], conversation: Conversation) -> None:
         """Count one row that can be used."""
         keys = self.row_format.keys
         self.rows += 1
         self.digests += _digest(conversation)
+        self.group_digests += self.row_format.group(row)
         if len(row) > 2 or not (keys.question in row and keys.answer in row):  # the question and the answer are there
             self._count_unused(row)
         if keys.system is not None:
@@ -74,10 +77,15 @@ class Tally:
         self.with_system_key += later.with_system_key
         self.other_keys = self.other_keys or later.other_keys
         self.digests += later.digests
+        self.group_digests += later.group_digests
 
     def hashes(self) -> Hashes:
         """A number for each row, in their order; equal for rows with the same texts."""
         return np.frombuffer(bytes(self.digests), "<u8")
+
+    def group_hashes(self) -> Hashes | None:
+        """A number for the group of each row, in their order; None where the rows were read without a key for it."""
+        return np.frombuffer(bytes(self.group_digests), "<u8") if self.row_format.keys.group is not None else None
 
     def findings(self) -> Findings:
         """What they amount to."""

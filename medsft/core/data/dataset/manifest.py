@@ -25,6 +25,8 @@ class Manifest:
 
     recipe: TokenizeSpec | None
     documents: int
+    input_documents: tuple[int, ...] | None = None
+    """Of each input file, in the order of the recipe; None for a set that was made before they were counted"""
     tokens: int
     tokens_by_role: tuple[int, ...]
     """Of system, question, answer, and of text where there is any"""
@@ -77,6 +79,8 @@ def read_manifest(folder: Path) -> Manifest | None:
             raise DataError(f"{path} was written by another version of medsft", hint="make the set again with --retokenize")
         recipe, findings = raw.pop("recipe"), raw.pop("findings", None)
         raw["tokens_by_role"] = tuple(raw["tokens_by_role"])
+        counted = raw.get("input_documents")
+        raw["input_documents"] = None if counted is None else tuple(counted)
         raw["notes"] = tuple(raw.get("notes", ()))
         return Manifest(recipe=recipe and TokenizeSpec.from_json(recipe), findings=findings and Findings(**findings), **raw)
     except FileNotFoundError:
@@ -114,7 +118,7 @@ def differences(made: Manifest, wanted: TokenizeSpec) -> list[str]:
         return ["the set was made by another program, so it cannot be compared with the data"]
     lines = _input_differences(old.inputs, wanted.inputs) + tokenizer_differences(made, wanted.tokenizer_fingerprint)
     lines += template_differences(made, wanted.template, wanted.template_sha256) or _date_difference(old, wanted)
-    for name in ("question", "answer", "system"):
+    for name in ("question", "answer", "system", "group"):
         was, now = getattr(old.rows.keys, name), getattr(wanted.rows.keys, name)
         if was != now:
             lines.append(f"--{name}_key was {was or 'not given'}, now {now or 'not given'}")

@@ -28,6 +28,8 @@ class Chunk:
 
     source: RowSource
     """The file of these rows."""
+    file: int
+    """Its number among all files."""
     block: Block
     bytes_read: int
     """Of all files, up to the end of these rows."""
@@ -39,6 +41,8 @@ class Chunk:
 class ChunkResult:
     """What became of a chunk."""
 
+    file: int
+    """See `Chunk`."""
     rows: int
     bad: BadRows
     bytes_read: int
@@ -50,11 +54,11 @@ class ChunkResult:
 def read_chunks(files: Sequence[Path], *, encode: bool) -> Iterator[Chunk]:
     """The rows of all files in order, a block at a time. Raises DataError for a file that cannot be read."""
     before = 0
-    for path in files:
+    for file, path in enumerate(files):
         source, read = open_rows(path), 0
         for block in source.blocks():
             read = block.bytes_read
-            yield Chunk(source, block, before + read, encode)
+            yield Chunk(source, file, block, before + read, encode)
         before += read
 
 
@@ -83,7 +87,9 @@ def process_chunk(chunk: Chunk, spec: TokenizeSpec, opened: OpenedTokenizer) -> 
             documents = encode_documents(conversations, opened, control=control)
         except TokenizerError as error:
             raise _with_row(error, chunk, numbers, conversations, opened, control) from None
-    return ChunkResult(rows=len(conversations), bad=bad, bytes_read=chunk.bytes_read, documents=documents, tally=tally)
+    return ChunkResult(
+        file=chunk.file, rows=len(conversations), bad=bad, bytes_read=chunk.bytes_read, documents=documents, tally=tally
+    )
 
 
 def _with_row(

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from medsft.core.data.dataset.answers import count_by_role, counts_of, find_answers, joined
 from medsft.core.data.dataset.dataset import (
     answers_path,
+    groups_path,
     hashes_path,
     role_prefix,
     save_array,
@@ -120,6 +121,8 @@ def make_set(
             if stamps != [_stamp(path) for path in files] or total != sum(file.bytes for file in spec.inputs):
                 raise DataError("a data file changed while it was read", hint="try again when it is finished")
             save_array(hashes_path(aside), tally.hashes())
+            if (groups := tally.group_hashes()) is not None:
+                save_array(groups_path(aside), groups)
             write_manifest(aside, written.manifest(spec, opened, bad, tally))
             _put_in_place(aside, folder)
 
@@ -166,6 +169,7 @@ class _WrittenSet:
     """What is known once the files of a set are on disk."""
 
     documents: int
+    input_documents: tuple[int, ...]
     tokens: int
     tokens_by_role: npt.NDArray[np.int64]
     special_in_text: int
@@ -178,6 +182,7 @@ class _WrittenSet:
         return Manifest(
             recipe=spec,
             documents=self.documents,
+            input_documents=self.input_documents,
             tokens=self.tokens,
             tokens_by_role=counts_of(self.tokens_by_role),
             vocab_size=opened.tokenizer.vocab_size,
@@ -202,6 +207,7 @@ def _write(
     document_index: bool,
 ) -> _WrittenSet:
     answers, counts, special, documents = [], np.zeros(len(Role), np.int64), 0, 0
+    of_file = np.zeros(len(files), np.int64)
     dtype = token_dtype(opened.tokenizer.vocab_size)
     with (
         IndexedWriter(text_prefix(aside), dtype, document_index=document_index) as text,
@@ -217,11 +223,13 @@ def _write(
             counts += count_by_role(encoded.roles)
             special += encoded.special_in_text
             documents += result.rows
+            of_file[result.file] += len(encoded.sizes)
             reporter.tell(result.bytes_read, documents)
         wrote_text, wrote_role = text.close(), role.close()
     save_array(answers_path(aside), joined(answers).columns())
     return _WrittenSet(
         documents=documents,
+        input_documents=tuple(of_file.tolist()),
         tokens=wrote_text.numbers,
         tokens_by_role=counts,
         special_in_text=special,
@@ -279,7 +287,7 @@ def refuse_foreign_files(folder: Path) -> None:
     """A folder is replaced as a whole, so raise DataError if it holds anything but a set."""
     if not folder.is_dir():
         return
-    own = {MANIFEST_NAME, answers_path(folder).name, hashes_path(folder).name}
+    own = {MANIFEST_NAME, answers_path(folder).name, hashes_path(folder).name, groups_path(folder).name}
     own |= {path(prefix(folder)).name for path in (bin_path, idx_path) for prefix in (text_prefix, role_prefix)}
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if foreign:

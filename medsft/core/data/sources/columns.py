@@ -51,11 +51,14 @@ class Keys:
     first_option: int | None = None
     """Number of the first option in answers that are numbers; None where no answer is one"""
 
+    group: str | None = None
+    """What rows that belong together have in common, such as a patient's number. No text of a document; see `grouping`."""
+
     @property
     def used(self) -> tuple[str, ...]:
         """All keys that are read."""
         one_each = (self.question, self.answer, self.system, self.input, self.messages, self.reasoning, self.text)
-        return (*(key for key in one_each if key), *self.options)
+        return (*(key for key in (*one_each, self.group) if key), *self.options)
 
 
 class RepeatedKey(ValueError):

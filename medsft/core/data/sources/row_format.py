@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.conversation import Conversation
+from medsft.core.data.sources.grouping import group_hash
 from medsft.core.data.sources.messages import messages
 from medsft.core.data.sources.question_answer import question_answer
 from medsft.core.data.sources.sharegpt import sharegpt
@@ -24,7 +25,12 @@ class RowFormat:
 
     def conversation(self, row: Mapping[str, object]) -> Conversation:
         """Return what a row says. Raises `BadRow` with the reason for which it cannot be used, never with its text."""
+        self.group(row)
         return _READERS[self.name](row, self.keys)
+
+    def group(self, row: Mapping[str, object]) -> bytes:
+        """Return a hash that rows which belong together share, see `grouping`; nothing without a key. Raises `BadRow`."""
+        return b"" if self.keys.group is None else group_hash(row, self.keys.group)
 
     def to_json(self) -> dict[str, Any]:
         """Return what a manifest keeps. That of `qa` is what medsft 0.1.0 wrote."""

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medsft.core.planning.plan import RunPlan
+from medsft.core.printable import one_line
 from medsft.core.run.view import RunView
+from medsft.core.text.plan import mixture_text
 
 _DATE = "But it writes the date of the day; the documents of the training have that of the day on which they were tokenized."
 
@@ -24,7 +26,9 @@ def model_card(plan: RunPlan, view: RunView, *, writes_date: bool = False) -> st
     done = f"{view.iteration:,} of {plan.num_iterations:,}"
     rows = [
         ("Base model", f"{config.checkpoint} ({config.size:g}B), `{plan.base.fingerprint}`"),
-        ("Training set", f"{plan.train.documents:,} documents, {plan.train.tokens:,} tokens, `{plan.train.fingerprint[:32]}`"),
+        ("Training set", _training_set(plan)),
+        *((f"Of `{one_line(part.file)}`", mixture_text(part, plan.train)) for part in plan.train.mixture),
+        *_held_out(plan),
         ("Iterations", f"{done} ({_epochs(plan, view):g} epochs, {plan.global_batch} documents each)"),
         ("Learning rate", f"{config.lr:g} to {config.min_lr:g}, cosine, {config.warmup_fraction:.0%} warm-up"),
         ("Longest document", f"{plan.train.longest:,} tokens"),
@@ -70,6 +74,20 @@ The chat template gives exactly the text that was trained on, and generation sto
 A language model can state what is not so. Nothing here has been evaluated for clinical use: do not base a decision about a
 patient on its output. `medsft.json` holds the hashes of data and base model, the whole plan and the final figures.
 """
+
+
+def _training_set(plan: RunPlan) -> str:
+    each = " in each epoch" if plan.train.mixture else ""
+    return f"{plan.train.documents:,} documents, {plan.train.tokens:,} tokens{each}, `{plan.train.fingerprint[:32]}`"
+
+
+def _held_out(plan: RunPlan) -> list[tuple[str, str]]:
+    """Return how the validation documents were chosen, where --val has a share of the training set."""
+    share, val = plan.config.val_share, plan.val
+    if share is None or val is None:
+        return []
+    groups = ", whole groups of rows" if plan.config.group_key else ""
+    return [("Held out to validate on", f"{val.documents:,} documents, {share:g} of the set by hash{groups}")]
 
 
 def _epochs(plan: RunPlan, view: RunView) -> float:
