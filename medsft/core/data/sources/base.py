@@ -31,7 +31,7 @@ class Row(NamedTuple):
     """One row of a file."""
 
     number: int
-    """From 1; of which `RowSource.place` makes what people can look up."""
+    """Grows from row to row; `RowSource.place` makes of it what people can look up."""
     content: Mapping[str, object] | BadRow
     """See `columns.members` for the objects inside it."""
 
@@ -49,8 +49,8 @@ class Block:
     number: int
     """Of the first row"""
     content: bytes
-    overlong: bool
-    """Behind them was a row too long to be held in memory, which is not in `content`."""
+    missing: str
+    """Why the row behind them is not in `content`, such as one too long to be held in memory; empty where there is none."""
     bytes_read: int
     """Of the file as it is on disk, so far"""
 

@@ -14,6 +14,7 @@ from medsft.core.data.sources.columns import REPEATED, RepeatedKey, members
 
 BOM = b"\xef\xbb\xbf"
 _KEY_ENDS = re.compile(rb'"\s*:')
+_SEVERAL = "more than one JSON value in the line"
 _CAREFUL = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float)
 """Objects come back as tuples of pairs and arrays as lists, so that a repeated key is still there to be seen. A whole number
 becomes a float: Python takes no more than 4,300 digits, and nobody reads it. Made once, for it costs more than a row."""
@@ -48,6 +49,15 @@ def _count_keys(row: dict[str, object]) -> int:
     return count
 
 
+def parsed(raw: bytes, *, several: str = _SEVERAL) -> Mapping[str, object] | BadRow:
+    """What `read_object` returns, or the reason why it returns nothing; `several` is that for a value behind the first."""
+    try:
+        return read_object(raw)
+    except BadRow as bad:
+        reason = str(bad)
+        return BadRow(reason.replace(_SEVERAL, several), bad.keys)  # without its traceback, which holds the row
+
+
 def _object_with_care(raw: bytes) -> Mapping[str, object]:
     try:
         text = raw.decode("utf-8")
@@ -76,5 +86,5 @@ def _not_json(text: str, error: ValueError) -> str:
         return "not JSON: a comma follows the object, as in a JSON array"
     if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
         ends = " (the line ends are CR alone, as on old Macs)" if "\r" in stripped else ""
-        return f"more than one JSON value in the line{ends}"
+        return f"{_SEVERAL}{ends}"
     return "not JSON"

@@ -5,7 +5,7 @@ file --open_stream--> bytes --blocks--> whole lines, about a MiB at a time --row
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medsft.core.data.sources.base import BadRow, Block, Row
-from medsft.core.data.sources.json_object import BOM, read_object
+from medsft.core.data.sources.json_object import BOM, parsed
 from medsft.core.data.sources.streams import open_stream, refuse_flood
 from medsft.errors import DataError
 
@@ -64,7 +64,8 @@ class JsonlSource:
                 content = content[:-begun] if overlong else content + rest
                 if overlong:
                     _pass_over(stream, self.place(number + content.count(b"\n")))
-                yield Block(number, content, overlong, raw_stream.tell())
+                missing = f"line longer than {MAX_LINE_BYTES // 2**20} MiB" if overlong else ""
+                yield Block(number, content, missing, raw_stream.tell())
                 number += content.count(b"\n") + overlong
 
     def rows(self, block: Block) -> Iterator[Row]:
@@ -72,21 +73,13 @@ class JsonlSource:
         lines = block.content.split(b"\n")
         for number, line in enumerate(lines, block.number):
             if line and not line.isspace():
-                yield Row(number, _parsed(line))
-        if block.overlong:
-            too_long = BadRow(f"line longer than {MAX_LINE_BYTES // 2**20} MiB")
-            yield Row(block.number + len(lines) - 1, too_long)
+                yield Row(number, parsed(line))
+        if block.missing:
+            yield Row(block.number + len(lines) - 1, BadRow(block.missing))
 
     def place(self, number: int) -> str:
         """``FILE:LINE``."""
         return f"{self.path}:{number}"
-
-
-def _parsed(line: bytes) -> Mapping[str, object] | BadRow:
-    try:
-        return read_object(line)
-    except BadRow as bad:
-        return BadRow(str(bad), bad.keys)  # without its traceback, which holds the line
 
 
 def _pass_over(stream: IO[bytes], place: str) -> None:

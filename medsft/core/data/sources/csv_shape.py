@@ -1,0 +1,89 @@
+"""Whether a text is CSV, how its cells are written and what its columns are called, told by its beginning."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from medsft.core.data.sources.base import BadRow
+from medsft.core.data.sources.columns import proposal, shown
+from medsft.core.data.sources.csv_rows import CsvSource, Dialect, Record
+from medsft.errors import DataError
+
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_COMPARED_RECORDS = 50
+_LONGEST_NAME = 40
+_MOST_WORDS = 5
+
+
+def csv_source(path: Path, head: bytes, text: bytes, *, whole: bool) -> CsvSource | None:
+    """The rows of a CSV file whose `head` ends with this `text`, None for other text. `whole`: that is all of the file.
+
+    Raises DataError for CSV whose first row does not name the columns, each by a name of its own.
+    """
+    begins = len(head) - len(text)
+    declared = ""
+    if text[:4].lower() == b"sep=" and text[5:6] in b"\r\n":  # a line for Excel
+        declared, before = text[4:5].decode("latin-1"), text.find(b"\n") + 1
+        begins, text = begins + before, text[before:]
+    decoded = text.decode("utf-8", "surrogateescape")
+    found = [(dialect, records) for dialect in _dialects(decoded, declared) if (records := _records(dialect, decoded, whole))]
+    if not found:
+        return None
+    dialect, records = max(found, key=lambda one: (_alike(one[1]), len(_cells(one[1][0]))))
+    names = [name.strip() for name in _cells(records[0])]
+    usual = proposal(names)
+    known = bool(declared or usual.question or usual.answer)
+    if len(names) < 2 or not (known or 2 * _alike(records) >= len(records) - 1):
+        return None
+    _refuse_bad_names(path, names, dialect)
+    line_ends = decoded.split("\n", records[0].line + records[0].lines)
+    first = len(text) if len(line_ends) <= records[0].line + records[0].lines else len(text) - _bytes(line_ends[-1])
+    columns = tuple(name or f"column {number}" for number, name in enumerate(names, 1))
+    return CsvSource(path, dialect, columns, begins + first, 1 + head.count(b"\n", 0, begins + first))
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogateescape"))
+
+
+def _dialects(text: str, declared: str) -> list[Dialect]:
+    return [Dialect(sign, spaced=f'{sign} "' in text) for sign in ([declared] if declared else DELIMITERS) if sign in text]
+
+
+def _records(dialect: Dialect, text: str, whole: bool) -> list[Record]:
+    """The first records with cells, without one that may be cut off."""
+    some = [record for record in islice(dialect.records(text), _COMPARED_RECORDS) if record.cells]
+    if not whole and len(some) < _COMPARED_RECORDS:
+        del some[-1:]
+    return some if some and not isinstance(some[0].cells, BadRow) else []
+
+
+def _cells(record: Record) -> list[str]:
+    return [] if isinstance(record.cells, BadRow) else record.cells
+
+
+def _alike(records: Sequence[Record]) -> int:
+    """How many records have as many cells as the first, if those are several."""
+    columns = len(_cells(records[0]))
+    return sum(len(_cells(record)) == columns for record in records[1:]) if columns > 1 else -1
+
+
+def _refuse_bad_names(path: Path, names: Sequence[str], dialect: Dialect) -> None:
+    """Raise DataError for a first row that does not name columns. Its text, which may be a record's, is not shown."""
+    what = f"{path} is CSV with {DELIMITERS.get(dialect.delimiter, dialect.delimiter)}"
+    if not all(map(_may_be_name, names)):
+        raise DataError(
+            f"{what}, and its first row does not name the columns",
+            hint="write a first row with a short name for each column, such as prompt and gold, in UTF-8",
+        )
+    repeated = [name for name, times in Counter(names).items() if name and times > 1]
+    if repeated:
+        raise DataError(f"{what}, and several columns have the same name: {shown(repeated)}", hint="give each its own name")
+
+
+def _may_be_name(name: str) -> bool:
+    short = len(name) <= _LONGEST_NAME and len(name.split()) <= _MOST_WORDS and name.isprintable()
+    return short and not name.endswith((".", "!")) and not name.replace(".", "").isdigit()
