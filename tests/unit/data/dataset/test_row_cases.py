@@ -6,12 +6,13 @@ import gzip
 import json
 import re
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kept import ROW_CASES
+from row_files import PACKERS
 
 from medsft.core.data.dataset.dataset import TokenizedDataset
 from medsft.core.data.dataset.findings import overlap, survey
@@ -66,36 +67,44 @@ def made(tmp_path: Path, hf_folder: Path):
     return make
 
 
-CONVERTED = [
-    ("d01", "a JSON array", {"question": "instruction", "answer": "output"}),
-    ("d02", "a JSON array", {}),
-    ("d30", "a JSON array", {}),
-    ("d08", "one JSON object whose values are the rows", {"question": "QUESTION", "answer": "LONG_ANSWER"}),
-    ("d10", "CSV with semicolons", {}),
-    ("d11", "UTF-16 text", {}),
+SCURVY = ("Which vitamin lack gives scurvy?", "Vitamin C.")
+COUGH = "You are a doctor, answer the patient."
+READ = [
+    ("d01", {"question": "instruction", "answer": "output"}, [(COUGH, "Drink, rest, come if fever.")] * 4, "2 7 12 17"),
+    ("d02", {}, [SCURVY] * 4, "1,1 (row 2 of this line),1 (row 3 of this line),1 (row 4 of this line)"),
+    ("d30", {}, [("a", "b"), ("c", "d"), ("e", "f")], "2 3 4"),
+    (
+        "d08",
+        {"question": "QUESTION", "answer": "LONG_ANSWER"},
+        [("Does X help?", "It does."), ("Does Y help?", "No.")],
+        "2 11",
+    ),
+    ("d10", {}, [("Which vitamin?", "Vitamin C"), ("Two\r\nlines?", "Yes")], "2 3"),
+    ("d11", {}, [(f"{SCURVY[0]} ({number})", SCURVY[1]) for number in range(6)], "1 2 3 4 5 6"),
 ]
 
 
-@pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize(("start", "what", "keys"), CONVERTED)
-def test_another_kind_of_file_is_named_and_the_command_of_the_message_turns_it_into_rows(
-    tmp_path: Path, start: str, what: str, keys: dict[str, str], zipped: bool
+@pytest.mark.parametrize("pack", [bytes, *PACKERS.values()])
+@pytest.mark.parametrize(("start", "keys", "expected", "lines"), READ)
+def test_d01_to_d11_and_d30_are_read_as_they_are_and_packed(
+    tmp_path: Path,
+    start: str,
+    keys: dict[str, str],
+    expected: list[tuple[str, str]],
+    lines: str,
+    pack: Callable[[bytes], bytes],
 ) -> None:
-    path = tmp_path / f"my {case(start).name}"
-    path.write_bytes(case(start).read_bytes())
-    if zipped:
-        packed = path.with_name(f"{path.name}.gz")
-        packed.write_bytes(gzip.compress(path.read_bytes()))
-        path.unlink()
-        path = packed
-    message = refusal(path)
-    assert message.startswith(f"{path} is {what}, not JSONL")
-    _, *commands = message.split("\n    ")[1:]
-    python = f"'{sys.executable}'"
-    subprocess.run("\n".join(commands).replace("python3", python), shell=True, check=True, executable="/bin/sh")
-    rows = read(next(tmp_path.glob("*-rows.jsonl")), **keys)
-    assert len(rows) >= 2
-    assert all(question and answer for question, answer in rows)
+    path = tmp_path / "rows"  # by what is in it, whatever its name
+    path.write_bytes(pack(case(start).read_bytes()))
+    assert read(path, **keys) == expected
+    source = open_rows(path)
+    places = [source.place(row.number) for row in all_rows(source)]
+    assert places == [f"{path}:{line}" for line in (lines.split(",") if "," in lines else lines.split())]
+    assert len(source.estimate()) == len(expected)
+
+
+def test_d08_the_key_of_a_row_is_its_id() -> None:
+    assert [row.fields()["id"] for row in all_rows(open_rows(case("d08")))] == ["111", "112"]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.jsonl", "rows"])
@@ -104,39 +113,48 @@ def test_what_is_packed_twice_is_unpacked_by_the_commands_whatever_its_name(tmp_
     packed = gzip.compress(gzip.compress(b'{"prompt": "q", "gold": "a"}\n'))
     path.write_bytes(packed)
     message = refusal(path)
-    assert message.startswith(f"{path} is packed with gzip twice, not JSONL")
+    assert message.startswith(f"{path} is packed twice")
     _, *commands = message.split("\n    ")[1:]
     subprocess.run("\n".join(commands), shell=True, check=True, executable="/bin/sh")
     assert path.read_bytes() == packed
     assert read(tmp_path / "rows-rows.jsonl") == [("q", "a")]
 
 
-def test_csv_keeps_lines_inside_quotes(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_bytes(case("d10").read_bytes())
-    command = refusal(path).split("\n    ")[-1].replace("python3", sys.executable)
-    subprocess.run(command, shell=True, check=True)
-    assert read(tmp_path / "a-rows.jsonl") == [("Which vitamin?", "Vitamin C"), ("Two\r\nlines?", "Yes")]
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_command_for_objects_over_several_lines_writes_each_on_one(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "my rows.json"
+    content = b'{\n "prompt": "x",\n "gold": "y"\n}\n{\n "prompt": "z",\n "gold": "w"\n}'
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    message = refusal(path)
+    assert message.startswith(f"{path} is JSON spread over several lines, not JSONL, a JSON array, CSV or Parquet")
+    assert message.splitlines()[-1].startswith("    jq -c . ")
+    assert ("gunzip -c <" in message) == zipped
 
 
 @pytest.mark.parametrize(
     ("head", "what"),
     [
-        (case("d20").read_bytes(), "Parquet"),
-        (b"ARROW1\0\0", "an Arrow or Feather table"),
-        (b"\x28\xb5\x2f\xfd\x04", "packed with zstd"),
+        (case("d20").read_bytes(), "a Parquet file that ends early or is damaged"),
+        (b"ARROW1\0\0", "an Arrow or Feather file that ends early or is damaged"),
+        (b"FEA1\0\0", "a Feather table of the first version"),
+        (gzip.compress(b"PAR1" * 10), "a Parquet file packed once more"),
         (b"PK\x03\x04\x14", "a zip archive or an Excel workbook"),
-        (gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "packed with gzip twice"),
-        ("﻿{}".encode("utf-32"), "UTF-32 text"),
-        ('{"prompt": "x", "gold": "y"}\n'.encode("utf-16-be"), "UTF-16 text"),
-        (b'[{"id": 1, "data": {"text": "x"}, "annotations": []}]', "an export of Label Studio"),
-        (b'{\n "prompt": "x",\n "gold": "y"\n}\n{\n "prompt": "z"}', "JSON spread over several lines"),
-        (b'{"data": [\n{"prompt": "x"}]}', "one JSON object with an array in it"),
+        (b"SQLite format 3\0", "an SQLite database"),
+        (b"%PDF-1.7", "a PDF"),
+        (gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "packed twice, at last with gzip"),
         (b"<!DOCTYPE html><html>", "HTML or XML"),
-        (b"a question\twhat\nanother\tanswer\n", "CSV with tabs"),
         (b"Dear colleague,\n\nyou asked\nwhy\n", "plain text"),
         (b"\0" * 5000 + b"\n", "binary data"),
         (b'[checkpoints.tiny]\n7 = "base"\n', "plain text"),
+        (
+            b'{"train": [{"prompt": "x"}], "test": [{"prompt": "y"}]}',
+            "one JSON object with several arrays in it, `train`, `test`",
+        ),
+        (
+            b"Dear colleague of mine. Hello.\tWhy?\nOf course.\tYes!\n",
+            "CSV with tabs, and its first row does not name",
+        ),
+        (b"gold,prompt,gold\n1,2,3\n", "CSV with commas, and several columns have the same name: `gold`"),
     ],
 )
 def test_files_are_recognized_by_what_is_in_them(tmp_path: Path, head: bytes, what: str) -> None:
@@ -144,7 +162,6 @@ def test_files_are_recognized_by_what_is_in_them(tmp_path: Path, head: bytes, wh
     path.write_bytes(head)
     message = refusal(path)
     assert message.startswith(f"{path} is {what}")
-    assert "question\t" not in message
     assert "colleague" not in message
 
 

@@ -32,7 +32,7 @@ class ArraySource:
         rows = json.loads(self.path.read_bytes())
         for first in range(0, len(rows), 2):
             content = json.dumps(rows[first : first + 2]).encode()
-            yield Block(first + 1, content, False, bytes_read=self.path.stat().st_size)
+            yield Block(first + 1, content, "", bytes_read=self.path.stat().st_size)
 
     def rows(self, block: Block) -> Iterator[Row]:
         for number, row in enumerate(json.loads(block.content), block.number):
