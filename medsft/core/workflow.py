@@ -83,6 +83,7 @@ def spec_for(
         rows=row_format_of(config),
         bad_rows=config.bad_rows,  # type: ignore[arg-type]
         special_in_text=config.rules.special_in_text or config.special_in_text,  # type: ignore[arg-type]
+        turns=config.turns,  # type: ignore[arg-type]
         prefer_model_file=config.rules.prefers_tokenizer_model,
         template_date=config.template_date or "",
     )

@@ -11,6 +11,7 @@ import numpy as np
 from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import is_validation_folder, open_tokenized, set_exists, validation_folder_of
 from medsft.core.data.dataset.findings import Survey, given_twice, survey
+from medsft.core.data.dataset.manifest import turns_differences
 from medsft.core.data.dataset.subset import Subset, cut_sentence
 from medsft.core.data.dataset.write import refuse_rows
 from medsft.core.data.sources.columns import Keys
@@ -183,12 +184,16 @@ def _guess(
     The first rows of each file are read as tokenizing reads them, so that a plan refuses what tokenizing would refuse. With
     `withheld` the result is the part of the training set that is validated on.
     """
-    seen = survey(files, row_format_of(config))
+    seen = survey(files, row_format_of(config), split=config.turns == "split")
     refuse_rows(seen.bad, seen.tally, files, config.bad_rows, then="as the first rows of the files show")
     if seen.complete:  # else a later row may have it
         seen.tally.refuse_unknown_system_key()
     good, looked_at = seen.tally.rows, seen.tally.rows + seen.bad.total
-    of_files = [sizes[: -(-len(sizes) * good // looked_at)] for sizes in (open_rows(path).estimate() for path in files)]
+    of_row = max(1, round(len(seen.tally.hashes()) / max(1, good)))  # documents: more than one with --turns split
+    of_files = [
+        np.repeat(sizes[: -(-len(sizes) * good // looked_at)], of_row)
+        for sizes in (open_rows(path).estimate() for path in files)
+    ]
     sizes = np.concatenate(of_files)
     lengths = np.clip((sizes / _BYTES_PER_TOKEN).astype(np.int64), 2, config.seq) + 1
     everything = Subset(indices=np.arange(len(lengths)), lengths=lengths, answer_labels=np.zeros_like(lengths))
@@ -214,7 +219,11 @@ def _guess(
 def _refuse_stale(config: RunConfig, folder: Path, files: Sequence[Path], flag: str) -> None:
     """Raise `DataError` for a set that tokenizing would refuse, as far as keys and sizes show without reading the files."""
     refuse_unreadable(files)
-    recipe = open_tokenized(folder).manifest.recipe
+    manifest = open_tokenized(folder).manifest
+    recipe = manifest.recipe
+    if other := turns_differences(manifest, config.turns):
+        hint = "tokenize again with --retokenize, or choose another --run_name"
+        raise DataError(f"{flag}: the tokenized set in {folder} is another: {other[0]}", hint=hint)
     if not files or (recipe is None and config.trust_cache):
         return
     wanted = row_format_of(config)

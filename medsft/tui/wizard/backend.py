@@ -189,7 +189,7 @@ def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
     shown = []
     conversations = read_conversations(config.data_files, spec.rows, skip_bad=True)
     for number, conversation in enumerate(islice(conversations, _SHOWN_SAMPLES)):
-        segments = opened.template.render(conversation)
+        segments = opened.template.render(conversation, only_last=config.turns != "all")
         ids = encode_segments([segments], opened, control=spec.allows_control_tokens)
         parts = tuple(
             SamplePart(segment.role, segment.text, len(of_segment)) for segment, of_segment in zip(segments, ids, strict=True)

@@ -42,7 +42,7 @@ def answers_path(folder: Path) -> Path:
 
 
 def hashes_path(folder: Path) -> Path:
-    """A number for the texts of each row, uint64 [documents], so that sets with rows in common are found."""
+    """A number for the texts of each document's row, uint64 [documents], so that sets with rows in common are found."""
     return folder / f"{folder.name}-rows.npy"
 
 

@@ -14,8 +14,10 @@ import numpy.typing as npt
 from medsft.core.data.dataset.indexed import token_dtype
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.tokenizers.base import OpenedTokenizer
-from medsft.core.data.tokenizers.fast import TokenIds
-from medsft.core.data.tokenizers.template import Segment
+from medsft.core.data.tokenizers.fast import TokenIds, as_ids
+from medsft.core.data.tokenizers.template import Role, Segment
+
+Encode = Callable[[Sequence[Segment]], list[TokenIds]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +32,42 @@ class EncodedDocuments:
     """Tokens in each document, [documents]"""
     special_in_text: int
     """Special strings that people wrote"""
+    rewritten: int = 0
+    """Earlier answers that the template writes in another way because messages follow: context, see `Template.render`"""
 
 
-def encode_documents(conversations: Sequence[Conversation], opened: OpenedTokenizer, *, control: bool) -> EncodedDocuments:
-    """Tokenize conversations. With `control`, special strings that people wrote become control tokens."""
-    rendered = [opened.template.render(conversation) for conversation in conversations]
+def encode_documents(
+    conversations: Sequence[Conversation], opened: OpenedTokenizer, *, control: bool, only_last: bool = False
+) -> EncodedDocuments:
+    """Tokenize conversations. With `control`, special strings that people wrote become control tokens.
+
+    With `only_last` only the last answer of each has to be as a model meets it, see `Template.render`.
+    """
+    documents = [render_document(conversation, opened, only_last=only_last) for conversation in conversations]
+    return encode_rendered(documents, opened, control=control)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A conversation as its template writes it."""
+
+    segments: tuple[Segment, ...]
+    rewritten: int
+    """Answers of which the text does not have the role"""
+
+
+def render_document(conversation: Conversation, opened: OpenedTokenizer, *, only_last: bool) -> Document:
+    """Write a conversation. Raises DataError as `Template.render` does."""
+    segments = opened.template.render(conversation, only_last=only_last)
+    if not only_last:
+        return Document(segments, 0)
+    answers = sum(message.role == "assistant" and message.trained for message in conversation)
+    return Document(segments, max(0, answers - sum(segment.role == Role.ANSWER for segment in segments)))
+
+
+def encode_rendered(documents: Sequence[Document], opened: OpenedTokenizer, *, control: bool) -> EncodedDocuments:
+    """Tokenize documents that are written already, see `encode_documents`."""
+    rendered = [document.segments for document in documents]
     segments = list(chain.from_iterable(rendered))
     ids = encode_segments(rendered, opened, control=control)
     lengths = np.fromiter(map(len, ids), np.int32, len(ids))
@@ -46,6 +79,7 @@ def encode_documents(conversations: Sequence[Conversation], opened: OpenedTokeni
         roles=np.repeat(roles, lengths),
         sizes=np.add.reduceat(lengths, firsts, dtype=np.int32) if rendered else np.empty(0, np.int32),
         special_in_text=sum(map(opened.tokenizer.count_special, segments)),
+        rewritten=sum(document.rewritten for document in documents),
     )
 
 
@@ -57,8 +91,21 @@ def encode_prompt(conversation: Conversation, opened: OpenedTokenizer) -> list[i
 
 
 def encode_segments(rendered: Sequence[Sequence[Segment]], opened: OpenedTokenizer, *, control: bool) -> list[TokenIds]:
-    """The ids of each segment of each document, one after the other."""
-    encode = partial(opened.tokenizer.encode, control=control)
+    """The ids of each segment of each document, one after the other.
+
+    A document that is plain text, one segment, gets what its tokenizer puts around a text (`Tokenizer.frame`).
+    """
+    ids = _ids_of_segments(rendered, opened, partial(opened.tokenizer.encode, control=control))
+    number = 0
+    for segments in rendered:
+        if segments and segments[0].role == Role.TEXT:
+            before, behind = opened.tokenizer.frame
+            ids[number] = np.concatenate([as_ids(before), ids[number], as_ids(behind)])
+        number += len(segments)
+    return ids
+
+
+def _ids_of_segments(rendered: Sequence[Sequence[Segment]], opened: OpenedTokenizer, encode: Encode) -> list[TokenIds]:
     if not opened.template.joint:
         return encode(list(chain.from_iterable(rendered)))
     prefixes = encode([prefix for segments in rendered for prefix in _prefixes(segments)])
@@ -68,9 +115,6 @@ def encode_segments(rendered: Sequence[Sequence[Segment]], opened: OpenedTokeniz
         ids += _cut(segments, prefixes[first : first + len(segments)], encode)
         first += len(segments)
     return ids
-
-
-Encode = Callable[[Sequence[Segment]], list[TokenIds]]
 
 
 def _cut(segments: Sequence[Segment], prefixes: Sequence[TokenIds], encode: Encode) -> list[TokenIds]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from medsft.core.data.sources.bad_rows import BadRows
 from medsft.core.data.sources.base import BadRow, all_rows
 from medsft.core.data.sources.columns import find, names, shown, unused_text
-from medsft.core.data.sources.conversation import Conversation, Message
+from medsft.core.data.sources.conversation import Conversation, Message, parts_up_to_answers
 from medsft.core.data.sources.open import open_rows
 from medsft.core.data.sources.row_format import RowFormat
 from medsft.core.units import count
@@ -49,12 +49,12 @@ class Tally:
     group_digests: bytearray = field(default_factory=bytearray)
     """Of the values under the group's key; empty without one"""
 
-    def add(self, row: Mapping[str, object], conversation: Conversation) -> None:
-        """Count one row that can be used."""
+    def add(self, row: Mapping[str, object], conversation: Conversation, *, documents: int = 1) -> None:
+        """Count one row that can be used, of which so many documents are made."""
         keys = self.row_format.keys
         self.rows += 1
-        self.digests += _digest(conversation)
-        self.group_digests += self.row_format.group(row)
+        self.digests += _digest(conversation) * documents
+        self.group_digests += self.row_format.group(row) * documents
         if len(row) > 2 or not (keys.question in row and keys.answer in row):  # the question and the answer are there
             self._count_unused(row)
         if keys.system is not None:
@@ -80,7 +80,7 @@ class Tally:
         self.group_digests += later.group_digests
 
     def hashes(self) -> Hashes:
-        """A number for each row, in their order; equal for rows with the same texts."""
+        """A number for each document, in their order; equal for documents of rows with the same texts."""
         return np.frombuffer(bytes(self.digests), "<u8")
 
     def group_hashes(self) -> Hashes | None:
@@ -92,7 +92,7 @@ class Tally:
         hashes = self.hashes()
         return Findings(
             rows=self.rows,
-            repeated=len(hashes) - len(np.unique(hashes)),
+            repeated=self.rows - len(np.unique(hashes)),
             unused_text=dict(self.unused.most_common()),
             without_system=self.rows - self.with_system if self.row_format.keys.system is not None else 0,
         )
@@ -167,8 +167,11 @@ class Survey:
     """Whether that is all there are"""
 
 
-def survey(files: Sequence[Path], row_format: RowFormat) -> Survey:
-    """Look at the first `SURVEYED_ROWS` rows of each file as tokenizing would. Raises DataError for files that it refuses."""
+def survey(files: Sequence[Path], row_format: RowFormat, *, split: bool = False) -> Survey:
+    """Look at the first `SURVEYED_ROWS` rows of each file as tokenizing would. Raises DataError for files that it refuses.
+
+    With `split` each answer of a row gives a document.
+    """
     tally, bad, complete = Tally(row_format), BadRows(), True
     for path in files:
         source = open_rows(path)
@@ -178,7 +181,8 @@ def survey(files: Sequence[Path], row_format: RowFormat) -> Survey:
                 break
             try:
                 fields = row.fields()
-                tally.add(fields, row_format.conversation(fields))
+                conversation = row_format.conversation(fields)
+                tally.add(fields, conversation, documents=len(parts_up_to_answers(conversation)) if split else 1)
             except BadRow as error:
                 bad.add(source.place(row.number), error)
     return Survey(tally=tally, bad=bad, complete=complete)

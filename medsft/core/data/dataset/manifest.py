@@ -38,6 +38,8 @@ class Manifest:
     """Of a set without `stop_id`: tokens of each answer that follow its stop token"""
     special_in_text: int = 0
     """Special strings that people wrote"""
+    rewritten: int = 0
+    """Earlier answers that the template writes in another way because messages follow: they have the role of questions"""
     bad_rows: Mapping[str, int] = field(default_factory=dict)
     """Rows left out, by reason"""
     notes: tuple[str, ...] = ()
@@ -67,6 +69,8 @@ class Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write and sync the manifest: aside first, so that there is never half of one."""
     record = asdict(replace(manifest, recipe=None)) | {"recipe": manifest.recipe and manifest.recipe.to_json()}
+    if not manifest.rewritten:  # medsft 0.1.0 does not know it
+        del record["rewritten"]
     write_atomically(folder / MANIFEST_NAME, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -126,9 +130,21 @@ def differences(made: Manifest, wanted: TokenizeSpec) -> list[str]:
         lines.append(f"{sum(made.bad_rows.values())} bad rows were skipped, now they are an error")
     if made.special_in_text and old.special_in_text != wanted.special_in_text:
         lines.append(f"--special_in_text was {old.special_in_text}, now {wanted.special_in_text}")
+    lines += turns_differences(made, wanted.turns)
     if old.data_layer != wanted.data_layer:
         lines.append(f"it was made by version {old.data_layer} of the tokenizing code, this is {wanted.data_layer}")
     return lines
+
+
+def turns_differences(made: Manifest, turns: str) -> list[str]:
+    """One line if a set is not one for `--turns`.
+
+    `all` and `last` differ only where a chat template rewrites earlier answers, which `all` refuses.
+    """
+    was = "all" if made.recipe is None else made.recipe.turns
+    if was == turns or ("split" not in (was, turns) and not made.rewritten):
+        return []
+    return [f"--turns was {was}, now {turns}"]
 
 
 def tokenizer_differences(made: Manifest, fingerprint: str) -> list[str]:

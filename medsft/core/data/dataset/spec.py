@@ -14,6 +14,8 @@ from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.open import MEDITRON_EXTRA_IDS, open_tokenizer
 from medsft.core.data.tokenizers.special_tokens import SpecialInText
 
+Turns = Literal["all", "last", "split"]
+"""`split` makes a document for each answer, from the beginning of its conversation to that answer."""
 DATA_LAYER_VERSION = 1
 """Raised whenever the same rows and the same tokenizer would give other ids or roles than before."""
 
@@ -42,6 +44,8 @@ class TokenizeSpec:
     rows: RowFormat = RowFormat()
     bad_rows: Literal["error", "skip"] = "error"
     special_in_text: SpecialInText = "escape"
+    turns: Turns = "all"
+    """Which answers are trained on. `all` and `last` give the same set, unless a chat template rewrites earlier answers"""
     extra_ids: tuple[str, ...] = MEDITRON_EXTRA_IDS
     """Added to a tokenizer.model; other tokenizers do not get them"""
     prefer_model_file: bool = False
@@ -95,6 +99,7 @@ class TokenizeSpec:
             **self.rows.to_json(),
             "bad_rows": self.bad_rows,
             "special_in_text": self.special_in_text,
+            **({} if self.turns == "all" else {"turns": self.turns}),
             "extra_ids": list(self.extra_ids),
             "prefer_model_file": self.prefer_model_file,
             "template_date": self.template_date,
@@ -112,6 +117,7 @@ class TokenizeSpec:
             rows=RowFormat.from_json(raw),
             bad_rows=raw["bad_rows"],
             special_in_text=raw["special_in_text"],
+            turns=raw.get("turns", "all"),
             extra_ids=tuple(raw.get("extra_ids", MEDITRON_EXTRA_IDS)),
             prefer_model_file=raw.get("prefer_model_file", False),
             template_date=raw.get("template_date", ""),

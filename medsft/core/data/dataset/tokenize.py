@@ -22,6 +22,7 @@ from medsft.core.data.dataset.manifest import (
     read_manifest,
     template_differences,
     tokenizer_differences,
+    turns_differences,
 )
 from medsft.core.data.dataset.spec import TokenizeSpec, sha256_of_template
 from medsft.core.data.dataset.write import (
@@ -127,8 +128,9 @@ def _use(spec: TokenizeSpec, folder: Path, opened: OpenedTokenizer, *, trust_cac
     if data.manifest.recipe is None and data.manifest.vocab_size != opened.tokenizer.vocab_size:
         changed.append("the tokenizer has another number of tokens than the one with which the set was trusted")
     changed += template_differences(data.manifest, opened.template.name, sha256_of_template(opened))
+    changed += turns_differences(data.manifest, spec.turns)
     if changed:
-        raise _stale(folder, changed, "give --data with --retokenize, or the --tokenizer and --template it has")
+        raise _stale(folder, changed, "give --data with --retokenize, or the --tokenizer, --template and --turns it has")
     return data
 
 

@@ -11,15 +11,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from medsft.core.data.dataset.encode import EncodedDocuments, encode_documents
+from medsft.core.data.dataset.encode import Document, EncodedDocuments, encode_rendered, render_document
 from medsft.core.data.dataset.findings import Tally
 from medsft.core.data.dataset.pool import mapping
 from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.sources.bad_rows import BadRows
 from medsft.core.data.sources.base import BadRow, Block, RowSource
-from medsft.core.data.sources.conversation import Conversation
+from medsft.core.data.sources.conversation import Conversation, parts_up_to_answers
 from medsft.core.data.sources.open import open_rows
 from medsft.core.data.tokenizers.base import OpenedTokenizer, TokenizerError
+from medsft.core.data.tokenizers.turns import RewrittenError
+from medsft.errors import DataError
+
+_ONE_TURN = (("user", "assistant"), ("system", "user", "assistant"), ("text",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,30 +69,31 @@ def read_chunks(files: Sequence[Path], *, encode: bool) -> Iterator[Chunk]:
 def process_chunk(chunk: Chunk, spec: TokenizeSpec, opened: OpenedTokenizer) -> ChunkResult:
     """Read the rows of a chunk and, unless it is only a check, tokenize the good ones."""
     bad, tally = BadRows(), Tally(spec.rows)
-    conversations: list[Conversation] = []
+    documents: list[Document] = []
     numbers: list[int] = []
+    writer = _Writer(spec, opened, only_check=not chunk.encode)
     for row in chunk.source.rows(chunk.block):
         try:
             fields = row.fields()
             conversation = spec.rows.conversation(fields)
-            if spec.special_in_text == "error":
-                _refuse_special(conversation, opened)
+            of_row = writer.documents(conversation)
         except BadRow as error:
             bad.add(chunk.source.place(row.number), error)
+        except DataError as error:
+            raise DataError(f"{chunk.source.place(row.number)}: {error.message}", hint=error.hint) from None
         else:
-            conversations.append(conversation)
-            numbers.append(row.number)
+            documents += of_row
+            numbers += [row.number] * len(of_row)
             if not chunk.encode:  # once is enough
-                tally.add(fields, conversation)
-    documents = None
+                tally.add(fields, conversation, documents=len(of_row))
+    encoded = None
     if chunk.encode:
-        control = spec.allows_control_tokens
         try:
-            documents = encode_documents(conversations, opened, control=control)
+            encoded = encode_rendered(documents, opened, control=spec.allows_control_tokens)
         except TokenizerError as error:
-            raise _with_row(error, chunk, numbers, conversations, opened, control) from None
+            raise _with_row(error, chunk, numbers, documents, opened, spec.allows_control_tokens) from None
     return ChunkResult(
-        file=chunk.file, rows=len(conversations), bad=bad, bytes_read=chunk.bytes_read, documents=documents, tally=tally
+        file=chunk.file, rows=len(documents), bad=bad, bytes_read=chunk.bytes_read, documents=encoded, tally=tally
     )
 
 
@@ -96,22 +101,66 @@ def _with_row(
     error: TokenizerError,
     chunk: Chunk,
     numbers: list[int],
-    conversations: list[Conversation],
+    documents: list[Document],
     opened: OpenedTokenizer,
     control: bool,
 ) -> TokenizerError:
     """Return the error with the first row that brings it about on its own."""
-    for number, conversation in zip(numbers, conversations, strict=True):
+    for number, document in zip(numbers, documents, strict=True):
         try:
-            encode_documents([conversation], opened, control=control)
+            encode_rendered([document], opened, control=control)
         except TokenizerError:
             return TokenizerError(f"{chunk.source.place(number)}: {error.message}", hint=error.hint)
     return error
 
 
-def _refuse_special(conversation: Conversation, opened: OpenedTokenizer) -> None:
-    if any(map(opened.tokenizer.count_special, opened.template.render(conversation))):
-        raise BadRow("a control token's name is in the text")
+class _Writer:
+    """Writes the rows of a chunk as the template has them, and refuses those that it cannot write.
+
+    Rows of one turn are alike, so a check writes one of a chunk for each combination of roles; of several turns it writes all.
+    """
+
+    def __init__(self, spec: TokenizeSpec, opened: OpenedTokenizer, *, only_check: bool) -> None:
+        self._spec, self._opened, self._only_check = spec, opened, only_check
+        self._alike: set[tuple[str, ...]] = set()
+
+    def documents(self, conversation: Conversation) -> list[Document]:
+        """Return the documents of a row; a check leaves those empty that it need not write.
+
+        Raises BadRow for a row that cannot be written, and DataError where that is no matter of a row: a template that rewrites
+        the answers of every conversation (such rows are no slips, to be skipped and counted), and a row that a check passed.
+        """
+        parts = (conversation,) if self._spec.turns != "split" else parts_up_to_answers(conversation)
+        return [self._document(part) for part in parts]
+
+    def _document(self, part: Conversation) -> Document:
+        roles = tuple(message.role for message in part)
+        passed = roles in self._alike and not part[-1].reasoning
+        if passed and self._only_check and self._spec.special_in_text != "error":
+            return Document((), 0)
+        try:
+            document = self._written(part)
+        except DataError as error:
+            if passed or (isinstance(error, RewrittenError) and error.always and error.when_it_goes_on):
+                raise
+            raise BadRow(f"{error.message} ({error.hint})" if error.hint else error.message) from None
+        if self._spec.special_in_text == "error" and any(map(self._opened.tokenizer.count_special, document.segments)):
+            raise BadRow("a control token's name is in the text")
+        if roles in _ONE_TURN and not part[-1].reasoning:
+            self._alike.add(roles)
+        return document
+
+    def _written(self, part: Conversation) -> Document:
+        if self._spec.turns == "all":
+            return render_document(part, self._opened, only_last=False)
+        try:
+            return render_document(part, self._opened, only_last=True)
+        except RewrittenError:
+            until_answer = parts_up_to_answers(part)[-1]
+            if until_answer == part:
+                raise
+            # The answer is rewritten for messages behind it, which nothing is learned from.
+            return render_document(until_answer, self._opened, only_last=True)
 
 
 Process = Callable[[Iterable[Chunk]], Iterator[ChunkResult]]

@@ -173,6 +173,7 @@ class _WrittenSet:
     tokens: int
     tokens_by_role: npt.NDArray[np.int64]
     special_in_text: int
+    rewritten: int
     text_bytes: int
     text_sha256: str
     role_bytes: int
@@ -188,6 +189,7 @@ class _WrittenSet:
             vocab_size=opened.tokenizer.vocab_size,
             stop_id=opened.stop_id,
             special_in_text=self.special_in_text,
+            rewritten=self.rewritten,
             bad_rows=dict(bad.reasons),
             notes=opened.template.notes,
             findings=tally.findings(),
@@ -206,7 +208,7 @@ def _write(
     reporter: ProgressReporter,
     document_index: bool,
 ) -> _WrittenSet:
-    answers, counts, special, documents = [], np.zeros(len(Role), np.int64), 0, 0
+    answers, counts, special, rewritten, documents = [], np.zeros(len(Role), np.int64), 0, 0, 0
     of_file = np.zeros(len(files), np.int64)
     dtype = token_dtype(opened.tokenizer.vocab_size)
     with (
@@ -222,7 +224,8 @@ def _write(
             answers.append(find_answers(encoded.roles, encoded.sizes, stops=stops, first_document=documents))
             counts += count_by_role(encoded.roles)
             special += encoded.special_in_text
-            documents += result.rows
+            rewritten += encoded.rewritten
+            documents += len(encoded.sizes)
             of_file[result.file] += len(encoded.sizes)
             reporter.tell(result.bytes_read, documents)
         wrote_text, wrote_role = text.close(), role.close()
@@ -233,6 +236,7 @@ def _write(
         tokens=wrote_text.numbers,
         tokens_by_role=counts,
         special_in_text=special,
+        rewritten=rewritten,
         text_bytes=bin_path(text_prefix(aside)).stat().st_size,
         text_sha256=wrote_text.sha256,
         role_bytes=bin_path(role_prefix(aside)).stat().st_size,

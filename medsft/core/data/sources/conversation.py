@@ -27,3 +27,9 @@ def question_and_answer(question: str, answer: str, system: str | None = None) -
     """A conversation of one turn, with a system message before it if there is one."""
     turn = Message("user", question), Message("assistant", answer)
     return turn if system is None else (Message("system", system), *turn)
+
+
+def parts_up_to_answers(conversation: Conversation) -> tuple[Conversation, ...]:
+    """Return for each answer that is trained on the messages up to and with it; the conversation itself when there is none."""
+    ends = [number for number, message in enumerate(conversation, 1) if message.role == "assistant" and message.trained]
+    return tuple(conversation[:end] for end in ends) or (conversation,)

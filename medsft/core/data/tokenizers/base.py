@@ -1,7 +1,7 @@
 """What a tokenizer gives, whichever file it comes from.
 
-No tokenizer puts a beginning-of-text token before a document: the original does not, and the template `model` writes the one
-that its chat template asks for.
+No tokenizer puts a beginning-of-text token before a conversation: the original does not, and the template `model` writes the
+one that its chat template asks for. A document of plain text has the frame of its tokenizer.
 """
 
 from __future__ import annotations
@@ -19,6 +19,16 @@ from medsft.errors import DataError
 
 class TokenizerError(DataError):
     """A tokenizer library that gave no ids for a text. Names the tokenizer's file, never the text."""
+
+
+def frame_of(file: Path, bos: int | None, eos: int | None, *, adds_bos: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return a `Tokenizer.frame`. Raises DataError without an end of text: a model would not learn where texts end."""
+    if eos is None:
+        raise DataError(
+            f"{file}: the tokenizer names no end-of-text token, which ends each document of plain text",
+            hint='name one in tokenizer_config.json ("eos_token")',
+        )
+    return (bos,) if adds_bos and bos is not None else (), (eos,)
 
 
 @contextmanager
@@ -77,6 +87,14 @@ class Tokenizer(Protocol):
     @property
     def unk_id(self) -> int | None:
         """What text becomes that the vocabulary cannot spell."""
+
+    @property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids before and behind a document that is plain text: what its model was pretrained with.
+
+        Before: the beginning of text where the tokenizer puts one before a text. Behind: the end of text. Raises DataError
+        when the tokenizer names no end of text.
+        """
 
     @property
     def fingerprint(self) -> str:

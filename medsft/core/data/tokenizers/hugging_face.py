@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsft.core.data.tokenizers.base import asking_library
+from medsft.core.data.tokenizers.base import asking_library, frame_of
 from medsft.core.data.tokenizers.fast import PROBED_PIECES, EncodeAll, FastEncoder, TokenIds, as_ids, open_fast_backend
 from medsft.core.data.tokenizers.special_tokens import count_in_text, pattern_of, pieces
 from medsft.core.data.tokenizers.template import Segment
@@ -56,7 +56,9 @@ class HuggingFaceTokenizer:
         self.special_ids = dict(sorted((own | template_ids).items(), key=lambda entry: -len(entry[0])))
         self.whole_strings = tuple(token.content for token in self._native.get_added_tokens_decoder().values())
         self._pattern = pattern_of(tuple(self.special_ids))
-        named = named_tokens(read_tokenizer_config(file.parent))
+        config = read_tokenizer_config(file.parent)
+        named = named_tokens(config)
+        self._adds_bos = config.get("add_bos_token")
         self.bos_id, self.eos_id, self.pad_id = (self._known(named.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
         self.unk_id = self._known(named.get("unk_token") or getattr(self._native.model, "unk_token", None))
         self.fingerprint = _fingerprint(content, template_tokens)
@@ -64,6 +66,15 @@ class HuggingFaceTokenizer:
     def token(self, id_: int | None) -> str | None:
         """See `Tokenizer.token`."""
         return None if id_ is None else self._native.id_to_token(id_)
+
+    @cached_property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """See `Tokenizer.frame`: as ``add_bos_token`` says, else what the post-processor does."""
+        adds_bos = self._adds_bos
+        if not isinstance(adds_bos, bool):
+            around = self._native.encode("", add_special_tokens=True).ids
+            adds_bos = self.bos_id is not None and self.bos_id in around[:1]
+        return frame_of(self.source, self.bos_id, self.eos_id, adds_bos=adds_bos)
 
     def _id(self, token: str) -> int:
         id_ = self._native.token_to_id(token)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medsft.core.data.tokenizers.base import asking_library
+from medsft.core.data.tokenizers.base import asking_library, frame_of
 from medsft.core.data.tokenizers.fast import PROBED_PIECES, EncodeAll, FastEncoder, TokenIds, as_ids, open_fast_backend
 from medsft.core.data.tokenizers.sentencepiece_to_json import fast_tokenizer
 from medsft.core.data.tokenizers.special_tokens import count_in_text, pattern_of, pieces
 from medsft.core.data.tokenizers.template import Segment
+from medsft.core.data.tokenizers.tokenizer_config import read_tokenizer_config
 from medsft.core.models.checked_json import refuse_pointer
 from medsft.errors import DataError
 
@@ -60,6 +61,13 @@ class SentencePieceTokenizer:
     def token(self, id_: int | None) -> str | None:
         """See `Tokenizer.token`."""
         return None if id_ is None else self._names.get(id_) or self.pieces.id_to_piece(id_)
+
+    @cached_property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """See `Tokenizer.frame`: a beginning as Llama 1 and 2 have it, unless the configuration says otherwise."""
+        adds_bos = read_tokenizer_config(self.source.parent).get("add_bos_token", self.pieces.bos_id() >= 0)
+        eos = self.eos_id if self.pieces.eos_id() >= 0 else None
+        return frame_of(self.source, self.bos_id, eos, adds_bos=adds_bos is True)
 
     @cached_property
     def _encode_all(self) -> EncodeAll:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from medsft.core.data.sources.conversation import Conversation, MessageRole
+from medsft.core.data.sources.conversation import Conversation, Message, MessageRole
+from medsft.errors import DataError
 
 START, END = "<|im_start|>", "<|im_end|>"
 
@@ -68,16 +69,22 @@ class Template:
     """The day that it writes into documents, YYYY-MM-DD; empty when it writes none."""
     joint: bool = False
     """The segments are tokenized as one text and then cut, as a chat template without control tokens needs."""
-    write: Callable[[Conversation, bool], tuple[Segment, ...]] = field(repr=False)
-    """What `render` returns, by (conversation, add_generation_prompt)."""
+    write: Callable[[Conversation, bool, bool], tuple[Segment, ...]] = field(repr=False)
+    """What `render` returns for messages, by (conversation, add_generation_prompt, only_last)."""
 
-    def render(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> tuple[Segment, ...]:
-        """The segments of a document, in their order.
+    def render(
+        self, conversation: Conversation, *, add_generation_prompt: bool = False, only_last: bool = False
+    ) -> tuple[Segment, ...]:
+        """The segments of a document, in their order. Plain text is one, whatever the template: see `encode` for its frame.
 
         With `add_generation_prompt` the beginning of the assistant's next message follows, from which a model writes it.
+        With `only_last` only the last answer that is trained on need be as a model meets it: an earlier one that a chat
+        template writes in another way when messages follow is context, with the role QUESTION.
         Raises DataError for a conversation that the template cannot write.
         """
-        return self.write(conversation, add_generation_prompt)
+        if conversation and conversation[0].role == "text":
+            return tuple(Segment(message.content, Role.TEXT, ((0, len(message.content)),)) for message in conversation)
+        return self.write(conversation, add_generation_prompt, only_last)
 
     def text(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> str:
         """The whole text of a document."""
@@ -87,6 +94,14 @@ class Template:
 
 ROLES: Mapping[MessageRole, Role] = {"system": Role.SYSTEM, "user": Role.QUESTION, "assistant": Role.ANSWER}
 """The role of the tokens of a message."""
+
+
+def with_reasoning(message: Message) -> tuple[str, str, str, str]:
+    """Return the parts of an answer that thinks first, as Qwen3 and R1 write it; the first and the third are no person's words.
+
+    Where a tokenizer has tokens for <think> and </think>, these are written with them.
+    """
+    return "<think>\n", message.reasoning, "\n</think>\n\n", message.content
 
 
 _WORDS: Mapping[str, Mapping[Role, str]] = {
@@ -101,13 +116,23 @@ def builtin_template(name: str) -> Template:
     openings = {message_role: f"{START}{words[role]}\n" for message_role, role in ROLES.items()}
     prompt = Segment(openings["assistant"], Role.ANSWER)
 
-    def segment(role: MessageRole, content: str) -> Segment:
-        opening = openings[role]
-        literal = (len(opening), len(opening) + len(content))
-        return Segment(f"{opening}{content}{END}\n", ROLES[role], (literal,))
+    def segment(message: Message) -> Segment:
+        if message.role not in ROLES:
+            raise DataError(
+                f"--template {name} has no place for the role {message.role}",
+                hint="use --template model with a tokenizer whose chat template knows it",
+            )
+        opening, role = openings[message.role], ROLES[message.role] if message.trained else Role.QUESTION
+        if not message.reasoning:
+            literal = (len(opening), len(opening) + len(message.content))
+            return Segment(f"{opening}{message.content}{END}\n", role, (literal,))
+        before, reasoning, between, content = with_reasoning(message)
+        first, second = len(opening) + len(before), len(opening) + len(before) + len(reasoning) + len(between)
+        literals = (first, first + len(reasoning)), (second, second + len(content))
+        return Segment(f"{opening}{before}{reasoning}{between}{content}{END}\n", role, literals)
 
-    def write(conversation: Conversation, add_generation_prompt: bool) -> tuple[Segment, ...]:
-        segments = tuple(segment(message.role, message.content) for message in conversation)
+    def write(conversation: Conversation, add_generation_prompt: bool, only_last: bool) -> tuple[Segment, ...]:
+        segments = tuple(map(segment, conversation))  # no message is written in another way for those that follow
         return (*segments, prompt) if add_generation_prompt else segments
 
     return Template(

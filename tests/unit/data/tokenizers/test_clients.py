@@ -162,17 +162,19 @@ def test_an_export_can_be_fine_tuned_and_exported_again(tmp_path: Path, base: st
     assert before.tokens.tolist() == after.tokens.tolist()
 
 
-def test_own_marks_stay_where_they_are_those_of_training(tmp_path: Path) -> None:
+def test_own_marks_are_those_of_training_unless_they_leave_out_the_end(tmp_path: Path) -> None:
     marked = (
         "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token }}{% endgeneration %}"
     )
     marked += "{% else %}{{ '[' + m.content + ']' }}{% endif %}{% endfor %}"
-    other = marked.replace("{% generation %}{{ m.content", "{{ m.content[:1] }}{% generation %}{{ m.content[1:]")
-    for number, template in enumerate((marked, other)):
+    part = marked.replace("{% generation %}{{ m.content", "{{ m.content[:1] }}{% generation %}{{ m.content[1:]")
+    endless = marked.replace(" + eos_token }}{% endgeneration %}", " }}{% endgeneration %}{{ eos_token }}")
+    for number, template in enumerate((marked, part, endless)):
         folder = write_llama_3(tmp_path / str(number), template=template)
         opened = open_tokenizer(folder, template="model")
         assert chat_template(folder, {"chat_template": template}) == opened.template.jinja
-        assert (opened.template.marked_jinja == template) == (number == 0)
+        assert (opened.template.marked_jinja == template) == (template != endless)
+        assert bool(opened.template.notes) == (template == endless)
         loaded = _exported(opened, tmp_path / f"out{number}")
         documents = encode_documents([EXAMPLES[0]], opened, control=False)
         told = loaded.apply_chat_template(_messages(EXAMPLES[0]), return_dict=True, return_assistant_tokens_mask=True)
