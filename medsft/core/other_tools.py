@@ -17,7 +17,9 @@ _OURS: Mapping[str, str] = {
     "data": "dataset datasets dataset_name dataset_path dataset_dir train_file train_files train_data train_dataset data_path "
     "data_files train_data_path training_data input_data jsonl",
     "val": "validation validation_file validation_data validation_split val_file val_data val_dataset val_set eval_file "
-    "eval_data eval_dataset valid valid_data valid_data_path dev",
+    "eval_data eval_dataset valid valid_data valid_data_path dev val_size val_split val_set_size test_size eval_split "
+    "validation_split_percentage",
+    "group_key": "group_by group_column groups patient_key subject_key",
     "tokenized_data_dir": "preprocessed_dir dataset_prepared_path tokenized_path",
     "question_key": "prompt_key prompt_column question_column question_field instruction_key input_key field_instruction",
     "answer_key": "response_key response_column answer_column answer_field output_key target_column field_output",
@@ -79,6 +81,9 @@ _SENTENCES: Mapping[str, str] = {
     "log_interval": "Every iteration is logged; follow a run with `medsft watch RUN`.",
     "packing": "Documents are always packed without padding, and do not attend to each other.",
     "sample_packing": "Documents are always packed without padding, and do not attend to each other.",
+    "interleave_probs": "Write the share of an epoch behind each file: --data a.jsonl:0.3 b.jsonl:2.",
+    "mix_strategy": "Write the share of an epoch behind each file: --data a.jsonl:0.3 b.jsonl:2.",
+    "data_weights": "Write the share of an epoch behind each file: --data a.jsonl:0.3 b.jsonl:2.",
     "warmup_steps": "Give the share of the iterations: --warmup_fraction 0.1.",
     "warmup_iters": "Give the share of the iterations: --warmup_fraction 0.1.",
     "num_warmup_steps": "Give the share of the iterations: --warmup_fraction 0.1.",

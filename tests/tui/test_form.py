@@ -23,9 +23,10 @@ VALUES = {
     "truncate": st.sampled_from(["error", "drop", "keep"]),
     "retokenize": st.booleans(),
     "system_key": st.none() | st.from_regex(r"[a-z]{1,9}", fullmatch=True),
-    "data": st.lists(st.sampled_from(["a.jsonl", "with space.jsonl", "it's.jsonl", "/abs/b.jsonl"]).map(Path), max_size=3).map(
-        tuple
-    ),
+    "data": st.lists(
+        st.sampled_from(["a.jsonl", "with space.jsonl", "it's.jsonl:0.3", "/abs/b.jsonl:2"]).map(Path), max_size=3
+    ).map(tuple),
+    "val": st.sampled_from([(), (Path("0.05"),), (Path("a.jsonl"), Path("b.jsonl"))]),
 }
 
 
@@ -47,6 +48,15 @@ def test_a_wrong_text_is_told_once_and_leaves_the_default():
     config, problems = parse({"run_name": "x", "epochs": "many", "seed": "-1", "data": "'open"})
     assert [problem.where for problem in problems] == ["--epochs", "--data", "--seed"]
     assert config.epochs == RunConfig().epochs
+
+
+def test_shares_are_typed_as_on_the_command_line():
+    config, problems = parse({"run_name": "x", "data": "'a b.jsonl:0.3' c.jsonl", "val": ".05", "group_key": "patient"})
+    assert problems == []
+    assert (config.data_files, config.shares) == ((Path("a b.jsonl"), Path("c.jsonl")), (0.3, 1))
+    assert (config.val_files, config.val_share) == ((), 0.05)
+    wrong = parse({"run_name": "x", "data": "a.jsonl:0", "val": "2", "group_key": "patient"})[1]
+    assert [problem.where for problem in wrong] == ["--data", "--val"]
 
 
 def test_unknown_fields_of_an_old_draft_are_ignored():

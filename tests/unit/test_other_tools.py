@@ -34,6 +34,8 @@ ELSEWHERE = {
     "tensor_model_parallel_size": "tp",
     "nnodes": "nodes",
     "warmup_ratio": "warmup_fraction",
+    "val_set_size": "val",
+    "group_by": "group_key",
 }
 
 
