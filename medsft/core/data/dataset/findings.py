@@ -53,7 +53,7 @@ class Tally:
         """Count one row that can be used, of which so many documents are made."""
         keys = self.row_format.keys
         self.rows += 1
-        self.digests += _digest(conversation) * documents
+        self.digests += digest(conversation) * documents
         self.group_digests += self.row_format.group(row) * documents
         if len(row) > 2 or not (keys.question in row and keys.answer in row):  # the question and the answer are there
             self._count_unused(row)
@@ -107,7 +107,7 @@ class Tally:
             )
 
 
-def _digest(conversation: Conversation) -> bytes:
+def digest(conversation: Conversation) -> bytes:
     """A hash of what the messages say. That of one question and its answer must stay as it is: it lies beside sets on disk."""
     roles = [message.role for message in conversation]
     if roles in (["user", "assistant"], ["system", "user", "assistant"]) and conversation[-1][2:] == ("", True):

@@ -1,0 +1,146 @@
+"""From the columns of all rows to what is found: pure functions of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from medsft.core.data.check import kinds
+from medsft.core.data.check.kinds import KINDS, Kind
+from medsft.core.data.check.libraries import INSTALL
+from medsft.core.data.check.overlap import Shared
+from medsft.core.data.check.report import CheckReport, Found, Places, Rows
+from medsft.core.data.check.words import Hashes
+
+_LEAST_ROWS = 20
+"""Below this many rows nobody can say what is usual."""
+_OUTLIER = 5.0
+"""Robust standard deviations of the logarithm of a length. 3.5 is usual for normal distributions; lengths have longer tails."""
+_LEAST_SPREAD = 0.15
+"""Of that logarithm: lengths within a factor of two are never outliers"""
+_RARE_LANGUAGE = 0.05
+"""A language with a smaller share of the rows is one that few rows have."""
+_COMMON_END = 0.9
+"""Share of the answers that end alike, from which on another end is a sign that something is missing"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """What is kept of all rows, see `scan.Scanned`."""
+
+    places: Places
+    reasons: Mapping[str, int]
+    flags: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
+    exact: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
+    question: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
+    answer: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
+    ending: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
+    lengths: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros((0, 2), np.uint32))
+    language: npt.NDArray[np.bytes_] = field(default_factory=lambda: np.zeros(0, "S3"))
+    shared: Sequence[Sequence[Shared]] = ()
+
+    @property
+    def readable(self) -> npt.NDArray[np.bool_]:
+        """Which rows can be read, [rows]."""
+        unreadable = np.uint32(1 << kinds.BITS[kinds.UNUSABLE])
+        return ((self.flags & unreadable) == 0) & (self.lengths[:, 1] > 0)
+
+    def having(self, kind: Kind) -> Rows:
+        """Return the rows with the flag of a kind."""
+        return np.flatnonzero(self.flags & np.uint32(1 << kinds.BITS[kind]))
+
+
+def judge(columns: Columns, groups: Rows | None, compared: Sequence[tuple[str, Places]]) -> CheckReport:
+    """Return the report. `groups` has the first row of each row's group of near repeats, None where nobody looked for them.
+
+    `compared` are the flags of what rows were compared with, in the order of `columns.shared`, with their places.
+    """
+    own = columns.places
+    repeated, first = _repeated(columns)
+    found = [Found(kind=kind, rows=columns.having(kind)) for kind in kinds.BITS if kind != kinds.CUT_OFF]
+    found.append(Found(kind=kinds.REPEATED, rows=repeated, others=first[repeated], among=own))
+    if groups is not None:
+        near = np.setdiff1d(np.flatnonzero(groups != np.arange(len(groups))), repeated, assume_unique=True)
+        found.append(Found(kind=kinds.NEAR_REPEATED, rows=near, others=groups[near], among=own))
+    found.append(_contradicting(columns))
+    for (flag, places), shared in zip(compared, columns.shared, strict=False):
+        kind = kinds.IN_VAL if flag == "--val" else kinds.IN_AGAINST
+        rows = np.concatenate([np.zeros(0, np.int64), *(block.rows for block in shared)])
+        others = np.concatenate([np.zeros(0, np.int64), *(block.reference for block in shared)])
+        found.append(Found(kind=kind, rows=rows, others=others, among=places))
+    found.append(Found(kind=kinds.CUT_OFF, rows=np.union1d(columns.having(kinds.CUT_OFF), _other_ends(columns))))
+    found.append(Found(kind=kinds.LENGTH, rows=_outliers(columns)))
+    languages, rare = _languages(columns)
+    found.append(Found(kind=kinds.LANGUAGE, rows=rare))
+    by_kind = {one.kind: one for one in found}
+    missing = [what for what, there in (("Near repeats", groups is not None), ("languages", bool(languages))) if not there]
+    return CheckReport(
+        places=own,
+        found={kind: by_kind[kind] for kind in KINDS if kind in by_kind and len(by_kind[kind].rows)},
+        languages=languages,
+        reasons=columns.reasons,
+        compared={flag: places.total for flag, places in compared},
+        not_checked=[f"{' and '.join(missing)} were not looked for: {INSTALL}"] if missing else [],
+    )
+
+
+def _repeated(columns: Columns) -> tuple[Rows, Rows]:
+    """Return the rows whose texts an earlier row has, and for every row the first one with its texts."""
+    rows = len(columns.exact)
+    _, firsts, inverse = np.unique(columns.exact, return_index=True, return_inverse=True)
+    first = firsts[inverse]
+    return np.flatnonzero((first != np.arange(rows)) & columns.readable), first
+
+
+def _contradicting(columns: Columns) -> Found:
+    """Return the rows whose question other rows have with another answer, each with the first row of that question."""
+    asked = np.flatnonzero(columns.question != 0)
+    questions, inverse = np.unique(columns.question[asked], return_inverse=True)
+    pairs = np.unique(np.stack([inverse.astype(np.uint64), columns.answer[asked]], axis=1), axis=0)
+    answers = np.bincount(pairs[:, 0].astype(np.int64), minlength=len(questions))
+    order = np.lexsort((asked, inverse))
+    begins = np.searchsorted(inverse[order], np.arange(len(questions)))
+    rows = asked[answers[inverse] > 1]
+    in_group = inverse[answers[inverse] > 1]
+    first = asked[order[begins[in_group]]] if len(rows) else rows
+    second = asked[order[np.minimum(begins[in_group] + 1, len(order) - 1)]] if len(rows) else rows
+    others = np.where(first == rows, second, first)
+    return Found(kind=kinds.CONTRADICTING, rows=rows, others=others, among=columns.places)
+
+
+def _other_ends(columns: Columns) -> Rows:
+    """Return the rows whose answer ends otherwise than nearly all: amid a sentence, or without the phrase they end with."""
+    judged = np.flatnonzero((columns.ending != 0) & columns.readable)
+    if len(judged) < _LEAST_ROWS:
+        return np.zeros(0, np.int64)
+    values, counts = np.unique(columns.ending[judged], return_counts=True)
+    common = values[np.argmax(counts)]
+    if counts.max() < _COMMON_END * len(judged):
+        return np.zeros(0, np.int64)
+    return judged[columns.ending[judged] != common]
+
+
+def _outliers(columns: Columns) -> Rows:
+    """Return the rows with a question or answer of unusual length, by median and MAD of the logarithms."""
+    judged = np.flatnonzero(columns.readable)
+    if len(judged) < _LEAST_ROWS:
+        return np.zeros(0, np.int64)
+    logs = np.log(np.maximum(columns.lengths[judged], 1).astype(np.float64))
+    distance = np.abs(logs - np.median(logs, axis=0))
+    spread = np.maximum(1.4826 * np.median(distance, axis=0), _LEAST_SPREAD)
+    return judged[(distance > _OUTLIER * spread).any(axis=1)]
+
+
+def _languages(columns: Columns) -> tuple[dict[str, int], Rows]:
+    """Return rows by language, and the rows in languages that few rows have."""
+    values, inverse, counts = np.unique(columns.language[columns.readable], return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    by_code = {values[place].decode(): int(counts[place]) for place in order}
+    if not any(by_code):
+        return {}, np.zeros(0, np.int64)
+    known = sum(rows for code, rows in by_code.items() if code)
+    rare = np.array([code != b"" and rows < _RARE_LANGUAGE * known for code, rows in zip(values, counts, strict=True)], bool)
+    return by_code, np.flatnonzero(columns.readable)[rare[inverse]] if known >= _LEAST_ROWS else np.zeros(0, np.int64)
