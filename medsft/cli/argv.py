@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medsft.core.files import at_home
 
-MULTI_VALUED = frozenset({"--data", "--val"})
+MULTI_VALUED = frozenset({"--data", "--val", "--against"})
 
 
 def normalize(arguments: Sequence[str]) -> list[str]:

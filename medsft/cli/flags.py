@@ -46,27 +46,48 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
     Its first parameter, `config`, gets the result: the defaults, then the file, then the flags that were given.
     """
 
+    return _with_config(command, fields(RunConfig))
+
+
+def takes_row_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command `--config` and the flags of a run that say which rows there are and how they are read.
+
+    Its first parameter, `config`, gets the result as in `takes_config`.
+    """
+
+    of_rows = [f for f in fields(RunConfig) if f.name in _ROW_OPTIONS or (f.name.endswith("_key") and f.name != "group_key")]
+    return _with_config(command, of_rows)
+
+
+def _with_config(command: Callable[..., None], chosen: Sequence[Field[Any]]) -> Callable[..., None]:
     def with_config(given: Mapping[str, Any], *, config: ConfigFile = None, **values: Any) -> None:
         command(read_config(config, given), **values)
 
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     file = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)
-    return _with_flags(RunConfig, wraps(command)(with_config), [file, *own])
+    return _with_flags(RunConfig, wraps(command)(with_config), [file, *own], chosen)
+
+
+_ROW_OPTIONS = frozenset({"data", "val", "format", "role_map"})
+"""Beside the keys, of which `--group_key` is for the drawing of a share."""
 
 
 def takes_options(kind: type[DataclassInstance]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one argument or flag for each field of `kind`. Its first parameter gets the values that were typed."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        return _with_flags(kind, command, list(inspect.signature(command, eval_str=True).parameters.values())[1:])
+        return _with_flags(kind, command, list(inspect.signature(command, eval_str=True).parameters.values())[1:], fields(kind))
 
     return decorate
 
 
 def _with_flags(
-    kind: type[DataclassInstance], command: Callable[..., None], own: Sequence[inspect.Parameter]
+    kind: type[DataclassInstance],
+    command: Callable[..., None],
+    own: Sequence[inspect.Parameter],
+    chosen: Sequence[Field[Any]],
 ) -> Callable[..., None]:
-    names = [f.name for f in fields(kind)]
+    names = [f.name for f in chosen]
 
     @wraps(command)
     def with_flags(**values: Any) -> None:
@@ -74,7 +95,7 @@ def _with_flags(
         command({name: value for name, value in typed.items() if value not in (None, [])}, **values)
 
     own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    with_flags.__signature__ = inspect.Signature([*(_parameter(f, kind) for f in fields(kind)), *own])  # type: ignore[attr-defined]
+    with_flags.__signature__ = inspect.Signature([*(_parameter(f, kind) for f in chosen), *own])  # type: ignore[attr-defined]
     with_flags.__annotations__ = {}
     return with_flags
 

@@ -14,6 +14,7 @@ from medsft.core.cluster.connection import StatusCallback
 from medsft.core.cluster.rendezvous import start_node
 from medsft.core.config.check import check
 from medsft.core.config.run_config import RunConfig
+from medsft.core.data.check.check import CheckRequest
 from medsft.core.data.dataset.dataset import set_exists
 from medsft.core.data.dataset.manifest import read_manifest
 from medsft.core.data.dataset.spec import TokenizeSpec
@@ -32,7 +33,7 @@ from medsft.core.run.launch import load_plan
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView
 from medsft.core.settings import Settings, check_with_settings
-from medsft.errors import AlreadyFinishedError, ConfigError, MismatchError
+from medsft.errors import AlreadyFinishedError, ConfigError, MismatchError, Problem
 
 
 def tokenize_sets(
@@ -87,6 +88,25 @@ def spec_for(
         prefer_model_file=config.rules.prefers_tokenizer_model,
         template_date=config.template_date or "",
     )
+
+
+def check_request(config: RunConfig, *, against: tuple[Path, ...] = (), ngram: int = 8) -> CheckRequest:
+    """Return what `check_rows` is to look at: the rows of `config`, beside its validation rows and those of `against`.
+
+    Raises `ConfigError` when there are no rows, or two flags name the same file.
+    """
+    train = {path.resolve() for path in config.data}
+    problems = [
+        Problem(flag, f"{path} is among the rows that are looked at, too", "Name other rows to compare with.")
+        for flag, paths in (("--val", config.val), ("--against", against))
+        for path in paths
+        if path.resolve() in train
+    ]
+    if not config.data:
+        problems.append(Problem("FILE", "no rows are named", "Such as: medsft check train.jsonl"))
+    if problems:
+        raise ConfigError(problems)
+    return CheckRequest(files=config.data, rows=row_format_of(config), val=config.val, against=against, ngram=ngram)
 
 
 def _tokenizer(config: RunConfig, settings: Settings) -> Path:

@@ -9,9 +9,9 @@ from medsft.core.data.check.words import words_in
 
 _REFUSING_WORDS = words_in(
     "ai artificial model chatbot assistant sorry afraid apologize apologise unfortunately cannot t unable leid leider ki "
-    "entschuldigung künstliche sprachmodell kann darf désolé désolée regrette malheureusement peux suis puis ia modèle intelligence "
-    "siento lamento perdón puedo condiciones modelo inteligencia inteligência asistente dispiace spiacente purtroppo posso sono "
-    "modello intelligenza desculpe sinto spijt helaas kan taalmodel able"
+    "entschuldigung künstliche sprachmodell kann darf désolé désolée regrette malheureusement peux suis puis ia "
+    "modèle intelligence siento lamento perdón puedo condiciones modelo inteligencia inteligência asistente dispiace "
+    "spiacente purtroppo posso sono modello intelligenza desculpe sinto spijt helaas kan taalmodel able"
 )
 """One of them is in every refusal in Latin letters."""
 _PLACEHOLDERS = frozenset({"n/a", "nan", "null", "tbd", "tba", "todo", "undefined", "#n/a", "n.a."})

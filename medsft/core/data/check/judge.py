@@ -23,7 +23,7 @@ _LEAST_SPREAD = 0.15
 """Of that logarithm: lengths within a factor of two are never outliers"""
 _RARE_LANGUAGE = 0.05
 """A language with a smaller share of the rows is one that few rows have."""
-_COMMON_END = 0.9
+_COMMON_END = 0.8
 """Share of the answers that end alike, from which on another end is a sign that something is missing"""
 
 

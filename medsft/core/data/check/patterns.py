@@ -60,8 +60,9 @@ _WORD = f"[{_UPPER}][{_LOWER}]+(?:['-][{_UPPER}][{_LOWER}]+)*"
 _NAME = f"(?:[{_UPPER}]\\.\\s?)?(?:(?:van|von|de|del|della|di|da|la|le|du|zu|den|der|Mc|Mac|O'|D')\\s?)*{_WORD}"
 
 _TITLES = (
-    r"(?:Mrs?|Ms|Miss|Dra?|Prof|Professor|Doctor|Herrn?|Frau|Hr|Fräulein|Monsieur|Madame|Mademoiselle|Mme|Mlle|Docteur|Señora?|"
-    r"Sra?|Srta|Doña|Signora?|Sig(?:\.ra)?|Dott(?:\.ssa|ore|oressa)?)"
+    r"(?:(?:Mrs?|Ms|Dra?|[Pp]rof|Hr|Mme|Mlle|Sra?|Srta|[Ss]ig|[Ss]ig\.ra|[Dd]ott|[Dd]ott\.ssa)\b\.?|M\.(?=\s+[^\W\d_]{2})|"
+    r"(?:Miss|[Pp]rofessor|[Dd]octor|Herrn?|Frau|Fräulein|[Mm]onsieur|[Mm]adame|Mademoiselle|[Dd]octeur|[Ss]eñora?|[Dd]oña|[Dd]on|"
+    r"[Ss]ignora?|[Dd]ottore|[Dd]ottoressa)\b)"
 )
 _AFTER_PATIENT = r"(?:in|e)?(?:'s\s+name)?(?:\s*:|\s+(?:is|named|called|name|Name|ist)\b:?|,)?\s+"
 _FULL_NAME = rf"{_WORD}(?:\s+[{_UPPER}]\.)?\s+{_NAME}"
@@ -88,7 +89,13 @@ _TITLE_WORDS = words_in(
 
 
 def _is_name(match: re.Match[str]) -> bool:
-    return not any(word.lower().strip(".") in _TITLE_WORDS for word in re.split(r"[\s-]+", match["name"]))
+    words = re.split(r"[\s-]+", match["name"])
+    return not any(word[:1].isupper() and word.lower().strip(".") in _TITLE_WORDS for word in words)
+
+
+def _is_patients_name(match: re.Match[str]) -> bool:
+    """Inpatients and outpatients are not called so."""
+    return _is_name(match) and not match.string[: match.start()][-2:-1].isalpha()
 
 
 _MONTHS = (
@@ -138,11 +145,11 @@ def _is_date(match: re.Match[str]) -> bool:
 _BORN = (
     r"(?i:\b(?:d\.?o\.?b\.?|date\s+of\s+birth|birth\s?date|born(?:\s+on)?|geb(?:\.|oren)(?:\s+am)?|geburtsdatum"
     r"|née?(?:\s+le)?|"
-    r"date\s+de\s+naissance|fecha\s+de\s+nacimiento|f\.?\s?nac\.?|nacid[oa](?:\s+el)?|data\s+di\s+nascita"
+    r"date\s+de\s+naissance|fecha\s+(?:de\s+)?nac(?:imiento)?\.?|f\.?\s?nac\.?|nacid[oa](?:\s+el)?|data\s+di\s+nascita"
     r"|nat[oa](?:\s+il)?|"
     r"nascid[oa]\s+em|data\s+de\s+nascimento))\W{0,4}"
 )
-_NUMBER_WORD = r"(?:no|nr|num(?:ber|mer|éro|ero)?|número|numero|n|id|#)\b"
+_NUMBER_WORD = r"(?:(?:no|nr|num(?:ber|mer|éro|ero)?|número|numero|n|id)\b|#)"
 
 
 def _long_enough(least: int) -> Callable[[re.Match[str]], bool]:
@@ -174,17 +181,21 @@ SCREENS = (
     Screen("url", re.compile(r"(?i)\b(?:https?://|www\.)[^\s<>()]{3,}"), parts=_parts("://", "www.")),
     Screen(
         "name",
-        re.compile(rf"\b{_TITLES}\b\.?(?:\s+(?:med|Dr|Prof)\b\.?)*\s+(?P<name>{_NAME})"),
+        re.compile(rf"\b{_TITLES}(?:\s+(?:med|Dr|Prof)\b\.?)*\s+(?P<name>{_NAME})"),
         words=words_in(
-            "mr mrs ms miss dr prof professor doctor herr herrn frau hr fräulein monsieur madame mademoiselle mme "
-            "mlle docteur señor "
-            "señora sr sra srta doña dra signor signora sig dott dottore dottoressa"
+            "mr mrs ms miss dr prof professor doctor herr herrn frau hr fräulein monsieur madame mademoiselle mme mlle docteur "
+            "señor señora sr sra srta doña don m dra signor signora sig dott dottore dottoressa"
         ),
         confirm=_is_name,
     ),
     *(
-        Screen("name", re.compile(rf"{stem}{_AFTER_PATIENT}(?P<name>{_FULL_NAME})"), parts=_parts(stem), confirm=_is_name)
-        for stem in ("atient", "aciente", "aziente")
+        Screen(
+            "name",
+            re.compile(rf"{stem}{_AFTER_PATIENT}(?P<name>{_FULL_NAME})"),
+            parts=_parts(stem.lower()),
+            confirm=_is_patients_name,
+        )
+        for stem in ("atient", "aciente", "aziente", "Pt")
     ),
     Screen(
         "name",
@@ -223,25 +234,25 @@ SCREENS = (
         re.compile(
             r"(?<![\w.+-])(?:\+\d{1,3}[\s.-]?(?:\(0?\d{0,4}\)[\s.-]?)?\d{1,4}(?:[\s./-]?\d{2,4}){2,5}"
             r"|\(\d{3}\)\s?\d{3}[-.\s]\d{4}"
-            r"|(?:1[-.])?\d{3}([-.])\d{3}\1\d{4})(?![\w-]|\.\d)"
+            r"|(?:1[-.])?\d{3}([-.])\d{3}\1\d{4}|0\d{2,4}\s?/\s?\d{5,8})(?![\w-]|\.\d)"
         ),
         parts=_parts(
             "+00 0", "+00(", "+00-", "+00.", "+0", "+0-",
-            "+0.", "+0(", "+000", "(000)", "000-000-0000", "000.000.0000",
+            "+0.", "+0(", "+000", "(000)", "000-000-0000", "000.000.0000", "00/0000", "00 / 0000",
         ),
         confirm=_long_enough(9),
     ),
     Screen(
         "phone",
         re.compile(
-            r"(?i)\b(?:tel(?:efon|ephone|éphone|éfono|efono)?|phone|fax|cell|mobile|mobil|handy|portable|móvil"
+            r"(?i)\b(?:t[eé]l(?:efon|ephone|éphone|éfono|efono)?|phone|fax|cell|mobile|mobil|handy|portable|móvil"
             r"|cellulare|call|"
-            r"reached\s+at|rufnummer|whatsapp|téléphone)\b\.?(?:\s+(?:number|no|nr|nummer|is|at|num[eé]ro"
+            r"reached\s+at|rufnummer|whatsapp|téléphone)\b\.?(?:\s+(?:me|us|number|no|nr|nummer|is|at|num[eé]ro"
             r"|número)\b\.?)*\s*:?\s*"
             r"\+?\(?\d[\d\s()./-]{4,18}\d(?!\w)"
         ),
         words=words_in(
-            "tel telefon telephone téléphone teléfono telefono phone fax cell mobile mobil handy portable móvil "
+            "tel tél telefon telephone téléphone teléfono telefono phone fax cell mobile mobil handy portable móvil "
             "cellulare call reached "
             "rufnummer whatsapp"
         ),
@@ -253,7 +264,7 @@ SCREENS = (
         re.compile(
             r"(?i)\b(?:mrn|(?:(?:medical|health|hospital|patient|clinic)\s+)?record\s+" + _NUMBER_WORD +
             r"|(?:patient|case|chart|file|account|member|admission|encounter|specimen|policy|insurance"
-            r"|beneficiary)\s*" + _NUMBER_WORD
+            r"|beneficiary|acct|hospital)\s*" + _NUMBER_WORD
             + r"|(?:num[eé]ro|n[°º]|no|id)\.?\s+(?:de\s+)?(?:dossier|patient|assuré)"
             r"|dossier\s+(?:médical\s+)?(?:n[°ºo]|num[eé]ro)"
             r"|ipp|nhc|nip|(?:número|n[°º]|num)\.?\s+(?:de\s+)?(?:historia(?:\s+cl[ií]nica)?|expediente|paciente|afiliado)"
@@ -318,7 +329,7 @@ SCREENS = (
     Screen(
         "address",
         re.compile(
-            rf"\b\d{{1,4}}(?:\s?(?:bis|ter))?,?\s+(?:rue|avenue|av\.|boulevard|bd|place|chemin|impasse|allée|quai"
+            rf"\b\d{{1,4}}(?:\s?(?:bis|ter))?,?\s+(?:[Rr]ue|[Aa]venue|av\.|boulevard|bd|place|chemin|impasse|allée|quai"
             rf"|cours|route)\s+"
             rf"(?:(?:de|du|des|de\s+la|d'|de\s+l'|la|le|les)\s*)*[{_UPPER}]"
         ),

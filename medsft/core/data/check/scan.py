@@ -141,7 +141,8 @@ def _scan(
 ) -> Scanned:
     source, block = item.chunk.source, item.chunk.block
     bad, numbers, flags, exact, languages = BadRows(), [], [], bytearray(), []
-    question, answer, ending, lengths, compared = [], [], [], [], []
+    question, answer, ending, lengths = [], [], [], []
+    compared: list[list[str]] = []
     for row in source.rows(block):
         numbers.append(row.number)
         try:
