@@ -1,0 +1,93 @@
+"""`medsft check` as a person types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from bench.planted import IDENTIFIERS, REFUSALS, made_rows, plant
+from medsft.cli.app import app
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner(env={"TERM": "dumb"}).invoke(app, ["check", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    return plant(list(made_rows(100)), each=4).write(tmp_path_factory.mktemp("rows"))
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.jsonl"
+    path.write_text("".join(json.dumps({"q": row["prompt"], "a": row["gold"]}) + "\n" for row in made_rows(40, seed=9)))
+    return path
+
+
+def test_output_names_places_and_never_text(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    rows, val, benchmark = files
+    arguments = [rows, "--val", val, "--against", benchmark]
+    plain = invoke(*arguments, "--write_clean", tmp_path / "clean")
+    assert plain.exit_code == 0
+    assert "rows that repeat an earlier row" in plain.stdout
+    assert f"{rows}:" in plain.stdout
+    assert f"(like {val}:" in plain.stdout
+    record = json.loads(invoke(*arguments, "--json", "--write_clean", tmp_path / "again").stdout)
+    assert record["found"]["in_against"]["rows"] == 4
+    assert record["clean"]["left_out"] == len((tmp_path / "clean" / "left_out.jsonl").read_text().splitlines())
+    strict = invoke(*arguments, "--strict")
+    assert strict.exit_code == 3
+    said = plain.output + json.dumps(record, ensure_ascii=False) + strict.output
+    for text in (*REFUSALS, *(text for texts in IDENTIFIERS.values() for text in texts), "zinc", "Quillfeather"):
+        assert text not in said
+
+
+def test_strict_is_about_errors_alone(good: Path) -> None:
+    keys = ("--question_key", "q", "--answer_key", "a")
+    assert invoke(good, *keys, "--strict").exit_code == 0
+    with good.open("a") as file:
+        file.write(json.dumps({"q": "Seen on 14 March 2019, what now?", "a": "Rest.\nThe answer is: yes"}) + "\n")
+    remarks = invoke(good, *keys, "--strict")
+    assert remarks.exit_code == 0
+    assert "a date more exact than a year" in remarks.stdout
+    with good.open("a") as file:
+        file.write(json.dumps({"q": "Call 617-555-0143 now?", "a": "Rest.\nThe answer is: yes"}) + "\n")
+    assert invoke(good, *keys, "--strict").exit_code == 3
+    assert invoke(good, *keys).exit_code == 0
+
+
+def test_flags_and_file_of_a_run(good: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(f'data = ["{good}"]\nquestion_key = "q"\nanswer_key = "a"\n')
+    assert json.loads(invoke("--config", tmp_path / "run.toml", "--json").stdout)["rows"] == 40
+    assert json.loads(invoke("--data", good, "--question-key", "q", "--answer_key", "a", "--json").stdout)["rows"] == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "no rows are named"),
+        (["{good}", "--val", "{good}"], 2, "is among the rows that are looked at"),
+        (["{good}", "--without_identifiers"], 2, "nothing is written"),
+        (["{good}", "--write_clean", "{here}"], 2, "exists already"),
+        (["{here}/none.jsonl"], 3, "cannot be read"),
+        (["{good}", "--ngram", "1"], 2, "--ngram"),
+    ],
+)
+def test_what_cannot_be_done_is_said(good: Path, arguments: list[str], code: int, said: str) -> None:
+    result = invoke(*(argument.format(good=good, here=good.parent) for argument in arguments))
+    assert result.exit_code == code
+    assert said in result.output
+
+
+def test_strict_needs_its_libraries(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medsft.core.data.check.libraries.find_spec", lambda name: None)
+    lenient = invoke(good, "--question_key", "q", "--answer_key", "a")
+    assert lenient.exit_code == 0
+    assert "warning: Near repeats and languages were not looked for: pip install 'medsft[check]'" in lenient.stderr
+    strict = invoke(good, "--question_key", "q", "--answer_key", "a", "--strict")
+    assert strict.exit_code == 2
+    assert "pip install 'medsft[check]'" in strict.stderr
