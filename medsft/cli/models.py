@@ -12,7 +12,7 @@ import typer
 
 from medsft.cli import console
 from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Json, Run, RunsFolder, find_run, takes_options
-from medsft.core.models.conversion import Conversion
+from medsft.core.models.conversion import Conversion, look_at_source
 
 
 def export(
@@ -29,9 +29,11 @@ def export(
 
     For other formats: medsft convert RUN DIR --to megatron.
     """
+    from medsft.core.run.exports import check_request
     from medsft.core.run.launch import run_engine
 
     found = find_run(run, save_checkpoint_dir)
+    check_request(found, to, iteration)  # before torch is loaded
     with busy("exporting"):
         chosen = [] if iteration is None else ["--iteration", str(iteration)]
         result = run_engine("export", [str(found.path), "--to", str(to), *chosen])
@@ -48,6 +50,7 @@ def convert(values: Mapping[str, Any], *, json: Json = False) -> None:
     from medsft.core.run.launch import run_engine
 
     conversion = Conversion.of(values)
+    look_at_source(conversion)  # what is wrong with the request is said before torch is loaded
     with busy("converting"):
         result = run_engine("convert", [conversion.to_json()])
     if json:

@@ -123,7 +123,7 @@ def stop(
 
     found = find_run(run, save_checkpoint_dir)
     if not found.alive():
-        raise LaunchError(f"{found.path}: is not running: {found.state(found.view())}.")
+        raise LaunchError(f"{found.path} is not running: it is {found.state(found.view())}.")
     found.request("stop")
     console.note(f"{found.path.name}: asked to stop after this iteration, with a checkpoint.")
     while wait and found.alive():

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from medsft.errors import MismatchError
+
 try:
     import fcntl
 except ImportError:  # not on Windows: what a killed process left there stays
@@ -94,8 +96,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         .NAME.PID.new/ --write--> sync every file and folder in it --> rename --> sync the parent
 
     So what has the name is whole, after a power cut too. Missing parents are made. What killed processes left of earlier
-    attempts is removed first. Raises `FileExistsError` where `path` is there already (an empty folder gives way).
+    attempts is removed first. Raises `MismatchError` before and after the writing where the name is taken (see `check_is_new`).
     """
+    check_is_new(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.new")
     held: int | None = None
     with parents_of(path):
@@ -105,8 +108,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             held = _hold(aside)
             yield aside
             sync_tree(aside)
-            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-                raise FileExistsError(f"{path}: exists already")
+            check_is_new(path)
             aside.rename(path)
             sync_entry(path.parent)
         except BaseException as error:
@@ -119,6 +121,17 @@ def new_folder(path: Path) -> Iterator[Path]:
         finally:
             if held is not None:
                 os.close(held)
+
+
+def is_taken(path: Path) -> bool:
+    """Whether something stands where `new_folder` would put its folder. An empty folder gives way, so it does not count."""
+    return os.path.lexists(path) and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
+
+
+def check_is_new(folder: Path) -> None:
+    """Raise `MismatchError` where the name of a folder to be written is taken."""
+    if is_taken(folder):
+        raise MismatchError(f"{folder}: exists already.", hint="Choose another folder, or move this one away.")
 
 
 @contextmanager

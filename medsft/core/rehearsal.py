@@ -26,6 +26,7 @@ import psutil
 from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.copy_documents import copy_documents
 from medsft.core.data.dataset.dataset import validation_folder_of
+from medsft.core.disk import writing_to
 from medsft.core.files import write_atomically
 from medsft.core.planning.folders import free_bytes
 from medsft.core.planning.plan import RunPlan
@@ -36,7 +37,7 @@ from medsft.core.run.events import Event, EventReader
 from medsft.core.run.launch import start
 from medsft.core.run.rundir import RunDir
 from medsft.core.settings import Settings
-from medsft.errors import ConfigError, Failure, LaunchError, MedsftError, Problem, ReportedError
+from medsft.errors import ConfigError, ExitCode, Failure, LaunchError, MedsftError, Problem, ReportedError
 
 ITERATIONS = 6
 """How many the rehearsal trains, of which 1 to `_HEAVY` are on the heaviest documents and `_SAVED_AT` is saved."""
@@ -127,7 +128,6 @@ def rehearse(
         raise ConfigError([Problem("--nodes", "a rehearsal runs on one node", "Rehearse with the levels of one node.")])
     plan = make_plan(config, settings)
     parent = Path(plan.run_dir).parent
-    parent.mkdir(parents=True, exist_ok=True)
     with _temporary_folder(parent) as folder:
         small = _small_plan(plan, config, settings, folder)
         # As many processes as the levels need, unless a person has said how many.
@@ -147,7 +147,9 @@ def rehearse(
 @contextmanager
 def _temporary_folder(parent: Path) -> Iterator[Path]:
     """A folder on the disk of the runs, for the speed of saves is a part of the result."""
-    folder = Path(tempfile.mkdtemp(prefix=".rehearsal-", dir=parent))
+    with writing_to(parent, ExitCode.LAUNCH):
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".rehearsal-", dir=parent))
     try:
         yield folder
     finally:

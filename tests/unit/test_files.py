@@ -11,6 +11,7 @@ import pytest
 
 from medsft.core import files
 from medsft.core.files import new_folder
+from medsft.errors import MismatchError
 
 
 def test_a_folder_appears_whole_and_durable(tmp_path, monkeypatch):
@@ -47,9 +48,35 @@ def test_a_name_that_was_taken_meanwhile_is_kept(tmp_path):
         target.mkdir()
         (target / "theirs").touch()
 
-    with pytest.raises(FileExistsError), new_folder(target) as aside:
+    with pytest.raises(MismatchError, match="exists already"), new_folder(target) as aside:
         both_write(aside)
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "theirs"]
+
+
+@pytest.mark.parametrize("there", ["file", "folder with a file", "broken link", "link to an empty folder"])
+def test_a_name_that_is_taken_is_refused_before_the_work(tmp_path, there):
+    target = tmp_path / "model"
+    match there:
+        case "file":
+            target.touch()
+        case "folder with a file":
+            target.mkdir()
+            (target / "theirs").touch()
+        case "broken link":
+            target.symlink_to(tmp_path / "nowhere")
+        case _:
+            (tmp_path / "empty").mkdir()
+            target.symlink_to(tmp_path / "empty")
+    with pytest.raises(MismatchError, match="exists already"), new_folder(target):
+        pytest.fail("the work has begun")
+
+
+def test_an_empty_folder_gives_way(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    with new_folder(target) as aside:
+        (aside / "mine").touch()
+    assert [path.name for path in target.iterdir()] == ["mine"]
 
 
 SCRIPT = """

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from medsft.core.config.options import check_ranges, converted, option, plain
-from medsft.errors import ConfigError
+from medsft.core.files import check_is_new
+from medsft.core.models.inspect import BaseModel, inspect_base
+from medsft.errors import ConfigError, MismatchError
 
 _TO, _FROM = "To a Megatron-LLM folder", "From a Megatron-LLM folder"
 
@@ -67,3 +69,17 @@ class Conversion:
         if problems := check_ranges(conversion):
             raise ConfigError(problems)
         return conversion
+
+
+def look_at_source(job: Conversion) -> BaseModel:
+    """Return what lies at the source, without torch.
+
+    Raises `MismatchError` when a conversion cannot begin: the source is no checkpoint, the destination is taken, or `optimizer`
+    is asked for where there is none. A Megatron-LLM folder may have other iterations: of it, only the one to write must be new.
+    """
+    base = inspect_base(job.source, job.iteration)
+    if job.to != "megatron":
+        check_is_new(job.destination)
+    if job.optimizer and (job.to != "megatron" or base.kind != "medsft-run"):
+        raise MismatchError("--optimizer is for a run of medsft as the source and --to megatron.")
+    return base

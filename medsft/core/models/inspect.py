@@ -70,7 +70,7 @@ def _inspect(path: Path, iteration: int | None) -> BaseModel:
             raise MismatchError(f"{path}: a base model is a folder or a .gguf file.", hint=what_a_file_is(path))
         return _gguf(path)
     if not path.is_dir():
-        raise MismatchError(f"{path}: no such file or folder.", hint="Check the entry in medsft.toml.")
+        raise MismatchError(f"{path}: no such file or folder.", hint="Check the path, or its entry in medsft.toml.")
     snapshot = hub_snapshot(path)
     if snapshot is not None:
         return _inspect(snapshot, iteration)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from medsft.core.files import check_is_new, is_taken
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import EventWriter
 from medsft.core.run.integrity import EXPORT_MANIFEST, export_damage, read_export
@@ -32,13 +33,26 @@ class Exported:
     """What is wrong with its files."""
 
 
+def check_request(run: RunDir, to: Path, iteration: int | None) -> None:
+    """Raise `MismatchError` when an export cannot begin: `to` is taken, or the run has no such checkpoint."""
+    check_is_new(to)
+    if not run.checkpoints() or (iteration is not None and iteration not in run.checkpoints()):
+        wanted = "" if iteration is None else f" of iteration {iteration:,}"
+        raise MismatchError(f"{run.path}: no checkpoint{wanted} to export.", hint=checkpoints_there(run))
+
+
+def checkpoints_there(run: RunDir) -> str:
+    """Return a sentence with the iterations of the checkpoints that a run has."""
+    return f"Checkpoints it has: {', '.join(f'{saved:,}' for saved in run.checkpoints()) or 'none'}."
+
+
 def look_at_export(plan: RunPlan, run: RunDir) -> Exported:
     """Return what lies where the model of `plan` belongs. Reads all of its files.
 
     Raises `MismatchError` when something lies there that is no model of medsft's.
     """
     folder = Path(plan.export_dir)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not is_taken(folder):
         return Exported(there=False, of_this_plan=False, damage=None)
     if not (folder / EXPORT_MANIFEST).exists() and not _was_exported(run, folder):
         raise MismatchError(f"{folder} is in the way: it is no model that medsft has exported.", hint=_ELSEWHERE)

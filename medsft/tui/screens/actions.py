@@ -29,6 +29,7 @@ def export(run: RunDir) -> str:
     The folder carries the iteration: the plain name is that of the finished model, and tells a later start that there is
     nothing left to train.
     """
+    from medsft.core.files import is_taken
     from medsft.core.run.launch import load_plan, start_export
 
     plan = load_plan(run)
@@ -37,7 +38,7 @@ def export(run: RunDir) -> str:
         raise MedsftError("There is no checkpoint to export.")
     folder = Path(plan.export_dir)
     to = folder if iteration == plan.num_iterations else folder.with_name(f"{folder.name}-iter{iteration:07d}")
-    if to.exists():
+    if is_taken(to):
         return f"The model of iteration {iteration:,} is there already: {to}"
     start_export(run, to, iteration)
     return f"Exporting iteration {iteration:,} to {to}. {run.export_log} says when it is done."

@@ -146,10 +146,11 @@ def test_the_list_of_contents_that_was_checked_is_the_one_that_is_read_by(base, 
 
 def test_an_existing_destination_is_refused_before_the_work(base, tmp_path):
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "theirs").touch()
     for to in ("hf", "dcp"):
         with pytest.raises(MismatchError, match="exists already"):
             convert(job(base, tmp_path / "out", to))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["theirs"]
 
 
 def test_process_prints_the_result_or_one_message(base, tmp_path):

@@ -119,6 +119,7 @@ def test_incomplete_tensors_leave_no_folder(tiny, tmp_path):
 
 
 def test_an_existing_folder_is_not_touched(tiny, tmp_path):
+    (tmp_path / "theirs").touch()
     with pytest.raises(MismatchError, match="exists already"):
         write_hf(tmp_path, tiny.config(), random_model(tiny.config()).named_parameters(), dtype=torch.float32)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from medsft.core.disk import writing_to
 from medsft.core.files import cache_folder, new_folder
-from medsft.errors import DataError, DiskError, ExitCode
+from medsft.errors import DataError, DiskError, ExitCode, MismatchError
 
 _CONVERSION_VERSION = 1
 """To be raised when a file would be converted otherwise: what was kept is not used again."""
@@ -66,7 +66,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     try:
         with new_folder(folder) as aside:
             _write_tokenizer(gguf, aside)
-    except FileExistsError:
+    except MismatchError:
         if not (folder / "tokenizer.json").is_file():  # else another process was faster
             raise
 

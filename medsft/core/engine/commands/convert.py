@@ -34,7 +34,7 @@ from medsft.core.engine.formats.source import DTYPES, Slices, WeightSource
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.files import new_folder, parents_of, sync_entry
 from medsft.core.models.config import ModelConfig
-from medsft.core.models.conversion import Conversion
+from medsft.core.models.conversion import Conversion, look_at_source
 from medsft.core.models.inspect import BaseModel, inspect_base
 from medsft.core.run.integrity import damage, find_good
 from medsft.core.run.rundir import RunDir
@@ -77,7 +77,6 @@ def convert(job: Conversion) -> Converted:
     base, passed_over = _good_base(job)
     job = replace(job, iteration=base.iteration) if base.kind == "medsft-run" else job
     state = run_state(base) if base.kind == "medsft-run" else None
-    _check(job, base)
     # Opening a GGUF file parses its vocabulary, which takes seconds; and quantized files are small.
     source = _open(base, job) if base.kind == "gguf" else _Fresh(lambda: _open(base, job))
     exact = _exact_dtype(source)
@@ -119,7 +118,7 @@ def _good_base(job: Conversion) -> tuple[BaseModel, list[str]]:
 
     Raises `MismatchError` when the checkpoint that was asked for is damaged, or all are.
     """
-    base = inspect_base(job.source, job.iteration)
+    base = look_at_source(job)
     if base.kind != "medsft-run":
         return base, []
     if job.iteration is not None:
@@ -131,13 +130,6 @@ def _good_base(job: Conversion) -> tuple[BaseModel, list[str]]:
     if number is None:
         raise MismatchError("\n".join([f"{job.source}: no checkpoint to convert.", *passed_over]))
     return inspect_base(job.source, number), passed_over
-
-
-def _check(job: Conversion, base: BaseModel) -> None:
-    if job.to != "megatron" and job.destination.exists():
-        raise MismatchError(f"{job.destination}: exists already.", hint="Choose another folder, or move this one away.")
-    if job.optimizer and (job.to != "megatron" or base.kind != "medsft-run"):
-        raise MismatchError("--optimizer is for a run of medsft as the source and --to megatron.")
 
 
 def _open(base: BaseModel, job: Conversion) -> WeightSource:

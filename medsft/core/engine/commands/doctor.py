@@ -40,7 +40,8 @@ def matmul_tflops(dtype: torch.dtype, device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         count += 1
-    return round(2 * _SIZE**3 * count / (time.perf_counter() - began) / 1e12, 3)
+    rate = 2 * _SIZE**3 * count / (time.perf_counter() - began) / 1e12
+    return float(f"{rate:.3g}")  # three digits of it, however slow the device
 
 
 def main(_arguments: list[str]) -> None:

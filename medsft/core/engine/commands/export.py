@@ -33,6 +33,7 @@ from medsft.core.files import new_folder, sealed
 from medsft.core.models.config import ModelConfig
 from medsft.core.models.run_folder import read_manifest
 from medsft.core.planning.plan import RunPlan
+from medsft.core.run.exports import check_request, checkpoints_there
 from medsft.core.run.integrity import EXPORT_MANIFEST, damage, find_good, hash_file
 from medsft.core.run.launch import load_plan
 from medsft.core.run.rundir import RunDir
@@ -47,18 +48,15 @@ def export_run(run: RunDir, to: Path, *, iteration: int | None = None) -> Taken:
     `DiskError`.
     """
     plan = load_plan(run)
-    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise MismatchError(f"{to}: exists already.", hint="Choose another folder, or move this one away.")
+    check_request(run, to, iteration)
     number, passed_over = (iteration, []) if iteration is not None else find_good(run)
-    there = ", ".join(f"{saved:,}" for saved in run.checkpoints()) or "none"
-    if number is None or number not in run.checkpoints():
-        wanted = "" if iteration is None else f" of iteration {iteration:,}"
-        message = "\n".join([f"{run.path}: no checkpoint{wanted} to export.", *passed_over])
-        raise MismatchError(message, hint=f"Checkpoints it has: {there}.")
+    if number is None:
+        raise MismatchError("\n".join([f"{run.path}: no checkpoint to export.", *passed_over]), hint=checkpoints_there(run))
     checkpoint = run.checkpoint_path(number)
     problem = damage(checkpoint)
     if problem:
-        raise MismatchError(f"{checkpoint} is damaged: {problem}", hint=f"Export another with --iteration: {there}.")
+        hint = f"{checkpoints_there(run)} Export another: --iteration N."
+        raise MismatchError(f"{checkpoint} is damaged: {problem}", hint=hint)
     with writing_to(to, ExitCode.TRAINING), new_folder(to) as aside:
         _write(plan, run, checkpoint, aside)
     return Taken(folder=str(to), iteration=number, total=plan.num_iterations, passed_over=tuple(passed_over))

@@ -53,8 +53,6 @@ def write_dcp(folder: Path, source: WeightSource, *, dtype: torch.dtype) -> None
 
     The folder appears under its name only when it is complete; it must not exist before.
     """
-    if folder.exists():
-        raise MismatchError(f"{folder}: exists already.", hint="Choose another folder, or move this one away.")
     with new_folder(folder) as aside:
         fill_dcp(aside, source, dtype=dtype)
 

@@ -50,10 +50,8 @@ def write_hf(
 
     Tensors are taken one after the other, in any order, and one at a time is in memory. The folder appears under its name only
     when it is complete; it must not exist before. `eos_token_ids` end a generation (default: the one of `config`).
-    Raises `MismatchError` when the tensors are not those of `config`.
+    Raises `MismatchError` when something else has the name, or the tensors are not those of `config`.
     """
-    if folder.exists():
-        raise MismatchError(f"{folder}: exists already.", hint="Choose another folder, or move this one away.")
     with new_folder(folder) as aside:
         fill_hf(aside, config, tensors, dtype=dtype, max_shard_bytes=max_shard_bytes, eos_token_ids=eos_token_ids, name=folder)
 

@@ -62,8 +62,6 @@ def write_megatron(
     tokens = source.config.vocab_size if true_vocab_size is None else true_vocab_size
     padded = ResizedSource(source, tokens, rows=padded_rows(tokens, vocab_divisible_by, tp), new_rows=new_rows)
     folder = root / ("release" if iteration is None else f"iter_{iteration:07d}")
-    if folder.exists():
-        raise MismatchError(f"{folder}: exists already.", hint="Choose another destination, or remove it first.")
     with new_folder(folder) as aside:
         files: Files = {}
         for chunk in chunks(source.config.num_layers, pp):

@@ -1,0 +1,40 @@
+"""`medsft export` and `medsft convert`: what is wrong with a request is said before torch is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+from medsft.cli.app import app
+from medsft.core.run.rundir import RunDir
+from medsft.errors import ExitCode
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("export one --to taken", "taken: exists already."),
+        ("export one --to new", "no checkpoint to export."),
+        ("export one --to new --iteration 400", "no checkpoint of iteration 400 to export."),
+        ("convert base taken --to hf", "taken: exists already."),
+        ("convert base taken --to dcp", "taken: exists already."),
+        ("convert base new --to hf --optimizer", "--optimizer is for a run"),
+        ("convert nowhere new --to hf", "nowhere: no such file or folder."),
+    ],
+)
+def test_what_cannot_begin_is_refused_at_once(
+    command: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    RunDir(Path("runs/one-a")).create("{}")
+    tiny.write_base(tmp_path / "base")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "theirs").touch()
+    monkeypatch.setattr("medsft.core.run.launch.run_engine", lambda *_: pytest.fail("torch would be loaded"))
+    result = CliRunner(env={"TERM": "dumb"}).invoke(app, command.split())
+    assert result.exit_code == ExitCode.MISMATCH, result.output
+    assert message in result.output
