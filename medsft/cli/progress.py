@@ -161,13 +161,12 @@ class _Display:
         """Take in one event."""
         from rich.text import Text
 
-        from medsft.core.text.events import event_line
+        from medsft.core.text.events import event_line, phase_word
 
         self._fold.feed([event])
         view = self._fold.view()
-        self._bar.update(
-            self._task, description=one_line(view.phase), completed=view.iteration, total=view.total or None, facts=_facts(view)
-        )
+        doing = one_line(phase_word(view.phase))
+        self._bar.update(self._task, description=doing, completed=view.iteration, total=view.total or None, facts=_facts(view))
         line = event_line(event)
         if event.kind not in ("step", "phase") and line is not None:
             self._bar.console.print(Text(printable(line)))

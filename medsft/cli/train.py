@@ -213,7 +213,7 @@ def rehearse(
     from medsft.core.workflow import tokenize_sets
     from medsft.errors import TrainingError
 
-    loaded, changes = load_settings(settings), [_levels(text) for text in at or ()]
+    loaded, changes = load_settings(settings), [_layout_changes(text) for text in at or ()]
     with tokenizing(plain=plain) as progress:
         tokenize_sets(config, loaded, progress=progress)
     result = rehearse_run(config, loaded, at=changes, on_status=console.note)
@@ -227,14 +227,14 @@ def rehearse(
         raise TrainingError("The rehearsal found that this run will not work:\n" + "\n".join(result.problems))
 
 
-def _levels(text: str) -> dict[str, int]:
+def _layout_changes(text: str) -> dict[str, int]:
     """Return {"tp": 1, "pp": 2} for `tp=1,pp=2`. Raises `ConfigError`."""
     from medsft.errors import ConfigError, Problem
 
-    levels = {}
+    changes = {}
     for part in text.split(","):
         name, _, number = part.strip().partition("=")
         if name not in ("tp", "pp", "nproc_per_node", "micro_batch") or not number.isdecimal() or int(number) < 1:
             raise ConfigError([Problem("--at", f"`{text}` is not a layout", "Such as tp=1,pp=2 or nproc_per_node=4.")])
-        levels[name] = int(number)
-    return levels
+        changes[name] = int(number)
+    return changes

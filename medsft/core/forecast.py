@@ -56,7 +56,7 @@ def _work(plan: RunPlan) -> float:
 
 
 def _speed(run: RunDir, plan: RunPlan) -> float | None:
-    """Return the median tokens per second of a run of the same base model on the same devices and levels, else None."""
+    """Return the median tokens per second of a run of the same base model on the same devices and layout, else None."""
     try:
         other = load_plan(run)
     except MedsftError:

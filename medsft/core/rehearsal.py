@@ -121,16 +121,16 @@ def rehearse(
 ) -> Rehearsal:
     """Rehearse a run whose sets are tokenized, keep the result beside its plan, and return it.
 
-    `at` are changes of levels (`tp`, `pp`, ...) to resume with. `on_status` gets a line for each stage.
+    `at` are changes of the layout (`tp`, `pp`, ...) to resume with. `on_status` gets a line for each stage.
     Raises what `make_plan` raises, and the error of a rehearsal run that fails.
     """
     if config.nodes > 1:
-        raise ConfigError([Problem("--nodes", "a rehearsal runs on one node", "Rehearse with the levels of one node.")])
+        raise ConfigError([Problem("--nodes", "a rehearsal runs on one node", "Rehearse with the --tp and --pp of one node.")])
     plan = make_plan(config, settings)
     parent = Path(plan.run_dir).parent
     with _temporary_folder(parent) as folder:
         small = _small_plan(plan, config, settings, folder)
-        # As many processes as the levels need, unless a person has said how many.
+        # As many processes as the layout needs, unless a person has said how many.
         processes = {"nproc_per_node": config.nproc_per_node}
         others = [replan(small, run_dir=Path(small.run_dir), changes=processes | dict(change)) for change in at]
         on_status(f"training {ITERATIONS} iterations at {small.layout}")

@@ -243,7 +243,7 @@ def follow(folder: RunDir, *, node: int = 0) -> Iterator[Event]:
 def resume(folder: RunDir, **changes: object) -> RunPlan:
     """Return the plan to go on with: the run's own, with `changes` to fields that do not make it another run (`tp`, `pp`, ...).
 
-    Raises `AlreadyFinishedError`, `ConfigError` for levels that cannot work, or `MismatchError` when its data or base model
+    Raises `AlreadyFinishedError`, `ConfigError` for a layout that cannot work, or `MismatchError` when its data or base model
     have changed.
     """
     recorded = RunPlan.read(folder.plan_path)

@@ -16,7 +16,7 @@ from medsft.core.planning.layout import (
     check_processes,
     padded_model,
     smaller_first,
-    valid_tensor_levels,
+    valid_tensor_sizes,
 )
 from medsft.core.planning.memory import MemoryEstimate, Workload, estimate_memory
 from medsft.core.planning.order import SampleOrder, deal_in_order, deal_to_ranks, micro_batches_per_rank
@@ -40,7 +40,7 @@ class LayoutInputs:
     model: ModelConfig
     """Sizes without padding, which depends on the tensor-parallel size in the original's recipe."""
     tp: int | None
-    """Level of the flag or of the base model's folder."""
+    """Tensor-parallel size of the flag or of the base model's folder."""
     pp: int | None
     devices: Devices
     precision: str
@@ -107,7 +107,7 @@ def _levels(inputs: LayoutInputs, nproc: int) -> tuple[int, int]:
     if tp is not None and pp is not None:
         return tp, pp
     world = nproc * inputs.config.nodes
-    valid = valid_tensor_levels(model)
+    valid = valid_tensor_sizes(model)
     candidates = [
         (t, p)
         for t, p in smaller_first(world)

@@ -25,7 +25,7 @@ _LLAMA_2_MOST_TOKENS = 40_000
 
 
 def run_folder(config: RunConfig, family: str, layout: Layout) -> Path:
-    """Return the run's folder: one that exists at other levels, for that is a reshard and not another run, or a new one."""
+    """Return the run's folder: one that exists at other sizes, for that is a reshard and not another run, or a new one."""
     parent = Path(config.save_checkpoint_dir).expanduser().resolve()
     name = run_folder_name(config, family, layout)
     existing = sorted(parent.glob(f"{run_folder_pattern(config, family)}/{PLAN_NAME}"))
@@ -40,12 +40,12 @@ def run_folder_name(config: RunConfig, family: str, layout: Layout) -> str:
 
 
 def export_folder_name(config: RunConfig, family: str) -> str:
-    """Return the folder name of the finished model: the run's with `hf` for the levels."""
+    """Return the folder name of the finished model: the run's with `hf` for the parallel sizes."""
     return _folder_name(config, family, "hf")
 
 
 def run_folder_pattern(config: RunConfig, family: str) -> str:
-    """Return a glob that finds the run whatever its levels."""
+    """Return a glob that finds the run whatever its parallel sizes."""
     return _folder_name(config, family, "tp*-pp*")
 
 
@@ -102,9 +102,9 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def _folder_name(config: RunConfig, family: str, levels: str) -> str:
+def _folder_name(config: RunConfig, family: str, sizes: str) -> str:
     size, suffixes = format_number(config.size), _suffixes(config)
-    return f"{family}-{size}b-{levels}-{config.checkpoint}-{config.run_name}{suffixes}"
+    return f"{family}-{size}b-{sizes}-{config.checkpoint}-{config.run_name}{suffixes}"
 
 
 def _suffixes(config: RunConfig) -> str:

@@ -12,7 +12,7 @@ from medsft.errors import Problem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Levels of the three kinds of parallelism. Tensor ranks are neighbors, then data, then pipeline.
+    """Sizes of the three kinds of parallelism. Tensor ranks are neighbors, then data, then pipeline.
 
     rank = (pp_rank * dp + dp_rank) * tp + tp_rank, the order of Megatron.
     """
@@ -54,7 +54,7 @@ def padded_model(model: ModelConfig, *, tp: int, vocab_multiple: int | None) -> 
     """
     if vocab_multiple is not None:
         return model.with_vocab(padded_vocab(model.vocab_size, tp=tp, divisible_by=vocab_multiple))
-    return model.with_vocab(padded_vocab(model.vocab_size, tp=math.lcm(*valid_tensor_levels(model))))
+    return model.with_vocab(padded_vocab(model.vocab_size, tp=math.lcm(*valid_tensor_sizes(model))))
 
 
 def stage_layers(model: ModelConfig, pp: int) -> list[range]:
@@ -84,7 +84,7 @@ def stage_layers(model: ModelConfig, pp: int) -> list[range]:
 def check_layout(model: ModelConfig, layout: Layout, *, global_batch: int) -> list[Problem]:
     """Return why these sizes cannot work for this model, each with the nearest that can."""
     problems = []
-    valid_tp = valid_tensor_levels(model)
+    valid_tp = valid_tensor_sizes(model)
     if layout.tp not in valid_tp:
         problems.append(
             Problem(
@@ -137,7 +137,7 @@ def check_processes(tp: int, pp: int, *, nproc_per_node: int, nodes: int) -> lis
     return []
 
 
-def valid_tensor_levels(model: ModelConfig) -> list[int]:
+def valid_tensor_sizes(model: ModelConfig) -> list[int]:
     """Return every tensor-parallel size the model's heads and features divide by."""
     return [
         tp

@@ -94,7 +94,7 @@ def make_plan(config: RunConfig, settings: Settings, *, ahead: bool = False, res
 
 
 def replan(plan: RunPlan, *, run_dir: Path, changes: Mapping[str, object]) -> RunPlan:
-    """Return an existing run's plan with other levels or processes, its folder and how much it trains kept.
+    """Return an existing run's plan with other parallel sizes or processes, its folder and how much it trains kept.
 
     Base model and sets are looked for where they are now (`places`). Raises what `make_plan` raises.
     """

@@ -17,6 +17,11 @@ def event_line(event: Event) -> str | None:
     return None if text is None else f"{time.strftime('%H:%M:%S', time.localtime(event.time))}  {text}"
 
 
+def phase_word(name: str) -> str:
+    """Return what a phase is called on a screen. Events keep a name of their first version, which is not today's word."""
+    return "validating" if name == "evaluating" else name
+
+
 def _text(kind: str, data: Mapping[str, Any]) -> str | None:
     if kind == "run_started":
         again = f"resumed after iteration {count(data.get('iteration', 0))}" if data.get("resumed") else "started"
@@ -24,7 +29,7 @@ def _text(kind: str, data: Mapping[str, Any]) -> str | None:
         total, ranks = counted(data.get("total", 0), "iteration"), counted(data.get("world_size", 1), "process", "processes")
         return f"{again}: {total}, {ranks}{host}"
     if kind == "phase":
-        return f"{data.get('name', '')} ..."
+        return f"{phase_word(str(data.get('name', '')))} ..."
     if kind == "step":
         return f"{count(data.get('iteration', 0))}/{count(data.get('total', 0))}  {step_line(data)}"
     if kind == "eval":

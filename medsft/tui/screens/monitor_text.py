@@ -11,6 +11,7 @@ from medsft.core.run.launch import load_plan
 from medsft.core.run.listing import BROKEN
 from medsft.core.run.rundir import LOST_AFTER_SECONDS, RunDir
 from medsft.core.run.snapshot import Snapshot
+from medsft.core.text.events import phase_word
 from medsft.core.text.steps import MEASURES, measured
 from medsft.core.units import age, byte_size, count, decimal, duration, short_count
 from medsft.errors import MedsftError
@@ -83,7 +84,7 @@ def _progress_words(snapshot: Snapshot) -> str:
         return "validating the base model"
     if view.eta_seconds is None:
         return "first step under way"
-    besides = "" if view.phase == "training" else f" · {view.phase}"
+    besides = "" if view.phase == "training" else f" · {phase_word(view.phase)}"
     return f"{duration(_eta(snapshot))} left{besides}"
 
 

@@ -267,7 +267,7 @@ class ParallelPage(Page):
     lead = "auto: the smallest sizes whose memory fits. Only sizes that this model can be split into are offered."
 
     def content(self) -> ComposeResult:
-        """Yield levels, memory, and what several nodes need."""
+        """Yield parallel sizes, memory, and what several nodes need."""
         yield self.row("tp", (AUTO,))
         yield self.row("pp", (AUTO,))
         yield self.row("nproc_per_node")
@@ -284,11 +284,11 @@ class ParallelPage(Page):
         """Offer what this model allows, draw the memory, write the commands."""
         super().show(state)
         if state.model is not None:
-            from medsft.core.planning.layout import valid_tensor_levels
+            from medsft.core.planning.layout import valid_tensor_sizes
 
-            levels = [str(level) for level in valid_tensor_levels(state.model)]
-            stages = [str(level) for level in range(1, min(_MOST_STAGES, state.model.num_layers) + 1)]
-            self.query_one("#field-tp", FieldRow).set_options((AUTO, *levels))
+            sizes = [str(size) for size in valid_tensor_sizes(state.model)]
+            stages = [str(size) for size in range(1, min(_MOST_STAGES, state.model.num_layers) + 1)]
+            self.query_one("#field-tp", FieldRow).set_options((AUTO, *sizes))
             self.query_one("#field-pp", FieldRow).set_options((AUTO, *stages))
         plan = words.plan_of(state.outlook)
         memory = self.query_one("#memory", Static)

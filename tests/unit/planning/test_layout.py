@@ -18,7 +18,7 @@ from medsft.core.planning.layout import (
     padded_vocab,
     smaller_first,
     stage_layers,
-    valid_tensor_levels,
+    valid_tensor_sizes,
 )
 from medsft.errors import Problem
 
@@ -63,7 +63,7 @@ def test_ranks_and_coordinates_are_inverse(pp, dp, tp):
 
 
 def test_a_tensor_level_that_heads_do_not_allow_proposes_its_neighbors():
-    assert valid_tensor_levels(SMOLLM2) == [1, 3]
+    assert valid_tensor_sizes(SMOLLM2) == [1, 3]
     problem = only(check_layout(SMOLLM2, Layout(tp=2), global_batch=64))
     assert problem.where == "--tp"
     assert "9 heads, 3 key/value heads" in problem.message
@@ -127,7 +127,7 @@ def test_layers_that_do_not_divide_evenly_differ_by_one_in_the_middle():
 
 def test_tables_are_padded_alike_for_every_level():
     model = replace(LLAMA_7B, num_kv_heads=8, vocab_size=32003)
-    rows = {padded_model(model, tp=tp, vocab_multiple=None).vocab_size for tp in valid_tensor_levels(model)}
+    rows = {padded_model(model, tp=tp, vocab_multiple=None).vocab_size for tp in valid_tensor_sizes(model)}
     assert rows == {32008}
     assert padded_model(model, tp=2, vocab_multiple=128).vocab_size == padded_vocab(32003, tp=2, divisible_by=128) == 32256
 

@@ -22,6 +22,7 @@ STEP = {"iteration": 12, "total": 1200, "loss": 1.25, "lr": 2e-5, "grad_norm": 0
             "resumed after iteration 800: 1,200 iterations, 1 process",
         ),
         ("phase", {"name": "saving"}, "saving ..."),
+        ("phase", {"name": "evaluating"}, "validating ..."),
         (
             "step",
             STEP | {"eta_seconds": 4500.0},
