@@ -52,12 +52,13 @@ def add_checkpoint(
     settings: SettingsFile = None,
     user: User = False,
 ) -> None:
-    """Add a base model, or change its entry. The checkpoint is looked at first."""
+    """Add a base model, or change its entry. The checkpoint and its tokenizer are looked at first."""
     from medsft.core import settings as entries
+    from medsft.core.data.tokenizers.open import no_tokenizer_beside, open_tokenizer
     from medsft.core.models.inspect import inspect_base
     from medsft.core.models.other_folders import how_to_fetch
     from medsft.core.models.scanning import check_size
-    from medsft.errors import ConfigError, Problem
+    from medsft.errors import ConfigError, MedsftError, Problem
 
     number, file = _size(size), _file(settings, user)
     path = path.expanduser()
@@ -65,14 +66,19 @@ def add_checkpoint(
         raise ConfigError([Problem("PATH", f"{path} does not exist here", fetch)])
     base = inspect_base(path)
     check_size(base, number)
+    if tokenizer is not None:
+        open_tokenizer(tokenizer.expanduser())
     entries.add_checkpoint(file, name, number, path, family=family, tokenizer=tokenizer)
     console.note(f"{file}: [checkpoints.{name}] {size} is now {path} ({base.kind}).")
     for warning in base.warnings:
         console.note(f"warning: {warning}")
     if tokenizer is None and base.tokenizer is None:
-        from medsft.core.data.tokenizers.open import no_tokenizer_beside
-
         console.note(f"warning: {no_tokenizer_beside(base.weights)}")
+    elif tokenizer is None and base.tokenizer is not None and base.kind != "gguf":  # that of a GGUF file takes seconds
+        try:
+            open_tokenizer(base.tokenizer)
+        except MedsftError as error:
+            console.note(f"warning: {error}")
 
 
 @checkpoints.command("remove")

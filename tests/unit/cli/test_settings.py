@@ -1,4 +1,4 @@
-"""Base models that are added without a tokenizer, and searches that find none."""
+"""Base models that are added without a tokenizer or with a damaged one, and searches that find none."""
 
 from __future__ import annotations
 
@@ -25,8 +25,25 @@ def test_a_base_model_with_another_kind_of_tokenizer_is_added_with_a_warning(
         refused = CliRunner().invoke(app, words)
         assert refused.exit_code == 4
         assert "tekken.json is Mistral's own format" in refused.stderr
-    named = CliRunner().invoke(app, ["checkpoints", "add", "mine", "3.6e-05", "base", "--tokenizer", "base/tekken.json"])
-    assert "warning" not in named.stderr
+    other = tmp_path / "other"
+    other.mkdir()
+    tiny.write_tokenizer(other)
+    named = CliRunner().invoke(app, ["checkpoints", "add", "mine", "3.6e-05", "base", "--tokenizer", "other"])
+    assert (named.exit_code, "warning" in named.stderr) == (0, False)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_told_when_it_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.plannable(tmp_path)
+    damaged = tmp_path / "base" / "tokenizer.json"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    beside = CliRunner().invoke(app, ["checkpoints", "add", "mine", "3.6e-05", "base"])
+    assert beside.exit_code == 0
+    assert "warning: base/tokenizer.json is not a valid tokenizer" in beside.stderr
+    for wrong in ("base/tokenizer.json", "nowhere", "train.jsonl"):
+        named = CliRunner().invoke(app, ["checkpoints", "add", "named", "3.6e-05", "base", "--tokenizer", wrong])
+        assert named.exit_code == 3, wrong
+    assert "named" not in (tmp_path / "medsft.toml").read_text()
 
 
 def test_a_search_that_finds_nothing_says_so(tmp_path: Path) -> None:

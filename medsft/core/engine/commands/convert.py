@@ -30,7 +30,7 @@ from medsft.core.engine.formats.hf import fill_hf
 from medsft.core.engine.formats.megatron import open_megatron, write_megatron
 from medsft.core.engine.formats.megatron.layout import padded_rows
 from medsft.core.engine.formats.open import open_source
-from medsft.core.engine.formats.source import DTYPES, Slices, WeightSource
+from medsft.core.engine.formats.source import DTYPES, Slices, SourceAround, WeightSource
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.files import new_folder, parents_of, sync_entry
 from medsft.core.models.config import ModelConfig
@@ -86,7 +86,7 @@ def convert(job: Conversion) -> Converted:
     warnings = [*passed_over, *base.warnings, *_vocabulary_warning(job, base)]
     tokenizer = _tokenizer_files(base, warnings)
     with writing_to(job.destination, ExitCode.TRAINING):
-        _write(job, base, source, tokens, dtype, state, tokenizer)
+        _write(_Opened(job=job, base=base, source=source, tokens=tokens, dtype=dtype, state=state, tokenizer=tokenizer))
     difference = None
     if job.verify or (job.verify is None and _fits(source.config)):
         difference = logit_difference(source, _Fresh(lambda: open_source(job.destination)))
@@ -145,26 +145,35 @@ def _open(base: BaseModel, job: Conversion) -> WeightSource:
     )
 
 
-def _write(
-    job: Conversion,
-    base: BaseModel,
-    source: WeightSource,
-    tokens: int,
-    dtype: torch.dtype,
-    state: RunState | None,
-    tokenizer: Sequence[Path],
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """What a conversion has found and decided before anything is written."""
+
+    job: Conversion
+    base: BaseModel
+    source: WeightSource
+    tokens: int
+    """Rows of the tables that belong to tokens."""
+    dtype: torch.dtype
+    state: RunState | None
+    """What a run has beside its weights; None for other sources."""
+    tokenizer: Sequence[Path]
+    """Files to be copied beside the weights."""
+
+
+def _write(opened: _Opened) -> None:
+    job = opened.job
     if job.to == "megatron":
-        _write_megatron(job, base, source, tokens, dtype, state, tokenizer)
+        _write_megatron(opened)
     else:
-        rows = padded_rows(tokens, job.vocab_divisible_by, tp=1) if job.vocab_divisible_by else tokens
-        resized = ResizedSource(source, tokens, rows=rows, new_rows=job.new_token_init)  # type: ignore[arg-type]
-        with new_folder(job.destination) as aside, _with_tokenizer(tokenizer, aside):
+        rows = padded_rows(opened.tokens, job.vocab_divisible_by, tp=1) if job.vocab_divisible_by else opened.tokens
+        resized = ResizedSource(opened.source, opened.tokens, rows=rows, new_rows=job.new_token_init)  # type: ignore[arg-type]
+        with new_folder(job.destination) as aside, _with_tokenizer(opened.tokenizer, aside):
             if job.to == "hf":
                 tensors = ((name, resized.read(name)) for name in resized.names())
-                fill_hf(aside, resized.config, tensors, dtype=dtype, name=job.destination)
+                fill_hf(aside, resized.config, tensors, dtype=opened.dtype, name=job.destination)
             else:
-                fill_dcp(aside, resized, dtype=dtype)
+                fill_dcp(aside, resized, dtype=opened.dtype)
 
 
 @contextmanager
@@ -186,25 +195,18 @@ def _with_tokenizer(files: Sequence[Path], folder: Path) -> Iterator[None]:
         raise
 
 
-def _write_megatron(
-    job: Conversion,
-    base: BaseModel,
-    source: WeightSource,
-    tokens: int,
-    dtype: torch.dtype,
-    state: RunState | None,
-    tokenizer: Sequence[Path],
-) -> None:
+def _write_megatron(opened: _Opened) -> None:
+    job, base, state, tokenizer = opened.job, opened.base, opened.state, opened.tokenizer
     iteration = base.iteration if job.as_iteration is None else job.as_iteration
     with parents_of(job.destination / "any"), _with_tokenizer(tokenizer, job.destination):
         write_megatron(
             job.destination,
-            source,
+            opened.source,
             tp=job.tp,
             pp=job.pp,
-            dtype=dtype,
+            dtype=opened.dtype,
             iteration=iteration or None,
-            true_vocab_size=tokens,
+            true_vocab_size=opened.tokens,
             vocab_divisible_by=job.vocab_divisible_by or _MEGATRON_DIVISOR,
             new_rows=job.new_token_init,  # type: ignore[arg-type]
             with_tokenizer_model=any(file.name == "tokenizer.model" for file in tokenizer),
@@ -246,33 +248,17 @@ def _fits(config: ModelConfig) -> bool:
     return config.num_parameters() * torch.float32.itemsize < psutil.virtual_memory().available
 
 
-class _Fresh:
+class _Fresh(SourceAround):
     """A source that is opened anew from time to time.
 
     Files are memory-mapped, and the pages that were read count as this process's memory until their file is closed.
     """
 
     def __init__(self, opener: Callable[[], WeightSource]) -> None:
+        super().__init__(opener())
         self._opener = opener
-        self._source = opener()
         self._read = 0
-        self.config = self._source.config
         self._limit = self.config.num_parameters() * self._source.dtype("model.norm.weight").itemsize // 40
-
-    def names(self) -> tuple[str, ...]:
-        return self._source.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._source.shape(name)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._source.dtype(name)
-
-    def file(self, name: str) -> Path:
-        return self._source.file(name)
-
-    def fingerprint(self) -> str:
-        return self._source.fingerprint()
 
     def read(self, name: str, slices: Slices | None = None) -> Tensor:
         if self._read > self._limit:

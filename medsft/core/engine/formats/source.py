@@ -49,6 +49,38 @@ class WeightSource(Protocol):
         """Return the SHA-256 (hex) of the files that hold the weights."""
 
 
+class SourceAround:
+    """A source that gives what another one gives. A class that is made from it says what is different."""
+
+    def __init__(self, source: WeightSource) -> None:
+        self._source = source
+        self.config: ModelConfig = source.config
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the other source."""
+        return self._source.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the full shape of a weight."""
+        return self._source.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype that `read` gives."""
+        return self._source.dtype(name)
+
+    def read(self, name: str, slices: Slices | None = None) -> Tensor:
+        """Return a weight, or the part of it in `slices`."""
+        return self._source.read(name, slices)
+
+    def file(self, name: str) -> Path:
+        """Return where a weight lies in the other source."""
+        return self._source.file(name)
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint of the other source."""
+        return self._source.fingerprint()
+
+
 def sha256_of_files(paths: Iterable[Path]) -> str:
     """Return one SHA-256 (hex) over the names and contents of `paths`, in the order of their names."""
     total = hashlib.sha256()

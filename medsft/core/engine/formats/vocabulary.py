@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from medsft.core.engine.formats.source import Slices, WeightSource
-from medsft.core.models.config import ModelConfig
+from medsft.core.engine.formats.source import Slices, SourceAround, WeightSource
 from medsft.core.models.tensors import EMBEDDING, OUTPUT
 
 TABLES = (EMBEDDING, OUTPUT)
@@ -19,7 +17,7 @@ BLOCK_ROWS = 4096
 NewRows = Literal["mean", "copy_last"]
 
 
-class ResizedSource:
+class ResizedSource(SourceAround):
     """Another source with its tables cut or lengthened to `rows`.
 
     Rows from the source's own number up to `tokens` belong to new tokens: each is the mean of the trained rows, or with
@@ -38,40 +36,24 @@ class ResizedSource:
         remade: Mapping[str, Collection[int]] | None = None,
         trained: int | None = None,
     ) -> None:
-        self._source = source
+        super().__init__(source)
         self._existing = source.config.vocab_size
         self._tokens = tokens
         self._new_rows = new_rows
         self._remade = {name: frozenset(ids) for name, ids in (remade or {}).items()}
         self._trained = self._existing if trained is None else min(trained, self._existing)
         self._means: dict[str, Tensor] = {}
-        self.config: ModelConfig = source.config.with_vocab(tokens if rows is None else rows)
+        self.config = source.config.with_vocab(tokens if rows is None else rows)
 
     @property
     def created(self) -> range:
         """Ids of the new tokens whose rows are made up here."""
         return range(self._existing, max(self._existing, min(self._tokens, self.config.vocab_size)))
 
-    def names(self) -> tuple[str, ...]:
-        """Return the Hugging Face names, in the order of the forward pass."""
-        return self._source.names()
-
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the full shape of a weight."""
         shape = self._source.shape(name)
         return (self.config.vocab_size, *shape[1:]) if name in TABLES else shape
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype that `read` gives."""
-        return self._source.dtype(name)
-
-    def file(self, name: str) -> Path:
-        """Return where a weight lies in the source it was made from."""
-        return self._source.file(name)
-
-    def fingerprint(self) -> str:
-        """Return the fingerprint of the source it was made from."""
-        return self._source.fingerprint()
 
     def read(self, name: str, slices: Slices | None = None) -> Tensor:
         """Return a weight, or the part of it in `slices`; rows of a table as the class says."""
