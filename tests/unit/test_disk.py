@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import small_disks
 
-from medsft.core import disk, files, settings
+from medsft.core import disk, files, rehearsal, settings
 from medsft.core.config.file import save_toml
 from medsft.core.config.run_config import RunConfig
 from medsft.core.run.draft import Draft, save_draft
@@ -205,3 +205,12 @@ def test_events_wait_for_room(tmp_path):
         events = EventReader(folder / "events.jsonl").read()
         assert [event.seq for event in events] == list(range(203))
         assert all(json.loads(line) for line in (folder / "events.jsonl").read_bytes().splitlines())
+
+
+def test_a_rehearsal_says_which_disk_it_cannot_write_to(tmp_path):
+    with small_disks.mounted(tmp_path / "disk", "size=1m") as folder:
+        begins = small_disks.spoil(folder, "read-only")
+        with pytest.raises(DiskError) as caught, rehearsal._temporary_folder(folder / "runs"):
+            pytest.fail("the work has begun")
+    assert str(caught.value).startswith(begins)
+    assert caught.value.exit_code == ExitCode.LAUNCH
