@@ -11,6 +11,7 @@ from medsft.core.data.dataset.answers import count_by_role, counts_of
 from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized, role_prefix, text_prefix
 from medsft.core.data.dataset.indexed import IndexedWriter, bin_path
 from medsft.core.data.dataset.manifest import Manifest, write_manifest
+from medsft.core.data.tokenizers.template import Role
 
 
 def write_set(
@@ -38,3 +39,23 @@ def write_set(
     )
     write_manifest(folder, manifest)
     return open_tokenized(folder)
+
+
+def write_conversations(folder: Path, *, documents: int, stop_id: int, vocab_size: int, seed: int = 0) -> TokenizedDataset:
+    """Write and open a set of random conversations of one to five turns, and of a text in every fifth document."""
+    random = np.random.default_rng(seed)
+    roles: list[list[int]] = []
+    tokens: list[list[int]] = []
+    for number in range(documents):
+        parts = [(Role.TEXT, int(random.integers(2, 60)))] if number % 5 == 4 else []
+        if not parts:
+            for _ in range(int(random.integers(1, 6))):
+                parts += [(Role.QUESTION, int(random.integers(2, 7))), (Role.ANSWER, int(random.integers(3, 9)))]
+        ids: list[int] = []
+        for role, size in parts:
+            ids += random.integers(0, stop_id, size).tolist()
+            if role == Role.ANSWER:
+                ids[-2] = stop_id
+        roles.append([int(role) for role, size in parts for _ in range(size)])
+        tokens.append(ids)
+    return write_set(folder, tokens, roles, stop_id=stop_id, vocab_size=vocab_size)

@@ -160,9 +160,10 @@ def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Pa
     """Return the plan of the rehearsal run: the run's own, on a set whose order brings the chosen documents in turn."""
     data = folder / "tokenized" / config.run_name
     train, val = open_splits(plan)
-    copy_documents(train.data, _chosen_documents(plan, train), data)
+    copy_documents(train.data, train.subset.at(_chosen_positions(plan, train)), data)
     if val is not None:
-        copy_documents(val.data, val.subset.indices[: plan.global_batch], validation_folder_of(data))
+        first = np.arange(min(plan.global_batch, len(val.subset)))
+        copy_documents(val.data, val.subset.at(first), validation_folder_of(data))
     small = replace(
         config,
         data=(),
@@ -184,8 +185,8 @@ def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Pa
     return make_plan(small, settings)
 
 
-def _chosen_documents(plan: RunPlan, train: Split) -> np.ndarray:
-    """Return documents of the set, int64 [ITERATIONS * plan.global_batch].
+def _chosen_positions(plan: RunPlan, train: Split) -> np.ndarray:
+    """Return positions in the subset of the run, int64 [ITERATIONS * plan.global_batch].
 
     Iterations 1 and 2 of a run on them train on the run's batch with most tokens, the others on batches nearest to the mean.
     """
@@ -193,11 +194,11 @@ def _chosen_documents(plan: RunPlan, train: Split) -> np.ndarray:
     tokens = np.array([train.subset.lengths[batch].sum() for batch in batches])
     typical = np.argsort(np.abs(tokens - tokens.mean()), kind="stable")
     wanted = [int(tokens.argmax())] * _HEAVY + [int(typical[i % len(typical)]) for i in range(ITERATIONS - _HEAVY)]
-    documents = np.empty(ITERATIONS * plan.global_batch, np.int64)
-    small = replace(order_of(plan.config, len(documents)), global_batch=plan.global_batch)
+    positions = np.empty(ITERATIONS * plan.global_batch, np.int64)
+    small = replace(order_of(plan.config, len(positions)), global_batch=plan.global_batch)
     for iteration, number in enumerate(wanted):
-        documents[small.batch(iteration)] = train.subset.indices[batches[number]]
-    return documents
+        positions[small.batch(iteration)] = batches[number]
+    return positions
 
 
 @dataclass(frozen=True, slots=True)

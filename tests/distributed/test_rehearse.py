@@ -47,12 +47,14 @@ def test_it_meets_the_heaviest_batch_first(tmp_path: Path) -> None:
     tokenize_sets(config, settings)
     plan = make_plan(config, settings)
     data = open_tokenized(Path(plan.train.folder))
-    chosen = rehearsal._chosen_documents(plan, open_splits(plan)[0])
+    train = open_splits(plan)[0]
+    positions = rehearsal._chosen_positions(plan, train)
+    chosen = train.subset.indices[positions]
     real = SampleOrder(data.num_documents, config.global_batch, config.seed)
     heaviest = max(int(data.lengths[real.batch(i)].sum()) for i in range(plan.num_iterations))
     small = SampleOrder(len(chosen), config.global_batch, config.seed)
     assert [int(data.lengths[chosen[small.batch(i)]].sum()) for i in (0, 1)] == [heaviest, heaviest]
-    copied = copy_documents(data, chosen, tmp_path / "copy")
+    copied = copy_documents(data, train.subset.at(positions), tmp_path / "copy")
     for number, document in enumerate(chosen):
         np.testing.assert_array_equal(copied.tokens(number), data.tokens(int(document)))
         np.testing.assert_array_equal(copied.roles(number), data.roles(int(document)))

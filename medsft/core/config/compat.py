@@ -26,6 +26,8 @@ class CompatRules:
 
     knows_shares: bool = True
     """`--data FILE:SHARE` and `--val SHARE` are possible."""
+    cuts_whole_turns: bool = True
+    """`--truncate keep` cuts a conversation of several turns behind a whole one, not where `--seq` ends."""
 
     # Order
     numpy_order: bool = False
@@ -71,6 +73,7 @@ COMPAT_RULES: Mapping[str, CompatRules] = MappingProxyType(
             document_index=False,
             withholds_documents=True,
             knows_shares=False,
+            cuts_whole_turns=False,
             numpy_order=True,
             seed_limit=2**32,
             deals_in_order=True,

@@ -88,10 +88,16 @@ class RunConfig:
         choices=("all", "last", "split"),
         advanced=True,
     )
-    seq: int = option(2048, "Length of the longest document that is allowed", "data", unit="tokens", minimum=8)
+    seq: int = option(
+        2048,
+        "Length of the longest conversation that is allowed; a longer text is read in pieces",
+        "data",
+        unit="tokens",
+        minimum=8,
+    )
     truncate: str = option(
         "error",
-        "Documents longer than --seq: stop with a report, drop them, or cut them on the right",
+        "Conversations longer than --seq: stop with a report, drop them, or cut them on the right, whole turns first",
         "data",
         choices=("error", "drop", "keep"),
     )

@@ -80,7 +80,7 @@ class DatasetStats:
     folder: str
     fingerprint: str
     documents: int
-    """Used, after `--truncate`; of a mixture those of one epoch, and so are the numbers below."""
+    """Used, after `--truncate`, a piece of a text counting as one; of a mixture those of one epoch, as all numbers below."""
     left_out: int
     tokens: int
     """Of the documents that are used, each cut to --seq + 1: where none is left out or cut, those of the set."""
@@ -92,6 +92,8 @@ class DatasetStats:
     """Tokens of the longest document that is used, at most --seq + 1."""
     mixture: tuple[MixturePart, ...] = ()
     """Of each file of --data, where files have shares."""
+    cut_by_turn: int = 0
+    """Conversations that `--truncate keep` cuts behind a whole turn and not where --seq ends."""
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -212,6 +214,7 @@ class RunPlan:
             "iterations": self.num_iterations,
             "precision": self.precision,
             **self._original_fields(),
+            **({"conversations cut behind a whole turn": self.train.cut_by_turn} if self.train.cut_by_turn else {}),
         }
 
     def _shares(self) -> dict[str, Any]:

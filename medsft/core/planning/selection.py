@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized
-from medsft.core.data.dataset.subset import Subset, apply_truncation, refuse_unsupervised
+from medsft.core.data.dataset.subset import Reading, Subset, apply_truncation, refuse_unsupervised
 from medsft.core.planning.mixture import file_shares
 from medsft.core.planning.order import FileShare, SampleOrder, hidden_split, split_by_hash
 from medsft.core.planning.plan import DatasetStats, RunPlan
@@ -184,7 +184,7 @@ def _open(planned: DatasetStats) -> TokenizedDataset:
 
 
 def _fitting(config: RunConfig, data: TokenizedDataset, flag: str) -> Subset:
-    return apply_truncation(data, config.seq, config.truncate, loss_mask=config.loss_mask, flag=flag)  # type: ignore[arg-type]
+    return apply_truncation(data.outlines, Reading.of(config), flag=flag)
 
 
 def _split(

@@ -10,9 +10,10 @@ import numpy as np
 
 from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import is_validation_folder, open_tokenized, set_exists, validation_folder_of
-from medsft.core.data.dataset.findings import Survey, given_twice, survey
+from medsft.core.data.dataset.findings import BYTES_PER_TOKEN, Survey, given_twice, survey
 from medsft.core.data.dataset.manifest import turns_differences
-from medsft.core.data.dataset.subset import Subset, cut_sentence
+from medsft.core.data.dataset.outlines import in_pieces
+from medsft.core.data.dataset.subset import Reading, Subset, count_cut, cut_sentence
 from medsft.core.data.dataset.write import refuse_rows
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.open import open_rows, refuse_unreadable
@@ -30,9 +31,6 @@ from medsft.core.planning.selection import (
 )
 from medsft.core.units import count
 from medsft.errors import ConfigError, DataError, Problem
-
-_BYTES_PER_TOKEN = 4.0
-"""Of English text, for estimates before anything is tokenized."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,19 +147,23 @@ def validation_set_or_guess(config: RunConfig) -> PlannedSet | None:
 
 def _planned(split: Split, config: RunConfig, flag: str) -> PlannedSet:
     data, subset = split.data, split.subset
+    fits = np.minimum(data.lengths[subset.indices], config.seq + 1)
+    cut_by_turn = int(((subset.lengths < fits) & ~data.outlines.texts[subset.indices]).sum())
     return PlannedSet(
-        stats=_stats(config, data.folder, data.fingerprint, subset, split.order),
+        stats=_stats(config, data.folder, data.fingerprint, subset, split.order, cut_by_turn=cut_by_turn),
         subset=subset,
         order=split.order,
         withheld=split.withheld,
         exact=True,
-        hashes=None if data.row_hashes is None else data.row_hashes[subset.indices],
+        hashes=None if data.row_hashes is None else data.row_hashes[subset.documents],
         notes=data.manifest.notes,
-        remarks=(*data.manifest.remarks(flag), *cut_sentence(data, subset, config.seq, flag)),
+        remarks=(*data.manifest.remarks(flag), *cut_sentence(data.outlines, subset, Reading.of(config), flag)),
     )
 
 
-def _stats(config: RunConfig, folder: Path, fingerprint: str, subset: Subset, order: SampleOrder) -> DatasetStats:
+def _stats(
+    config: RunConfig, folder: Path, fingerprint: str, subset: Subset, order: SampleOrder, *, cut_by_turn: int = 0
+) -> DatasetStats:
     mixture = mixture_parts(config.data_files, config.shares, order.mixture, subset) if order.mixture else ()
     return DatasetStats(
         folder=absolute(folder),
@@ -173,6 +175,7 @@ def _stats(config: RunConfig, folder: Path, fingerprint: str, subset: Subset, or
         supervised_tokens=sum(part.supervised_tokens for part in mixture) if mixture else int(subset.answer_labels.sum()),
         longest=int(subset.lengths.max()),
         mixture=mixture,
+        cut_by_turn=cut_by_turn,
     )
 
 
@@ -195,12 +198,11 @@ def _guess(
         for sizes in (open_rows(path).estimate() for path in files)
     ]
     sizes = np.concatenate(of_files)
-    lengths = np.clip((sizes / _BYTES_PER_TOKEN).astype(np.int64), 2, config.seq) + 1
-    everything = Subset(indices=np.arange(len(lengths)), lengths=lengths, answer_labels=np.zeros_like(lengths))
+    everything = _estimated(sizes, config.seq, texts=bool(seen.outlines.texts.any()))
     row_hashes, group_hashes = seen.tally.hashes(), seen.tally.group_hashes()
     hashes = row_hashes if group_hashes is None else group_hashes
-    known = hashes if len(hashes) == len(lengths) else None
-    parts = withheld_parts(config, len(lengths), has_validation=has_validation, hashes=known)
+    known = hashes[everything.indices] if len(hashes) == len(sizes) else None
+    parts = withheld_parts(config, len(everything), has_validation=has_validation, hashes=known)
     estimated = everything if parts is None else everything.at(parts[1 if withheld else 0])
     shares = config.shares if flag == "--data" and not withheld else ()
     mixture = file_shares(config, shares, [len(sizes) for sizes in of_files], estimated.indices)
@@ -211,9 +213,31 @@ def _guess(
         order=order,
         withheld=0 if withheld else len(everything) - len(estimated),
         exact=False,
-        hashes=row_hashes if parts is None else None if known is None else row_hashes[estimated.indices],
-        remarks=() if withheld else tuple(_first_rows(seen, files, flag)),
+        hashes=row_hashes if parts is None else None if known is None else row_hashes[estimated.documents],
+        remarks=() if withheld else (*_first_rows(seen, files, flag), *_estimated_cut(seen, config, flag)),
     )
+
+
+def _estimated(sizes: np.ndarray, seq: int, *, texts: bool) -> Subset:
+    """Return what rows of these bytes, [n], may become; nobody knows where their answers are."""
+    tokens = (sizes / BYTES_PER_TOKEN).astype(np.int64)
+    lengths = np.maximum(tokens, 2) + 1 if texts else np.clip(tokens, 2, seq) + 1
+    pieces = in_pieces(lengths, np.full(len(lengths), texts), seq)
+    nothing = np.zeros_like(pieces.lengths)
+    return Subset(
+        indices=pieces.documents, starts=pieces.starts, lengths=pieces.lengths, trained_from=nothing, answer_labels=nothing
+    )
+
+
+def _estimated_cut(seen: Survey, config: RunConfig, flag: str) -> list[str]:
+    """Say what the first rows let expect of `--truncate`; nothing where all of them seem to fit."""
+    cut = count_cut(seen.outlines, Reading.of(config))
+    if not cut.documents:
+        return []
+    rows = f"the {'' if seen.complete else 'first '}{count(len(seen.outlines))} documents"
+    then = {"keep": f"are cut. {cut.in_words}", "drop": "are left out.", "error": "stop the run once they are tokenized."}
+    said = f"about {count(cut.documents)} of {rows} are longer than --seq {config.seq} and {then[config.truncate]}"
+    return [f"{flag}: by their bytes, before tokenizing, {said}"]
 
 
 def _refuse_stale(config: RunConfig, folder: Path, files: Sequence[Path], flag: str) -> None:

@@ -156,7 +156,8 @@ def test_what_keep_cuts_is_counted_and_batches_without_an_answer_are_named(proje
     tokenize_sets(config, settings)
     plan = make_plan(config, settings)
     cut = [warning for warning in plan.warnings if "cut at --seq" in warning]
-    assert cut == ["--data: 14 documents are cut at --seq 20: 1 answers lose a part, 13 all."]
+    lost = "Answers lost whole: 13; in part: 1, of these without their end: 1."
+    assert cut == [f"--data: 14 documents are cut at --seq 20. {lost}"]
     chosen = training_set(config)
     empty = sum(not chosen.subset.supervised[chosen.order.batch(k)].any() for k in range(plan.num_iterations))
     assert empty >= 5

@@ -32,6 +32,9 @@ class Answers:
     behind: _Ints
     """Place behind its last token"""
 
+    def __len__(self) -> int:
+        return len(self.document)
+
     @property
     def num_tokens(self) -> int:
         """Tokens of all answers."""
@@ -42,13 +45,26 @@ class Answers:
 
         The first token of a document is never predicted.
         """
-        kept = np.minimum(self.behind, lengths[self.document]) - np.maximum(self.first, 1)
-        counted = np.bincount(self.document, weights=np.maximum(kept, 0), minlength=len(lengths))
+        counted = np.bincount(self.document, weights=self.labels_within(lengths), minlength=len(lengths))
         return counted.astype(np.int64)
+
+    def labels_within(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Count for each answer its tokens that the first `lengths` tokens, [documents], of its document predict, [answers]."""
+        kept = np.minimum(self.behind, lengths[self.document]) - np.maximum(self.first, 1)
+        return np.maximum(kept, 0).astype(np.int64)
+
+    @property
+    def turns(self) -> npt.NDArray[np.int64]:
+        """Number of each answer among those of its document, from 1, [answers]."""
+        return np.arange(1, len(self.document) + 1) - np.searchsorted(self.document, self.document, side="left")
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> Answers:
+        """Return some of these, [answers]."""
+        return _of(self.columns()[chosen])
 
     def fit(self, lengths: npt.NDArray[np.int64]) -> bool:
         """Tell whether these can be places in documents of these lengths, [documents]."""
-        known = bool(((self.document >= 0) & (self.document < len(lengths))).all())
+        known = bool(((self.document >= 0) & (self.document < len(lengths))).all() and (np.diff(self.document) >= 0).all())
         ordered = (self.first >= 0) & (self.first < self.end) & (self.end <= self.behind)
         return known and bool((ordered & (self.behind <= lengths[self.document])).all())
 

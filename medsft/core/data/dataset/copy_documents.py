@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from medsft.core.data.dataset.answers import count_by_role, counts_of
 from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized, role_prefix, text_prefix
 from medsft.core.data.dataset.indexed import IndexedWriter, bin_path
 from medsft.core.data.dataset.manifest import Manifest, write_manifest
+from medsft.core.data.dataset.subset import Subset
 
 
-def copy_documents(data: TokenizedDataset, documents: Sequence[int] | npt.NDArray[np.int64], folder: Path) -> TokenizedDataset:
-    """Write the set `folder` with these documents in this order; a document may occur more than once.
+def copy_documents(data: TokenizedDataset, subset: Subset, folder: Path) -> TokenizedDataset:
+    """Write the set `folder` with what these positions read, a document for each, in this order; one may occur more than once.
 
     For small sets: everything is copied through memory. Its manifest names no recipe, so it is never taken for the source.
     """
     folder.mkdir(parents=True)
-    sizes = data.lengths[np.asarray(documents)]
-    tokens = np.concatenate([data.tokens(int(document)) for document in documents])
-    roles = np.concatenate([data.roles(int(document)) for document in documents])
+    sizes, spans = subset.lengths, [(int(index), subset.span(position)) for position, index in enumerate(subset.indices)]
+    tokens = np.concatenate([data.tokens(document)[span] for document, span in spans])
+    roles = np.concatenate([data.roles(document)[span] for document, span in spans])
     with (
         IndexedWriter(text_prefix(folder), tokens.dtype) as text_writer,
         IndexedWriter(role_prefix(folder), np.uint16) as role_writer,

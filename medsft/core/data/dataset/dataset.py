@@ -16,6 +16,7 @@ import numpy.typing as npt
 from medsft.core.data.dataset.answers import Answers, answers_of_array, find_answers, joined
 from medsft.core.data.dataset.indexed import IndexedReader, bin_path
 from medsft.core.data.dataset.manifest import Manifest, read_manifest
+from medsft.core.data.dataset.outlines import Outlines
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.files import new_file
 from medsft.errors import DataError
@@ -126,6 +127,16 @@ class TokenizedDataset:
         """Where the answers lie in the documents."""
         stored = self.stored_answers()
         return self.scan_answers() if stored is None else stored
+
+    @cached_property
+    def outlines(self) -> Outlines:
+        """Lengths, places of answers, and which documents are plain text: those that are one answer with the role TEXT."""
+        answers = self.answers
+        texts = np.zeros(self.num_documents, bool)
+        if self.tokens_by_role.get(Role.TEXT):
+            whole = answers.document[(answers.first == 0) & (answers.behind == self.lengths[answers.document])]
+            texts[whole] = [self.roles(int(document))[0] == Role.TEXT for document in whole]
+        return Outlines(lengths=self.lengths, answers=answers, texts=texts)
 
     def stored_answers(self) -> Answers | None:
         """The answers as the file beside the set names them; None without one, or with one that has not room for all.

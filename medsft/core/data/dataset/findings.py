@@ -15,16 +15,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from medsft.core.data.dataset.answers import find_answers
+from medsft.core.data.dataset.outlines import Outlines
 from medsft.core.data.sources.bad_rows import BadRows
 from medsft.core.data.sources.base import BadRow, all_rows
 from medsft.core.data.sources.columns import find, names, shown, unused_text
 from medsft.core.data.sources.conversation import Conversation, Message, parts_up_to_answers
 from medsft.core.data.sources.open import open_rows
 from medsft.core.data.sources.row_format import RowFormat
+from medsft.core.data.tokenizers.template import Role
 from medsft.core.units import count
 from medsft.errors import DataError
 
 Hashes = npt.NDArray[np.uint64]
+BYTES_PER_TOKEN = 4.0
+"""Of English text, for estimates before anything is tokenized."""
 SURVEYED_ROWS = 1000
 """Of each file, for a look before anything is tokenized."""
 _MOST_COLUMNS = 50
@@ -165,6 +170,8 @@ class Survey:
     bad: BadRows
     complete: bool
     """Whether that is all there are"""
+    outlines: Outlines
+    """Of the rows that can be used, by the bytes of their messages: an estimate"""
 
 
 def survey(files: Sequence[Path], row_format: RowFormat, *, split: bool = False) -> Survey:
@@ -173,6 +180,7 @@ def survey(files: Sequence[Path], row_format: RowFormat, *, split: bool = False)
     With `split` each answer of a row gives a document.
     """
     tally, bad, complete = Tally(row_format), BadRows(), True
+    conversations: list[Conversation] = []
     for path in files:
         source = open_rows(path)
         for index, row in enumerate(all_rows(source)):
@@ -182,10 +190,31 @@ def survey(files: Sequence[Path], row_format: RowFormat, *, split: bool = False)
             try:
                 fields = row.fields()
                 conversation = row_format.conversation(fields)
-                tally.add(fields, conversation, documents=len(parts_up_to_answers(conversation)) if split else 1)
+                parts = parts_up_to_answers(conversation) if split else (conversation,)
+                tally.add(fields, conversation, documents=len(parts))
+                conversations += parts
             except BadRow as error:
                 bad.add(source.place(row.number), error)
-    return Survey(tally=tally, bad=bad, complete=complete)
+    return Survey(tally=tally, bad=bad, complete=complete, outlines=_estimated_outlines(conversations))
+
+
+def _estimated_outlines(conversations: Sequence[Conversation]) -> Outlines:
+    messages = [message for conversation in conversations for message in conversation]
+    size = np.fromiter((len(message.content.encode()) + len(message.reasoning.encode()) for message in messages), np.int64)
+    tokens = np.maximum(1, (size / BYTES_PER_TOKEN).astype(np.int64))
+    roles = np.fromiter((_role(message) for message in messages), np.uint16)
+    document = np.repeat(np.arange(len(conversations)), [len(conversation) for conversation in conversations])
+    lengths = np.bincount(document, weights=tokens, minlength=len(conversations)).astype(np.int64)
+    answers = find_answers(np.repeat(roles, tokens), lengths, stops=None)
+    texts = np.zeros(len(conversations), bool)
+    texts[document[roles == Role.TEXT]] = True
+    return Outlines(lengths=lengths, answers=answers, texts=texts)
+
+
+def _role(message: Message) -> Role:
+    if message.role == "text":
+        return Role.TEXT
+    return Role.ANSWER if message.role == "assistant" and message.trained else Role.QUESTION
 
 
 def given_twice(files: Sequence[str], contents: Sequence[object], flag: str) -> list[str]:

@@ -1,7 +1,6 @@
 """How long the documents of a set are, and what a sequence length would do to them.
 
-Lengths are tokens. A document of n tokens gives n - 1 pairs (token, next token), so it fits `seq` when n - 1 <= seq; one that
-is longer is cut on the right to seq + 1 tokens. A token is trained on as the next one of another: the first never is.
+Lengths are tokens; `outlines` says what fits, how conversations are cut, and how texts are divided.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medsft.core.data.dataset.dataset import TokenizedDataset
+from medsft.core.data.dataset.subset import Reading, Turns, as_read, count_cut
 from medsft.core.data.tokenizers.template import Role
 from medsft.errors import DataError
 
@@ -30,24 +30,42 @@ class LengthReport:
     mean: float
     percentiles: dict[int, int]
     """Percent -> tokens: so many percent of the documents are that long or shorter"""
+    turns: dict[int, int]
+    """Number of turns -> conversations that have as many; each answer ends one"""
     exceeding: int
-    """Documents longer than seq + 1 tokens"""
+    """Conversations longer than seq + 1 tokens"""
     answers_cut: int
     """Answers that would lose tokens; a document may have several"""
     answers_without_end: int
-    """Answers that would lose the token that ends them: a model learns from those never to stop"""
+    """Answers that would lose the token that ends them"""
+    answers_lost: int
+    """Answers that would lose all their tokens where whole turns are cut (`--truncate keep`)"""
+    cut_from_turn: dict[int, int]
+    """Number of a turn -> conversations of several turns that would be cut from that one on"""
     unsupervised: int
     """Documents with no answer token left to train on"""
+    trained: int
+    """Labels of answers that would be trained on (`--turns`), of all documents with what is left of them"""
+    texts: int
+    """Documents that are plain text; they are not cut, but read in pieces of `seq` labels"""
+    text_pieces: int
+    """Pieces of all texts"""
     fitting_seq: int
-    """The smallest `seq` at which no document is cut"""
+    """The smallest `seq` at which no conversation is cut; of texts alone that at which none is divided"""
 
 
-def length_report(data: TokenizedDataset, seq: int) -> LengthReport:
-    """Report on a whole set. Reads lengths and the places of answers only, never tokens. Raises DataError for an empty one."""
-    lengths, answers, limit = data.lengths, data.answers, seq + 1
+def length_report(data: TokenizedDataset, seq: int, *, turns: Turns = "all", whole_turns: bool = True) -> LengthReport:
+    """Report on a whole set. Reads lengths and the places of answers only, never tokens. Raises DataError for an empty one.
+
+    `turns` and `whole_turns` say how a run reads it, see `subset.Reading`.
+    """
+    lengths, outlines = data.lengths, data.outlines
     if not len(lengths):
         raise DataError(f"{data.folder} holds no documents", hint="give --data and --retokenize")
     percentiles = np.percentile(lengths, PERCENTILES, method="higher").tolist()
+    reading = Reading(seq=seq, truncate="keep", turns=turns, whole_turns=whole_turns)
+    read, cut, texts = as_read(outlines, reading), count_cut(outlines, reading), outlines.texts
+    numbers, conversations = np.unique(outlines.num_turns[~texts], return_counts=True)
     return LengthReport(
         seq=seq,
         documents=data.num_documents,
@@ -57,9 +75,15 @@ def length_report(data: TokenizedDataset, seq: int) -> LengthReport:
         longest=int(lengths.max()),
         mean=float(lengths.mean()),
         percentiles=dict(zip(PERCENTILES, map(int, percentiles), strict=True)),
-        exceeding=int((lengths > limit).sum()),
-        answers_cut=int((answers.behind > limit).sum()),
-        answers_without_end=int((answers.end > limit).sum()),
-        unsupervised=int((answers.labels(np.minimum(lengths, limit)) == 0).sum()),
-        fitting_seq=max(1, int(lengths.max()) - 1),
+        turns=dict(zip(numbers.tolist(), conversations.tolist(), strict=True)),
+        exceeding=int(outlines.exceeding(seq).sum()),
+        answers_cut=cut.lost + cut.parts,
+        answers_without_end=cut.lost + cut.endless,
+        answers_lost=cut.lost,
+        cut_from_turn=dict(cut.turns),
+        unsupervised=data.num_documents - len(np.unique(read.indices[read.supervised])),
+        trained=int(read.answer_labels.sum()),
+        texts=int(texts.sum()),
+        text_pieces=int(texts[read.indices].sum()),
+        fitting_seq=max(1, int((lengths if texts.all() else lengths[~texts]).max()) - 1),
     )

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsft.core.data.dataset.answers import supervised
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.engine.nn.attention import PackedSequences
 from medsft.core.planning.order import deal_in_order, deal_to_ranks
@@ -38,7 +37,7 @@ class MicroBatch:
     weights: Tensor
     """float32 [T]; 0 on filler."""
     answer: Tensor
-    """bool [T]: the label belongs to an answer."""
+    """bool [T]: the label belongs to an answer that is trained on."""
     sequences: PackedSequences
     weight_sum: float
 
@@ -66,7 +65,7 @@ class RankBatch:
     tokens: int
     """Inputs of the global batch, without filler."""
     supervised_tokens: int
-    """Labels of the global batch that belong to answers."""
+    """Labels of the global batch that belong to answers that are trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +109,13 @@ class Batcher:
     def _pairs(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (inputs, labels, answer) of one document, each [labels]; see `_is_answer`."""
         subset = self.split.subset
-        tokens = self.split.data.tokens(int(subset.indices[number]))[: subset.lengths[number]].astype(np.int64)
+        tokens = self.split.data.tokens(int(subset.indices[number]))[subset.span(number)].astype(np.int64)
         return tokens[:-1], tokens[1:], self._is_answer(number)
 
     def _is_answer(self, number: int) -> np.ndarray:
-        """Return whether each label of one document belongs to an answer, bool [labels]."""
+        """Return whether each label of one document is trained on as an answer is, bool [labels]."""
         subset = self.split.subset
-        return supervised(self.split.data.roles(int(subset.indices[number]))[1 : subset.lengths[number]])
+        return subset.trained(number, self.split.data.roles(int(subset.indices[number])))
 
     def _deal(self, lengths: np.ndarray) -> list[list[list[int]]]:
         if self.in_order:

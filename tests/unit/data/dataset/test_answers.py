@@ -15,7 +15,7 @@ from medsft.core.data.dataset.answers import find_answers
 from medsft.core.data.dataset.dataset import TokenizedDataset, answers_path, open_tokenized
 from medsft.core.data.dataset.lengths import length_report
 from medsft.core.data.dataset.samples import samples
-from medsft.core.data.dataset.subset import apply_truncation, cut_sentence
+from medsft.core.data.dataset.subset import Reading, apply_truncation, cut_sentence
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.data.tokenizers.template import Role
 from medsft.errors import DataError
@@ -62,20 +62,33 @@ def test_a_report_counts_answers_and_not_documents(tmp_path: Path) -> None:
 
 def test_truncation_counts_answers(tmp_path: Path) -> None:
     data = make_set(tmp_path / "x", [TWO, ONE, TWO])
-    kept = apply_truncation(data, 7, "keep")
+    kept = apply_truncation(data.outlines, Reading(seq=7, truncate="keep"))
     assert kept.answer_labels.tolist() == [3, 2, 3]
-    assert cut_sentence(data, kept, 7, "--val") == ["--val: 2 documents are cut at --seq 7: 0 answers lose a part, 2 all."]
-    kept = apply_truncation(data, 8, "keep")
-    assert kept.answer_labels.tolist() == [4, 2, 4]
-    assert cut_sentence(data, kept, 8, "--val") == ["--val: 2 documents are cut at --seq 8: 2 answers lose a part, 0 all."]
-    assert apply_truncation(data, 7, "drop").indices.tolist() == [1]
-    assert apply_truncation(data, 11, "error").answer_labels.tolist() == [7, 2, 7]
+    [sentence] = cut_sentence(data.outlines, kept, Reading(seq=7), "--val")
+    assert sentence == (
+        "--val: 2 documents are cut at --seq 7. Answers lost whole: 2; in part: 0, of these without their end: 0. "
+        "Conversations of several turns, cut from turn 2 on: 2."
+    )
+    whole_turns = Reading(seq=8, truncate="keep")
+    kept = apply_truncation(data.outlines, whole_turns)
+    assert (kept.answer_labels.tolist(), kept.lengths.tolist()) == ([3, 2, 3], [6, 4, 6])
+    as_the_original = Reading(seq=8, truncate="keep", whole_turns=False)
+    kept = apply_truncation(data.outlines, as_the_original)
+    assert (kept.answer_labels.tolist(), kept.lengths.tolist()) == ([4, 2, 4], [9, 4, 9])
+    [sentence] = cut_sentence(data.outlines, kept, as_the_original, "--val")
+    assert sentence == (
+        "--val: 2 documents are cut at --seq 8. Answers lost whole: 0; in part: 2, of these without their end: 2. "
+        "Conversations of several turns, cut from turn 2 on: 2."
+    )
+    assert apply_truncation(data.outlines, Reading(seq=7, truncate="drop")).indices.tolist() == [1]
+    assert apply_truncation(data.outlines, Reading(seq=11, truncate="error")).answer_labels.tolist() == [7, 2, 7]
     with pytest.raises(DataError) as caught:
-        apply_truncation(data, 4, "error")
+        apply_truncation(data.outlines, Reading(seq=4, truncate="error"))
     message = str(caught.value)
     assert "2 longer than --seq 4 (the longest needs --seq 11)" in message
-    assert "4 answers would lose a part" in message
-    assert "2 answers would lose their end" in message
+    assert "2 answers would be lost whole" in message
+    assert "2 answers would lose a part" in message
+    assert "their end" not in message  # of the first answers only what follows their end is cut
 
 
 ROLES = st.lists(st.lists(st.sampled_from([0, Q, A]), min_size=1, max_size=14), min_size=1, max_size=8)

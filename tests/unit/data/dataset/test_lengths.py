@@ -14,7 +14,7 @@ from medsft.core.data.dataset.lengths import length_report
 from medsft.core.data.dataset.manifest import Manifest, write_manifest
 from medsft.core.data.dataset.samples import samples
 from medsft.core.data.dataset.spec import TokenizeSpec
-from medsft.core.data.dataset.subset import apply_truncation, cut_sentence
+from medsft.core.data.dataset.subset import Reading, apply_truncation, cut_sentence
 from medsft.core.data.dataset.tokenize import tokenize
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.data.tokenizers.template import Role
@@ -54,10 +54,16 @@ def test_report_counts_what_a_sequence_length_does(tmp_path: Path) -> None:
         "longest": 11,
         "mean": 55 / 7,
         "percentiles": {1: 6, 5: 6, 25: 8, 50: 9, 75: 10, 95: 11, 99: 11},
+        "turns": {1: 7},
         "exceeding": 4,  # (4, 5) (4, 6) (8, 2) (9, 2)
         "answers_cut": 4,
         "answers_without_end": 3,  # (4, 5) loses only what follows its end
+        "answers_lost": 2,  # (8, 2) (9, 2)
+        "cut_from_turn": {},
         "unsupervised": 3,  # (8, 2) (9, 2), and (0, 1), whose one answer token is never predicted
+        "trained": 15,  # 3 + 4 + 4 + 4
+        "texts": 0,
+        "text_pieces": 0,
         "fitting_seq": 10,
     }
 
@@ -91,31 +97,31 @@ def test_report_equals_counting_label_by_label(tmp_path: Path, shapes: list[tupl
 def test_error_says_how_many_and_what_to_do(tmp_path: Path) -> None:
     data = _set(tmp_path / "x", [(3, 3), (4, 6), (8, 2)])
     with pytest.raises(DataError) as caught:
-        apply_truncation(data, 7, "error", flag="--val")
+        apply_truncation(data.outlines, Reading(seq=7, truncate="error"), flag="--val")
     message = str(caught.value)
     assert message.startswith("--val: not all of the 3 documents")
     assert "2 longer than --seq 7 (the longest needs --seq 9)" in message
     assert "1 would have nothing to train on" in message
     assert "--truncate drop" in message
-    assert apply_truncation(data, 9, "error").indices.tolist() == [0, 1, 2]
+    assert apply_truncation(data.outlines, Reading(seq=9, truncate="error")).indices.tolist() == [0, 1, 2]
 
 
 def test_drop_leaves_out_what_is_too_long_or_has_nothing_to_learn(tmp_path: Path) -> None:
     data = _set(tmp_path / "x", [(3, 3), (4, 6), (5, 0), (2, 2)])
-    selection = apply_truncation(data, 7, "drop")
+    selection = apply_truncation(data.outlines, Reading(seq=7, truncate="drop"))
     assert (selection.indices.tolist(), selection.lengths.tolist()) == ([0, 3], [6, 4])
     assert selection.left_out == 2
     assert selection.supervised.all()
-    with_questions = apply_truncation(data, 7, "drop", loss_mask=0.5)
+    with_questions = apply_truncation(data.outlines, Reading(seq=7, truncate="drop", loss_mask=0.5))
     assert with_questions.indices.tolist() == [0, 2, 3]
     assert with_questions.supervised.tolist() == [True, False, True]
 
 
 def test_keep_cuts_on_the_right_and_counts(tmp_path: Path) -> None:
     data = _set(tmp_path / "x", [(3, 3), (4, 6), (9, 2), (1, 0)])
-    selection = apply_truncation(data, 7, "keep")
-    assert cut_sentence(data, selection, 7, "--data") == [
-        "--data: 2 documents are cut at --seq 7: 1 answers lose a part, 1 all."
+    selection = apply_truncation(data.outlines, Reading(seq=7, truncate="keep"))
+    assert cut_sentence(data.outlines, selection, Reading(seq=7), "--data") == [
+        "--data: 2 documents are cut at --seq 7. Answers lost whole: 1; in part: 1, of these without their end: 1."
     ]
     assert (selection.indices.tolist(), selection.lengths.tolist()) == ([0, 1, 2], [6, 8, 8])
     assert selection.left_out == 1
@@ -125,13 +131,13 @@ def test_keep_cuts_on_the_right_and_counts(tmp_path: Path) -> None:
 def test_a_document_without_answer_is_an_error_only_when_answers_alone_weigh(tmp_path: Path) -> None:
     data = _set(tmp_path / "x", [(3, 3), (5, 0)])
     with pytest.raises(DataError, match="1 would have nothing to train on"):
-        apply_truncation(data, 100, "error")
-    assert apply_truncation(data, 100, "error", loss_mask=1.0).indices.tolist() == [0, 1]
+        apply_truncation(data.outlines, Reading(seq=100, truncate="error"))
+    assert apply_truncation(data.outlines, Reading(seq=100, truncate="error", loss_mask=1.0)).indices.tolist() == [0, 1]
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no document is left"):
-        apply_truncation(_set(tmp_path / "x", [(9, 9)]), 7, "drop")
+        apply_truncation(_set(tmp_path / "x", [(9, 9)]).outlines, Reading(seq=7, truncate="drop"))
 
 
 def test_samples_show_the_text_with_its_roles(tmp_path: Path, hf_folder: Path) -> None:
