@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medsft.core.data.dataset.indexed import token_dtype
+from medsft.core.data.dataset.joint import encode_jointly
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.fast import TokenIds, as_ids
 from medsft.core.data.tokenizers.template import Role, Segment
-
-Encode = Callable[[Sequence[Segment]], list[TokenIds]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +94,10 @@ def encode_segments(rendered: Sequence[Sequence[Segment]], opened: OpenedTokeniz
 
     A document that is plain text, one segment, gets what its tokenizer puts around a text (`Tokenizer.frame`).
     """
-    ids = _ids_of_segments(rendered, opened, partial(opened.tokenizer.encode, control=control))
+    encode = partial(opened.tokenizer.encode, control=control)
+    special = opened.tokenizer.special_ids
+    joint = opened.template.joint
+    ids = encode_jointly(rendered, encode, special) if joint else encode(list(chain.from_iterable(rendered)))
     number = 0
     for segments in rendered:
         if segments and segments[0].role == Role.TEXT:
@@ -103,44 +105,3 @@ def encode_segments(rendered: Sequence[Sequence[Segment]], opened: OpenedTokeniz
             ids[number] = np.concatenate([as_ids(before), ids[number], as_ids(behind)])
         number += len(segments)
     return ids
-
-
-def _ids_of_segments(rendered: Sequence[Sequence[Segment]], opened: OpenedTokenizer, encode: Encode) -> list[TokenIds]:
-    if not opened.template.joint:
-        return encode(list(chain.from_iterable(rendered)))
-    prefixes = encode([prefix for segments in rendered for prefix in _prefixes(segments)])
-    ids: list[TokenIds] = []
-    first = 0
-    for segments in rendered:
-        ids += _cut(segments, prefixes[first : first + len(segments)], encode)
-        first += len(segments)
-    return ids
-
-
-def _cut(segments: Sequence[Segment], prefixes: Sequence[TokenIds], encode: Encode) -> list[TokenIds]:
-    """The ids of each segment, from the ids of all texts that begin with the first segment and end with one of the others.
-
-    The whole is encoded as one text, and cut where a segment begins. A model that writes an answer is given the ids of the text
-    before the answer, so these must be the beginning of what the model was trained on. Where they are not, the text is encoded
-    in two: up to there, and from there on.
-    """
-    whole = prefixes[-1]
-    ids: list[TokenIds] = []
-    start = 0
-    for number, prefix in enumerate(prefixes[:-1], 1):
-        if not np.array_equal(whole[: len(prefix)], prefix):
-            rest = segments[number:]
-            return _cut(segments[:number], prefixes[:number], encode) + _cut(rest, encode(_prefixes(rest)), encode)
-        ids.append(prefix[start:])
-        start = len(prefix)
-    return [*ids, whole[start:]]
-
-
-def _prefixes(segments: Sequence[Segment]) -> list[Segment]:
-    """The first segment, the first two in one, and so on."""
-    return list(accumulate(segments, _joined))
-
-
-def _joined(first: Segment, second: Segment) -> Segment:
-    moved = tuple((start + len(first.text), end + len(first.text)) for start, end in second.literal)
-    return Segment(first.text + second.text, second.role, first.literal + moved)

@@ -7,7 +7,8 @@ which is what the original does and what lets a row end its own message early.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Literal
 
 from medsft.core.data.tokenizers.template import Segment
@@ -16,7 +17,8 @@ SpecialInText = Literal["escape", "control", "error"]
 """What a special string in a row becomes: plain text, a control token, or a bad row."""
 
 
-def pattern_of(special_strings: Sequence[str]) -> re.Pattern[str]:
+@lru_cache(maxsize=8)
+def pattern_of(special_strings: tuple[str, ...]) -> re.Pattern[str]:
     """Finds the leftmost special string; where two begin at one place, the one registered first (not the longest)."""
     return re.compile("|".join(map(re.escape, special_strings)) or r"(?!)")
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from kept import TEMPLATES
 from tiny_tokenizers import BASES, KINDS, write_llama_3, write_qwen
 
-from medsft.core.data.dataset.encode import EncodedDocuments, _cut, encode_documents, encode_prompt
+from medsft.core.data.dataset.encode import EncodedDocuments, encode_documents, encode_prompt
 from medsft.core.data.sources.conversation import Conversation, Message, question_and_answer
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.export import export_tokenizer
-from medsft.core.data.tokenizers.fast import TokenIds, as_ids
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.data.tokenizers.template import Role, Segment
 
@@ -107,31 +104,3 @@ def test_one_turn_is_encoded_as_one_text(hf_folder: Path) -> None:
     documents = encode_documents([conversation], opened, control=False)
     assert (prompt.role, answer.role) == (Role.QUESTION, Role.ANSWER)
     assert documents.tokens.tolist() == opened.tokenizer.encode([Segment(prompt.text + answer.text, Role.ANSWER)])[0].tolist()
-
-
-# --- texts that are encoded as one and cut ---------------------------------------------------------------------------
-
-
-def _pairs(segments: Sequence[Segment]) -> list[TokenIds]:
-    """An encoder for which `ab` is one token."""
-    return [as_ids([-1 if token == "\0" else ord(token) for token in one.text.replace("ab", "\0")]) for one in segments]
-
-
-def _cut_ids(*texts: str) -> list[list[int]]:
-    segments = [Segment(text, Role.QUESTION) for text in texts]
-    joined = ["".join(texts[: number + 1]) for number in range(len(texts))]
-    prefixes = _pairs([Segment(text, Role.QUESTION) for text in joined])
-    return [ids.tolist() for ids in _cut(segments, prefixes, _pairs)]
-
-
-def test_texts_are_cut_where_no_token_lies_across() -> None:
-    assert _cut_ids("xab", "y", "ab") == [[120, -1], [121], [-1]]
-    assert _cut_ids("x") == [[120]]
-    assert _cut_ids("x", "", "y") == [[120], [], [121]]
-
-
-def test_where_a_token_lies_across_the_text_is_encoded_in_two() -> None:
-    assert _cut_ids("xa", "b") == [[120, 97], [98]]
-    assert _cut_ids("x", "a", "b", "ab") == [[120], [97], [98], [-1]]
-    assert _cut_ids("a", "ba", "b") == [[97], [98, 97], [98]]
-    assert np.concatenate(_pairs([Segment("xab", Role.QUESTION)])).tolist() == [120, -1]
