@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import assert_never
 
 from medsft.core.engine.formats.source import WeightSource
 from medsft.core.models.inspect import inspect_base
@@ -29,7 +30,9 @@ def open_source(path: Path, *, iteration: int | None = None) -> WeightSource:
             from medsft.core.engine.formats.gguf import open_gguf
 
             return open_gguf(base.weights)
-        case _:
+        case "dcp" | "medsft-run":
             from medsft.core.engine.formats.dcp import open_dcp
 
             return open_dcp(base.weights)
+        case unknown:
+            assert_never(unknown)
