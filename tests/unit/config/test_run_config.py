@@ -170,3 +170,24 @@ def test_a_value_of_a_wrong_kind_is_named_in_our_words(name: str, value: object,
         from_mapping({name: value}, where="run.toml")
     assert str(caught.value).startswith(f"run.toml: {name}: ")
     assert message in str(caught.value)
+
+
+def test_shares_in_toml_and_on_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[data]\nrun_name = "x"\ndata = ["a.jsonl:0.3", "b b.jsonl"]\nval = 0.05\ngroup_key = "of.patient"\n')
+    config = load_toml(file)
+    assert (config.data_files, config.shares) == ((Path("a.jsonl"), Path("b b.jsonl")), (0.3, 1))
+    assert (config.val_files, config.val_share, check(config)) == ((), 0.05, [])
+    assert "--data a.jsonl:0.3 'b b.jsonl' --val 0.05 --group_key of.patient" in command_line(config)
+    save_toml(config, file)
+    assert load_toml(file) == config
+    plain = from_mapping({"data": ["a:b.jsonl", "c.jsonl:x", "d.jsonl:"], "val": ["0.05.jsonl"]})
+    assert (plain.data_files, plain.shares, plain.val_files, plain.val_share) == (plain.data, (), plain.val, None)
+
+
+def test_a_path_that_exists_as_it_stands_has_no_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("day:2").write_text("")
+    config = from_mapping({"data": ["day:2", "day:2:0.5", "day:3", "x" * 300 + ":2"]})
+    assert [str(path) for path in config.data_files] == ["day:2", "day:2", "day", "x" * 300]
+    assert config.shares == (1, 0.5, 3, 2)

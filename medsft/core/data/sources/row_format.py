@@ -25,7 +25,8 @@ class RowFormat:
 
     def conversation(self, row: Mapping[str, object]) -> Conversation:
         """Return what a row says. Raises `BadRow` with the reason for which it cannot be used, never with its text."""
-        self.group(row)
+        if self.keys.group is not None:
+            self.group(row)
         return _READERS[self.name](row, self.keys)
 
     def group(self, row: Mapping[str, object]) -> bytes:

@@ -27,7 +27,7 @@ def model_card(plan: RunPlan, view: RunView, *, writes_date: bool = False) -> st
     rows = [
         ("Base model", f"{config.checkpoint} ({config.size:g}B), `{plan.base.fingerprint}`"),
         ("Training set", _training_set(plan)),
-        *((f"Of `{one_line(part.file)}`", mixture_text(part, plan.train)) for part in plan.train.mixture),
+        *((f"Of `{_name(part.file)}`", mixture_text(part, plan.train)) for part in plan.train.mixture),
         *_held_out(plan),
         ("Iterations", f"{done} ({_epochs(plan, view):g} epochs, {plan.global_batch} documents each)"),
         ("Learning rate", f"{config.lr:g} to {config.min_lr:g}, cosine, {config.warmup_fraction:.0%} warm-up"),
@@ -74,6 +74,11 @@ The chat template gives exactly the text that was trained on, and generation sto
 A language model can state what is not so. Nothing here has been evaluated for clinical use: do not base a decision about a
 patient on its output. `medsft.json` holds the hashes of data and base model, the whole plan and the final figures.
 """
+
+
+def _name(file: str) -> str:
+    """Return the name of a file for a cell of the table, in one line and with nothing that ends the cell or the code."""
+    return one_line(file).replace("|", "\\|").replace("`", "'")
 
 
 def _training_set(plan: RunPlan) -> str:
