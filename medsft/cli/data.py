@@ -77,12 +77,13 @@ def _sets(config: RunConfig, tokenizer: Path | None, settings: Path | None, plai
 def _shares(config: RunConfig, train: TokenizedDataset) -> list[str]:
     """Return what the shares of `--data` and `--val` mean for this training set, before `--truncate`, a line for each."""
     from medsft.core.planning.selection import divided
-    from medsft.core.units import count, counted
+    from medsft.core.text.plan import share_text
+    from medsft.core.units import counted
 
     val, mixture = divided(config, train)
     lines = [f"  --val {config.val_share:g}: {counted(val, 'document')} to validate on"] if config.val_share is not None else []
     return lines + [
-        f"  {path}: share {share:g}, {count(part.taken)} of {counted(part.documents, 'document')} in each epoch"
+        f"  {path}: {share_text(share, part.taken, part.documents)}"
         for path, share, part in zip(config.data_files, config.shares, mixture, strict=bool(mixture))
     ]
 

@@ -43,9 +43,14 @@ def test_a_mixture_from_files_to_a_model_card(folder: Path) -> None:
     assert [(part["file"], part["share"]) for part in mixture] == [("train.jsonl", 0.5), ("more.jsonl", 2.0)]
     assert sum(part["available"] for part in mixture) + val["documents"] == 49
     assert f"  --val 0.2: {val['documents']} documents to validate on" in tokenized.stdout
-    assert f"  more.jsonl: share 2, {2 * mixture[1]['available']} of {mixture[1]['available']} documents" in tokenized.stdout
+    assert (
+        f"  more.jsonl: share 2, {2 * mixture[1]['available']} documents in each epoch from {mixture[1]['available']}\n"
+        in tokenized.stdout
+    )
     table = medsft(folder, "plan", *FLAGS, *SHARES).stdout
-    assert f"train.jsonl: share 0.5, {mixture[0]['documents']} of {mixture[0]['available']} documents in each epoch" in table
+    assert (
+        f"train.jsonl: share 0.5, {mixture[0]['documents']} documents in each epoch from {mixture[0]['available']}, " in table
+    )
     assert "of the answer tokens" in table
 
     stopped = medsft(folder, "sft", *FLAGS, *SHARES, "--epochs", "1", "--max_iters", "2", "--plain")
@@ -55,7 +60,10 @@ def test_a_mixture_from_files_to_a_model_card(folder: Path) -> None:
     assert (other.returncode, "shares of the files of --data: was [0.5, 2.0], now [0.4, 2.0]" in other.stderr) == (1, True)
     card = (Path(run.view().export) / "README.md").read_text()
     assert f"| Training set | {planned['train']['documents']} documents, " in card
-    assert f"| Of `more.jsonl` | share 2, {2 * mixture[1]['available']} of {mixture[1]['available']} documents" in card
+    assert (
+        f"| Of `more.jsonl` | share 2, {2 * mixture[1]['available']} documents in each epoch from {mixture[1]['available']}, "
+        in card
+    )
     assert f"| Held out to validate on | {val['documents']} documents, 0.2 of the set by hash, whole groups of rows |" in card
     written = [path for path in folder.rglob("*") if path.is_file() and path.parent != folder and "base" not in path.parts]
     assert [path for path in written if b"Smith" in path.read_bytes()] == []

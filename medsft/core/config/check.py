@@ -28,8 +28,8 @@ def check(config: RunConfig) -> list[Problem]:
         )
     if config.question_key == config.answer_key:
         problems.append(Problem("--answer_key", f"`{config.answer_key}` is also the key of the question"))
-    problems.extend(check_data_files(config.data, config.val))
-    problems.extend(_check_shares(config))
+    wrong_shares = check_data_files(config.data, config.val)
+    problems.extend(wrong_shares or _check_shares(config))
     if config.nodes > 1 and config.addr is None:
         problems.append(Problem("--addr", "needed with --nodes above 1", "Give the address of node 0."))
     if config.rank >= config.nodes:

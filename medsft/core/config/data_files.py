@@ -61,15 +61,17 @@ def check_data_files(data: Sequence[Path], val: Sequence[Path]) -> list[Problem]
             limits = f"Write {path}:0.5 for half of its documents in each epoch, {path}:2 for all of them twice."
             wrong = f"a share must be above 0, and {_LARGEST_SHARE} at most"
             problems.append(Problem("--data", f"{typed}: {wrong}", limits))
+    return problems + _check_validation(val)
+
+
+def _check_validation(val: Sequence[Path]) -> list[Problem]:
     numbers = [item for item in val if _number(item) is not None]
-    for number in numbers:
-        if len(val) > 1:
-            remedy = "Give files alone, or one share alone."
-            problems.append(Problem("--val", f"`{number}` is a share of --data, beside files", remedy))
-        elif not 0 < float(str(number)) < 1:
-            remedy = "Write 0.05 to validate on 5 % of the documents of --data."
-            problems.append(Problem("--val", f"{number} is no share between 0 and 1", remedy))
-    return problems
+    if numbers and len(val) > 1:
+        return [Problem("--val", f"`{numbers[0]}` is a share of --data and stands alone", "Give files, or one share.")]
+    if numbers and not 0 < float(str(numbers[0])) < 1:
+        remedy = "Write 0.05 to validate on 5 % of the documents of --data."
+        return [Problem("--val", f"{numbers[0]} is no share between 0 and 1", remedy)]
+    return []
 
 
 def _number(typed: Path) -> float | None:

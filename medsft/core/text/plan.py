@@ -86,10 +86,14 @@ def time_row(forecast: Forecast | None) -> Row:
     return Row("time", f"about {duration(forecast.seconds)}", forecast.basis, brief=True)
 
 
+def share_text(share: float, taken: int, available: int) -> str:
+    """Return what a share of a file means, in documents."""
+    return f"share {share:g}, {counted(taken, 'document')} in each epoch from {count(available)}"
+
+
 def mixture_text(part: MixturePart, data: DatasetStats) -> str:
     """Return what a file gives to an epoch of a mixture: share, documents, and its part of what is trained on."""
-    value = f"share {part.share:g}, {count(part.documents)} of {counted(part.available, 'document')} in each epoch"
-    tokens = f"{value}, {short_count(part.tokens)} tokens"
+    tokens = f"{share_text(part.share, part.documents, part.available)}, {short_count(part.tokens)} tokens"
     if not data.supervised_tokens:  # as in an estimate
         return tokens
     return f"{tokens}, {part.supervised_tokens / data.supervised_tokens:.1%} of the answer tokens"

@@ -164,7 +164,7 @@ def test_bad_and_long_rows_are_no_documents_of_a_file(project, tmp_path):
         ({"data": ["a.jsonl:1e999"]}, "--data", "1000 at most"),
         ({"val": 1.5}, "--val", "1.5 is no share between 0 and 1"),
         ({"val": "0"}, "--val", "0 is no share between 0 and 1"),
-        ({"val": ["0.1", "val.jsonl"]}, "--val", "`0.1` is a share of --data, beside files"),
+        ({"val": ["0.1", "val.jsonl"]}, "--val", "`0.1` is a share of --data and stands alone"),
         ({"group_key": "patient"}, "--group_key", "only with a share in --val"),
         ({"group_key": "patient", "val": ["val.jsonl"]}, "--group_key", "only with a share in --val"),
         ({"data": ["a.jsonl:2"], "compat": "megatron-llm"}, "--data", "not possible with --compat megatron-llm"),
