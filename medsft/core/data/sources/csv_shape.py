@@ -50,7 +50,10 @@ def _bytes(text: str) -> int:
 
 
 def _dialects(text: str, declared: str) -> list[Dialect]:
-    return [Dialect(sign, spaced=f'{sign} "' in text) for sign in ([declared] if declared else DELIMITERS) if sign in text]
+    """The ways in which cells may be written; where each name in the first row stands behind a space, all cells do."""
+    first = text.lstrip().partition("\n")[0]
+    signs = [declared] if declared else DELIMITERS
+    return [Dialect(sign, spaced=0 < first.count(sign) == first.count(f"{sign} ")) for sign in signs if sign in text]
 
 
 def _records(dialect: Dialect, text: str, whole: bool) -> list[Record]:

@@ -1,8 +1,8 @@
 """Where the elements of a JSON array or object begin and end, found without parsing them, in text that comes in parts.
 
 Strings hide brackets and commas, and a quote after an odd number of backslashes ends no string (RFC 8259). JSON strings hold no
-line ends; where one would, its closing quote is missing, and it is taken to end there. So one faulty row does not hide the rows
-that follow it.
+line ends: a line that would end in a string has a quote too few or too many, and its last one is taken for text. So a faulty
+row does not hide the rows that follow it, unless all stand on one line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 _SIGNS = bytes(1 if sign in b",[]{}" else 0 for sign in range(256))
 """For `bytes.translate`: 1 for what may begin, end or separate elements."""
-_DEPTH = np.array([{"[": 1, "{": 1, "]": -1, "}": -1}.get(chr(sign), 0) for sign in range(256)], np.int64)
+_CHANGE = np.array([{"[": 1, "{": 1, "]": -1, "}": -1}.get(chr(sign), 0) for sign in range(256)], np.int64)
 
 Places = npt.NDArray[np.intp]
 
@@ -35,6 +35,8 @@ class ElementScanner:
         self._close = close[0]
         self._depth = 0
         self._in_string = False
+        self._depth_without = 0
+        """Within a string: the depth if the quote that opened it stood alone"""
         self._escaped = False
         """The next byte stands behind a backslash"""
 
@@ -42,25 +44,26 @@ class ElementScanner:
         """Find the commas between elements in the next part of the text, and the closing bracket if it is there."""
         signs = np.frombuffer(content, np.uint8)
         quotes = self._quotes(content, signs)
-        places = np.flatnonzero(np.frombuffer(content.translate(_SIGNS), np.uint8))
-        places = places[(np.searchsorted(quotes, places) + self._in_string) & 1 == 0]
+        all_places = np.flatnonzero(np.frombuffer(content.translate(_SIGNS), np.uint8))
+        places = all_places[(np.searchsorted(quotes, all_places) + self._in_string) & 1 == 0]
         kinds = signs[places]
-        change = _DEPTH[kinds]
-        depth = np.cumsum(change) + self._depth
-        # A bracket that closes nothing belongs to its row, which cannot be used; it does not move the level of later rows.
-        depth -= np.minimum.accumulate(np.minimum(depth, 0))
+        depth = _depths(kinds, self._depth)
         before = np.concatenate(([self._depth], depth))[:-1]
-        ends = places[(change < 0) & (before == 0) & (kinds == self._close)]
+        ends = places[(before == 0) & (kinds == self._close)]
         commas = places[(kinds == ord(",")) & (depth == 0)]
         if len(depth):
             self._depth = int(depth[-1])
         self._in_string ^= bool(len(quotes) & 1)
+        if self._in_string:
+            hidden = signs[all_places[all_places > quotes[-1]] if len(quotes) else all_places]
+            depth = _depths(hidden, self._depth if len(quotes) else self._depth_without)
+            self._depth_without = int(depth[-1]) if len(depth) else self._depth if len(quotes) else self._depth_without
         if len(ends):
             return Found(commas[commas < ends[0]], int(ends[0]))
         return Found(commas, None)
 
     def _quotes(self, content: bytes, signs: npt.NDArray[np.uint8]) -> Places:
-        """Where strings begin and end, each line end that stands in a string counting as its end."""
+        """Where strings begin and end. The last quote of a line that would end within a string is not one of them."""
         quotes = np.flatnonzero(signs == ord('"'))
         escaped = self._escaped_places(content, signs)
         if len(escaped):
@@ -68,10 +71,12 @@ class ElementScanner:
         lines = np.flatnonzero(signs == ord("\n"))
         if not len(lines):
             return quotes
-        counts = np.diff(np.searchsorted(quotes, lines), prepend=0)
+        until = np.searchsorted(quotes, lines)
+        if self._in_string and until[0] == 0:  # the quote that stands alone is in an earlier part
+            self._in_string, self._depth = False, self._depth_without
+        counts = np.diff(until, prepend=0)
         counts[0] += self._in_string
-        torn = lines[counts & 1 == 1]
-        return np.sort(np.concatenate((quotes, torn))) if len(torn) else quotes
+        return np.delete(quotes, until[counts & 1 == 1] - 1)
 
     def _escaped_places(self, content: bytes, signs: npt.NDArray[np.uint8]) -> Places:
         """Places of bytes behind a backslash that is not escaped itself."""
@@ -89,6 +94,15 @@ class ElementScanner:
         escaped = ends[lengths & 1 == 1] + 1
         self._escaped = bool(len(escaped)) and bool(escaped[-1] == len(content))
         return np.concatenate((first, escaped))
+
+
+def _depths(kinds: npt.NDArray[np.uint8], before: int) -> Places:
+    """How many brackets are open behind each sign, when `before` were.
+
+    A bracket that closes nothing belongs to its row, which cannot be used; it does not move the depth of later rows.
+    """
+    depth = np.cumsum(_CHANGE[kinds]) + before
+    return depth - np.minimum.accumulate(np.minimum(depth, 0))
 
 
 def cut(content: bytes, commas: npt.NDArray[Any]) -> list[bytes]:

@@ -31,7 +31,6 @@ _MOST_ON_A_LINE = 2**32
 MEMBER = re.compile(rb'\s*("(?:[^"\\]|\\.)*+")\s*:\s*', re.DOTALL)
 """What stands before a value in a JSON object: its key."""
 _TORN = "the file ends within this row, or before the bracket that closes the rows"
-_TOO_LONG = f"row longer than {MAX_LINE_BYTES // 2**20} MiB, or without its closing quote or bracket"
 _SEVERAL = "more than one JSON value without a comma between them"
 _EMPTY = "no row: a comma too many"
 _MOST_BEHIND_ROWS = 2**20
@@ -76,7 +75,8 @@ class JsonArraySource:
                 any_comma = any_comma or len(commas) > 0
                 if unread.too_long and (len(commas) or end is not None):
                     first = int(commas[0]) if len(commas) else len(content) if end is None else end
-                    yield Block(unread.pass_over(content[:first]).number, b"", _TOO_LONG, raw_stream.tell())
+                    too_long = f"row longer than {MAX_LINE_BYTES // 2**20} MiB, or without its closing quote or bracket"
+                    yield Block(unread.pass_over(content[:first]).number, b"", too_long, raw_stream.tell())
                     if first == end:
                         self._refuse_what_follows(stream, content[end + 1 :], unread.place)
                         return

@@ -78,6 +78,8 @@ def text_bytes(array: Any) -> npt.NDArray[np.int64]:
     kind = array.type
     if types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind):
         return np.asarray(compute.fill_null(compute.binary_length(array), 0).to_numpy(zero_copy_only=False), np.int64)
+    if types.is_dictionary(kind):
+        return text_bytes(array.dictionary)[compute.fill_null(array.indices, 0).to_numpy(zero_copy_only=False)]
     if types.is_struct(kind):
         return sum(map(text_bytes, array.flatten()), np.zeros(len(array), np.int64))
     if types.is_list(kind) or types.is_large_list(kind):

@@ -75,17 +75,16 @@ class TableSource:
     def estimate(self) -> npt.NDArray[np.int64]:
         """The bytes of each row's texts, see `RowSource.estimate`."""
         sizes = [np.zeros(0, np.int64)]
-        for batch, _ in self._batches():
-            sizes.append(sum(map(text_bytes, batch.columns), np.zeros(batch.num_rows, np.int64)))
+        sizes += [of_batch for _, of_batch, _ in self._batches()]
         return np.concatenate(sizes)
 
     def blocks(self) -> Iterator[Block]:
         """Yield rows as Arrow streams, see `RowSource.blocks`."""
         number = 1
-        for batch, bytes_read in self._batches():
-            rows = max(1, batch.num_rows * _BLOCK_BYTES // max(1, batch.nbytes))
+        for batch, sizes, bytes_read in self._batches():
+            rows = max(1, batch.num_rows * _BLOCK_BYTES // max(1, int(sizes.sum())))
             for first in range(0, batch.num_rows, rows):
-                part = batch.slice(first, rows)
+                part = _without_dictionaries(batch.slice(first, rows))
                 yield Block(number, _to_bytes(part), "", bytes_read)
                 number += part.num_rows
 
@@ -104,16 +103,17 @@ class TableSource:
         """``FILE: row N``."""
         return f"{self.path}: row {number}"
 
-    def _batches(self) -> Iterator[tuple[pa.RecordBatch, int]]:
-        """Yield the table in parts, each with the bytes of the file that are read then. Raises DataError."""
+    def _batches(self) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.int64], int]]:
+        """Yield the table in parts, each with the bytes of its rows' texts and of the file so far. Raises DataError."""
         unpacked = 0
         with self._reading():
             size = self.path.stat().st_size
             for batch, share in self._parquet_batches() if self.kind == "a Parquet file" else self._arrow_batches():
                 batch.validate()
-                unpacked += batch.nbytes + batch.num_rows
+                sizes = sum(map(text_bytes, batch.columns), np.zeros(batch.num_rows, np.int64))
+                unpacked += int(sizes.sum())
                 refuse_ratio(self.path, unpacked, size)
-                yield _without_dictionaries(batch), round(size * share)
+                yield batch, sizes, round(size * share)
 
     def _parquet_batches(self) -> Iterator[tuple[pa.RecordBatch, float]]:
         from pyarrow.parquet import ParquetFile
