@@ -41,8 +41,10 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
 def test_rows_are_those_that_were_written(tmp_path_factory, rows, delimiter, line_end, encoding, part) -> None:
     path = tmp_path_factory.mktemp("rows") / "a"
     with path.open("w", newline="", encoding=encoding) as file:
-        quoting = csv.QUOTE_MINIMAL if line_end == "\r\n" else csv.QUOTE_ALL  # the former leaves a CR alone without quotes
-        writer = csv.writer(file, delimiter=delimiter, lineterminator=line_end, quoting=quoting)
+        # QUOTE_MINIMAL leaves a CR alone without quotes where lines do not end with one.
+        writer = csv.writer(file, delimiter=delimiter, lineterminator=line_end, quoting=csv.QUOTE_ALL)
+        if line_end == "\r\n":
+            writer = csv.writer(file, delimiter=delimiter, lineterminator=line_end)
         writer.writerows([("prompt", "gold"), *rows])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(csv_rows, "_BLOCK_BYTES", part)

@@ -6,6 +6,7 @@ import sys
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ def read(path: Path) -> list[object]:
     return [str(row.content) if isinstance(row.content, BadRow) else row.content for row in rows]
 
 
-COLUMNS: list[tuple[str, object, list[object]]] = [
+COLUMNS: list[tuple[str, Any, list[Any]]] = [
     ("text", pa.array(["x", None, "", "é"]), ["x", None, "", "é"]),
     ("large", pa.array(["x", None, "", "é"], pa.large_string()), ["x", None, "", "é"]),
     ("view", pa.array(["x", None, "", "é"], pa.string_view()), ["x", None, "", "é"]),
