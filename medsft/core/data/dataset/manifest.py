@@ -12,6 +12,7 @@ from typing import Any
 from medsft.core.data.dataset.findings import Findings, given_twice
 from medsft.core.data.dataset.spec import InputFile, TokenizeSpec
 from medsft.core.files import write_atomically
+from medsft.core.units import counted
 from medsft.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
@@ -63,6 +64,11 @@ class Manifest:
         if self.recipe is not None:
             inputs = self.recipe.inputs
             lines += given_twice([file.path for file in inputs], [file.sha256 for file in inputs], flag)
+        if self.rewritten:
+            lines.append(
+                f"{flag}: {counted(self.rewritten, 'earlier answer')} count as a part of the question, for the chat template "
+                "writes them in another way when messages follow."
+            )
         return lines
 
 

@@ -15,11 +15,11 @@ import numpy.typing as npt
 from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.answers import supervised
 from medsft.core.data.dataset.outlines import CutAnswers, Outlines, cut_answers, cut_lengths, in_pieces, last_answers
+from medsft.core.data.dataset.spec import Turns
 from medsft.core.units import counted
 from medsft.errors import DataError
 
 Truncate = Literal["error", "drop", "keep"]
-Turns = Literal["all", "last", "split"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,6 +60,33 @@ def test_ids_and_mask_are_those_of_transformers(tmp_path: Path, base: str, templ
         assert told["assistant_masks"] == (documents.roles == Role.ANSWER).astype(int).tolist()
 
 
+OWN_MARKS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+    "{% if m.reasoning_content is defined %}{{ '<think>\n' + m.reasoning_content + '\n</think>\n\n' }}{% endif %}"
+    "{{ m.content | trim + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As SmolLM3's and those that TRL patches: what is trained on ends before the line does."""
+
+
+def test_a_template_with_marks_of_its_own_gives_their_mask(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    folder = write_qwen(tmp_path, template=OWN_MARKS)
+    opened, loaded = open_tokenizer(folder, template="model"), PreTrainedTokenizerFast.from_pretrained(folder)
+    tool = (*TURNS[:2], Message("tool", '{"dose": "5 mg <|im_end|>"}'), Message("assistant", " a\n", reasoning="b </think>"))
+    for conversation in (*CONVERSATIONS, tool, (SYSTEM, *tool, *TURNS)):
+        messages = [
+            {"role": one.role, "content": one.content} | ({"reasoning_content": one.reasoning} if one.reasoning else {})
+            for one in conversation
+        ]
+        documents = _encoded(conversation, opened)
+        told = loaded.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        assert told["input_ids"] == documents.tokens.tolist()
+        assert told["assistant_masks"] == (documents.roles == Role.ANSWER).astype(int).tolist()
+        assert [answer[-1] for answer in _answers(documents)].count(opened.stop_id) == len(_answers(documents))
+
+
 @pytest.mark.parametrize(("base", "template"), KINDS)
 def test_each_answer_ends_and_is_what_follows_its_prompt(tmp_path: Path, base: str, template: str) -> None:
     opened = open_tokenizer(BASES[base](tmp_path / "base"), template=template)
