@@ -95,10 +95,10 @@ def check_request(config: RunConfig, *, against: tuple[Path, ...] = (), ngram: i
 
     Raises `ConfigError` when there are no rows, or two flags name the same file.
     """
-    train = {path.resolve() for path in config.data}
+    train = {path.resolve() for path in config.data_files}
     problems = [
         Problem(flag, f"{path} is among the rows that are looked at, too", "Name other rows to compare with.")
-        for flag, paths in (("--val", config.val), ("--against", against))
+        for flag, paths in (("--val", config.val_files), ("--against", against))
         for path in paths
         if path.resolve() in train
     ]
@@ -106,7 +106,8 @@ def check_request(config: RunConfig, *, against: tuple[Path, ...] = (), ngram: i
         problems.append(Problem("FILE", "no rows are named", "Such as: medsft check train.jsonl"))
     if problems:
         raise ConfigError(problems)
-    return CheckRequest(files=config.data, rows=row_format_of(config), val=config.val, against=against, ngram=ngram)
+    rows = row_format_of(config)
+    return CheckRequest(files=config.data_files, rows=rows, val=config.val_files, against=against, ngram=ngram)
 
 
 def _tokenizer(config: RunConfig, settings: Settings) -> Path:

@@ -64,6 +64,8 @@ def test_flags_and_file_of_a_run(good: Path, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(f'data = ["{good}"]\nquestion_key = "q"\nanswer_key = "a"\n')
     assert json.loads(invoke("--config", tmp_path / "run.toml", "--json").stdout)["rows"] == 40
     assert json.loads(invoke("--data", good, "--question-key", "q", "--answer_key", "a", "--json").stdout)["rows"] == 40
+    shares = ("--data", f"{good}:0.3", "--val", "0.1")  # of an epoch, and of the rows: all of them are looked at
+    assert json.loads(invoke(*shares, "--question-key", "q", "--answer_key", "a", "--json").stdout)["rows"] == 40
 
 
 @pytest.mark.parametrize(
