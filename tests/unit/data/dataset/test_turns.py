@@ -50,6 +50,24 @@ def test_all_and_last_are_one_set(request_: SetRequest) -> None:
     assert request_.but(name="t").make().fingerprint == data.fingerprint, "and back"
 
 
+def test_documents_of_a_split_row_have_its_hashes_and_its_file(
+    request_: SetRequest, tmp_path: Path, write_rows: WriteRows
+) -> None:
+    """By which `--val SHARE` chooses, and `--data FILE:SHARE` counts."""
+    rows = [row | {"of": {"patient": patient}} for row, patient in zip(ROWS, ("A", "B", "A"), strict=True)]
+    files = (write_rows(tmp_path / "one.jsonl", rows[:2]), write_rows(tmp_path / "two.jsonl", rows[2:]))
+    grouped = RowFormat(name="messages", keys=Keys(messages="messages", group="of.patient"))
+    data = request_.but(name="split", turns="split", data=files, rows=grouped).make()
+    assert data.manifest.input_documents == (4, 2)
+    assert data.row_hashes is not None
+    assert data.group_hashes is not None
+    first, second = data.group_hashes[0], data.group_hashes[3]
+    assert data.group_hashes.tolist() == [first, first, first, second, first, first]
+    assert len(set(data.row_hashes.tolist())) == 3
+    assert data.manifest.findings is not None
+    assert data.manifest.findings.unused_text == {}
+
+
 def test_split_makes_a_document_for_each_answer(request_: SetRequest) -> None:
     whole, data = request_.make(), request_.but(name="split", turns="split").make()
     assert _answers_per_document(data) == [1, 2, 3, 1, 1, 2], "the last is trained on, as the run decides"
