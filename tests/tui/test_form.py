@@ -11,7 +11,7 @@ from medsft.core.config.run_config import RunConfig, from_mapping, to_mapping
 from medsft.core.data.sources.columns import KeyProposal
 from medsft.errors import Problem
 from medsft.tui.wizard.form import FIELDS, choices_of, default_text, name_for, parse, problems_of, proposals, to_text
-from medsft.tui.wizard.paths import complete
+from medsft.tui.wizard.paths import FilePicker, complete
 from medsft.tui.wizard.steps import page_of
 
 VALUES = {
@@ -55,6 +55,7 @@ def test_shares_are_typed_as_on_the_command_line():
     assert problems == []
     assert (config.data_files, config.shares) == ((Path("a b.jsonl"), Path("c.jsonl")), (0.3, 1))
     assert (config.val_files, config.val_share) == ((), 0.05)
+    assert FilePicker.of("clinic/a.jsonl:0.3 b.jsonl").marks(Path("clinic/a.jsonl")) == Path("clinic/a.jsonl:0.3")
     wrong = parse({"run_name": "x", "data": "a.jsonl:0", "val": "2", "group_key": "patient"})[1]
     assert [problem.where for problem in wrong] == ["--data", "--val"]
 

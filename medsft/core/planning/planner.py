@@ -126,7 +126,8 @@ def preview(config: RunConfig, settings: Settings) -> Preview:
     except MedsftError as error:
         problems.extend(_as_problems(error, "--data"))
     try:
-        val = validation_set_or_guess(config)
+        if train is not None or config.val_share is None:  # a share is of the training set, whose problem is told once
+            val = validation_set_or_guess(config)
     except MedsftError as error:
         problems.extend(_as_problems(error, "--val"))
     plan = None

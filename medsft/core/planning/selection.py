@@ -115,9 +115,9 @@ def _one_side_only(
     config: RunConfig, documents: int, hashes: npt.NDArray[np.uint64] | None, *, nothing_to_train_on: bool
 ) -> DataError:
     groups = f" in {len(np.unique(hashes)):,} groups of --group_key" if config.group_key and hashes is not None else ""
-    what = "all are to be validated on" if nothing_to_train_on else "none is to be validated on"
+    what = "all" if nothing_to_train_on else "none"
     return DataError(
-        f"--val {config.val_share:g}: of the {documents:,} documents{groups} {what}",
+        f"--val: a share of {config.val_share:g} takes {what} of the {documents:,} documents{groups} to validate on",
         hint=f"give a {'smaller' if nothing_to_train_on else 'larger'} share, or files after --val",
     )
 
@@ -138,7 +138,7 @@ def _hashes(config: RunConfig, data: TokenizedDataset, documents: npt.NDArray[np
     hashes = data.row_hashes if config.group_key is None else data.group_hashes
     if hashes is None:
         raise DataError(
-            f"--val {config.val_share:g}: the tokenized set in {data.folder} has no hashes of its rows to choose by; "
+            f"--val: the tokenized set in {data.folder} has no hashes of its rows by which to choose a share; "
             "an earlier version of medsft or another program made it",
             hint="tokenize again with --retokenize, or give files after --val",
         )

@@ -110,13 +110,17 @@ class FilePicker(ModalScreen[str | None]):
     @on(DirectoryTree.FileSelected)
     def mark(self, event: DirectoryTree.FileSelected) -> None:
         """Mark or unmark a file."""
-        known = {data_file(path.expanduser()).path.resolve(): path for path in self._chosen}
-        path = event.path.resolve()
-        if path in known:
-            self._chosen.remove(known[path])
+        marked, path = self.marks(event.path), event.path.resolve()
+        if marked is not None:
+            self._chosen.remove(marked)
         else:
             self._chosen.append(near(path))
         self._show()
+
+    def marks(self, file: Path) -> Path | None:
+        """Return what is marked of a file, with its share if it has one; None when it is not marked."""
+        known = {data_file(path.expanduser()).path.resolve(): path for path in self._chosen}
+        return known.get(file.resolve())
 
     def _show(self) -> None:
         names = "  ".join(path.name for path in self._chosen) or "none"

@@ -310,7 +310,7 @@ def test_a_set_without_hashes_or_of_other_groups_is_tokenized_again(project):
     with pytest.raises(DataError, match="was made without the groups of `patient`"):
         make_plan(replace(groups, data=()), settings)
     hashes_path(training_folder(config)).unlink()
-    with pytest.raises(DataError, match=r"--val 0.4: .* has no hashes of its rows") as caught:
+    with pytest.raises(DataError, match=r"--val: .* has no hashes of its rows") as caught:
         planned(asked, settings)
     assert "--retokenize" in caught.value.hint
     planned(groups, settings, retokenize=True)
@@ -319,15 +319,16 @@ def test_a_set_without_hashes_or_of_other_groups_is_tokenized_again(project):
         tokenize_sets(asked, settings)
 
 
-@pytest.mark.parametrize(("share", "words"), [(1e-6, "none is to be validated on"), (0.999999, "all are to be validated on")])
+@pytest.mark.parametrize(("share", "words"), [(1e-6, "none"), (0.999999, "all")])
 def test_both_sides_have_documents(project, share, words):
     config, settings = project
     config = from_mapping({"val": share}, base=config)
     for ahead in (True, False):
-        with pytest.raises(DataError, match=f"--val {share:g}: of the 72 documents {words}"):
+        with pytest.raises(DataError, match=f"--val: a share of {share:g} takes {words} of the 72 documents to validate on"):
             make_plan(config, settings, ahead=ahead) if ahead else planned(config, settings)
+    assert len(preview(config, settings).problems) == 1
     one = from_mapping({"val": share, "group_key": "patient"}, base=config)
-    with pytest.raises(DataError, match=f"of the 72 documents in 6 groups of --group_key {words}"):
+    with pytest.raises(DataError, match=f"takes {words} of the 72 documents in 6 groups of --group_key to validate"):
         planned(one, settings, retokenize=True)
 
 
