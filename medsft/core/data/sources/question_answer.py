@@ -11,14 +11,19 @@ from medsft.core.data.sources.values import optional_text, text, with_reasoning
 
 
 def question_answer(row: Mapping[str, object], keys: Keys) -> Conversation:
-    """The question and the answer of a row, after its system message if it has one. Raises BadRow.
+    """The question and the answer of a row, after its system message if it has one. Raises BadRow."""
+    question, answer = text(row, keys.question), text(row, keys.answer)
+    if not question.strip():
+        raise BadRow(f"empty question under '{keys.question}'")
+    return conversation_of(row, keys, question, answer)
+
+
+def conversation_of(row: Mapping[str, object], keys: Keys, question: str, answer: str) -> Conversation:
+    """A question and its answer, with the system message and the reasoning of their row if it has them. Raises BadRow.
 
     A system message that is absent, null or empty is none: rows with and without one stand in the same file.
     """
-    question, answer = text(row, keys.question), text(row, keys.answer)
     system = "" if keys.system is None else optional_text(row, keys.system)
-    if not question.strip():
-        raise BadRow(f"empty question under '{keys.question}'")
     if not answer.strip():
         raise BadRow(f"empty answer under '{keys.answer}'")
     conversation = question_and_answer(question, answer, system or None)

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from medsft.core.data.sources.alpaca import alpaca
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.sources.grouping import group_hash
 from medsft.core.data.sources.messages import messages
+from medsft.core.data.sources.multiple_choice import multiple_choice
+from medsft.core.data.sources.plain_text import plain_text
 from medsft.core.data.sources.question_answer import question_answer
 from medsft.core.data.sources.sharegpt import sharegpt
 
@@ -58,4 +61,7 @@ _READERS: Mapping[FormatName, Callable[[Mapping[str, object], Keys], Conversatio
     "qa": question_answer,
     "messages": messages,
     "sharegpt": sharegpt,
+    "alpaca": alpaca,
+    "mcq": multiple_choice,
+    "text": plain_text,
 }
