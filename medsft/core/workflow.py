@@ -20,6 +20,7 @@ from medsft.core.data.dataset.manifest import read_manifest
 from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.dataset.tokenize import tokenize
 from medsft.core.data.dataset.write import ProgressCallback
+from medsft.core.data.sources.row_format import RowFormat
 from medsft.core.data.tokenizers.open import no_tokenizer_beside
 from medsft.core.models import run_folder
 from medsft.core.models.inspect import inspect_base
@@ -76,12 +77,15 @@ def _tokenize(config: RunConfig, spec: TokenizeSpec, folder: Path, progress: Pro
 def spec_for(
     config: RunConfig, settings: Settings, data: tuple[Path, ...] = (), *, tokenizer: Path | None = None
 ) -> TokenizeSpec:
-    """Return how `config` wants these files tokenized; `tokenizer` stands in for the base model's."""
+    """Return how `config` wants these files tokenized; `tokenizer` stands in for the base model's.
+
+    Without files the row format means nothing, and none is looked at: those of a run may be gone. Raises `DataError`.
+    """
     return TokenizeSpec(
         data=data,
         tokenizer=tokenizer or _tokenizer(config, settings),
         template=config.template,
-        rows=row_format_of(config),
+        rows=row_format_of(config) if data else RowFormat(),
         bad_rows=config.bad_rows,  # type: ignore[arg-type]
         special_in_text=config.rules.special_in_text or config.special_in_text,  # type: ignore[arg-type]
         turns=config.turns,  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from datetime import date
 
 from medsft.core.config.data_files import check_data_files
 from medsft.core.config.options import check_ranges, flag
+from medsft.core.config.row_options import check_row_options
 from medsft.core.config.run_config import RunConfig
 from medsft.errors import Problem
 
@@ -26,6 +27,7 @@ def check(config: RunConfig) -> list[Problem]:
         problems.append(
             Problem("--seed", f"{config.seed} is too large with --compat {config.compat}", f"Must be below {limit}.")
         )
+    problems.extend(check_row_options(config.format, config.row_options))
     if config.question_key == config.answer_key:
         problems.append(Problem("--answer_key", f"`{config.answer_key}` is also the key of the question"))
     wrong_shares = check_data_files(config.data, config.val)

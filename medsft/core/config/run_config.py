@@ -13,6 +13,7 @@ from typing import Any
 from medsft.core.config.compat import COMPAT_RULES, CompatRules
 from medsft.core.config.data_files import data_file, share_of_validation, shares_of
 from medsft.core.config.options import converted, flag, format_number, option, plain
+from medsft.core.config.row_options import FORMATS, USED_BY
 
 GROUPS = {
     "base": "Base model",
@@ -27,6 +28,12 @@ _NO_FP16 = dict.fromkeys(
     ("fp16", "float16", "half", "16"),
     "fp16 is not offered: gradients underflow in it without loss scaling. bf16 has the range of fp32 in the same memory.",
 )
+_FORMATS_ELSEWHERE = {
+    **dict.fromkeys(("chat_template", "openai", "chat", "chatml", "conversational"), "Rows with messages are `messages`."),
+    **dict.fromkeys(("completion", "pretrain", "pt", "plain"), "Plain text is `text`; a question and an answer are `qa`."),
+    **dict.fromkeys(("instruction", "prompt_completion", "input_output"), "A question and an answer are `qa`."),
+    **dict.fromkeys(("multiple_choice", "medqa", "medmcqa"), "Questions with options are `mcq`."),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +72,33 @@ class RunConfig:
         advanced=True,
     )
     tokenized_data_dir: Path = option(Path("tokenized"), "Folder of the tokenized sets", "data")
+    format: str = option(
+        "auto",
+        "What rows look like; auto tells it from the first rows of all files",
+        "data",
+        choices=("auto", *FORMATS),
+        elsewhere=_FORMATS_ELSEWHERE,
+    )
     question_key: str = option("prompt", "Key of the question in each row", "data")
     answer_key: str = option("gold", "Key of the answer in each row", "data")
     system_key: str | None = option(None, "Key of the system message in each row, if there is one", "data")
+    messages_key: str | None = option(None, "Key of the list of messages in each row; its usual names are known", "data")
+    options_key: str | None = option(
+        None, "Key of the options of a multiple-choice question, or one for each with commas; the usual ones are known", "data"
+    )
+    text_key: str | None = option(None, "Key of the text in each row of plain text; `text` is known", "data")
+    reasoning_key: str | None = option(None, "Key of what the model thinks before its (last) answer, if rows have it", "data")
+    role_map: str | None = option(
+        None, "Names of roles in messages beside the usual ones, as doctor=assistant,patient=user", "data", advanced=True
+    )
+    first_option: int | None = option(
+        None,
+        "Number of the first option where the right one is told by its number, 0 or 1; told from the rows when not given",
+        "data",
+        minimum=0,
+        maximum=1,
+        advanced=True,
+    )
     template: str = option(
         "meditron",
         "How a row becomes text: meditron, chatml, or the tokenizer's own chat template",
@@ -240,6 +271,13 @@ class RunConfig:
     def rules(self) -> CompatRules:
         """What `--compat` asks for where medsft and the original differ; of an unknown value, medsft's own way."""
         return COMPAT_RULES.get(self.compat, COMPAT_RULES["none"])
+
+    @property
+    def row_options(self) -> dict[str, Any]:
+        """Return the options that say how rows are read, None for one that is not given: it has its default."""
+        given = {name: getattr(self, name) for name in USED_BY}
+        defaults = {f.name: f.default for f in fields(self)}
+        return {name: None if value == defaults[name] else value for name, value in given.items()}
 
 
 NOT_PART_OF_A_RUN = frozenset(

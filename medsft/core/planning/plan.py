@@ -281,7 +281,10 @@ class RunPlan:
         )
 
 
-_BY_CONTENT = frozenset({"data", "val", "template_date", "checkpoint", "size", "epochs", "iters", "max_iters"})
+_BY_CONTENT = frozenset(
+    {"data", "val", "template_date", "checkpoint", "size", "epochs", "iters", "max_iters"}
+    | {"format", "messages_key", "options_key", "text_key", "reasoning_key", "role_map", "first_option"}
+)
 """Fields whose effect the identity holds otherwise: by the hash of the content, or by the number of iterations."""
 _LATER = {"turns": "all"}
 """Fields that medsft 0.1.0 did not have, with the value under which a run is what it was without them."""

@@ -15,8 +15,8 @@ from medsft.core.data.dataset.manifest import turns_differences
 from medsft.core.data.dataset.outlines import in_pieces
 from medsft.core.data.dataset.subset import Reading, Subset, count_cut, cut_sentence
 from medsft.core.data.dataset.write import refuse_rows
-from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.open import open_rows, refuse_unreadable
+from medsft.core.data.sources.recognize import Recognized, RowOptions, recognize
 from medsft.core.data.sources.row_format import RowFormat
 from medsft.core.planning.mixture import file_shares, mixture_parts
 from medsft.core.planning.order import SampleOrder
@@ -52,11 +52,17 @@ class PlannedSet:
     """What a person should know about its documents."""
 
 
+def recognize_rows(config: RunConfig) -> Recognized:
+    """Return how the rows of a run are read, by its options and the first rows of its files, and why.
+
+    Raises `DataError` for files that cannot be read and for rows that are not all of one format.
+    """
+    return recognize((*config.data_files, *config.val_files), RowOptions.of(config.format, config.row_options))
+
+
 def row_format_of(config: RunConfig) -> RowFormat:
-    """Return how the rows of a run are read."""
-    return RowFormat(
-        keys=Keys(question=config.question_key, answer=config.answer_key, system=config.system_key, group=config.group_key)
-    )
+    """Return how the rows of a run are read. Raises `DataError` as `recognize_rows` does."""
+    return recognize_rows(config).rows
 
 
 def training_folder(config: RunConfig) -> Path:
@@ -190,7 +196,7 @@ def _guess(
     seen = survey(files, row_format_of(config), split=config.turns == "split")
     refuse_rows(seen.bad, seen.tally, files, config.bad_rows, then="as the first rows of the files show")
     if seen.complete:  # else a later row may have it
-        seen.tally.refuse_unknown_system_key()
+        seen.tally.refuse_unknown_keys()
     good, looked_at = seen.tally.rows, seen.tally.rows + seen.bad.total
     of_row = max(1, round(len(seen.tally.hashes()) / max(1, good)))  # documents: more than one with --turns split
     of_files = [

@@ -47,12 +47,15 @@ class Tally:
     unused: Counter[str] = field(default_factory=Counter)
     """Key -> rows with text under it that is not read"""
     with_system: int = 0
-    with_system_key: int = 0
+    with_key: Counter[str] = field(default_factory=Counter)
+    """`system` and `reasoning` -> rows that have the key of it"""
     other_keys: tuple[str, ...] = ()
-    """Keys of the first row without the one of the system message"""
+    """Keys of the first row without one of these keys"""
     digests: bytearray = field(default_factory=bytearray)
     group_digests: bytearray = field(default_factory=bytearray)
     """Of the values under the group's key; empty without one"""
+    used: tuple[str, ...] = ()
+    """Keys that are read, once it is looked for others"""
 
     def add(self, row: Mapping[str, object], conversation: Conversation, *, documents: int = 1) -> None:
         """Count one row that can be used, of which so many documents are made."""
@@ -64,13 +67,19 @@ class Tally:
             self._count_unused(row)
         if keys.system is not None:
             self.with_system += any(message.role == "system" for message in conversation)
-            there = find(row, keys.system)[0]
-            self.with_system_key += there
-            if not there and not self.other_keys:
-                self.other_keys = tuple(names(row))
+            self._count_key("system", keys.system, row)
+        if keys.reasoning:
+            self._count_key("reasoning", keys.reasoning, row)
+
+    def _count_key(self, name: str, key: str, row: Mapping[str, object]) -> None:
+        if find(row, key)[0]:
+            self.with_key[name] += 1
+        elif not self.other_keys:
+            self.other_keys = tuple(names(row))
 
     def _count_unused(self, row: Mapping[str, object]) -> None:
-        for key in unused_text(row, self.row_format.keys.used):
+        self.used = self.used or self.row_format.keys.used
+        for key in unused_text(row, self.used):
             if key in self.unused or len(self.unused) < _MOST_COLUMNS:
                 self.unused[key] += 1
 
@@ -79,7 +88,7 @@ class Tally:
         self.rows += later.rows
         self.unused += later.unused
         self.with_system += later.with_system
-        self.with_system_key += later.with_system_key
+        self.with_key += later.with_key
         self.other_keys = self.other_keys or later.other_keys
         self.digests += later.digests
         self.group_digests += later.group_digests
@@ -102,14 +111,15 @@ class Tally:
             without_system=self.rows - self.with_system if self.row_format.keys.system is not None else 0,
         )
 
-    def refuse_unknown_system_key(self) -> None:
-        """Raise DataError when no row at all has the key of the system message: that is a slip, not rows without one."""
-        key = self.row_format.keys.system
-        if key is not None and self.rows and not self.with_system_key:
-            raise DataError(
-                f"--system_key: no row has the key '{key}'. The keys of the first row: {shown(self.other_keys)}",
-                hint="correct the key, or leave --system_key away",
-            )
+    def refuse_unknown_keys(self) -> None:
+        """Raise DataError when no row at all has the key of the system message, or of the reasoning: that is a slip."""
+        keys = {"system": self.row_format.keys.system, "reasoning": self.row_format.keys.reasoning}
+        for name, key in keys.items():
+            if key and self.rows and not self.with_key[name]:
+                raise DataError(
+                    f"--{name}_key: no row has the key '{key}'. The keys of the first row: {shown(self.other_keys)}",
+                    hint=f"correct the key, or leave --{name}_key away",
+                )
 
 
 def digest(conversation: Conversation) -> bytes:

@@ -128,10 +128,7 @@ def differences(made: Manifest, wanted: TokenizeSpec) -> list[str]:
         return ["the set was made by another program, so it cannot be compared with the data"]
     lines = _input_differences(old.inputs, wanted.inputs) + tokenizer_differences(made, wanted.tokenizer_fingerprint)
     lines += template_differences(made, wanted.template, wanted.template_sha256) or _date_difference(old, wanted)
-    for name in ("question", "answer", "system", "group"):
-        was, now = getattr(old.rows.keys, name), getattr(wanted.rows.keys, name)
-        if was != now:
-            lines.append(f"--{name}_key was {was or 'not given'}, now {now or 'not given'}")
+    lines += old.rows.differences(wanted.rows)
     if made.bad_rows and wanted.bad_rows == "error":
         lines.append(f"{sum(made.bad_rows.values())} bad rows were skipped, now they are an error")
     if made.special_in_text and old.special_in_text != wanted.special_in_text:

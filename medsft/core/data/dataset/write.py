@@ -148,7 +148,7 @@ def _check(process: Process, spec: TokenizeSpec, reporter: ProgressReporter) -> 
         tally.merge(result.tally)
         reporter.tell(result.bytes_read, tally.rows)
     refuse_rows(bad, tally, spec.data, spec.bad_rows)
-    tally.refuse_unknown_system_key()
+    tally.refuse_unknown_keys()
     return bad, tally
 
 

@@ -1,6 +1,6 @@
 """The row format of Alpaca: an instruction, often with an input to it, and the output.
 
-    {"instruction": "Name the drug class.", "input": "atenolol", "output": "Beta blocker."}
+{"instruction": "Name the drug class.", "input": "atenolol", "output": "Beta blocker."}
 """
 
 from __future__ import annotations

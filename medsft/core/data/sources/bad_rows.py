@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from medsft.core.data.sources import usual_names
 from medsft.core.data.sources.base import BadRow
 from medsft.core.data.sources.columns import proposal, shown
 from medsft.errors import DataError
@@ -56,21 +58,27 @@ class BadRows:
     def _remedy(self) -> str:
         """What to do about it, as the keys show what kind of rows these are."""
         outer = {key.partition(".")[0] for key in self.keys}
-        if outer & {"messages", "conversations"}:
-            return (
-                "these are conversations: write each as one question and one answer, such as "
-                '{"prompt": "...", "gold": "..."}, or leave such rows out with --bad_rows skip'
-            )
         if {"data", "annotations"} <= outer:
             return (
                 "these are tasks of Label Studio: the question is `--question_key data.NAME`; move the answers out of "
                 "`annotations` to a key of their own and name that with --answer_key"
             )
-        usual, missing = proposal(self.keys), any(reason.startswith("no key ") for reason in self.reasons)
-        likely = f"--question_key {usual.question} --answer_key {usual.answer}"
-        choice = f" (these rows look like {likely})" if missing and usual.question and usual.answer else ""
+        missing = any(reason.startswith("no key ") for reason in self.reasons)
+        likely = _likely_options(self.keys, outer) if missing else ""
+        choice = f" (these rows look like {likely})" if likely else ""
         encoding = "save the file as UTF-8, " if "broken UTF-8" in self.reasons else ""
-        return (
-            f"{encoding}correct them, choose other keys with --question_key, --answer_key and --system_key{choice}, "
-            "or leave such rows out with --bad_rows skip"
-        )
+        return f"{encoding}correct them, choose --format or other keys{choice}, or leave such rows out with --bad_rows skip"
+
+
+def _likely_options(keys: Sequence[str], outer: Collection[str]) -> str:
+    """Return the options by which rows with these keys can be read, as far as the usual names tell; else nothing."""
+    if usual_names.usual(outer, usual_names.MESSAGES):
+        return "--format sharegpt" if "conversations" in outer else "--format messages"
+    if usual_names.usual(outer, usual_names.OPTIONS) or usual_names.option_columns(keys):
+        return "--format mcq"
+    if usual_names.usual(keys, usual_names.INSTRUCTION) and usual_names.usual(keys, usual_names.INPUT):
+        return "--format alpaca"
+    usual = proposal(keys)
+    if usual.question and usual.answer:
+        return f"--question_key {usual.question} --answer_key {usual.answer}"
+    return "--format text" if usual_names.usual(outer, usual_names.TEXT) else ""

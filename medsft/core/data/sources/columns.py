@@ -10,13 +10,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from medsft.core.data.sources import usual_names
 from medsft.core.data.sources.conversation import MessageRole
 from medsft.core.printable import one_line
 
-_QUESTION_NAMES = ("prompt", "question", "instruction", "query", "input")
-"""In this order: Alpaca's rows have `instruction` and, often empty, `input`."""
-_ANSWER_NAMES = ("gold", "answer", "output", "response", "completion", "target")
-_SYSTEM_NAMES = ("system", "system_prompt")
+_PROPOSED = (usual_names.QUESTION, usual_names.ANSWER, usual_names.SYSTEM)
 _ID_NAMES = ("id", "uuid", "guid")
 _SHOWN_KEYS = 12
 _SHOWN_CHARACTERS = 40
@@ -103,6 +101,14 @@ def string_names(row: Mapping[str, object]) -> list[str]:
     return [name for name, value in _leaves(row, "", 1) if isinstance(value, str)]
 
 
+def nodes(row: Mapping[str, object], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, object]]:
+    """Yield the keys of a row and, with dots, those of the objects inside it, with what stands under each."""
+    for key, value in row.items():
+        yield prefix + key, value
+        if depth < _DEEPEST and (inner := _members_or_none(value)):
+            yield from nodes(inner, f"{prefix}{key}.", depth + 1)
+
+
 def _leaves(row: Mapping[str, object], prefix: str, depth: int) -> Iterator[tuple[str, object]]:
     for key, value in row.items():
         inner = _members_or_none(value) if depth < _DEEPEST else None
@@ -187,10 +193,5 @@ class KeyProposal:
 def proposal(keys: Iterable[str]) -> KeyProposal:
     """Propose by the usual names, of fields of the row before fields of its objects; None where there is no such name."""
     keys = tuple(keys)
-
-    def first(usual: Sequence[str]) -> str | None:
-        outer = (key for name in usual for key in keys if key.lower() == name)
-        inner = (key for name in usual for key in keys if key.lower().endswith(f".{name}"))
-        return next(outer, None) or next(inner, None)
-
-    return KeyProposal(question=first(_QUESTION_NAMES), answer=first(_ANSWER_NAMES), system=first(_SYSTEM_NAMES), keys=keys)
+    question, answer, system = (usual_names.first(keys, names) for names in _PROPOSED)
+    return KeyProposal(question=question, answer=answer, system=system, keys=keys)

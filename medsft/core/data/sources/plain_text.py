@@ -1,6 +1,6 @@
 """The row format of plain text, such as guidelines for continued training: all of it is trained on.
 
-    {"text": "Fever in children under five: ..."}
+{"text": "Fever in children under five: ..."}
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from medsft.core.data.sources.alpaca import alpaca
-from medsft.core.data.sources.columns import Keys
+from medsft.core.data.sources.columns import Keys, shown
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.sources.grouping import group_hash
 from medsft.core.data.sources.messages import messages
@@ -36,6 +36,26 @@ class RowFormat:
         """Return a hash that rows which belong together share, see `grouping`; nothing without a key. Raises `BadRow`."""
         return b"" if self.keys.group is None else group_hash(row, self.keys.group)
 
+    def sentence(self) -> str:
+        """Return in a few words how rows are read, without the full stop."""
+        keys = self.keys
+        parts = [f"{what} {shown([key])}" for name, what in _CALLED.items() if (key := getattr(keys, name))]
+        parts += [f"options {shown(keys.options)}"] if keys.options else []
+        parts += [f"options count from {keys.first_option}"] if keys.first_option is not None else []
+        parts += [f"roles {', '.join('='.join(pair) for pair in keys.role_map)}"] if keys.role_map else []
+        return f"rows are read as {self.name}: {', '.join(parts)}"
+
+    def differences(self, now: RowFormat) -> list[str]:
+        """Return what is decided otherwise now, one line each."""
+        if self.name != now.name:
+            return [f"--format was {self.name}, now {now.name}"]
+        lines = []
+        for name, was in asdict(self.keys).items():
+            if (value := getattr(now.keys, name)) != was:
+                option = _OPTIONS.get(name, f"--{name}_key")
+                lines.append(f"{option} was {_typed(was)}, now {_typed(value)}")
+        return lines
+
     def to_json(self) -> dict[str, Any]:
         """Return what a manifest keeps. That of `qa` is what medsft 0.1.0 wrote."""
         always = _FIRST_KEYS if self.name == "qa" else ()
@@ -53,8 +73,27 @@ class RowFormat:
         return cls(name=name, keys=Keys(**keys))
 
 
+_CALLED = {
+    "question": "question",
+    "input": "input",
+    "answer": "answer",
+    "messages": "messages",
+    "text": "text",
+    "system": "system message",
+    "reasoning": "reasoning",
+}
+"""The keys of one text each, and what people call it"""
+_OPTIONS = {"input": "the key of the input", "role_map": "--role_map", "first_option": "--first_option"}
+"""Of keys whose option has another name than `--NAME_key`"""
 _FIRST_KEYS = ("question", "answer", "system")
 """That medsft 0.1.0 knew and always wrote."""
+
+
+def _typed(value: object) -> str:
+    """Return a value as a person types it."""
+    if isinstance(value, tuple):
+        value = ",".join("=".join(item) if isinstance(item, tuple) else item for item in value)
+    return "not given" if value in (None, "") else str(value)
 
 
 _READERS: Mapping[FormatName, Callable[[Mapping[str, object], Keys], Conversation]] = {
