@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from medsft.core.data.dataset.lengths import length_report as length_report
     from medsft.core.data.dataset.spec import TokenizeSpec as TokenizeSpec
     from medsft.core.data.dataset.tokenize import tokenize as tokenize
+    from medsft.core.data.sources.conversation import Conversation as Conversation
+    from medsft.core.data.sources.conversation import Message as Message
+    from medsft.core.data.sources.read import rows_of_files as open_rows  # noqa: F401
     from medsft.core.planning.plan import RunPlan as RunPlan
     from medsft.core.planning.planner import make_plan as plan  # noqa: F401
     from medsft.core.planning.planner import preview as preview
@@ -54,6 +57,9 @@ _PUBLIC = {
     "tokenize": "core.data.dataset.tokenize",
     "TokenizedDataset": "core.data.dataset.dataset",
     "open_tokenized": "core.data.dataset.dataset",
+    "open_rows": "core.data.sources.read:rows_of_files",
+    "Conversation": "core.data.sources.conversation",
+    "Message": "core.data.sources.conversation",
     "RunPlan": "core.planning.plan",
     "plan": "core.planning.planner:make_plan",
     "preview": "core.planning.planner",

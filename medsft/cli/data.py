@@ -38,9 +38,12 @@ def tokenize(
 
     An existing set is reused when its inputs have not changed.
     """
+    from medsft.cli.stages import note_rows
     from medsft.core.units import counted
 
     sets = _sets(config, tokenizer, settings, plain)
+    if not json:
+        note_rows(config)
     asked = {next(iter(sets)): _shares(config, next(iter(sets.values())))}
     for name, data in sets.items():
         facts = {"name": name, "folder": data.folder, "documents": data.num_documents, "tokens": data.num_tokens}
@@ -102,6 +105,8 @@ def _sentences(name: str, sets: Mapping[str, TokenizedDataset]) -> list[str]:
 def _findings_record(name: str, sets: Mapping[str, TokenizedDataset]) -> dict[str, Any]:
     findings = sets[name].manifest.findings
     counted = {} if findings is None else {"repeated": findings.repeated, "unused_text": dict(findings.unused_text)}
+    if (recipe := sets[name].manifest.recipe) is not None:
+        counted["rows"] = {"format": recipe.rows.name, **recipe.rows.to_json()}
     return counted | {"warnings": _sentences(name, sets)}
 
 
@@ -122,6 +127,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show documents as the model will read them, with roles and loss weights, and how they fit --seq."""
+    from medsft.cli.stages import note_rows
     from medsft.core.data.dataset.lengths import length_report
     from medsft.core.data.dataset.samples import samples as decode
     from medsft.core.settings import load_settings
@@ -129,6 +135,8 @@ def inspect(
 
     sets = _sets(config, tokenizer, settings, plain)
     opened = spec_for(config, load_settings(settings), tokenizer=tokenizer).open_tokenizer()
+    if not json:
+        note_rows(config)
     records = []
     for name, data in sets.items():
         report = length_report(data, config.seq)

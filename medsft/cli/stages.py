@@ -1,4 +1,4 @@
-"""Shows the progress of tokenizing: a bar, or a line every few seconds."""
+"""Shows the progress of tokenizing, as a bar or a line every few seconds, and how rows are read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from medsft.cli import console
 from medsft.core.text.progress import amount_text, progress_line, stage_text
 
 if TYPE_CHECKING:
+    from medsft.core.config.run_config import RunConfig
     from medsft.core.data.dataset import write
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -39,6 +40,14 @@ def tokenizing(*, plain: bool) -> Iterator[write.ProgressCallback]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+def note_rows(config: RunConfig) -> None:
+    """Say how the rows of a run are read, and why. Raises `DataError`."""
+    from medsft.core.planning.sets import rows_sentence
+
+    if sentence := rows_sentence(config):
+        console.note(sentence)
 
 
 class _Lines:

@@ -56,7 +56,7 @@ def sft(
     if print_commands or slurm:
         _print_cluster(config, settings, slurm)
         return
-    from medsft.cli.stages import tokenizing
+    from medsft.cli.stages import note_rows, tokenizing
     from medsft.core.settings import load_settings
     from medsft.core.workflow import prepare_and_start
 
@@ -68,6 +68,7 @@ def sft(
 
         def on_plan(plan: RunPlan) -> None:
             bar.close()
+            note_rows(config)
             _note_warnings(plan)
 
         run = prepare_and_start(
@@ -137,6 +138,7 @@ def plan(
     its config.json alone; the devices are then assumed, and a warning names them.
     """
     from medsft.cli.plan_table import print_plan
+    from medsft.cli.stages import note_rows
     from medsft.core.disk import writing
     from medsft.core.files import write_atomically
     from medsft.core.planning.planner import make_plan
@@ -153,6 +155,7 @@ def plan(
         console.print_json_text(planned.to_json())
     else:
         print_plan(planned)
+        note_rows(config)
 
 
 def resume(

@@ -65,6 +65,17 @@ def row_format_of(config: RunConfig) -> RowFormat:
     return recognize_rows(config).rows
 
 
+def rows_sentence(config: RunConfig) -> str:
+    """Return how the rows of a run are read, and why, or how those of its tokenized set were; nothing where neither is known.
+
+    Raises `DataError` as `recognize_rows` does.
+    """
+    if config.data_files or config.val_files:
+        return recognize_rows(config).sentence
+    recipe = open_tokenized(training_folder(config)).manifest.recipe if set_exists(training_folder(config)) else None
+    return "" if recipe is None else Recognized(recipe.rows, "").sentence
+
+
 def training_folder(config: RunConfig) -> Path:
     """Return where the tokenized training set of a run lies."""
     return Path(config.tokenized_data_dir) / config.run_name

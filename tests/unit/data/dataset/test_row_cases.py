@@ -198,12 +198,15 @@ def test_d03_the_text_column_that_is_not_read_is_named_and_instruction_comes_fir
     ]
 
 
-@pytest.mark.parametrize(("start", "key"), [("d04", "messages"), ("d05", "conversations")])
-def test_d04_d05_conversations_are_named_with_a_remedy(start: str, key: str) -> None:
+@pytest.mark.parametrize(
+    ("start", "key", "fits"),
+    [("d04", "messages", "messages"), ("d05", "conversations", "sharegpt"), ("d03", "instruction", "alpaca")],
+)
+def test_rows_of_another_format_than_was_chosen_are_named_with_the_one_that_fits(start: str, key: str, fits: str) -> None:
     message = refusal(case(start))
     assert f"{case(start)}:1: no key 'prompt'" in message
     assert f"`{key}`" in message
-    assert "one question and one answer" in message
+    assert f"(these rows look like --format {fits})" in message
 
 
 def test_d06_options_that_are_left_out_are_named(made) -> None:
@@ -215,9 +218,9 @@ def test_d07_the_keys_that_are_there_and_what_is_no_text() -> None:
     message = refusal(case("d07"))
     assert "no key 'prompt'" in message
     assert "`id`, `question`, `opa`, `opb`, `opc`, `opd`, `cop`" in message
-    assert "these rows look like" not in message  # nothing has the name of an answer
+    assert "(these rows look like --format mcq)" in message
     assert "scurvy" not in message
-    assert "(these rows look like --question_key question --answer_key answer)" in refusal(case("d06"))
+    assert "(these rows look like --question_key data.question --answer_key data.answer)" in refusal(case("d28"))
     assert "'cop' is a number, not a string" in refusal(case("d07"), question="question", answer="cop")
 
 
