@@ -67,8 +67,8 @@ def rows_of_files(
 ) -> Rows:
     """Open files of rows (JSONL and the other kinds that `--data` takes) to read their conversations.
 
-    The options are those of `medsft tokenize`, without defaults: a key that is not given is looked for under its usual names, and
-    `format="auto"` tells the format from the first rows of all files. `skip_bad` leaves out rows that cannot be used.
+    The options are those of `medsft tokenize`, without defaults: a key that is not given is looked for under its usual names,
+    and `format="auto"` tells the format from the first rows of all files. `skip_bad` leaves out rows that cannot be used.
 
     Raises ConfigError for options that contradict each other, DataError for files that cannot be read and for rows that are not
     all of one format.
