@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from medsft.core.data.dataset.spec import TokenizeSpec
     from medsft.core.data.dataset.write import Progress
     from medsft.core.data.sources.columns import KeyProposal
+    from medsft.core.data.sources.recognize import Recognized
     from medsft.core.data.tokenizers.base import OpenedTokenizer
     from medsft.core.forecast import Forecast
     from medsft.core.models.inspect import BaseModel
@@ -60,6 +61,8 @@ class Outlook:
     forecast: Forecast | None = None
     """How long the run will take; None where nothing like it has run yet."""
     keys: KeyProposal | None = None
+    found: Recognized | None = None
+    """How the rows are read; None while that cannot be told."""
     sets: tuple[str, ...] = ()
     """Tokenized sets that exist."""
     report: LengthReport | None = None
@@ -126,6 +129,7 @@ def look_ahead(config: RunConfig, settings_file: Path | None, *, samples: bool) 
         exact=found.exact,
         forecast=forecast(found.plan) if found.plan else None,
         keys=_keys(config),
+        found=_found(config),
         sets=list_sets(config.tokenized_data_dir),
         report=_report(config),
         samples=shown,
@@ -149,6 +153,15 @@ def _keys(config: RunConfig) -> KeyProposal | None:
     try:
         return propose_keys(config.data_files[0]) if config.data else None
     except (MedsftError, OSError):
+        return None  # the plan names the problem
+
+
+def _found(config: RunConfig) -> Recognized | None:
+    from medsft.core.planning.sets import recognize_rows
+
+    try:
+        return recognize_rows(config) if config.data_files else None
+    except (MedsftError, OSError, ValueError):
         return None  # the plan names the problem
 
 
@@ -180,6 +193,7 @@ def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
     from medsft.core.data.dataset.encode import encode_segments
     from medsft.core.data.dataset.samples import Sample, SamplePart
     from medsft.core.data.sources.read import read_conversations
+    from medsft.core.planning.sets import row_format_of
     from medsft.core.workflow import spec_for
 
     if not config.data:
@@ -187,7 +201,7 @@ def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
     spec = spec_for(config, settings)
     opened = _opened(spec)
     shown = []
-    conversations = read_conversations(config.data_files, spec.rows, skip_bad=True)
+    conversations = read_conversations(config.data_files, row_format_of(config), skip_bad=True)
     for number, conversation in enumerate(islice(conversations, _SHOWN_SAMPLES)):
         segments = opened.template.render(conversation, only_last=config.turns != "all")
         ids = encode_segments([segments], opened, control=spec.allows_control_tokens)

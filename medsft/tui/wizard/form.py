@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from medsft.core.config.check import check
 from medsft.core.config.options import field_types, flag, format_number
+from medsft.core.config.row_options import QA, USED_BY
 from medsft.core.config.run_config import RunConfig, from_mapping
 from medsft.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from medsft.core.data.sources.columns import KeyProposal
+    from medsft.core.data.sources.recognize import Recognized
 
 FIELDS: dict[str, Field[Any]] = {f.name: f for f in fields(RunConfig)}
 YES, NO = "yes", "no"
@@ -117,13 +119,24 @@ def name_for(data: tuple[Path, ...]) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name).strip("-._")
 
 
-def proposals(texts: Mapping[str, str], proposed: Mapping[str, str], config: RunConfig, keys: KeyProposal) -> dict[str, str]:
-    """Return what rows and file name suggest, for fields that hold nothing or what was suggested before."""
+def proposals(
+    texts: Mapping[str, str],
+    proposed: Mapping[str, str],
+    config: RunConfig,
+    keys: KeyProposal,
+    found: Recognized | None,
+) -> dict[str, str]:
+    """Return what rows and file name suggest, for fields that hold nothing or what was suggested before.
+
+    Keys are suggested only where it could not be told from the rows how they are read: a key that is given decides that.
+    """
+    told = found is None or bool(found.reason)
+    no_system = found is not None and found.rows.name == QA and not found.rows.keys.system
     wanted = {
         "run_name": name_for(config.data_files) if config.data else "",
-        "question_key": keys.question or "",
-        "answer_key": keys.answer or "",
-        "system_key": keys.system or "",
+        "question_key": "" if told else keys.question or "",
+        "answer_key": "" if told else keys.answer or "",
+        "system_key": keys.system or "" if no_system else "",
     }
     changes = {}
     for name, suggested in wanted.items():
@@ -132,3 +145,12 @@ def proposals(texts: Mapping[str, str], proposed: Mapping[str, str], config: Run
         if text and text != now and now in ("", proposed.get(name)):
             changes[name] = text
     return changes
+
+
+def row_fields(found: Recognized | None, texts: Mapping[str, str]) -> list[str]:
+    """Return the fields for the keys of rows that mean something in their format, and those that a person has filled in.
+
+    While it is not known how the rows are read, these are the keys of a question and an answer.
+    """
+    name = QA if found is None else found.rows.name
+    return [field for field, formats in USED_BY.items() if name in formats or texts.get(field)]

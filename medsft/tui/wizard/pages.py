@@ -15,20 +15,23 @@ from textual.widget import Widget
 from textual.widgets import Button, Collapsible, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from medsft.core.config.row_options import USED_BY
 from medsft.core.config.run_config import command_line
 from medsft.tui.widgets.samples import show_samples
 from medsft.tui.widgets.text import put, shown
 from medsft.tui.widgets.textfield import TextField
 from medsft.tui.wizard import plan_text as words
 from medsft.tui.wizard.fields import AUTO, Choice, FieldRow
-from medsft.tui.wizard.form import fields_in, problems_of
+from medsft.tui.wizard.form import fields_in, problems_of, row_fields
 from medsft.tui.wizard.messages import Edited, State, Wanted
 from medsft.tui.wizard.paths import PathSuggester
 
 if TYPE_CHECKING:
+    from medsft.core.data.sources.recognize import Recognized
     from medsft.tui.wizard.backend import BaseEntry
 
 _DATA_FILES = (".jsonl", ".jsonl.gz")
+_ROW_FIELDS = tuple(name for name in fields_in("data", advanced=False) if name in USED_BY)
 _MOST_STAGES = 16
 
 
@@ -189,7 +192,9 @@ class DataPage(Page):
         yield self.row("run_name")
         yield Static("Or use a tokenized set:", id="sets-label", classes="help")
         yield Choice((), "", default="", id="sets")
-        for name in ("question_key", "answer_key", "system_key"):
+        yield self.row("format")
+        yield Static(id="rows", classes="help")
+        for name in _ROW_FIELDS:
             yield self.row(name)
         yield Static(id="keys", classes="help")
         yield Static(id="samples")
@@ -211,13 +216,22 @@ class DataPage(Page):
         seen = state.outlook
         report = seen.report if seen else None
         self._show_sets(seen.sets if seen else (), state.config.run_name, bool(state.config.data))
-        put(self.query_one("#keys", Static), words.keys_text(seen.keys if seen else None, state.config))
+        self._show_rows(seen.found if seen else None, state.texts)
+        put(self.query_one("#keys", Static), words.keys_text(seen.keys if seen else None, seen.found if seen else None))
         put(self.query_one("#report", Static), words.report_text(report, state.config.truncate))
         self.query_one("#remedies").display = bool(report and report.exceeding)
         if report:
             self.query_one("#raise", Button).label = f"Raise seq to {report.fitting_seq:,} (r)"
         put(self.query_one("#samples", Static), self._samples(state))
         self.query_one("#tokenize", Button).disabled = bool(state.busy)
+
+    def _show_rows(self, found: Recognized | None, texts: Mapping[str, str]) -> None:
+        """Say how rows are read, and offer the keys that mean something then."""
+        put(self.query_one("#rows", Static), "" if found is None else found.sentence)
+        wanted = row_fields(found, texts)
+        for row in self.query(FieldRow):
+            if row.field in _ROW_FIELDS:
+                row.display = row.field in wanted
 
     def _samples(self, state: State) -> Content:
         seen = state.outlook

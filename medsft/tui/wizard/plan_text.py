@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 
 from medsft.core.config.options import format_number
+from medsft.core.config.row_options import QA
 from medsft.core.config.run_config import RunConfig
 from medsft.core.text.plan import MEMORY_PARTS, Row, plan_rows
 from medsft.core.units import byte_size, count, counted, duration, short_count
@@ -18,6 +19,7 @@ from medsft.tui.wizard.paths import near
 if TYPE_CHECKING:
     from medsft.core.data.dataset.lengths import LengthReport
     from medsft.core.data.sources.columns import KeyProposal
+    from medsft.core.data.sources.recognize import Recognized
     from medsft.core.planning.plan import Estimates, RunPlan
     from medsft.tui.wizard.backend import BaseEntry, Outlook
 
@@ -122,13 +124,14 @@ def meaning(outlook: Outlook | None) -> str:
     return "\n".join(lines)
 
 
-def keys_text(found: KeyProposal | None, config: RunConfig) -> Content:
-    """Return the keys of the rows, and which of the chosen ones is not among them."""
-    if found is None or not found.keys:
+def keys_text(keys: KeyProposal | None, found: Recognized | None) -> Content:
+    """Return the keys of the rows with a text, and which of those that are read as one is not among them."""
+    if keys is None or not keys.keys:
         return Content("")
-    chosen = (config.question_key, config.answer_key, config.system_key)
-    missing = [f"`{key}`" for key in chosen if key and key not in found.keys]
-    text = f"Keys in these rows: {', '.join(found.keys)}"
+    read = found.rows.keys if found is not None and found.rows.name == QA else None
+    chosen = () if read is None else (read.question, read.answer, read.system)
+    missing = [f"`{key}`" for key in chosen if key and key not in keys.keys]
+    text = f"Keys in these rows: {', '.join(keys.keys)}"
     return Content.styled(f"! Not in all of these rows: {', '.join(missing)}. {text}", "$warning") if missing else Content(text)
 
 

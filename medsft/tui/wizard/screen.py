@@ -41,6 +41,7 @@ from medsft.tui.wizard.steps import Steps
 
 if TYPE_CHECKING:
     from medsft.core.data.sources.columns import KeyProposal
+    from medsft.core.data.sources.recognize import Recognized
 
 _SCROLLED_LINES = 3
 _BETWEEN_PAGES_SECONDS = 0.05
@@ -229,13 +230,13 @@ you leave the wizard. Empty fields have their default.
         if seen.report and self.state.outlook and not self.state.outlook.report:
             self.notify(words.report_text(seen.report, seen.config.truncate).plain, title="Lengths", timeout=10, markup=False)
         self._refresh(outlook=seen)
-        self._propose(seen.keys)
+        self._propose(seen.keys, seen.found)
 
-    def _propose(self, keys: KeyProposal | None) -> None:
+    def _propose(self, keys: KeyProposal | None, found: Recognized | None) -> None:
         """Fill in what the rows and the file's name suggest, where a person has not typed anything."""
         if keys is None:
             return
-        changes = proposals(self._texts, self._proposed, self.state.config, keys)
+        changes = proposals(self._texts, self._proposed, self.state.config, keys, found)
         if changes:
             self._proposed |= changes
             self.edit(**changes)

@@ -30,7 +30,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig,
 def test_what_tokenizing_would_refuse_is_refused_ahead(project, tmp_path):
     config, settings = project
     for name, content in (
-        ("keys", b'{"question": "x", "gold": "y"}\n'),
+        ("keys", b'{"q": "x", "gold": "y"}\n'),
         ("array", b'[{"prompt": "x"}]'),
         ("csv", b"a;b\nc;d\n"),
     ):
