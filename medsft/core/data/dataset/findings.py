@@ -63,7 +63,8 @@ class Tally:
         self.rows += 1
         self.digests += digest(conversation) * documents
         self.group_digests += self.row_format.group(row) * documents
-        if len(row) > 2 or not (keys.question in row and keys.answer in row):  # the question and the answer are there
+        alone = keys.messages in row if len(row) == 1 else len(row) == 2 and keys.question in row and keys.answer in row
+        if not alone:  # there is more than what is read
             self._count_unused(row)
         if keys.system is not None:
             self.with_system += any(message.role == "system" for message in conversation)

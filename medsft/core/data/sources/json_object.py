@@ -13,6 +13,7 @@ from medsft.core.data.sources.base import BadRow
 from medsft.core.data.sources.columns import REPEATED, RepeatedKey, members
 
 BOM = b"\xef\xbb\xbf"
+_NESTING = frozenset({dict, list})
 _KEY_ENDS = re.compile(rb'"\s*:')
 _SEVERAL = "more than one JSON value in the line"
 _CAREFUL = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float)
@@ -38,14 +39,18 @@ def read_object(raw: bytes) -> Mapping[str, object]:
 
 def _count_keys(row: dict[str, object]) -> int:
     """Return how many keys a row and the objects inside it have."""
-    count = 0
-    waiting: list[Any] = [row]
-    while waiting:
-        value = waiting.pop()
+    count = len(row)
+    waiting: list[Any] = [value for value in row.values() if type(value) in _NESTING]
+    for value in waiting:  # which grows: nesting may be deeper than recursion goes
         if type(value) is dict:
             count += len(value)
             value = value.values()
-        waiting += [inner for inner in value if type(inner) in (dict, list)]
+        for inner in value:
+            if type(inner) is dict:  # a message, most often: two strings
+                count += len(inner)
+                waiting += [deeper for deeper in inner.values() if type(deeper) in _NESTING]
+            elif type(inner) is list:
+                waiting.append(inner)
     return count
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from medsft.core.data.sources.base import BadRow
 from medsft.core.data.sources.columns import REPEATED, Keys, RepeatedKey, members, names
@@ -48,17 +49,35 @@ def conversation_in(row: Mapping[str, object], keys: Keys, *spellings: tuple[str
     if not isinstance(listed, list):
         raise BadRow(f"'{keys.messages}' is {kind_of(listed)}, not a list of messages", names(row))
     roles = _roles(keys.role_map)
-    conversation = tuple(
-        message
-        for number, item in enumerate(listed, 1)
-        if (message := _message(item, number, roles, spellings)).content or message.role != "system"
-    )
+    said: list[Message] = []
+    for number, item in enumerate(listed, 1):
+        message = _plain_message(item, roles, spellings[0]) or _message(item, number, roles, spellings)
+        if message.content or message.role != "system":
+            said.append(message)
+    conversation = tuple(said)
     if keys.system is not None:
         conversation = _with_system(conversation, row, keys)
     if len(row) > 1:
         _refuse_media(row)
     _refuse_unanswered(conversation, keys)
     return with_reasoning(conversation, row, keys) if keys.reasoning else conversation
+
+
+def _plain_message(item: Any, roles: Mapping[str, MessageRole], spelling: tuple[str, str]) -> Message | None:
+    """Return a message of a role and a text, as nearly all are; None for anything that takes a closer look."""
+    if type(item) is not dict or len(item) != 2:
+        return None
+    name, text = item.get(spelling[0]), item.get(spelling[1])
+    if type(name) is not str or type(text) is not str or not text or text.isspace():
+        return None
+    role = roles.get(name)
+    if role is None:
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return None
+    return Message(role, text)
 
 
 @lru_cache
@@ -167,11 +186,16 @@ def _refuse_unanswered(conversation: Conversation, keys: Keys) -> None:
     """Raise BadRow for messages that are no conversation to train on."""
     if not conversation:
         raise BadRow(f"no message under '{keys.messages}'")
-    answers = [message for message in conversation if message.role == "assistant"]
-    if not answers:
+    trained = False
+    first = ""
+    for message in conversation:
+        if message.role != "system":
+            first = first or message.role
+            trained = trained or (message.role == "assistant" and message.trained)
+    if first != "assistant" and trained:
+        return
+    if not any(message.role == "assistant" for message in conversation):
         raise BadRow("no message of the assistant's")
-    if not any(message.trained for message in answers):
+    if not trained:
         raise BadRow("every message of the assistant's has the weight 0")
-    first = next(message.role for message in conversation if message.role != "system")
-    if first == "assistant":
-        raise BadRow("the first message is the assistant's: there is nothing that it answers")
+    raise BadRow("the first message is the assistant's: there is nothing that it answers")
