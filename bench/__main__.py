@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.table import say
 
-PARTS = ("train", "profile", "scaling", "end_to_end", "layouts", "crowded")
+PARTS = ("train", "profile", "scaling", "end_to_end", "layouts", "crowded", "check")
 
 
 def main() -> None:
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="turns of the training comparison (default 3)")
     parser.add_argument("--steps", type=int, default=6, help="steps of each training, the first not counted (default 6)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), action="append", help="default: both")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows that `check` is timed with (default 1,000,000)")
     parser.add_argument("--work", type=Path, default=Path("bench/scratch"), help="folder for models and runs (3 GB)")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -34,6 +35,7 @@ def main() -> None:
         "end_to_end": lambda: _end_to_end(options),
         "layouts": lambda: _layouts(options),
         "crowded": lambda: _crowded(options),
+        "check": lambda: _checked(options),
     }
     asked = PARTS if options.part == "all" else (options.part,)
     results: dict[str, Any] = {
@@ -90,6 +92,12 @@ def _crowded(options: argparse.Namespace) -> dict[str, Any]:
 
     precision = (options.precision or ["fp32"])[0]
     return crowded.measure(options.work, repeats=options.repeats, steps=options.steps, precision=precision)
+
+
+def _checked(options: argparse.Namespace) -> dict[str, Any]:
+    from bench import checked
+
+    return checked.measure(options.work, data=options.data, rows=options.rows)
 
 
 if __name__ == "__main__":

@@ -17,18 +17,18 @@ from collections.abc import Iterable
 
 from medsft.core.data.check.patterns import SCREENS, IdentifierKind
 
-_DIGITS = {code: unicodedata.decimal(chr(code)) for code in range(0x80, sys.maxunicode + 1) if chr(code).isdecimal()}
-_TO_ASCII = {code: ord("0") + value for code, value in _DIGITS.items()} | {
-    0xFF0B: ord("+"), 0xFF0D: ord("-"), 0xFF0E: ord("."), 0xFF0F: ord("/"), 0xFF1A: ord(":"), 0xFF20: ord("@"),
-    0x2010: ord("-"), 0x2011: ord("-"), 0x2012: ord("-"), 0x2013: ord("-"), 0x2212: ord("-"), 0x066B: ord("."),
-    0x2044: ord("/"), 0x00A0: ord(" "), 0x2009: ord(" "), 0x202F: ord(" "), 0x3000: ord(" "), 0x2019: ord("'"),
-}  # fmt: skip
+_TO_ASCII = {
+    sign: str(unicodedata.decimal(sign)) for sign in map(chr, range(0x80, sys.maxunicode + 1)) if sign.isdecimal()
+} | dict(zip("＋－．／：＠‐‑‒–−٫⁄\u00a0\u2009\u202f\u3000’", "+-./:@-----./    '", strict=True))
 """Digits of every script, and the signs that stand between them, to those of ASCII."""
 
 
 def plain_digits(text: str) -> str:
     """Return a text of the same length with the digits of every script (Arabic, Devanagari, full width, ...) as 0 to 9."""
-    return text if text.isascii() else text.translate(_TO_ASCII)
+    if not text.isascii():
+        for sign in _TO_ASCII.keys() & set(text):  # a few; `translate` would look up every character
+            text = text.replace(sign, _TO_ASCII[sign])
+    return text
 
 
 _TRIGGER_WORDS = frozenset().union(*(screen.words for screen in SCREENS))

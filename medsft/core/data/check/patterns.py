@@ -226,7 +226,7 @@ SCREENS = (
     Screen(
         "date",
         re.compile(_NUMERIC_DATE),
-        parts=_parts("/0/", "/00/", "-0-", "-00-", ".0.", ".00.", "/00", "0000."),
+        parts=_parts("/0/", "/00/", "-0-", "-00-", ".0.", ".00.", "0000."),
         confirm=_is_date,
     ),
     Screen(
