@@ -70,6 +70,7 @@ def sft(
             bar.close()
             note_rows(config)
             _note_warnings(plan)
+            _note_faults(plan)
 
         run = prepare_and_start(
             config,
@@ -105,6 +106,14 @@ def _confirm(plan: RunPlan) -> RunConfig:
 def _note_warnings(plan: RunPlan) -> None:
     for warning in plan.warnings:
         console.note(f"warning: {warning}")
+
+
+def _note_faults(plan: RunPlan) -> None:
+    """Say what a quick look at the rows finds, once: before the first start of a run."""
+    from medsft.core.workflow import existing_plan, faults_in_rows
+
+    if existing_plan(plan) is None and (found := faults_in_rows(plan.config)):
+        console.note(f"warning: {found}")
 
 
 def _show(run: RunDir, node: int, *, detach: bool, plain: bool, json: bool) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medsft.core.cluster.connection import StatusCallback
 from medsft.core.cluster.rendezvous import start_node
 from medsft.core.config.check import check
 from medsft.core.config.run_config import RunConfig
-from medsft.core.data.check.check import CheckRequest
 from medsft.core.data.dataset.dataset import set_exists
 from medsft.core.data.dataset.manifest import read_manifest
 from medsft.core.data.dataset.spec import TokenizeSpec
@@ -35,6 +35,12 @@ from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView
 from medsft.core.settings import Settings, check_with_settings
 from medsft.errors import AlreadyFinishedError, ConfigError, MismatchError, Problem
+
+if TYPE_CHECKING:  # the patterns of the screen for identifiers take a tenth of a second
+    from medsft.core.data.check.check import CheckRequest
+
+_QUICK_LOOK_SECONDS = 2.0
+"""Before a run starts. Some 4,000 rows like PubMedQA's, all of a small file."""
 
 
 def tokenize_sets(
@@ -99,12 +105,14 @@ def check_request(config: RunConfig, *, against: tuple[Path, ...] = (), ngram: i
 
     Raises `ConfigError` when there are no rows, or two flags name the same file.
     """
-    train = {path.resolve() for path in config.data_files}
+    from medsft.core.data.check.check import CheckRequest
+
+    files = {path.resolve() for path in config.data_files}
     problems = [
         Problem(flag, f"{path} is among the rows that are looked at, too", "Name other rows to compare with.")
         for flag, paths in (("--val", config.val_files), ("--against", against))
         for path in paths
-        if path.resolve() in train
+        if path.resolve() in files
     ]
     if not config.data:
         problems.append(Problem("FILE", "no rows are named", "Such as: medsft check train.jsonl"))
@@ -112,6 +120,18 @@ def check_request(config: RunConfig, *, against: tuple[Path, ...] = (), ngram: i
         raise ConfigError(problems)
     rows = row_format_of(config)
     return CheckRequest(files=config.data_files, rows=rows, val=config.val_files, against=against, ngram=ngram)
+
+
+def faults_in_rows(config: RunConfig) -> str:
+    """Return in a sentence what a quick look at the rows of a run finds; "" when that is nothing, or there are no rows."""
+    from medsft.core.data.check.check import CheckRequest, quick_check
+    from medsft.core.data.check.kinds import AT_START
+
+    if not config.data:
+        return ""
+    request = CheckRequest(files=config.data_files, rows=row_format_of(config))
+    found = quick_check(request, seconds=_QUICK_LOOK_SECONDS).summary(AT_START)
+    return found and f"--data: {found}. `medsft check` looks at all rows and shows where they are."
 
 
 def _tokenizer(config: RunConfig, settings: Settings) -> Path:

@@ -131,6 +131,21 @@ async def test_tokenizing_shows_what_would_be_cut_and_the_remedy_is_one_key(draf
         assert app.screen.state.outlook.exact
 
 
+async def test_a_check_shows_what_is_found_in_the_rows(drafted, until, project):
+    with (project / DATA).open("a") as file:
+        file.write('{"input": "call 617-555-0143", "output": "w1"}\n' * 2)
+    app = drafted()
+    async with app.run_test(size=(80, 40)) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "2", "c")
+        await until(pilot, lambda: isinstance(app.screen, TextDialog) and app.screen.query("Static"), seconds=60)
+        shown = str(app.screen.query_one("Static").render())
+        assert "642 rows, " in shown
+        assert "2 rows hold a phone number" in shown
+        assert f"{DATA}:641" in shown
+        assert "0143" not in shown
+
+
 async def test_samples_are_shown_as_the_model_reads_them(drafted, until):
     app = drafted()
     async with app.run_test(size=(80, 24)) as pilot:

@@ -16,7 +16,7 @@ from medsft.core.planning.plan import RunPlan
 from medsft.core.run.launch import load_launched_plan, read_launch
 from medsft.core.run.rundir import RunDir
 from medsft.core.settings import Settings
-from medsft.core.workflow import prepare, prepare_and_start, resume, start
+from medsft.core.workflow import faults_in_rows, prepare, prepare_and_start, resume, start
 from medsft.errors import LaunchError, MedsftError
 from medsft.tui.wizard import backend
 
@@ -127,3 +127,18 @@ def test_confirm_may_change_the_iterations_and_the_plan_is_shown_before_the_star
     monkeypatch.setattr(rendezvous, "start", launched)
     prepare_and_start(config, settings, confirm=confirm, on_plan=lambda plan: order.append(f"planned {plan.num_iterations}"))
     assert order == ["asked", "planned 3", "started with 3"]
+
+
+def test_faults_in_rows_are_told_in_one_sentence_before_a_start(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    good = [f'{{"prompt": "Why is thing {n} so?", "gold": "It is so."}}\n' for n in range(5)]
+    path.write_text("".join(good))
+    assert faults_in_rows(RunConfig(data=(path,))) == ""
+    assert faults_in_rows(RunConfig()) == ""
+    bad = ['{"prompt": "Call 617-555-0143?", "gold": "I am sorry, but I cannot help."}\n', '{"prompt": "x?", "gold": "n/a"}\n']
+    path.write_text("".join([*good, *bad]))
+    said = faults_in_rows(RunConfig(data=(path,)))
+    assert said == (
+        "--data: of 7 rows that were looked at, 1 has an empty question or answer, 1 has an answer that refuses, "
+        "1 holds a phone number. `medsft check` looks at all rows and shows where they are."
+    )

@@ -17,6 +17,7 @@ from medsft.core.run.rundir import RunDir
 from medsft.errors import ConfigError, MedsftError, Problem
 
 if TYPE_CHECKING:
+    from medsft.core.data.check.report import CheckReport
     from medsft.core.data.dataset.lengths import LengthReport
     from medsft.core.data.dataset.samples import Sample
     from medsft.core.data.dataset.spec import TokenizeSpec
@@ -210,6 +211,14 @@ def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
         )
         shown.append(Sample(number, sum(map(len, ids)), parts))
     return tuple(shown)
+
+
+def check(config: RunConfig, progress: Callable[[Progress], None]) -> CheckReport:
+    """Look at all rows. Raises `MedsftError`."""
+    from medsft.core.data.check.check import check_rows
+    from medsft.core.workflow import check_request
+
+    return check_rows(check_request(config), progress=progress)
 
 
 def tokenize(config: RunConfig, settings_file: Path | None, progress: Callable[[Progress], None]) -> None:

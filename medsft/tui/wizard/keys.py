@@ -20,13 +20,14 @@ KEYS = [
     Binding("f", "want('browse')", "Files", tooltip="Choose JSONL files from a tree"),
     Binding("v", "want('samples')", "Samples", tooltip="Show the first rows as the model will read them"),
     Binding("k", "want('tokenize')", "Tokenize", tooltip="Tokenize now, to have exact counts"),
+    Binding("c", "want('check')", "Check", tooltip="Look for repeats, odd answers and identifiers in the rows"),
     Binding("r", "want('raise')", "Raise seq", tooltip="Raise --seq to the longest document"),
     Binding("s", "want('start')", "Start", tooltip="Start the run; it continues when you leave"),
     Binding("w", "want('save')", "Save TOML", tooltip="Save the settings as TOML"),
     Binding("y", "want('copy')", "Copy", tooltip="Copy the equivalent command line"),
     Binding("x", "clear", "Clear", show=False, tooltip="Set all fields to their defaults"),
 ]
-_OF_DATA_PAGE = ("browse", "tokenize", "raise", "samples")
+_OF_DATA_PAGE = ("browse", "tokenize", "check", "raise", "samples")
 
 
 def possible(what: str, page: int, state: State) -> bool | None:
@@ -41,6 +42,7 @@ def possible(what: str, page: int, state: State) -> bool | None:
         return bool(seen and seen.report and seen.report.exceeding)
     allowed = {
         "tokenize": bool(state.config.data) and not state.busy,
+        "check": bool(state.config.data) and not state.busy,
         "samples": bool(seen and seen.samples),
         "start": bool(seen and seen.plan and not state.problems and not state.busy),
     }

@@ -43,7 +43,7 @@ class Edited(Message):
 
 
 class Wanted(Message):
-    """A person wants something done: `browse`, `look`, `choose`, `tokenize`, `save`, `copy`, `start`, `back`, `next`."""
+    """A person wants something done: `browse`, `look`, `choose`, `tokenize`, `check`, `save`, `copy`, `start`, ...."""
 
     def __init__(self, what: str, value: object = None) -> None:
         super().__init__()

@@ -189,6 +189,7 @@ class DataPage(Page):
             yield Button("Browse files (f)", id="browse", compact=True)
             yield Button("Samples (v)", id="samples-button", name="samples", compact=True)
             yield Button("Tokenize (k)", id="tokenize", compact=True)
+            yield Button("Check (c)", id="check", compact=True)
         yield self.row("run_name")
         yield Static("Or use a tokenized set:", id="sets-label", classes="help")
         yield Choice((), "", default="", id="sets")
@@ -223,7 +224,8 @@ class DataPage(Page):
         if report:
             self.query_one("#raise", Button).label = f"Raise seq to {report.fitting_seq:,} (r)"
         put(self.query_one("#samples", Static), self._samples(state))
-        self.query_one("#tokenize", Button).disabled = bool(state.busy)
+        for button in ("#tokenize", "#check"):
+            self.query_one(button, Button).disabled = bool(state.busy)
 
     def _show_rows(self, found: Recognized | None, texts: Mapping[str, str]) -> None:
         """Say how rows are read, and offer the keys that mean something then."""

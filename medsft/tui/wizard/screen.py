@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncio import sleep
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from medsft.tui.widgets.text import put
 from medsft.tui.wizard import backend as core
 from medsft.tui.wizard import plan_text as words
 from medsft.tui.wizard.busy import do_slowly
+from medsft.tui.wizard.checking import check_rows
 from medsft.tui.wizard.fields import FieldRow
 from medsft.tui.wizard.form import FIELDS, parse, proposals
 from medsft.tui.wizard.keys import DATA_PAGE, ITERATIONS_PAGE, KEYS, REVIEW_PAGE, TITLES, possible
@@ -324,6 +326,8 @@ you leave the wizard. Empty fields have their default.
                 self.browse()
             case "tokenize":
                 self.tokenize()
+            case "check":
+                self.run_worker(partial(check_rows, self, self.state.config), thread=True, exclusive=True, group="slow")
             case "samples" if self.state.outlook:
                 shown = show_samples(self.state.outlook.samples, self.state.config)
                 self.app.push_screen(TextDialog("The first rows, as the model will read them", shown))

@@ -13,21 +13,26 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 
 from medsft.core.data.check.patterns import SCREENS, IdentifierKind
 
-_TO_ASCII = {
-    sign: str(unicodedata.decimal(sign)) for sign in map(chr, range(0x80, sys.maxunicode + 1)) if sign.isdecimal()
-} | dict(zip("＋－．／：＠‐‑‒–−٫⁄\u00a0\u2009\u202f\u3000’", "+-./:@-----./    '", strict=True))
-"""Digits of every script, and the signs that stand between them, to those of ASCII."""
+
+@cache
+def _to_ascii() -> Mapping[str, str]:
+    """Digits of every script, and signs that stand between them, to those of ASCII. (A tenth of a second, so not on import.)"""
+    signs = (sign for sign in map(chr, range(0x80, sys.maxunicode + 1)) if sign.isdecimal())
+    between = zip("＋－．／：＠‐‑‒–−٫⁄\u00a0\u2009\u202f\u3000’", "+-./:@-----./    '", strict=True)
+    return {sign: str(unicodedata.decimal(sign)) for sign in signs} | dict(between)
 
 
 def plain_digits(text: str) -> str:
     """Return a text of the same length with the digits of every script (Arabic, Devanagari, full width, ...) as 0 to 9."""
     if not text.isascii():
-        for sign in _TO_ASCII.keys() & set(text):  # a few; `translate` would look up every character
-            text = text.replace(sign, _TO_ASCII[sign])
+        to_ascii = _to_ascii()
+        for sign in to_ascii.keys() & set(text):  # a few; `translate` would look up every character
+            text = text.replace(sign, to_ascii[sign])
     return text
 
 

@@ -20,6 +20,12 @@ class Kind:
     means: str
     """Of a row, after "rows": what is said of it"""
 
+    def meaning(self, rows: int) -> str:
+        """Return what is said of so many rows: of one, "repeats an earlier row"."""
+        verb, _, rest = self.means.partition(" ")
+        singular = {"have": "has", "are": "is", "cannot": "cannot"}.get(verb, f"{verb}s")
+        return f"{singular} {rest}" if rows == 1 else self.means
+
     @property
     def identifies(self) -> bool:
         """Whether it is about who a row is about."""
@@ -65,3 +71,5 @@ BITS = {kind: bit for bit, kind in enumerate((UNUSABLE, EMPTY, REFUSING, CUT_OFF
 """Of the kinds that show in a row alone: which bit of its flags says so."""
 LEFT_OUT = (UNUSABLE, EMPTY, REPEATED, NEAR_REPEATED, CONTRADICTING, IN_VAL, IN_AGAINST)
 """What clean rows are without."""
+AT_START = (EMPTY, CONTRADICTING, REFUSING, CUT_OFF, LENGTH, *(kind for kind in IDENTIFIERS.values() if kind.error))
+"""What is looked for before a run starts: it shows in a row alone, or among some rows, and tokenizing does not say it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,7 +114,14 @@ class CheckReport:
     def sentences(self) -> list[str]:
         """Return a sentence for each kind that was found."""
         of = count(self.rows)
-        return [f"{count(len(found.rows))} of {of} rows {kind.means}." for kind, found in self.found.items()]
+        return [f"{count(len(found.rows))} of {of} rows {kind.meaning(len(found.rows))}." for kind, found in self.found.items()]
+
+    def summary(self, kinds: Collection[Kind]) -> str:
+        """Return one sentence on the rows of some kinds; "" when there are none."""
+        named = [
+            f"{count(len(found.rows))} {kind.meaning(len(found.rows))}" for kind, found in self.found.items() if kind in kinds
+        ]
+        return f"of {count(self.rows)} rows that were looked at, {', '.join(named)}" if named else ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report for programs. Places are those of the first rows of each kind."""
