@@ -151,7 +151,7 @@ class RunConfig:
         False, "Use a tokenized set that has no manifest, such as one that Megatron-LLM made", "data", advanced=True
     )
 
-    epochs: float = option(3.0, "Passes over the documents", "training", above=0, maximum=1e6)
+    epochs: float = option(3.0, "Passes over the documents, or over the mixture of --data", "training", above=0, maximum=1e6)
     iters: int | None = option(None, "Train exactly this many iterations instead of --epochs", "training", minimum=1)
     max_iters: int | None = option(None, "Train at most this many iterations", "training", minimum=1, advanced=True)
     global_batch: int = option(64, "Documents in one iteration", "training", unit="documents", minimum=1, maximum=10**6)

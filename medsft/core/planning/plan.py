@@ -219,8 +219,10 @@ class RunPlan:
 
     def _shares(self) -> dict[str, Any]:
         """Return what is mixed and withheld, where a person asks for shares."""
-        asked = {"shares of the files of --data": list(self.train.shares), "share in --val": self.config.val_share}
-        return {name: value for name, value in asked.items() if value}
+        mixed = {"shares of the files of --data": list(self.train.shares)} if self.train.mixture else {}
+        if self.config.val_share is None or self.val is None:
+            return mixed
+        return {**mixed, "share in --val": self.config.val_share, "validation documents": self.val.documents}
 
     def _original_fields(self) -> dict[str, Any]:
         """Return what the original's loss depends on beside the recipe, so that no resume changes it."""

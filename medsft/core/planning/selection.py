@@ -168,6 +168,12 @@ def open_splits(plan: RunPlan) -> tuple[Split, Split | None]:
     has_own_set = plan.val is not None and plan.val.folder != plan.train.folder
     own_set = _open(plan.val) if plan.val is not None and has_own_set else None
     train, val = select(plan.config, _open(plan.train), own_set, shares=plan.train.shares)
+    if plan.config.val_share is not None and val is not None and plan.val is not None:
+        # The fingerprint of the set does not hold the hashes that choose.
+        found = (len(val.subset), int(val.subset.num_labels.sum()))
+        if found != (plan.val.documents, plan.val.labels):
+            message = f"{plan.train.folder}: the hashes of its rows have changed since the run was planned."
+            raise MismatchError(message, hint="Make the set again with --retokenize.")
     return _as_planned(train, plan), _as_planned(val, plan) if val is not None else None
 
 

@@ -332,6 +332,17 @@ def test_both_sides_have_documents(project, share, words):
         planned(one, settings, retokenize=True)
 
 
+def test_other_hashes_beside_the_set_are_noticed(project):
+    config, settings = project
+    plan = planned(config, settings, val=0.2)
+    open_splits(plan)
+    path = hashes_path(training_folder(config))
+    np.save(path, np.load(path) // np.uint64(3))
+    with pytest.raises(MismatchError, match="the hashes of its rows have changed since the run was planned"):
+        open_splits(plan)
+    assert make_plan(plan.config, settings).identity != plan.identity
+
+
 def test_a_set_to_validate_on_that_is_there_is_not_used_with_a_share(project, tmp_path):
     config, settings = project
     val = write_rows(tmp_path / "val.jsonl", range(900, 905))
