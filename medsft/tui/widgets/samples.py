@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 
 from medsft.core.printable import printable
-from medsft.core.units import count, counted
 
 if TYPE_CHECKING:
     from medsft.core.config.run_config import RunConfig
-    from medsft.core.data.dataset.samples import Sample
+    from medsft.core.data.dataset.samples import Sample, SamplePart
     from medsft.core.run.rundir import RunDir
 
-_COLORS = {"SYSTEM": "$secondary", "QUESTION": "$primary", "ANSWER": "$success"}
+_COLORS = {
+    "SYSTEM": ("$secondary",),
+    "QUESTION": ("$primary", "$foreground"),
+    "ANSWER": ("$success", "$accent"),
+    "TEXT": ("$success",),
+}
+"""Of the turns of a conversation in turn."""
 
 
 def current_batch(run: RunDir, iteration: int, most: int = 8) -> list[Sample]:
@@ -29,28 +34,27 @@ def current_batch(run: RunDir, iteration: int, most: int = 8) -> list[Sample]:
 
     plan = load_plan(run)
     chosen, _ = open_splits(plan)
-    documents = chosen.subset.indices[chosen.order.batch(max(0, iteration - 1))[:most]].tolist()
+    positions = chosen.order.batch(max(0, iteration - 1))[:most].tolist()
     opened = spec_for(plan.config, Settings(), tokenizer=Path(plan.base.tokenizer)).open_tokenizer()
-    return samples(chosen.data, opened.tokenizer, documents)
+    return samples(chosen.data, opened.tokenizer, chosen.subset, positions)
 
 
 def show_samples(shown: Iterable[Sample], config: RunConfig) -> Content:
     """Return the documents, each part under its role and weight; where --seq cuts is said in words."""
     parts: list[Content | str] = []
     for sample in shown:
-        over = sample.length - 1 - config.seq
-        cut = f", {count(over)} too many for --seq {count(config.seq)}" if over > 0 else ""
-        parts += [Content.styled(f"Document {count(sample.document)}: {counted(sample.length, 'token')}{cut}", "bold"), "\n"]
+        parts += [Content.styled(sample.title(config.seq).capitalize(), "bold"), "\n"]
         for part in sample.parts:
-            role = part.role.name
-            weight = part.role.loss_weight(config.loss_mask)
-            trained = (
-                "trained on" if weight == 1 else f"trained on with weight {weight:g}" if weight else "read, not trained on"
-            )
-            parts.append(
-                Content.styled(f"▌{role.lower()}, {counted(part.tokens, 'token')}, {trained}", f"{_COLORS[role]} italic")
-            )
-            text, style = printable(part.text.rstrip("\n")), _COLORS[role] if weight else f"dim {_COLORS[role]}"
-            parts += ["\n", Content.styled(text, style), "\n"]
+            colors, weight = _COLORS[part.role.name], part.weight(config.loss_mask)
+            color = colors[(part.turn - 1) % len(colors)]
+            parts.append(Content.styled(f"▌{sample.label(part)}, {_use(part, weight)}", f"{color} italic"))
+            style = color if weight else f"dim {color}"
+            parts += ["\n", Content.styled(printable(part.text.rstrip("\n")), style), "\n"]
         parts.append("\n")
     return Content.assemble(*parts)
+
+
+def _use(part: SamplePart, weight: float) -> str:
+    if part.cut:
+        return "cut away"
+    return "trained on" if weight == 1 else f"trained on with weight {weight:g}" if weight else "read, not trained on"

@@ -172,7 +172,9 @@ def _report(config: RunConfig) -> LengthReport | None:
 
     folder = config.tokenized_data_dir / config.run_name
     try:
-        return length_report(open_tokenized(folder), config.seq) if config.run_name and set_exists(folder) else None
+        if not config.run_name or not set_exists(folder):
+            return None
+        return length_report(open_tokenized(folder), config.seq, turns=config.turns, whole_turns=config.rules.cuts_whole_turns)
     except MedsftError:
         return None
 
@@ -191,8 +193,10 @@ def _opened(spec: TokenizeSpec) -> OpenedTokenizer:
 
 
 def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
-    from medsft.core.data.dataset.encode import encode_segments
-    from medsft.core.data.dataset.samples import Sample, SamplePart
+    from medsft.core.data.dataset.encode import encode_documents
+    from medsft.core.data.dataset.samples import encoded_samples
+    from medsft.core.data.dataset.subset import Reading
+    from medsft.core.data.sources.conversation import parts_up_to_answers
     from medsft.core.data.sources.read import read_conversations
     from medsft.core.planning.sets import row_format_of
     from medsft.core.workflow import spec_for
@@ -201,16 +205,12 @@ def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
         return ()
     spec = spec_for(config, settings)
     opened = _opened(spec)
-    shown = []
-    conversations = read_conversations(config.data_files, row_format_of(config), skip_bad=True)
-    for number, conversation in enumerate(islice(conversations, _SHOWN_SAMPLES)):
-        segments = opened.template.render(conversation, only_last=config.turns != "all")
-        ids = encode_segments([segments], opened, control=spec.allows_control_tokens)
-        parts = tuple(
-            SamplePart(segment.role, segment.text, len(of_segment)) for segment, of_segment in zip(segments, ids, strict=True)
-        )
-        shown.append(Sample(number, sum(map(len, ids)), parts))
-    return tuple(shown)
+    rows = read_conversations(config.data_files, row_format_of(config), skip_bad=True)
+    split, only_last = config.turns == "split", config.turns != "all"
+    documents = (part for row in rows for part in (parts_up_to_answers(row) if split else (row,)))
+    shown = list(islice(documents, _SHOWN_SAMPLES))
+    encoded = encode_documents(shown, opened, control=spec.allows_control_tokens, only_last=only_last)
+    return tuple(encoded_samples(encoded, opened, Reading.of(config))[:_SHOWN_SAMPLES])
 
 
 def check(config: RunConfig, progress: Callable[[Progress], None]) -> CheckReport:

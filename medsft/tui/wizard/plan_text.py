@@ -153,9 +153,14 @@ def report_text(report: LengthReport | None, truncate: str) -> Content:
             "keep": ("!", f"they are cut, as chosen: {cut} would lose tokens, {endless} their end."),
         }.get(truncate, ("✖", f"cutting them would take tokens from {cut}, and the end from {endless}."))
         text = f"{mark} {counted(report.exceeding, 'document')} longer than seq {count(report.seq)}: {then}"
+        if in_turns := sum(report.cut_from_turn.values()):
+            text += f" Of several turns, {counted(in_turns, 'conversation')}: whole turns go first, from the end."
         lines.append(Content.styled(text, "bold $warning"))
     else:
         lines.append(Content.styled(f"✔ All fit seq {count(report.seq)}.", "$success"))
+    if report.text_pieces > report.texts:
+        texts = f"\n{counted(report.texts, 'text')}: read in {counted(report.text_pieces, 'piece')} of at most seq tokens."
+        lines.append(texts)
     return Content.assemble(*lines)
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import tiny
 from kept import ROW_CASES
+from role_sets import write_conversations
 from typer.testing import CliRunner
 
 from medsft.cli.app import app
+from medsft.core.data.dataset.subset import Reading, as_read
+from medsft.core.data.tokenizers.open import open_tokenizer
 
 ALPACA = ROW_CASES / "d03_alpaca.jsonl"
 UNUSED = "the text under these keys is not used: `input` (in 2 of 3 rows)."
@@ -35,3 +38,55 @@ def test_unused_text_and_rows_of_both_sets(tmp_path: Path, monkeypatch: pytest.M
         text = text.lstrip()[end:]
     assert [record["unused_text"] for record in records] == [{"input": 2}] * 2
     assert [record["warnings"] for record in records] == [[f"--data: {UNUSED}"], [f"--val: {UNUSED}", REPEATED]]
+
+
+def test_inspect_shows_each_turn_and_token_with_its_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a set with texts and conversations of several turns, as `--seq`, `--truncate` and `--turns` have it read."""
+    monkeypatch.chdir(tmp_path)
+    tiny.write_tokenizer(tmp_path)
+    opened = open_tokenizer(tmp_path)
+    assert opened.stop_id is not None
+    folder = tmp_path / "tokenized" / "x"
+    data = write_conversations(folder, documents=10, stop_id=opened.stop_id, vocab_size=opened.tokenizer.vocab_size)
+    flags = [
+        "--tokenizer",
+        ".",
+        "--run_name",
+        "x",
+        "--seq",
+        "20",
+        "--truncate",
+        "keep",
+        "--turns",
+        "last",
+        "--loss_mask",
+        "0.5",
+    ]
+    arguments = ["inspect", *flags, "--trust_cache", "--samples", "10"]
+    said = CliRunner().invoke(app, arguments)
+    assert said.exit_code == 0, said.stderr
+    words = " ".join(said.stdout.split())
+    for expected in (
+        "turn 2, answer,",
+        "weight 0.5",
+        "cut away",
+        "text, 21 tokens, weight 1",
+        "answers that would be lost whole",
+    ):
+        assert expected in words
+    for row in ("turns of conversations", "cut with --truncate keep from turn", "texts, in pieces of --seq", "(--turns last)"):
+        assert row in words
+    each = CliRunner().invoke(app, [*arguments, "--tokens"])
+    assert each.exit_code == 0
+    assert len([line for line in each.stdout.splitlines() if line.endswith('"')]) > data.lengths.sum()  # pieces share a token
+    [record] = json.loads(CliRunner().invoke(app, [*arguments, "--tokens", "--json"]).stdout)
+    read = as_read(data.outlines, Reading(seq=20, truncate="keep", turns="last", loss_mask=0.5))
+    assert len(record["samples"]) == len(read)
+    assert record["trained"] == read.answer_labels.sum()
+    for position, sample in enumerate(record["samples"]):
+        document = int(read.indices[position])
+        tokens = [token for part in sample["parts"] if not part.get("cut") for token in part["each"]]
+        trained = read.trained(position, data.roles(document))
+        assert [token["weight"] for token in tokens] == [0.0, *(1.0 if label else 0.5 for label in trained)]
+        assert [token["id"] for token in tokens] == data.tokens(document)[read.span(position)].tolist()
+        assert (sample["document"], sample["start"]) == (document, read.starts[position])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medsft.core.data.dataset.dataset import TokenizedDataset
-from medsft.core.data.dataset.subset import Reading, Turns, as_read, count_cut
+from medsft.core.data.dataset.subset import Reading, as_read, count_cut
 from medsft.core.data.tokenizers.template import Role
 from medsft.errors import DataError
 
@@ -54,7 +54,7 @@ class LengthReport:
     """The smallest `seq` at which no conversation is cut; of texts alone that at which none is divided"""
 
 
-def length_report(data: TokenizedDataset, seq: int, *, turns: Turns = "all", whole_turns: bool = True) -> LengthReport:
+def length_report(data: TokenizedDataset, seq: int, *, turns: str = "all", whole_turns: bool = True) -> LengthReport:
     """Report on a whole set. Reads lengths and the places of answers only, never tokens. Raises DataError for an empty one.
 
     `turns` and `whole_turns` say how a run reads it, see `subset.Reading`.

@@ -7,7 +7,7 @@ and reports and samples show it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,8 @@ import numpy.typing as npt
 from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.answers import supervised
 from medsft.core.data.dataset.outlines import CutAnswers, Outlines, cut_answers, cut_lengths, in_pieces, last_answers
-from medsft.core.data.dataset.spec import Turns
 from medsft.core.units import counted
 from medsft.errors import DataError
-
-Truncate = Literal["error", "drop", "keep"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +25,9 @@ class Reading:
 
     seq: int
     """Labels that fit"""
-    truncate: Truncate = "error"
-    turns: Turns = "all"
+    truncate: str = "error"
+    """What becomes of a conversation that does not fit: `error`, `drop` or `keep`"""
+    turns: str = "all"
     """The answers of a document that are trained on: all, or the last (`last` and `split`)"""
     whole_turns: bool = True
     """See `outlines.cut_lengths`"""
@@ -41,8 +39,8 @@ class Reading:
         """Return how the run of a config reads documents."""
         return cls(
             seq=config.seq,
-            truncate=config.truncate,  # type: ignore[arg-type]
-            turns=config.turns,  # type: ignore[arg-type]
+            truncate=config.truncate,
+            turns=config.turns,
             whole_turns=config.rules.cuts_whole_turns,
             loss_mask=config.loss_mask,
         )

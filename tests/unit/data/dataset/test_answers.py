@@ -15,7 +15,7 @@ from medsft.core.data.dataset.answers import find_answers
 from medsft.core.data.dataset.dataset import TokenizedDataset, answers_path, open_tokenized
 from medsft.core.data.dataset.lengths import length_report
 from medsft.core.data.dataset.samples import samples
-from medsft.core.data.dataset.subset import Reading, apply_truncation, cut_sentence
+from medsft.core.data.dataset.subset import Reading, apply_truncation, as_read, cut_sentence
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.data.tokenizers.template import Role
 from medsft.errors import DataError
@@ -165,5 +165,6 @@ def test_places_that_cannot_be_are_damage(tmp_path: Path, row: list[int]) -> Non
 
 def test_samples_show_each_answer(tmp_path: Path, hf_folder: Path) -> None:
     data = make_set(tmp_path / "x", [TWO])
-    [sample] = samples(data, open_tokenizer(hf_folder).tokenizer, [0])
+    read = as_read(data.outlines, Reading(seq=20))
+    [sample] = samples(data, open_tokenizer(hf_folder).tokenizer, read, [0])
     assert [(part.role, part.tokens) for part in sample.parts] == [(Q, 3), (A, 3), (Q, 2), (A, 4)]

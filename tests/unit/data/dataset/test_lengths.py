@@ -14,7 +14,7 @@ from medsft.core.data.dataset.lengths import length_report
 from medsft.core.data.dataset.manifest import Manifest, write_manifest
 from medsft.core.data.dataset.samples import samples
 from medsft.core.data.dataset.spec import TokenizeSpec
-from medsft.core.data.dataset.subset import Reading, apply_truncation, cut_sentence
+from medsft.core.data.dataset.subset import Reading, apply_truncation, as_read, cut_sentence
 from medsft.core.data.dataset.tokenize import tokenize
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.data.tokenizers.template import Role
@@ -144,7 +144,8 @@ def test_samples_show_the_text_with_its_roles(tmp_path: Path, hf_folder: Path) -
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "the dose?", "gold": "5 mg é"}\n{"prompt": "x", "gold": "y"}\n')
     data = tokenize(TokenizeSpec(data=(path,), tokenizer=hf_folder), tmp_path / "x")
-    [second, first] = samples(data, open_tokenizer(hf_folder).tokenizer, [1, 0])
+    read = as_read(data.outlines, Reading(seq=2048))
+    [second, first] = samples(data, open_tokenizer(hf_folder).tokenizer, read, [1, 0])
     assert (second.document, first.document) == (1, 0)
     assert [(part.role, part.text) for part in first.parts] == [
         (Role.QUESTION, "<|im_start|>question\nthe dose?<|im_end|>\n"),

@@ -66,7 +66,7 @@ def trained(data: TokenizedDataset, subset: Subset, position: int) -> list[int]:
 @pytest.mark.parametrize("mode", ["all", "last"])
 @pytest.mark.parametrize("seq", range(8, LONGEST + 1))
 def test_keep_cuts_whole_turns_from_the_end(data: TokenizedDataset, seq: int, mode: str) -> None:
-    subset = apply_truncation(data.outlines, Reading(seq=seq, truncate="keep", turns=mode))  # type: ignore[arg-type]
+    subset = apply_truncation(data.outlines, Reading(seq=seq, truncate="keep", turns=mode))
     conversations = [p for p in range(len(subset)) if DOCUMENTS[subset.indices[p]] is not TEXT]
     assert [int(subset.indices[p]) for p in conversations] == [0, 1, 2, 4]
     for position in conversations:
@@ -94,7 +94,7 @@ def test_keep_cuts_whole_turns_from_the_end(data: TokenizedDataset, seq: int, mo
 def test_a_text_is_read_in_pieces(data: TokenizedDataset, seq: int, mode: str) -> None:
     """Each token but the first is predicted once, whatever --truncate says."""
     for policy in ("keep", "drop"):
-        subset = apply_truncation(data.outlines, Reading(seq=seq, truncate=policy, turns=mode))  # type: ignore[arg-type]
+        subset = apply_truncation(data.outlines, Reading(seq=seq, truncate=policy, turns=mode))
         pieces = [position for position in range(len(subset)) if subset.indices[position] == 3]
         assert pieces == list(range(pieces[0], pieces[-1] + 1))
         assert len(pieces) == -(-39 // seq)
