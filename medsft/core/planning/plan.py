@@ -87,13 +87,17 @@ class DatasetStats:
     labels: int
     """(token, next token) pairs of one pass: a document of n tokens gives n - 1."""
     supervised_tokens: int
-    """Labels of one pass that belong to answers."""
+    """Labels of one pass that belong to answers that are trained on."""
     longest: int
     """Tokens of the longest document that is used, at most --seq + 1."""
     mixture: tuple[MixturePart, ...] = ()
     """Of each file of --data, where files have shares."""
     cut_by_turn: int = 0
     """Conversations that `--truncate keep` cuts behind a whole turn and not where --seq ends."""
+    texts: int = 0
+    """Texts that are used."""
+    text_pieces: int = 0
+    """Pieces that these texts are read in, each of which counts as one of `documents`."""
 
     @property
     def shares(self) -> tuple[float, ...]:

@@ -328,7 +328,8 @@ def _concerns(found: _Found, plan: RunPlan) -> list[str]:
     """Return what a person should know before the run starts, though it can."""
     config, train, estimates = plan.config, plan.train, plan.estimates
     lines = [*doubts(config), *found.train.notes, *row_concerns(found.train, found.val, plan)]
-    expected, counted = found.settings.expected_documents(config.run_name), len(found.train.subset) + found.train.withheld
+    expected = found.settings.expected_documents(config.run_name)
+    counted = len(found.train.subset) - train.text_pieces + train.texts + found.train.withheld
     if expected is not None and expected != counted:
         lines.append(f"medsft.toml says {expected:,} documents for {config.run_name}, the set has {counted:,}.")
     if found.train.withheld and config.rules.withholds_documents:

@@ -12,7 +12,7 @@ from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import is_validation_folder, open_tokenized, set_exists, validation_folder_of
 from medsft.core.data.dataset.findings import BYTES_PER_TOKEN, Survey, given_twice, survey
 from medsft.core.data.dataset.manifest import turns_differences
-from medsft.core.data.dataset.outlines import in_pieces
+from medsft.core.data.dataset.outlines import Outlines, in_pieces
 from medsft.core.data.dataset.subset import Reading, Subset, count_cut, cut_sentence
 from medsft.core.data.dataset.write import refuse_rows
 from medsft.core.data.sources.open import open_rows, refuse_unreadable
@@ -164,10 +164,8 @@ def validation_set_or_guess(config: RunConfig) -> PlannedSet | None:
 
 def _planned(split: Split, config: RunConfig, flag: str) -> PlannedSet:
     data, subset = split.data, split.subset
-    fits = np.minimum(data.lengths[subset.indices], config.seq + 1)
-    cut_by_turn = int(((subset.lengths < fits) & ~data.outlines.texts[subset.indices]).sum())
     return PlannedSet(
-        stats=_stats(config, data.folder, data.fingerprint, subset, split.order, cut_by_turn=cut_by_turn),
+        stats=_stats(config, data.folder, data.fingerprint, subset, split.order, data.outlines),
         subset=subset,
         order=split.order,
         withheld=split.withheld,
@@ -179,8 +177,11 @@ def _planned(split: Split, config: RunConfig, flag: str) -> PlannedSet:
 
 
 def _stats(
-    config: RunConfig, folder: Path, fingerprint: str, subset: Subset, order: SampleOrder, *, cut_by_turn: int = 0
+    config: RunConfig, folder: Path, fingerprint: str, subset: Subset, order: SampleOrder, outlines: Outlines | None = None
 ) -> DatasetStats:
+    """Return the numbers of a plan; nobody knows `outlines` in an estimate."""
+    pieces = np.zeros(len(subset), bool) if outlines is None else outlines.texts[subset.indices]
+    fits = subset.lengths if outlines is None else np.minimum(outlines.lengths[subset.indices], config.seq + 1)
     mixture = mixture_parts(config.data_files, config.shares, order.mixture, subset) if order.mixture else ()
     return DatasetStats(
         folder=absolute(folder),
@@ -192,7 +193,9 @@ def _stats(
         supervised_tokens=sum(part.supervised_tokens for part in mixture) if mixture else int(subset.answer_labels.sum()),
         longest=int(subset.lengths.max()),
         mixture=mixture,
-        cut_by_turn=cut_by_turn,
+        cut_by_turn=int(((subset.lengths < fits) & ~pieces).sum()),
+        texts=len(np.unique(subset.indices[pieces])),
+        text_pieces=int(pieces.sum()),
     )
 
 

@@ -116,11 +116,12 @@ def _held_out(plan: RunPlan) -> str:
 def _data(label: str, data: DatasetStats, chosen: str = "") -> Row:
     about = "" if data.fingerprint else "about "
     left_out = f"{count(data.left_out)} left out, " if data.left_out else ""
+    divided = data.text_pieces > data.texts
+    pieces = f"{counted(data.texts, 'text is', 'texts are')} read in {count(data.text_pieces)} pieces, " if divided else ""
     each = " an epoch" if data.mixture else ""
     value = f"{about}{counted(data.documents, 'document')}{each}, {about}{short_count(data.tokens)} tokens"
-    return Row(
-        label, value, f"{chosen}{left_out}the longest has {counted(data.longest, 'token')}", brief=label == "training set"
-    )
+    note = f"{chosen}{left_out}{pieces}the longest has {counted(data.longest, 'token')}"
+    return Row(label, value, note, brief=label == "training set")
 
 
 def _validations(plan: RunPlan) -> list[Row]:

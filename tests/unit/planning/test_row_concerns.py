@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+from role_sets import write_conversations
 
 from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset import findings
+from medsft.core.data.dataset.dataset import open_tokenized
+from medsft.core.data.dataset.outlines import cut_lengths
 from medsft.core.planning import planner
+from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, preview
 from medsft.core.planning.sets import training_set
 from medsft.core.settings import Settings
+from medsft.core.text.plan import plan_rows
 from medsft.core.workflow import tokenize_sets
 from medsft.errors import DataError
 
@@ -164,3 +171,59 @@ def test_what_keep_cuts_is_counted_and_batches_without_an_answer_are_named(proje
     assert any(warning.startswith(f"In {empty} of the first {plan.num_iterations} iterations") for warning in plan.warnings)
     learning = make_plan(replace(config, loss_mask=0.1), settings)
     assert not any("iterations no document" in warning for warning in learning.warnings)
+
+
+@pytest.mark.parametrize(
+    ("truncate", "then"),
+    [
+        ("keep", "are cut. Answers lost whole: 13; in part: 1, of these without their end: 1."),
+        ("drop", "are left out."),
+        ("error", "stop the run once they are tokenized."),
+    ],
+)
+def test_a_plan_ahead_estimates_what_does_not_fit(project, tmp_path, monkeypatch, truncate, then):
+    config, settings = project
+    path = _rows(tmp_path / "long.jsonl", questions=[2, 3, 24, *[80] * 13])
+    config = replace(config, data=(path,), val=(), seq=20, truncate=truncate)
+    warnings = make_plan(config, settings, ahead=True).warnings
+    said = "--data: by their bytes, before tokenizing, about 14 of the 16 documents are longer than --seq 20 and"
+    assert f"{said} {then}" in warnings
+    monkeypatch.setattr(findings, "SURVEYED_ROWS", 10)
+    few = make_plan(config, settings, ahead=True).warnings
+    assert any("about 8 of the first 10 documents are longer" in warning for warning in few)
+    fits = make_plan(replace(config, seq=100), settings, ahead=True).warnings
+    assert not any("before tokenizing" in warning for warning in fits)
+
+
+def test_conversations_that_are_cut_by_turn_are_in_the_identity(project, tmp_path):
+    """A run that was begun when they were cut where --seq ends is not resumed on other tokens unsaid."""
+    config, settings = project
+    config = replace(config, val=(), truncate="keep")
+    tokenize_sets(config, settings)
+    made = training_set(config)
+    folder = Path(made.stats.folder)
+    one_turn = make_plan(replace(config, seq=8), settings)
+    assert one_turn.train.cut_by_turn == 0
+    assert not any("turn" in name for name in one_turn.identity_fields())
+    manifest = open_tokenized(folder).manifest
+    shutil.rmtree(folder)
+    assert manifest.stop_id is not None
+    data = write_conversations(folder, documents=30, stop_id=manifest.stop_id, vocab_size=manifest.vocab_size)
+    plan = make_plan(replace(config, seq=24), settings)
+    read = cut_lengths(data.outlines, 24)
+    expected = int((read < np.minimum(data.lengths, 25)).sum())
+    assert plan.train.cut_by_turn == expected > 3
+    assert plan.identity_fields()["conversations cut behind a whole turn"] == expected
+    before = replace(plan, train=replace(plan.train, cut_by_turn=0))
+    assert difference(before, plan) == [f"conversations cut behind a whole turn: was None, now {expected}"]
+    assert RunPlan.from_json(json.loads(plan.to_json())) == plan
+    assert plan.train.texts == 6
+    assert plan.train.text_pieces == plan.train.documents - 30 + 6 > 6
+    [row] = [row for row in plan_rows(plan, None, 10**12) if row.label == "training set"]
+    assert f"6 texts are read in {plan.train.text_pieces} pieces" in row.note
+    assert "medsft.toml says 40 documents for words, the set has 30." in plan.warnings
+    original = make_plan(replace(config, seq=24, compat="megatron-llm"), settings)
+    assert original.train.cut_by_turn == 0
+    last = make_plan(replace(config, seq=24, turns="last"), settings)
+    assert last.train.labels == plan.train.labels
+    assert last.train.supervised_tokens < plan.train.supervised_tokens

@@ -135,7 +135,7 @@ class TokenizedDataset:
         texts = np.zeros(self.num_documents, bool)
         if self.tokens_by_role.get(Role.TEXT):
             whole = answers.document[(answers.first == 0) & (answers.behind == self.lengths[answers.document])]
-            texts[whole] = [self.roles(int(document))[0] == Role.TEXT for document in whole]
+            texts[whole] = self.role.first_numbers(whole) == Role.TEXT
         return Outlines(lengths=self.lengths, answers=answers, texts=texts)
 
     def stored_answers(self) -> Answers | None:

@@ -177,6 +177,10 @@ class IndexedReader:
         start = int(self._starts[document]) // self.dtype.itemsize
         return self._content[start : start + int(self.sizes[document])]
 
+    def first_numbers(self, documents: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
+        """The first number of each of these documents, none of which may be empty."""
+        return self._content[self._starts[documents] // self.dtype.itemsize]
+
     def span(self, first: int, last: int) -> npt.NDArray[Any]:
         """The numbers of documents first .. last-1 laid end to end, a view of the mapped file."""
         if first >= last:
