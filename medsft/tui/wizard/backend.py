@@ -193,8 +193,7 @@ def _opened(spec: TokenizeSpec) -> OpenedTokenizer:
 
 
 def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
-    from medsft.core.data.dataset.encode import encode_documents
-    from medsft.core.data.dataset.samples import encoded_samples
+    from medsft.core.data.dataset.samples import conversation_samples
     from medsft.core.data.dataset.subset import Reading
     from medsft.core.data.sources.conversation import parts_up_to_answers
     from medsft.core.data.sources.read import read_conversations
@@ -206,11 +205,10 @@ def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
     spec = spec_for(config, settings)
     opened = _opened(spec)
     rows = read_conversations(config.data_files, row_format_of(config), skip_bad=True)
-    split, only_last = config.turns == "split", config.turns != "all"
-    documents = (part for row in rows for part in (parts_up_to_answers(row) if split else (row,)))
+    documents = (part for row in rows for part in (parts_up_to_answers(row) if config.turns == "split" else (row,)))
     shown = list(islice(documents, _SHOWN_SAMPLES))
-    encoded = encode_documents(shown, opened, control=spec.allows_control_tokens, only_last=only_last)
-    return tuple(encoded_samples(encoded, opened, Reading.of(config))[:_SHOWN_SAMPLES])
+    control = spec.allows_control_tokens
+    return tuple(conversation_samples(shown, opened, Reading.of(config), control=control)[:_SHOWN_SAMPLES])
 
 
 def check(config: RunConfig, progress: Callable[[Progress], None]) -> CheckReport:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import numpy.typing as npt
 
 from medsft.core.data.dataset.answers import find_answers, supervised
 from medsft.core.data.dataset.dataset import TokenizedDataset
-from medsft.core.data.dataset.encode import EncodedDocuments
+from medsft.core.data.dataset.encode import encode_rendered, encode_segments, render_document
 from medsft.core.data.dataset.outlines import Outlines
 from medsft.core.data.dataset.subset import Reading, Subset, as_read
+from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.tokenizers.base import OpenedTokenizer, Tokenizer
-from medsft.core.data.tokenizers.template import Role
+from medsft.core.data.tokenizers.template import Role, Segment
 from medsft.core.units import count, counted
 
 
@@ -80,8 +82,12 @@ def samples(data: TokenizedDataset, tokenizer: Tokenizer, subset: Subset, positi
     for position in positions:
         document = int(subset.indices[position])
         tokens, roles = data.tokens(document), data.roles(document)
-        found.append(_sample(document, tokens, roles, tokenizer, subset, position))
+        found.append(_sample(document, tokens, roles, partial(_decode, tokens, tokenizer), subset, position))
     return found
+
+
+def _decode(tokens: npt.NDArray[Any], tokenizer: Tokenizer, a: int, b: int) -> str:
+    return tokenizer.decode(tokens[a:b].tolist())
 
 
 def first_positions(subset: Subset, start: int, documents: int) -> list[int]:
@@ -89,8 +95,12 @@ def first_positions(subset: Subset, start: int, documents: int) -> list[int]:
     return np.flatnonzero((subset.indices >= start) & (subset.indices < start + documents)).tolist()
 
 
-def encoded_samples(encoded: EncodedDocuments, opened: OpenedTokenizer, reading: Reading) -> list[Sample]:
-    """Decode documents that are in no set yet."""
+def conversation_samples(
+    conversations: Sequence[Conversation], opened: OpenedTokenizer, reading: Reading, *, control: bool
+) -> list[Sample]:
+    """Return documents that are in no set yet, see `encode_documents`. Where parts are segments, their texts are these."""
+    documents = [render_document(each, opened, only_last=reading.turns != "all") for each in conversations]
+    encoded = encode_rendered(documents, opened, control=control)
     lengths = encoded.sizes.astype(np.int64)
     ends = np.cumsum(lengths)
     starts = ends - lengths
@@ -100,15 +110,27 @@ def encoded_samples(encoded: EncodedDocuments, opened: OpenedTokenizer, reading:
     found = []
     for position, document in enumerate(subset.indices.tolist()):
         here = slice(int(starts[document]), int(ends[document]))
-        found.append(_sample(document, encoded.tokens[here], encoded.roles[here], opened.tokenizer, subset, position))
+        tokens, segments = encoded.tokens[here], documents[document].segments
+        ids = encode_segments([segments], opened, control=control)
+        edges = {edge: number for number, edge in enumerate(accumulate(map(len, ids), initial=0))}
+        decode = partial(_segments_between, segments, edges, tokens, opened.tokenizer)
+        found.append(_sample(document, tokens, encoded.roles[here], decode, subset, position))
     return found
+
+
+def _segments_between(
+    segments: Sequence[Segment], edges: Mapping[int, int], tokens: npt.NDArray[Any], tokenizer: Tokenizer, a: int, b: int
+) -> str:
+    if a in edges and b in edges:
+        return "".join(segment.text for segment in segments[edges[a] : edges[b]])
+    return _decode(tokens, tokenizer, a, b)
 
 
 def _sample(
     document: int,
     tokens: npt.NDArray[Any],
     roles: npt.NDArray[np.uint16],
-    tokenizer: Tokenizer,
+    decode: Callable[[int, int], str],
     subset: Subset,
     position: int,
 ) -> Sample:
@@ -127,7 +149,7 @@ def _sample(
     parts = [
         SamplePart(
             Role(int(roles[a])),
-            tokenizer.decode(tokens[a:b].tolist()),
+            decode(a, b),
             b - a,
             turn=int(turns[a]),
             trained=bool(trained[a]),

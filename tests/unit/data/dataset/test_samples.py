@@ -10,8 +10,7 @@ import tiny
 from role_sets import write_conversations
 
 from medsft.core.data.dataset.dataset import TokenizedDataset
-from medsft.core.data.dataset.encode import EncodedDocuments, encode_documents
-from medsft.core.data.dataset.samples import encoded_samples, first_positions, samples, token_texts
+from medsft.core.data.dataset.samples import Sample, conversation_samples, first_positions, samples, token_texts
 from medsft.core.data.dataset.subset import Reading, as_read
 from medsft.core.data.sources.conversation import Message
 from medsft.core.data.tokenizers.base import OpenedTokenizer
@@ -80,12 +79,12 @@ CONVERSATION = (
 )
 
 
-def encoded(opened: OpenedTokenizer) -> EncodedDocuments:
-    return encode_documents([CONVERSATION, CONVERSATION[:3]], opened, control=False)
+def shown(opened: OpenedTokenizer, reading: Reading) -> list[Sample]:
+    return conversation_samples([CONVERSATION, CONVERSATION[:3]], opened, reading, control=False)
 
 
 def test_turns_are_numbered(opened: OpenedTokenizer) -> None:
-    both, one = encoded_samples(encoded(opened), opened, Reading(seq=64, turns="last"))
+    both, one = shown(opened, Reading(seq=64, turns="last"))
     assert [both.label(part).rsplit(",", 1)[0] for part in both.parts] == [
         "system",
         "turn 1, question",
@@ -99,8 +98,10 @@ def test_turns_are_numbered(opened: OpenedTokenizer) -> None:
 
 
 def test_a_turn_that_is_cut_away_is_shown_as_that(opened: OpenedTokenizer) -> None:
-    full = encoded(opened)
-    both, _ = encoded_samples(full, opened, Reading(seq=int(full.sizes[0]) - 4, truncate="keep"))
+    whole, _ = shown(opened, Reading(seq=64))
+    both, _ = shown(opened, Reading(seq=whole.length - 4, truncate="keep"))
+    assert [part.text for part in both.parts] == [part.text for part in whole.parts]
+    assert both.parts[-1].text == "<|im_start|>answer\nw6 w7 w8<|im_end|>\n"
     assert [(part.turn, part.cut, part.trained) for part in both.parts] == [
         (1, False, False),
         (1, False, False),
