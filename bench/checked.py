@@ -65,15 +65,16 @@ def _as_they_are(source: Sequence[dict[str, str]]) -> dict[str, int]:
 def _many(work: Path, rows: int) -> dict[str, float]:
     """Seconds of the whole command, and the peak resident memory of its largest process (workers and parent alike)."""
     path, val = documents.write(work / f"check_{rows}.jsonl", rows), documents.write(work / "check_val.jsonl", 10_000, seed=1)
-    began = time.monotonic()
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     report = _check(path, "--val", val)
-    seconds = time.monotonic() - began
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         "MB of rows": round(path.stat().st_size / 1e6),
         "seconds": round(seconds, 1),
         "rows a second": round(rows / seconds),
-        "peak of the largest process, MiB": round(peak),
+        "seconds of processors": round(processor, 1),
+        "peak of the largest process, MiB": round(after.ru_maxrss / 1024),
         "near repeats": report["found"]["near_repeated"]["rows"],
         "in --val": report["found"]["in_val"]["rows"],
     }
