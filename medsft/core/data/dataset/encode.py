@@ -56,8 +56,10 @@ class Document:
 
 
 def render_document(conversation: Conversation, opened: OpenedTokenizer, *, only_last: bool) -> Document:
-    """Write a conversation. Raises DataError as `Template.render` does."""
+    """Write a conversation. Raises DataError as `Template.render` does, and for plain text as `Tokenizer.frame` does."""
     segments = opened.template.render(conversation, only_last=only_last)
+    if segments and segments[0].role == Role.TEXT:
+        _ = opened.tokenizer.frame
     if not only_last:
         return Document(segments, 0)
     answers = sum(message.role == "assistant" and message.trained for message in conversation)

@@ -66,8 +66,8 @@ class Manifest:
             lines += given_twice([file.path for file in inputs], [file.sha256 for file in inputs], flag)
         if self.rewritten:
             lines.append(
-                f"{flag}: {counted(self.rewritten, 'earlier answer')} count as a part of the question, for the chat template "
-                "writes them in another way when messages follow."
+                f"{flag}: the chat template writes {counted(self.rewritten, 'earlier answer')} in another way when messages "
+                "follow: context, with the role of questions."
             )
         return lines
 

@@ -96,7 +96,7 @@ def test_a_template_that_rewrites_answers(request_: SetRequest) -> None:
         assert "--turns split" in caught.value.hint
     last = asked.but(turns="last").make()
     assert (_answers_per_document(last), last.manifest.rewritten) == ([1, 1, 1], 3)
-    assert "--data: 3 earlier answers count as a part of the question" in last.manifest.remarks("--data")[-1]
+    assert "--data: the chat template writes 3 earlier answers in another way" in last.manifest.remarks("--data")[-1]
     assert last.manifest.recipe is not None
     assert last.manifest.recipe.turns == "last"
     with pytest.raises(DataError, match="--turns was last, now all"):
