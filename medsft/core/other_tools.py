@@ -23,6 +23,13 @@ _OURS: Mapping[str, str] = {
     "tokenized_data_dir": "preprocessed_dir dataset_prepared_path tokenized_path",
     "question_key": "prompt_key prompt_column question_column question_field instruction_key input_key field_instruction",
     "answer_key": "response_key response_column answer_column answer_field output_key target_column field_output",
+    "format": "dataset_type dataset_format data_format row_format formatting type prompt_strategy",
+    "messages_key": "messages_column messages_field conversations_key conversation_column conversations_column field_messages "
+    "chat_key messages_property",
+    "role_map": "roles role_mapping role_tags message_property_mappings user_tag assistant_tag",
+    "options_key": "choices_key options_column choices_column",
+    "reasoning_key": "reasoning_column thinking_key cot_key thought_key",
+    "text_key": "text_column text_field dataset_text_field json_keys",
     "system_key": "system_column system_field field_system",
     "template": "chat_template prompt_template conv_template chat_format",
     "seq": "max_seq_length max_seq_len max_length max_len seq_length seq_len sequence_len sequence_length cutoff_len "

@@ -36,6 +36,11 @@ ELSEWHERE = {
     "warmup_ratio": "warmup_fraction",
     "val_set_size": "val",
     "group_by": "group_key",
+    "dataset_type": "format",
+    "formatting": "format",
+    "field_messages": "messages_key",
+    "dataset_text_field": "text_key",
+    "roles": "role_map",
 }
 
 

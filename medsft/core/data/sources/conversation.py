@@ -33,3 +33,9 @@ def parts_up_to_answers(conversation: Conversation) -> tuple[Conversation, ...]:
     """Return for each answer that is trained on the messages up to and with it; the conversation itself when there is none."""
     ends = [number for number, message in enumerate(conversation, 1) if message.role == "assistant" and message.trained]
     return tuple(conversation[:end] for end in ends) or (conversation,)
+
+
+def up_to_answer(conversation: Conversation) -> Conversation:
+    """The conversation up to its last message of the assistant's; all of one that has none."""
+    ends = [number for number, message in enumerate(conversation, 1) if message.role == "assistant"]
+    return conversation[: ends[-1]] if ends else conversation

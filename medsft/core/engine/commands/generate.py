@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medsft.core.config.row_options import USED_BY
 from medsft.core.data.dataset.answers import supervised
 from medsft.core.data.dataset.encode import encode_documents, encode_prompt
-from medsft.core.data.sources.columns import Keys
-from medsft.core.data.sources.conversation import Conversation
+from medsft.core.data.sources.conversation import Conversation, up_to_answer
 from medsft.core.data.sources.read import read_conversations
-from medsft.core.data.sources.row_format import RowFormat
+from medsft.core.data.sources.recognize import RowOptions, recognize
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.end_tokens import end_tokens
 from medsft.core.data.tokenizers.open import open_tokenizer
@@ -89,9 +89,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--template", default="meditron")
-    parser.add_argument("--question_key", default="prompt")
-    parser.add_argument("--answer_key", default="gold")
-    parser.add_argument("--system_key")
+    parser.add_argument("--format", default="auto")
+    for name in USED_BY:
+        parser.add_argument(f"--{name}", type=int if name == "first_option" else str)
     parser.add_argument("--max_new_tokens", type=int, default=24)
     options = parser.parse_args(arguments)
 
@@ -102,8 +102,9 @@ def main(arguments: list[str]) -> None:
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     if opened.tokenizer.vocab_size > model.config.vocab_size:
         model.resize_token_embeddings(opened.tokenizer.vocab_size)
-    rows = RowFormat(keys=Keys(question=options.question_key, answer=options.answer_key, system=options.system_key))
-    conversations = list(read_conversations([options.data], rows))
+    given = RowOptions.of(options.format, {name: getattr(options, name) for name in USED_BY})
+    rows = recognize([options.data], given).rows
+    conversations = [up_to_answer(conversation) for conversation in read_conversations([options.data], rows)]
     loss, tokens = answer_loss(model, conversations, opened)
     found = list(answers(model, conversations, opened, max_new_tokens=options.max_new_tokens))
     options.out.write_text(json.dumps({"loss": loss, "tokens": tokens, "answers": found}) + "\n", encoding="utf-8")
