@@ -90,3 +90,26 @@ def test_inspect_shows_each_turn_and_token_with_its_weight(tmp_path: Path, monke
         assert [token["weight"] for token in tokens] == [0.0, *(1.0 if label else 0.5 for label in trained)]
         assert [token["id"] for token in tokens] == data.tokens(document)[read.span(position)].tolist()
         assert (sample["document"], sample["start"]) == (document, read.starts[position])
+
+
+def test_how_rows_are_read_is_said_and_stays_what_the_set_was_made_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.write_tokenizer(tmp_path)
+    flags = ["--tokenizer", ".", "--run_name", "x"]
+    chat = ["--data", str(ROW_CASES / "d05_sharegpt.jsonl")]
+    told = "Rows are read as sharegpt: messages `conversations` (`conversations` is a list of turns of ShareGPT)."
+    assert told in CliRunner().invoke(app, ["tokenize", *flags, *chat]).stderr
+    by_hand = CliRunner().invoke(app, ["tokenize", *flags, *chat, "--format", "sharegpt", "--role_map", "human=user", "--json"])
+    assert by_hand.exit_code == 0  # the same was decided
+    assert json.loads(by_hand.stdout)["rows"] == {"format": "sharegpt", "keys": {"messages": "conversations"}}
+    assert "Rows are read as sharegpt: messages `conversations`." in CliRunner().invoke(app, ["tokenize", *flags]).stderr
+    other = CliRunner().invoke(app, ["tokenize", *flags, *chat, "--format", "messages", "--messages_key", "conversations"])
+    assert (other.exit_code, "--format was sharegpt, now messages" in other.stderr) == (3, True)
+    mixed = CliRunner().invoke(app, ["tokenize", *flags[:2], "--run_name", "y", *chat, "--val", str(ALPACA)])
+    assert mixed.exit_code == 3
+    assert f"sharegpt: {chat[1]}:1" in mixed.stderr
+    assert f"alpaca: {ALPACA}:1" in mixed.stderr
+    wrong = CliRunner().invoke(app, ["tokenize", *flags, *chat, "--format", "qa", "--messages_key", "conversations"])
+    assert (wrong.exit_code, "has no meaning with --format qa" in wrong.stderr) == (2, True)

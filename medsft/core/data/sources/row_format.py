@@ -43,7 +43,7 @@ class RowFormat:
         parts += [f"options {shown(keys.options)}"] if keys.options else []
         parts += [f"options count from {keys.first_option}"] if keys.first_option is not None else []
         parts += [f"roles {', '.join('='.join(pair) for pair in keys.role_map)}"] if keys.role_map else []
-        return f"rows are read as {self.name}: {', '.join(parts)}"
+        return f"Rows are read as {self.name}: {', '.join(parts)}"
 
     def differences(self, now: RowFormat) -> list[str]:
         """Return what is decided otherwise now, one line each."""

@@ -129,8 +129,7 @@ def test_every_format_has_its_reason(tmp_path: Path, rows: list[dict[str, Any]],
     numbered = (
         f"they have options, and the right one under `answer`; the numbers under `answer` count from 0, as {path}:2 shows"
     )
-    numbered += f", as {path}:2 shows"
-    assert look(tmp_path, *rows).sentence == f"rows are read as {sentence.replace('NUMBERED', numbered)}"
+    assert look(tmp_path, *rows).sentence == f"Rows are read as {sentence.replace('NUMBERED', numbered)}"
 
 
 def test_rows_that_disagree_are_named_by_place_in_one_file_and_in_two(tmp_path: Path) -> None:
