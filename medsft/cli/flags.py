@@ -68,7 +68,7 @@ def _with_config(command: Callable[..., None], chosen: Sequence[Field[Any]]) -> 
     return _with_flags(RunConfig, wraps(command)(with_config), [file, *own], chosen)
 
 
-_ROW_OPTIONS = frozenset({"data", "val", "format", "role_map"})
+_ROW_OPTIONS = frozenset({"data", "val", "format", "role_map", "first_option"})
 """Beside the keys, of which `--group_key` is for the drawing of a share."""
 
 

@@ -85,6 +85,32 @@ def test_what_cannot_be_done_is_said(good: Path, arguments: list[str], code: int
     assert said in result.output
 
 
+def test_rows_of_another_format_in_another_kind_of_file(tmp_path: Path) -> None:
+    """Chat rows of two turns in a JSON array of several lines, whose rows have numbers of their own."""
+
+    def chat(question: str, answer: str) -> dict[str, object]:
+        turns = [("user", "Hello."), ("assistant", "Hello, what is it?"), ("user", question), ("assistant", answer)]
+        return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+    rows = [
+        chat("Why?", "So."),
+        chat("Why?", "So."),
+        chat("Call 617-555-0143?", "I cannot provide advice."),
+        chat("Who?", "She."),
+    ]
+    path = tmp_path / "chat.json"
+    path.write_text(json.dumps(rows, indent=1))
+    result = invoke(path, "--json", "--write_clean", tmp_path / "clean")
+    record = json.loads(result.stdout)
+    assert {name: found["rows"] for name, found in record["found"].items() if found["rows"]} == {
+        "repeated": 1,
+        "refusing": 1,
+        "identifier_phone": 1,
+    }
+    assert record["not_checked"] == []
+    assert [json.loads(line) for line in (tmp_path / "clean" / "chat.jsonl").open()] == [rows[0], *rows[2:]]
+
+
 def test_strict_needs_its_libraries(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medsft.core.data.check.libraries.find_spec", lambda name: None)
     lenient = invoke(good, "--question_key", "q", "--answer_key", "a")

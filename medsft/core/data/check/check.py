@@ -72,7 +72,9 @@ def check_rows(request: CheckRequest, *, workers: int | None = None, progress: P
         for scanned in process(_items(request.files)):
             collected.add(scanned, near)
             reporter.tell(before + scanned.bytes_read, collected.places.total)
-        return judge(collected.columns(), near.earlier() if near else None, list(compared.items()))
+        return judge(
+            collected.columns(), near.earlier() if near else None, list(compared.items()), languages_told=scan.languages
+        )
 
 
 def quick_check(request: CheckRequest, *, seconds: float) -> CheckReport:
@@ -85,7 +87,7 @@ def quick_check(request: CheckRequest, *, seconds: float) -> CheckReport:
     collected, until = _Collected(Places(sources=[open_rows(path) for path in request.files])), time.monotonic() + seconds
     for item in _items(request.files, most_bytes=_QUICK_BYTES, until=until):
         collected.add(work(item), None)
-    return judge(collected.columns(), None, [])
+    return judge(collected.columns(), None, [], languages_told=False)
 
 
 def _items(files: Sequence[Path], *, most_bytes: int | None = None, until: float = math.inf) -> Iterator[ScanItem]:

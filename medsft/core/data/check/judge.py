@@ -53,10 +53,13 @@ class Columns:
         return np.flatnonzero(self.flags & np.uint32(1 << kinds.BITS[kind]))
 
 
-def judge(columns: Columns, groups: Rows | None, compared: Sequence[tuple[str, Places]]) -> CheckReport:
+def judge(
+    columns: Columns, groups: Rows | None, compared: Sequence[tuple[str, Places]], *, languages_told: bool
+) -> CheckReport:
     """Return the report. `groups` has the first row of each row's group of near repeats, None where nobody looked for them.
 
-    `compared` are the flags of what rows were compared with, in the order of `columns.shared`, with their places.
+    `compared` are the flags of what rows were compared with, in the order of `columns.shared`, with their places;
+    `languages_told` says whether languages were looked for.
     """
     own = columns.places
     repeated, first = _repeated(columns)
@@ -76,14 +79,15 @@ def judge(columns: Columns, groups: Rows | None, compared: Sequence[tuple[str, P
     languages, rare = _languages(columns)
     found.append(Found(kind=kinds.LANGUAGE, rows=rare))
     by_kind = {one.kind: one for one in found}
-    missing = [what for what, there in (("Near repeats", groups is not None), ("languages", bool(languages))) if not there]
+    looked_for = (("near repeats", groups is not None), ("languages", languages_told))
+    missing = " and ".join(what for what, there in looked_for if not there)
     return CheckReport(
         places=own,
         found={kind: by_kind[kind] for kind in KINDS if kind in by_kind and len(by_kind[kind].rows)},
         languages=languages,
         reasons=columns.reasons,
         compared={flag: places.total for flag, places in compared},
-        not_checked=[f"{' and '.join(missing)} were not looked for: {INSTALL}"] if missing else [],
+        not_checked=[f"{missing[0].upper()}{missing[1:]} were not looked for: {INSTALL}"] if missing else [],
     )
 
 

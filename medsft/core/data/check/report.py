@@ -24,13 +24,13 @@ class Places:
     """Where the rows of some files stand."""
 
     sources: list[RowSource] = field(default_factory=list)
-    numbers: list[npt.NDArray[np.uint32]] = field(default_factory=list)
+    numbers: list[npt.NDArray[np.int64]] = field(default_factory=list)
     firsts: list[int] = field(default_factory=lambda: [0])
     """Of each block its first row, and how many there are in all"""
     files: list[int] = field(default_factory=list)
     """Of each block its file"""
 
-    def add(self, file: int, numbers: npt.NDArray[np.uint32]) -> None:
+    def add(self, file: int, numbers: npt.NDArray[np.int64]) -> None:
         """Take the row numbers of a further block."""
         self.numbers.append(numbers)
         self.files.append(file)

@@ -53,7 +53,7 @@ class Scanned:
     file: int
     bytes_read: int
     bad: BadRows
-    numbers: npt.NDArray[np.uint32]
+    numbers: npt.NDArray[np.int64]
     flags: npt.NDArray[np.uint32]
     """A bit for each kind of `kinds.BITS`"""
     exact: Hashes
@@ -151,7 +151,7 @@ def _scan(
             kind = kinds.EMPTY if str(error).startswith("empty ") else kinds.UNUSABLE
             bad.add(source.place(row.number), error)
             flags.append(1 << kinds.BITS[kind])
-            exact += mixed(np.array([row.number, item.file], np.uint64))[:1].tobytes()
+            exact += mixed(np.array([row.number], np.uint64) + np.uint64(item.file)).tobytes()
             question.append(NO_QUESTION)
             answer.append(0)
             ending.append(0)
@@ -178,7 +178,7 @@ def _scan(
         file=item.file,
         bytes_read=item.chunk.bytes_read,
         bad=bad,
-        numbers=np.array(numbers, np.uint32),
+        numbers=np.array(numbers, np.int64),
         flags=np.array(flags, np.uint32),
         exact=exact_hashes,
         question=np.array(question, np.uint64),
@@ -257,7 +257,7 @@ def _scan_reference(item: ScanItem, scan: Scan, hashes: WordHashes) -> Scanned:
         file=item.file,
         bytes_read=item.chunk.bytes_read,
         bad=bad,
-        numbers=np.array(numbers, np.uint32),
+        numbers=np.array(numbers, np.int64),
         flags=np.zeros(0, np.uint32),
         exact=np.frombuffer(bytes(exact), np.uint64),
         question=none,

@@ -78,7 +78,7 @@ def test_memory_is_bounded_by_design(report: CheckReport, request_: CheckRequest
     """Of each row some numbers stay, whatever its length; keys of near repeats go to files that have no name."""
     seen: list[Any] = []
     judge = check.judge
-    monkeypatch.setattr(check, "judge", lambda columns, *rest: seen.append(columns) or judge(columns, *rest))
+    monkeypatch.setattr(check, "judge", lambda columns, *rest, **told: seen.append(columns) or judge(columns, *rest, **told))
     check_rows(request_, workers=1)
     [columns] = seen
     arrays = [getattr(columns, name) for name in ("flags", "exact", "question", "answer", "ending", "lengths", "language")]
