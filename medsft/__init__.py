@@ -1,4 +1,4 @@
-"""Fine-tune a Llama-family medical language model on question/answer JSONL.
+"""Fine-tune a Llama-family medical language model on questions and answers, conversations or texts.
 
     from pathlib import Path
 

@@ -22,7 +22,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """A flag, a configuration file or an entry of medsft.toml is wrong."""
     DATA = 3
-    """The JSONL files or the tokenized set are wrong."""
+    """The files of rows or the tokenized set are wrong."""
     MISMATCH = 4
     """A plan, a checkpoint or a base model is not the one that belongs here."""
     LAUNCH = 5

@@ -14,7 +14,7 @@ _TRAIN, _RUNS, _MODELS, _MORE = "Train", "Runs", "Models and settings", "This ma
 app = typer.Typer(
     name="medsft",
     cls=Guard,
-    help="Fine-tune a Llama-family medical language model on question/answer JSONL.",
+    help="Fine-tune a Llama-family medical language model on questions and answers, conversations or texts.",
     rich_markup_mode="rich",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,7 +28,7 @@ def top(
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")] = False,
 ) -> None:
-    """Fine-tune a Llama-family medical language model on question/answer JSONL.
+    """Fine-tune a Llama-family medical language model on questions and answers, conversations or texts.
 
     Without a command, in a terminal: the wizard.
     """

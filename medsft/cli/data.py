@@ -1,4 +1,4 @@
-"""`medsft tokenize` and `medsft inspect`: what becomes of the JSONL files."""
+"""`medsft tokenize` and `medsft inspect`: what becomes of the files of rows."""
 
 from __future__ import annotations
 

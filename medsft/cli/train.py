@@ -143,8 +143,8 @@ def plan(
 ) -> None:
     """Show what a run would be: iterations, layout, memory, disk, time. Trains nothing.
 
-    Before anything is tokenized, documents and tokens are estimated from the JSONL. The folder of the base model may hold
-    its config.json alone; the devices are then assumed, and a warning names them.
+    Before anything is tokenized, documents and tokens are estimated from the files of rows. The folder of the base model may
+    hold its config.json alone; the devices are then assumed, and a warning names them.
     """
     from medsft.cli.plan_table import print_plan
     from medsft.cli.stages import note_rows

@@ -56,13 +56,13 @@ class RunConfig:
     run_name: str = option("", "Name of the run and of its tokenized set", "data")
     data: tuple[Path, ...] = option(
         (),
-        "JSONL files to train on (.jsonl or .jsonl.gz), one object per line; FILE:0.3 takes 30 % of its documents in each "
-        "epoch, FILE:2 all of them twice",
+        "Files of rows to train on (JSONL, JSON array, CSV, Parquet; packed or not); FILE:0.3 takes 30 % of its documents in "
+        "each epoch, FILE:2 all of them twice",
         "data",
     )
     val: tuple[Path, ...] = option(
         (),
-        "JSONL files to validate on; or a share such as 0.05 of the documents of --data, which are then not trained on",
+        "Files of rows to validate on; or a share such as 0.05 of the documents of --data, which are then not trained on",
         "data",
     )
     group_key: str | None = option(

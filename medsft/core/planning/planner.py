@@ -44,7 +44,7 @@ class Preview:
     problems: tuple[Problem, ...]
     plan: RunPlan | None
     exact: bool
-    """Whether documents were counted in a tokenized set, not estimated from the JSONL."""
+    """Whether documents were counted in a tokenized set, not estimated from the files of rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +68,8 @@ def make_plan(config: RunConfig, settings: Settings, *, ahead: bool = False, res
     A run that exists, `resumed` or the one in the run's folder, keeps what was derived from the same values: its iterations,
     the documents of one, and where it validates. Another version may derive them otherwise.
 
-    With `ahead` neither is needed: documents are estimated from the JSONL, sizes come from `config.json` alone, node 0 needs no
-    address, and the plan's warnings say what was assumed. Such a plan is to look at, not to start.
+    With `ahead` neither is needed: documents are estimated from the files of rows, sizes come from `config.json` alone, node 0
+    needs no address, and the plan's warnings say what was assumed. Such a plan is to look at, not to start.
 
     Raises `ConfigError` (flags), `DataError` (sets, truncation) or `MismatchError` (base model).
     """
@@ -316,11 +316,11 @@ def _assumptions(found: _Found, base: BasePlan, notes: Sequence[str]) -> list[st
         if found.devices == assumed_devices(found.config.nproc_per_node):
             lines.append(f"The devices are not those of this machine: {found.devices.name} is assumed.")
     if not found.train.exact:
-        lines.append("Nothing is tokenized yet: documents and tokens are estimated from the JSONL.")
+        lines.append("Nothing is tokenized yet: documents and tokens are estimated from the files of rows.")
         lines += notes  # those of a tokenized set stand in its manifest
         lines += context_to_watch(found.config, base.model, found.train)
     elif found.val is not None and not found.val.exact:
-        lines.append("The validation set is not tokenized yet: its documents and tokens are estimated from the JSONL.")
+        lines.append("The validation set is not tokenized yet: its documents and tokens are estimated from the files of rows.")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The sets of documents as a plan sees them: really tokenized, or guessed from the JSONL."""
+"""The sets of documents as a plan sees them: really tokenized, or guessed from the files of rows."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def validation_set(config: RunConfig) -> PlannedSet | None:
 
 
 def training_set_or_guess(config: RunConfig) -> PlannedSet:
-    """Return the training set, guessed from the JSONL while it is not tokenized.
+    """Return the training set, guessed from the files of rows while it is not tokenized.
 
     Raises `DataError` as `training_set` does and for rows and files that tokenizing would refuse, as far as the first rows
     show; `ConfigError` when there is nothing to look at.
@@ -130,7 +130,7 @@ def training_set_or_guess(config: RunConfig) -> PlannedSet:
         _refuse_stale(config, training_folder(config), config.data_files, "--data")
         return _training_set(config, has_validation=has_validation)
     if not config.data:
-        raise ConfigError([Problem("--data", "JSONL files are needed", _instead_of_files(config))])
+        raise ConfigError([Problem("--data", "files of rows are needed", _instead_of_files(config))])
     return _guess(config, config.data_files, training_folder(config), "--data", has_validation=has_validation)
 
 
@@ -148,7 +148,7 @@ def _instead_of_files(config: RunConfig) -> str:
 
 
 def validation_set_or_guess(config: RunConfig) -> PlannedSet | None:
-    """Return the validation set, guessed from the JSONL while it is not tokenized; None where there is none.
+    """Return the validation set, guessed from the files of rows while it is not tokenized; None where there is none.
 
     Raises `DataError` as `training_set_or_guess` does.
     """

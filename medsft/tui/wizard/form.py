@@ -12,6 +12,7 @@ from medsft.core.config.check import check
 from medsft.core.config.options import field_types, flag, format_number
 from medsft.core.config.row_options import QA, USED_BY
 from medsft.core.config.run_config import RunConfig, from_mapping
+from medsft.core.data.sources.endings import without_ending
 from medsft.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def answered(problem: Problem, before: RunConfig, now: RunConfig) -> bool:
 
 def name_for(data: tuple[Path, ...]) -> str:
     """Return a run name from the first file, from its folder when the file's name says nothing."""
-    stem = data[0].name.removesuffix(".gz").removesuffix(".jsonl")
+    stem = without_ending(data[0].name)
     name = data[0].resolve().parent.name if stem in ("train", "data", "train_data") else stem
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name).strip("-._")
 

@@ -17,6 +17,7 @@ from textual.widgets.option_list import Option
 
 from medsft.core.config.row_options import USED_BY
 from medsft.core.config.run_config import command_line
+from medsft.core.data.sources.endings import ROW_FILE_ENDINGS
 from medsft.tui.widgets.samples import show_samples
 from medsft.tui.widgets.text import put, shown
 from medsft.tui.widgets.textfield import TextField
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from medsft.core.data.sources.recognize import Recognized
     from medsft.tui.wizard.backend import BaseEntry
 
-_DATA_FILES = (".jsonl", ".jsonl.gz")
 _ROW_FIELDS = tuple(name for name in fields_in("data", advanced=False) if name in USED_BY)
 _MOST_STAGES = 16
 
@@ -179,11 +179,11 @@ class DataPage(Page):
     """Which rows to learn from, and how they are read."""
 
     title = "Dataset"
-    lead = "Questions and answers, one JSON object per line."
+    lead = "Rows to train on: JSONL, a JSON array, CSV or Parquet."
 
     def content(self) -> ComposeResult:
         """Yield files, keys, what becomes of them, and how long they are."""
-        files = PathSuggester(_DATA_FILES)
+        files = PathSuggester(ROW_FILE_ENDINGS)
         yield self.row("data", suggester=files)
         with Horizontal(classes="buttons"):
             yield Button("Browse files (f)", id="browse", compact=True)

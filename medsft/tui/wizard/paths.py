@@ -16,6 +16,7 @@ from textual.suggester import Suggester
 from textual.widgets import DirectoryTree, Static
 
 from medsft.core.config.data_files import data_file
+from medsft.core.data.sources.endings import ROW_FILE_ENDINGS
 from medsft.core.printable import one_line
 from medsft.errors import ConfigError
 from medsft.tui.widgets.text import put
@@ -79,7 +80,7 @@ class FilePicker(ModalScreen[str | None]):
         Binding("escape,q", "dismiss(None)", "Close"),
     ]
 
-    def __init__(self, start: Path, chosen: Iterable[str], endings: tuple[str, ...] = (".jsonl", ".jsonl.gz")) -> None:
+    def __init__(self, start: Path, chosen: Iterable[str], endings: tuple[str, ...] = ROW_FILE_ENDINGS) -> None:
         super().__init__()
         self._start = start
         self._chosen = [Path(path) for path in chosen]
@@ -98,7 +99,7 @@ class FilePicker(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         """Lay out the tree and what is marked."""
         with Vertical(id="picker") as frame:
-            frame.border_title = "JSONL files"
+            frame.border_title = "Files of rows"
             frame.border_subtitle = "enter marks · d done · u folder above · esc closes"
             yield DataTree(self._start.resolve(), self._endings)
             yield Static(id="marked")

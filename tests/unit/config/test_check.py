@@ -50,7 +50,7 @@ def test_without_files_the_sets_that_exist_are_pointed_at(
     for name in made:
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}-text.bin").touch()
-    with pytest.raises(ConfigError, match="JSONL files are needed") as caught:
+    with pytest.raises(ConfigError, match="files of rows are needed") as caught:
         training_set_or_guess(RunConfig(tokenized_data_dir=tmp_path, run_name=run_name))
     assert words in caught.value.problems[0].hint
     assert words or not caught.value.problems[0].hint

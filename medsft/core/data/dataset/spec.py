@@ -22,7 +22,7 @@ DATA_LAYER_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFile:
-    """One JSONL file as it was when it was read."""
+    """One file of rows as it was when it was read."""
 
     path: str
     bytes: int
@@ -38,7 +38,7 @@ class TokenizeSpec:
     """
 
     data: tuple[Path, ...] = ()
-    """JSONL files; empty: use the set that is there"""
+    """Files of rows; empty: use the set that is there"""
     tokenizer: Path
     template: str = "meditron"
     rows: RowFormat = RowFormat()

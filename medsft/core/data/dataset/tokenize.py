@@ -1,4 +1,4 @@
-"""From JSONL to a tokenized set on disk, or the set that is there already.
+"""From files of rows to a tokenized set on disk, or the set that is there already.
 
     hash the inputs --> the spec in the set's manifest? --> use it
          |
