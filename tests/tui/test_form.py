@@ -92,8 +92,14 @@ def test_the_default_of_a_choice_is_among_its_choices(name):
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [("clinic/train.jsonl", "clinic"), ("a/notes 2024.jsonl.gz", "notes-2024"), ("pubmedqa.jsonl", "pubmedqa")]
-    + [("v1.2.csv.zst", "v1.2"), ("clinic/train.parquet", "clinic"), ("ori_pqal.json", "ori_pqal"), ("a.txt", "a.txt")],
+    [
+        ("clinic/train.jsonl", "clinic"),
+        ("a/notes 2024.jsonl.gz", "notes-2024"),
+        ("pubmedqa.jsonl", "pubmedqa"),
+        ("v1.2.csv.zst", "v1.2"),
+        ("clinic/train.parquet", "clinic"),
+        ("a.txt", "a.txt"),
+    ],
 )
 def test_a_run_is_named_after_its_data(path, name):
     assert name_for((Path(path),)) == name
