@@ -12,7 +12,7 @@ from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import is_validation_folder, open_tokenized, set_exists, validation_folder_of
 from medsft.core.data.dataset.findings import BYTES_PER_TOKEN, Survey, given_twice, survey
 from medsft.core.data.dataset.manifest import turns_differences
-from medsft.core.data.dataset.outlines import Outlines, in_pieces
+from medsft.core.data.dataset.outlines import in_pieces
 from medsft.core.data.dataset.subset import Reading, Subset, count_cut, cut_sentence
 from medsft.core.data.dataset.write import refuse_rows
 from medsft.core.data.sources.open import open_rows, refuse_unreadable
@@ -164,8 +164,11 @@ def validation_set_or_guess(config: RunConfig) -> PlannedSet | None:
 
 def _planned(split: Split, config: RunConfig, flag: str) -> PlannedSet:
     data, subset = split.data, split.subset
+    pieces = data.outlines.texts[subset.indices]
+    fits = np.minimum(data.lengths[subset.indices], config.seq + 1)
+    by_turn = int(((subset.lengths < fits) & ~pieces).sum())
     return PlannedSet(
-        stats=_stats(config, data.folder, data.fingerprint, subset, split.order, data.outlines),
+        stats=_stats(config, data.folder, data.fingerprint, subset, split.order, pieces=pieces, cut_by_turn=by_turn),
         subset=subset,
         order=split.order,
         withheld=split.withheld,
@@ -177,11 +180,16 @@ def _planned(split: Split, config: RunConfig, flag: str) -> PlannedSet:
 
 
 def _stats(
-    config: RunConfig, folder: Path, fingerprint: str, subset: Subset, order: SampleOrder, outlines: Outlines | None = None
+    config: RunConfig,
+    folder: Path,
+    fingerprint: str,
+    subset: Subset,
+    order: SampleOrder,
+    *,
+    pieces: np.ndarray,
+    cut_by_turn: int = 0,
 ) -> DatasetStats:
-    """Return the numbers of a plan; nobody knows `outlines` in an estimate."""
-    pieces = np.zeros(len(subset), bool) if outlines is None else outlines.texts[subset.indices]
-    fits = subset.lengths if outlines is None else np.minimum(outlines.lengths[subset.indices], config.seq + 1)
+    """Return the numbers of a plan. `pieces`, bool [positions], tells which positions of the subset belong to texts."""
     mixture = mixture_parts(config.data_files, config.shares, order.mixture, subset) if order.mixture else ()
     return DatasetStats(
         folder=absolute(folder),
@@ -193,7 +201,7 @@ def _stats(
         supervised_tokens=sum(part.supervised_tokens for part in mixture) if mixture else int(subset.answer_labels.sum()),
         longest=int(subset.lengths.max()),
         mixture=mixture,
-        cut_by_turn=int(((subset.lengths < fits) & ~pieces).sum()),
+        cut_by_turn=cut_by_turn,
         texts=len(np.unique(subset.indices[pieces])),
         text_pieces=int(pieces.sum()),
     )
@@ -218,7 +226,8 @@ def _guess(
         for sizes in (open_rows(path).estimate() for path in files)
     ]
     sizes = np.concatenate(of_files)
-    everything = _estimated(sizes, config.seq, texts=bool(seen.outlines.texts.any()))
+    texts = bool(seen.outlines.texts.any())
+    everything = _estimated(sizes, config.seq, texts=texts)
     row_hashes, group_hashes = seen.tally.hashes(), seen.tally.group_hashes()
     hashes = row_hashes if group_hashes is None else group_hashes
     known = hashes[everything.indices] if len(hashes) == len(sizes) else None
@@ -228,7 +237,7 @@ def _guess(
     mixture = file_shares(config, shares, [len(sizes) for sizes in of_files], estimated.indices)
     order = order_of(config, len(estimated), mixture=mixture)
     return PlannedSet(
-        stats=_stats(config, folder, "", estimated, order),
+        stats=_stats(config, folder, "", estimated, order, pieces=np.full(len(estimated), texts)),
         subset=estimated,
         order=order,
         withheld=0 if withheld else len(everything) - len(estimated),

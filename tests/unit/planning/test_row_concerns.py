@@ -227,3 +227,20 @@ def test_conversations_that_are_cut_by_turn_are_in_the_identity(project, tmp_pat
     last = make_plan(replace(config, seq=24, turns="last"), settings)
     assert last.train.labels == plan.train.labels
     assert last.train.supervised_tokens < plan.train.supervised_tokens
+
+
+def test_an_estimate_of_texts_has_their_pieces(project, tmp_path):
+    config, settings = project
+    (tmp_path / "base" / "tokenizer_config.json").write_text('{"eos_token": "w79"}')
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": " ".join(["w1"] * words)}) + "\n" for words in (5, 200, 40, 90)))
+    config = replace(config, data=(path,), val=(), seq=32)
+    ahead = make_plan(config, settings, ahead=True)
+    assert (ahead.train.texts, ahead.train.text_pieces, ahead.train.longest) == (4, ahead.train.documents, 33)
+    assert not any("longer than --seq" in warning for warning in ahead.warnings)
+    tokenize_sets(config, settings)
+    plan = make_plan(config, settings)
+    lengths = open_tokenized(Path(plan.train.folder)).lengths
+    assert plan.train.text_pieces == plan.train.documents == (-(-(lengths - 1) // 32)).sum() > 10
+    assert plan.train.labels == plan.train.supervised_tokens == (lengths - 1).sum()
+    assert plan.train.longest == 33

@@ -57,9 +57,8 @@ def cut_lengths(outlines: Outlines, seq: int, *, whole_turns: bool = True) -> _I
     """
     limit = seq + 1
     lengths = np.where(outlines.texts, outlines.lengths, np.minimum(outlines.lengths, limit))
-    if whole_turns:
-        answers = outlines.answers
-        in_turns = outlines.exceeding(seq) & (outlines.num_turns > 1)
+    answers = outlines.answers
+    if whole_turns and len(answers) and (in_turns := outlines.exceeding(seq) & (outlines.num_turns > 1)).any():
         whole = in_turns[answers.document] & (answers.end <= limit) & (answers.end > 1)
         behind = np.zeros(len(outlines), np.int64)
         np.maximum.at(behind, answers.document[whole], np.minimum(answers.behind[whole], limit))
@@ -87,6 +86,8 @@ class Pieces:
 
 def in_pieces(lengths: _Ints, texts: npt.NDArray[np.bool_], seq: int) -> Pieces:
     """Return what is read of documents of these lengths, [documents], in their order; only texts, [documents], are divided."""
+    if not texts.any():
+        return Pieces(documents=np.arange(len(lengths)), starts=np.zeros_like(lengths), lengths=lengths)
     numbers = np.where(texts, np.maximum(1, -(-(lengths - 1) // seq)), 1)
     documents = np.repeat(np.arange(len(lengths)), numbers)
     first = np.cumsum(numbers) - numbers
