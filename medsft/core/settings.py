@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsft.core.config.check import check, check_folder_name
-from medsft.core.config.options import format_number
+from medsft.core.config.options import check_types, format_number
 from medsft.core.config.run_config import RunConfig
 from medsft.core.disk import writing
 from medsft.core.files import alone_in, parents_of, write_atomically
@@ -53,6 +53,11 @@ class CheckpointEntry:
     source: Path | None = None
     """The file that has the entry."""
 
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for values of wrong types, as code that makes an entry by hand may give."""
+        if problems := check_types(self, place=lambda name: f"CheckpointEntry: {name}"):
+            raise ConfigError(problems)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -63,6 +68,14 @@ class Settings:
     checkpoints: Mapping[tuple[str, float], CheckpointEntry] = field(default_factory=dict)
     datasets: Mapping[str, int] = field(default_factory=dict)
     """Number of documents of each data set, by run name."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for entries of another kind, as code that makes settings by hand may give."""
+        for key, entry in self.checkpoints.items():
+            if not isinstance(entry, CheckpointEntry) or key != (entry.name, entry.size):
+                wrong = f"{key!r} must be the (name, size) of a CheckpointEntry, not of {entry!r}"
+                hint = 'Write {("base", 7): CheckpointEntry(name="base", size=7, path=Path("base"))}.'
+                raise ConfigError([Problem("Settings: checkpoints", wrong, hint)])
 
     def find_checkpoint(self, name: str, size: float) -> CheckpointEntry:
         """Return the entry; its path exists. Raises `ConfigError` with the nearest entry, or the path that is not there."""

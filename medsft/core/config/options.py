@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, fields
 from functools import cache
 from pathlib import Path
@@ -151,6 +151,43 @@ def plain(options: DataclassInstance, *, only_changed: bool = False) -> dict[str
         simple = str(value) if isinstance(value, Path) else value
         result[f.name] = [str(item) for item in simple] if isinstance(simple, tuple) else simple
     return result
+
+
+def check_types(options: DataclassInstance, *, place: Callable[[str], str] = flag) -> list[Problem]:
+    """Return each value that is not of its field's type, such as Python code may give, under what `place` makes of its name.
+
+    Nothing is converted here: a config equals another one only with the same values. A whole number is a number, too.
+    """
+    problems = []
+    for name, (kind, optional, is_list) in field_types(type(options)).items():
+        value = getattr(options, name)
+        if value is None and optional:
+            continue
+        expected, remedy = _expected(kind, is_list), ""
+        if is_list:
+            right = isinstance(value, tuple) and all(_is_a(kind, item) for item in value)
+            items = value if isinstance(value, (list, tuple)) else [value]
+            if kind is Path and all(isinstance(item, (str, Path)) for item in items):
+                remedy = f"Write ({', '.join(f'Path({str(item)!r})' for item in items)},)."
+        else:
+            right = _is_a(kind, value)
+            if kind is Path and isinstance(value, str):
+                remedy = f"Write Path({value!r})."
+        if not right:
+            problems.append(Problem(place(name), f"must be {expected}, not {value!r}", remedy))
+    return problems
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _expected(kind: type, is_list: bool) -> str:
+    if is_list:
+        return "a tuple of paths" if kind is Path else "a tuple of texts"
+    return {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "text"}[kind]
 
 
 def check_ranges(options: DataclassInstance) -> list[Problem]:

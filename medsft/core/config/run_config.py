@@ -1,6 +1,6 @@
 """What a person asks for: `RunConfig`. Flags, wizard labels and TOML comments come from the one description here.
 
-A `RunConfig` is frozen and plain. `check` says what is wrong with its values.
+A `RunConfig` is frozen and plain, and has no value of a wrong type. `check` says what is wrong with its values.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 
 from medsft.core.config.compat import COMPAT_RULES, CompatRules
 from medsft.core.config.data_files import data_file, share_of_validation, shares_of
-from medsft.core.config.options import converted, flag, format_number, option, plain
+from medsft.core.config.options import check_types, converted, flag, format_number, option, plain
 from medsft.core.config.row_options import FORMATS, USED_BY
+from medsft.errors import ConfigError
 
 GROUPS = {
     "base": "Base model",
@@ -38,7 +39,10 @@ _FORMATS_ELSEWHERE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """One fine-tuning run as a person describes it. Flag `--NAME` sets field `NAME`."""
+    """One fine-tuning run as a person describes it. Flag `--NAME` sets field `NAME`.
+
+    Raises `ConfigError` for a value of a wrong type.
+    """
 
     checkpoint: str = option("baseline", "Name of the base model: an entry of [checkpoints] in medsft.toml", "base")
     size: float = option(7.0, "Size of the base model", "base", unit="1e9 parameters", above=0, maximum=1e6)
@@ -246,6 +250,11 @@ class RunConfig:
     save_interval: int = option(800, "Iterations between checkpoints", "output", unit="iterations", minimum=1)
     keep_last: int = option(2, "Number of latest checkpoints to keep; 0 keeps all", "output", minimum=0)
     id: str | None = option(None, "Suffix of the folder names, to tell this run from another with the same settings", "output")
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for values of wrong types, as `replace(config, lr="1e-5")` has: nothing later looks at types."""
+        if problems := check_types(self):
+            raise ConfigError(problems)
 
     @property
     def data_files(self) -> tuple[Path, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,3 +61,27 @@ def test_without_files_the_sets_that_exist_are_pointed_at(
 def test_places_are_checked_before_a_run_has_a_name() -> None:
     """The wizard begins so."""
     assert check_places(RunConfig()) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"data": ("x.jsonl",)}, "--data: must be a tuple of paths, not ('x.jsonl',)\n    Write (Path('x.jsonl'),)."),
+        ({"data": [Path("x.jsonl")]}, "Write (Path('x.jsonl'),)."),
+        ({"val": "x.jsonl"}, "--val: must be a tuple of paths, not 'x.jsonl'\n    Write (Path('x.jsonl'),)."),
+        ({"tokenized_data_dir": "sets"}, "--tokenized_data_dir: must be a path, not 'sets'\n    Write Path('sets')."),
+        ({"lr": "x", "epochs": None}, "--epochs: must be a number, not None\n--lr: must be a number, not 'x'"),
+        ({"seed": True}, "--seed: must be a whole number, not True"),
+        ({"seq": 8.0}, "--seq: must be a whole number, not 8.0"),
+        ({"retokenize": 1}, "--retokenize: must be true or false, not 1"),
+        ({"run_name": 3}, "--run_name: must be text, not 3"),
+    ],
+)
+def test_code_that_gives_a_value_of_a_wrong_type_is_told_at_once(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        replace(RunConfig(), **values)
+    assert told in str(caught.value)
+
+
+def test_a_whole_number_is_a_number() -> None:
+    assert check(RunConfig(run_name="r", size=7, lr=2e-5, iters=None)) == []

@@ -31,14 +31,14 @@ def adopt(folder: Path, opened: OpenedTokenizer) -> TokenizedDataset:
     for reader in (data.text, data.role):
         if not reader.starts_follow_sizes():
             raise DataError(f"{folder}: the documents do not follow one another in the files", hint=_REMEDY)
-    text_sha256, highest = _digest(data.text)
+    text_sha256, highest, unknown = _digest(data.text, counted=opened.unknown_id)
     if highest >= opened.tokenizer.vocab_size:
         raise DataError(
             f"{folder} has token {highest}, but the tokenizer {opened.tokenizer.source} has only "
             f"{opened.tokenizer.vocab_size} tokens: it was made with another one",
             hint="give the tokenizer it was made with, or tokenize the data again",
         )
-    role_sha256, highest_role = _digest(data.role)
+    role_sha256, highest_role, _ = _digest(data.role)
     if highest_role >= len(Role):
         raise DataError(f"{folder} has role {highest_role}; the roles are 0 to {len(Role) - 1}", hint=_REMEDY)
     counts = [count_by_role(data.role.span(*block)) for block in document_blocks(data.role)]
@@ -50,6 +50,7 @@ def adopt(folder: Path, opened: OpenedTokenizer) -> TokenizedDataset:
         tokens_by_role=by_role,
         vocab_size=opened.tokenizer.vocab_size,
         stop_id=opened.stop_id,
+        unknown=unknown,
         text_bytes=data.text.nbytes,
         text_sha256=text_sha256,
         role_bytes=data.role.nbytes,
@@ -62,11 +63,12 @@ def adopt(folder: Path, opened: OpenedTokenizer) -> TokenizedDataset:
     return trusted
 
 
-def _digest(reader: IndexedReader) -> tuple[str, int]:
-    """(SHA-256 of the ``.bin`` file, highest number in it)."""
-    digest, highest = hashlib.sha256(), 0
+def _digest(reader: IndexedReader, *, counted: int | None = None) -> tuple[str, int, int]:
+    """(SHA-256 of the ``.bin`` file, highest number in it, how often it has the number `counted`)."""
+    digest, highest, times = hashlib.sha256(), 0, 0
     for first, last in document_blocks(reader):
         block = reader.span(first, last)
         digest.update(block.tobytes())
         highest = max(highest, int(block.max(initial=0)))
-    return digest.hexdigest(), highest
+        times += 0 if counted is None else int(np.count_nonzero(block == counted))
+    return digest.hexdigest(), highest, times

@@ -33,6 +33,8 @@ class EncodedDocuments:
     """Special strings that people wrote"""
     rewritten: int = 0
     """Earlier answers that the template writes in another way because messages follow: context, see `Template.render`"""
+    unknown: int = 0
+    """Tokens that stand for text which the vocabulary cannot spell"""
 
 
 def encode_documents(
@@ -75,12 +77,15 @@ def encode_rendered(documents: Sequence[Document], opened: OpenedTokenizer, *, c
     per_document = np.fromiter(map(len, rendered), np.int64, len(rendered))
     firsts = np.cumsum(per_document) - per_document
     roles = np.fromiter((segment.role for segment in segments), np.uint16, len(segments))
+    tokens = (np.concatenate(ids) if ids else np.empty(0)).astype(token_dtype(opened.tokenizer.vocab_size))
+    unknown = opened.unknown_id
     return EncodedDocuments(
-        tokens=(np.concatenate(ids) if ids else np.empty(0)).astype(token_dtype(opened.tokenizer.vocab_size)),
+        tokens=tokens,
         roles=np.repeat(roles, lengths),
         sizes=np.add.reduceat(lengths, firsts, dtype=np.int32) if rendered else np.empty(0, np.int32),
         special_in_text=sum(map(opened.tokenizer.count_special, segments)),
         rewritten=sum(document.rewritten for document in documents),
+        unknown=0 if unknown is None else int(np.count_nonzero(tokens == unknown)),
     )
 
 

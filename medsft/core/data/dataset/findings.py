@@ -32,6 +32,8 @@ BYTES_PER_TOKEN = 4.0
 """Of English text, for estimates before anything is tokenized."""
 SURVEYED_ROWS = 1000
 """Of each file, for a look before anything is tokenized."""
+_MUCH_UNKNOWN = 1e-3
+"""Share of the tokens. A stray sign in a text is less; a tokenizer that spells bytes has none."""
 _MOST_COLUMNS = 50
 _SHOWN_COLUMNS = 8
 _HASH_BYTES = 8
@@ -238,6 +240,16 @@ def given_twice(files: Sequence[str], contents: Sequence[object], flag: str) -> 
             lines.append(f"{flag}: {path} {other}.")
         first.setdefault(content, path)
     return lines
+
+
+def unknown_sentence(unknown: int, tokens: int, flag: str) -> list[str]:
+    """What it means that so many of the tokens stand for text which the vocabulary cannot spell; nothing for a few."""
+    if unknown < _MUCH_UNKNOWN * tokens or not unknown:
+        return []
+    return [
+        f"{flag}: {100 * unknown / tokens:.2g} % of the tokens ({count(unknown)}) are the tokenizer's unknown token: the model does "
+        "not see the words or characters behind them. Take the base model's own tokenizer, or one of this language."
+    ]
 
 
 def overlap(train: Hashes | None, val: Hashes | None) -> int:

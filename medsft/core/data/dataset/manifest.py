@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medsft.core.data.dataset.findings import Findings, given_twice
+from medsft.core.data.dataset.findings import Findings, given_twice, unknown_sentence
 from medsft.core.data.dataset.spec import InputFile, TokenizeSpec
 from medsft.core.files import write_atomically
 from medsft.core.units import counted
@@ -41,6 +41,8 @@ class Manifest:
     """Special strings that people wrote"""
     rewritten: int = 0
     """Earlier answers that the template writes in another way because messages follow: they have the role of questions"""
+    unknown: int = 0
+    """Tokens that stand for text which the vocabulary cannot spell; 0 in a set that was made before they were counted, too"""
     bad_rows: Mapping[str, int] = field(default_factory=dict)
     """Rows left out, by reason"""
     notes: tuple[str, ...] = ()
@@ -69,14 +71,15 @@ class Manifest:
                 f"{flag}: the chat template writes {counted(self.rewritten, 'earlier answer')} in another way when messages "
                 "follow: context, with the role of questions."
             )
-        return lines
+        return lines + unknown_sentence(self.unknown, self.tokens, flag)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write and sync the manifest: aside first, so that there is never half of one."""
     record = asdict(replace(manifest, recipe=None)) | {"recipe": manifest.recipe and manifest.recipe.to_json()}
-    if not manifest.rewritten:  # medsft 0.1.0 does not know it
-        del record["rewritten"]
+    for name in ("rewritten", "unknown"):  # medsft 0.1.0 does not know them
+        if not record[name]:
+            del record[name]
     write_atomically(folder / MANIFEST_NAME, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -174,6 +174,7 @@ class _WrittenSet:
     tokens_by_role: npt.NDArray[np.int64]
     special_in_text: int
     rewritten: int
+    unknown: int
     text_bytes: int
     text_sha256: str
     role_bytes: int
@@ -190,6 +191,7 @@ class _WrittenSet:
             stop_id=opened.stop_id,
             special_in_text=self.special_in_text,
             rewritten=self.rewritten,
+            unknown=self.unknown,
             bad_rows=dict(bad.reasons),
             notes=opened.template.notes,
             findings=tally.findings(),
@@ -208,7 +210,7 @@ def _write(
     reporter: ProgressReporter,
     document_index: bool,
 ) -> _WrittenSet:
-    answers, counts, special, rewritten, documents = [], np.zeros(len(Role), np.int64), 0, 0, 0
+    answers, counts, special, rewritten, unknown, documents = [], np.zeros(len(Role), np.int64), 0, 0, 0, 0
     of_file = np.zeros(len(files), np.int64)
     dtype = token_dtype(opened.tokenizer.vocab_size)
     with (
@@ -225,6 +227,7 @@ def _write(
             counts += count_by_role(encoded.roles)
             special += encoded.special_in_text
             rewritten += encoded.rewritten
+            unknown += encoded.unknown
             documents += len(encoded.sizes)
             of_file[result.file] += len(encoded.sizes)
             reporter.tell(result.bytes_read, documents)
@@ -237,6 +240,7 @@ def _write(
         tokens_by_role=counts,
         special_in_text=special,
         rewritten=rewritten,
+        unknown=unknown,
         text_bytes=bin_path(text_prefix(aside)).stat().st_size,
         text_sha256=wrote_text.sha256,
         role_bytes=bin_path(role_prefix(aside)).stat().st_size,

@@ -124,3 +124,11 @@ class OpenedTokenizer:
     def stop_id(self) -> int | None:
         """Id of the token that ends an answer."""
         return self.tokenizer.special_ids.get(self.template.stop_token)
+
+    @property
+    def unknown_id(self) -> int | None:
+        """Id that only text which the vocabulary cannot spell becomes; None without one, as where GPT-2's also ends texts."""
+        tokenizer = self.tokenizer
+        of_template = (tokenizer.special_ids.get(token) for token in self.template.special_tokens)
+        other_use = {tokenizer.bos_id, tokenizer.eos_id, self.stop_id, *of_template}
+        return None if tokenizer.unk_id in other_use else tokenizer.unk_id
