@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsft.core.config.file import load_toml
+from medsft.core.config.file import hint_of_paths, load_toml
 from medsft.core.config.options import field_types, flag, format_number
 from medsft.core.config.run_config import GROUPS, RunConfig, from_mapping
-from medsft.errors import ConfigError, Problem
+from medsft.errors import ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from medsft.core.run.rundir import RunDir
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE.toml", help="Options of the run from a file; flags win over it.")
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.toml",
+        help="Options of the run from a file; flags win over it. Its paths are relative to the working folder, not to the file.",
+    ),
 ]
 SettingsFile = Annotated[
     Path | None,
@@ -61,7 +66,13 @@ def takes_row_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _with_config(command: Callable[..., None], chosen: Sequence[Field[Any]]) -> Callable[..., None]:
     def with_config(given: Mapping[str, Any], *, config: ConfigFile = None, **values: Any) -> None:
-        command(read_config(config, given), **values)
+        read = read_config(config, given)
+        try:
+            command(read, **values)
+        except DataError as error:
+            if config is None or not (hint := hint_of_paths(config, read, error.message)):
+                raise
+            raise DataError(error.message, hint=hint) from error
 
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     file = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medsft.core.config.run_config import GROUPS, RunConfig, from_mapping, to_mapping
 from medsft.core.disk import writing
@@ -13,6 +13,9 @@ from medsft.core.files import write_atomically
 from medsft.core.other_tools import did_you_mean
 from medsft.core.paths import read_toml
 from medsft.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from tomlkit import TOMLDocument
 
 
 def load_toml(path: Path) -> RunConfig:
@@ -30,6 +33,15 @@ def load_toml(path: Path) -> RunConfig:
     return from_mapping(flat, where=str(path))
 
 
+def hint_of_paths(file: Path, config: RunConfig, message: str) -> str:
+    """Return what to do where a message names a data file that is not in the working folder, but beside the run's TOML; else ""."""
+    for path in (*config.data_files, *config.val_files):
+        beside = file.parent / path
+        if message.startswith(f"{path}: ") and not path.exists() and beside.exists():
+            return f"It lies beside {file}, whose paths are relative to the working folder: write {beside}, or start in {file.parent}."
+    return ""
+
+
 def save_toml(config: RunConfig, path: Path) -> None:
     """Write the run's TOML, each option under its help text. An existing file keeps its comments and its order.
 
@@ -37,7 +49,7 @@ def save_toml(config: RunConfig, path: Path) -> None:
     """
     import tomlkit
 
-    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
+    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else _new_document()
     values = to_mapping(config)
     for f in fields(RunConfig):
         group = f.metadata["group"]
@@ -54,6 +66,16 @@ def save_toml(config: RunConfig, path: Path) -> None:
             table.add(f.name, values[f.name])
     with writing(path, ""):
         write_atomically(path, tomlkit.dumps(document))
+
+
+def _new_document() -> TOMLDocument:
+    import tomlkit
+
+    document = tomlkit.document()
+    document.add(tomlkit.comment("Options of a run: medsft sft --config FILE. Flags win over them."))
+    document.add(tomlkit.comment("Relative paths begin at the folder in which medsft is started, not at that of this file."))
+    document.add(tomlkit.nl())
+    return document
 
 
 def _comment(metadata: Mapping[str, Any]) -> str:

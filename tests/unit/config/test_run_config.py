@@ -111,6 +111,13 @@ def test_saving_keeps_comments_and_order(tmp_path: Path) -> None:
     assert load_toml(file) == RunConfig(run_name="new")
 
 
+def test_a_new_file_says_where_its_paths_begin(tmp_path: Path) -> None:
+    save_toml(RunConfig(run_name="r"), tmp_path / "run.toml")
+    head = (tmp_path / "run.toml").read_text().split("[base]")[0]
+    assert "Relative paths begin at the folder in which medsft is started" in head
+    assert all(not line or line.startswith("#") for line in head.splitlines())
+
+
 _TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=0x24F), min_size=1).filter(lambda s: not s.startswith("-"))
 _PATHS = _TEXT.filter(lambda s: "/" not in s and not s.startswith("~")).map(Path)
 _VALUES = {int: st.integers(-5, 10**9), float: st.floats(allow_nan=False, allow_infinity=False), bool: st.booleans()}
