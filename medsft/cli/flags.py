@@ -27,7 +27,7 @@ ConfigFile = Annotated[
     typer.Option(
         "--config",
         metavar="FILE.toml",
-        help="Options of the run from a file; flags win over it. Its paths are relative to the working folder, not to the file.",
+        help="Options of the run from a file; flags win over it. Its paths are relative to the working folder, not to it.",
     ),
 ]
 SettingsFile = Annotated[

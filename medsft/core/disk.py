@@ -26,6 +26,9 @@ _IN_RUST = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust (safetensors, tokenizers) end the text of a failed system call: they raise exceptions of their own."""
 _PROBE_BYTES = 1 << 20
 _FEW_INODES = 32
+_OF_THE_SYSTEM = frozenset({"proc", "sysfs"})
+"""File systems that take no files of anybody, though they say that root may write."""
+_ELSEWHERE = "Choose another folder."
 _MAKE_ROOM = "Make room there, or choose a folder on another disk; then start it again."
 
 
@@ -78,6 +81,21 @@ def probe(folder: Path) -> Trouble | None:
         with suppress(OSError):
             path.unlink(missing_ok=True)
     return None
+
+
+def refusal(folder: Path) -> Trouble | None:
+    """Return why nothing can be made in a folder, which may not exist yet, as far as that is seen without writing."""
+    here = Path(os.path.realpath(folder))
+    while not here.exists():
+        here = here.parent
+    if (kind := _mounts().get(mount_of(here))) in _OF_THE_SYSTEM:
+        return Trouble(
+            f"{mount_of(here)} holds what the system says of itself ({kind}): {folder} cannot be written.", _ELSEWHERE
+        )
+    if os.access(here, os.W_OK | os.X_OK):
+        return None
+    read_only = os.statvfs(here).f_flag & os.ST_RDONLY
+    return _explain(errno.EROFS if read_only else errno.EACCES, folder)
 
 
 @contextmanager
@@ -145,10 +163,28 @@ def _explain(number: int, path: Path) -> Trouble:
 
 def mount_of(path: Path) -> Path:
     """Return where the file system of a path is mounted; the path may not exist yet."""
-    here = Path.cwd() / path
-    while here != here.parent and not (here.exists() and os.path.ismount(here)):
+    here = Path(os.path.realpath(path))
+    mounts = _mounts()
+    while here != here.parent and here not in mounts and not os.path.ismount(here):
         here = here.parent
     return here
+
+
+def _mounts() -> dict[Path, str]:
+    """Return the kind of file system that is mounted in each place: of Linux, where a part of a disk may be one of its own.
+
+    Format: proc(5), /proc/PID/mountinfo. `os.path.ismount` alone misses a folder that is mounted within its own disk.
+    """
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return {}
+    mounts = {}
+    for line in lines:
+        place, kind = line.split()[4], line.partition(b" - ")[2].partition(b" ")[0]
+        plain = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), place)  # a space is \040
+        mounts[Path(os.fsdecode(plain))] = os.fsdecode(kind)
+    return mounts
 
 
 def _room(mount: Path) -> str:

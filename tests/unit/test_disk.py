@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import small_disks
+import tiny
 
 from medsft.core import disk, files, rehearsal, settings
 from medsft.core.config.file import save_toml
 from medsft.core.config.run_config import RunConfig
+from medsft.core.planning.planner import make_plan
 from medsft.core.run.draft import Draft, save_draft
 from medsft.core.run.events import EventReader, EventWriter
 from medsft.core.run.rundir import RunDir
@@ -214,3 +216,28 @@ def test_a_rehearsal_says_which_disk_it_cannot_write_to(tmp_path):
             pytest.fail("the work has begun")
     assert str(caught.value).startswith(begins)
     assert caught.value.exit_code == ExitCode.LAUNCH
+
+
+def test_a_folder_that_is_mounted_within_its_own_disk_is_named(tmp_path: Path) -> None:
+    """Container hosts hand out folders so, often read-only."""
+    with small_disks.mounted(tmp_path / "a disk", "size=1m") as folder:
+        inner = folder / "in ner"
+        inner.mkdir()
+        small_disks.make_read_only(inner)
+        try:
+            assert disk.mount_of(inner / "not" / "there") == inner
+            found = disk.refusal(inner / "not" / "there")
+            assert found is not None
+            assert found.message == f"The disk {inner} is read-only: {inner}/not/there cannot be written."
+            assert disk.refusal(folder / "new") is None
+        finally:
+            small_disks.make_room(inner)
+
+
+def test_a_plan_says_where_a_run_cannot_be_written(tmp_path: Path) -> None:
+    config, entries = tiny.plannable(tmp_path, save_checkpoint_dir="/proc/runs", tokenized_data_dir="/proc/sets")
+    warnings = make_plan(config, entries, ahead=True).warnings
+    for flag in ("--save_checkpoint_dir", "--tokenized_data_dir"):
+        assert any(line.startswith(f"{flag}: /proc holds what the system says of itself") for line in warnings)
+    config, entries = tiny.plannable(tmp_path)
+    assert not any("cannot be written" in line for line in make_plan(config, entries, ahead=True).warnings)

@@ -34,11 +34,12 @@ def load_toml(path: Path) -> RunConfig:
 
 
 def hint_of_paths(file: Path, config: RunConfig, message: str) -> str:
-    """Return what to do where a message names a data file that is not in the working folder, but beside the run's TOML; else ""."""
+    """Return what to do where a message names a data file that lies beside the run's TOML, not in this folder; or ""."""
     for path in (*config.data_files, *config.val_files):
         beside = file.parent / path
         if message.startswith(f"{path}: ") and not path.exists() and beside.exists():
-            return f"It lies beside {file}, whose paths are relative to the working folder: write {beside}, or start in {file.parent}."
+            remedy = f"write {beside}, or start in {file.parent}"
+            return f"It lies beside {file}, whose paths are relative to the working folder: {remedy}."
     return ""
 
 

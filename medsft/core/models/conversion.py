@@ -11,6 +11,7 @@ from typing import Any
 from medsft.core.config.options import check_ranges, converted, option, plain
 from medsft.core.files import check_is_new
 from medsft.core.models.inspect import BaseModel, inspect_base
+from medsft.core.models.megatron import saved_folder
 from medsft.errors import ConfigError, MismatchError
 
 _TO, _FROM = "To a Megatron-LLM folder", "From a Megatron-LLM folder"
@@ -71,6 +72,11 @@ class Conversion:
         return conversion
 
 
+def iteration_to_write(job: Conversion, base: BaseModel) -> int | None:
+    """Return the iteration as which a Megatron-LLM folder gets the source; None for `release`."""
+    return (base.iteration if job.as_iteration is None else job.as_iteration) or None
+
+
 def look_at_source(job: Conversion) -> BaseModel:
     """Return what lies at the source, without torch.
 
@@ -78,8 +84,8 @@ def look_at_source(job: Conversion) -> BaseModel:
     is asked for where there is none. A Megatron-LLM folder may have other iterations: of it, only the one to write must be new.
     """
     base = inspect_base(job.source, job.iteration)
-    if job.to != "megatron":
-        check_is_new(job.destination)
-    if job.optimizer and (job.to != "megatron" or base.kind != "medsft-run"):
+    to_megatron = job.to == "megatron"
+    check_is_new(saved_folder(job.destination, iteration_to_write(job, base)) if to_megatron else job.destination)
+    if job.optimizer and (not to_megatron or base.kind != "medsft-run"):
         raise MismatchError("--optimizer is for a run of medsft as the source and --to megatron.")
     return base

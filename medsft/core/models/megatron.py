@@ -76,6 +76,11 @@ def is_megatron(root: Path) -> bool:
     return any(any(folder.glob("mp_rank_*")) for folder in (root / "release", *_iteration_folders(root).values()))
 
 
+def saved_folder(root: Path, iteration: int | None) -> Path:
+    """Return where an iteration is written below `root`; `release` without one."""
+    return root / ("release" if iteration is None else f"iter_{iteration:07d}")
+
+
 def iterations(root: Path) -> tuple[int, ...]:
     """Return the numbers of the saved iterations, ascending; `release` has none."""
     return tuple(_iteration_folders(root))

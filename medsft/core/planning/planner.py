@@ -15,6 +15,7 @@ from medsft.core.config.check import check, doubts
 from medsft.core.config.options import format_number
 from medsft.core.config.run_config import RunConfig
 from medsft.core.devices import Devices, assumed_devices, find_devices
+from medsft.core.disk import refusal
 from medsft.core.models.inspect import BaseModel
 from medsft.core.models.run_folder import PLAN_NAME
 from medsft.core.planning.auto_layout import LayoutChoice, LayoutInputs, choose, sample_batches, sequential_batches
@@ -350,6 +351,10 @@ def _concerns(found: _Found, plan: RunPlan) -> list[str]:
             f"A rank needs about {estimates.memory.total / 1e9:.1f} GB and has {estimates.device_memory / 1e9:.1f} GB: it will "
             "run out of memory. Use a smaller --micro_batch, --recompute full, or more --tp or --pp."
         )
+    needed = {"--save_checkpoint_dir": Path(plan.run_dir)}
+    if not found.train.exact:
+        needed["--tokenized_data_dir"] = Path(config.tokenized_data_dir)
+    lines += [f"{flag}: {trouble.message}" for flag, folder in needed.items() if (trouble := refusal(folder)) is not None]
     if found.base.size_bytes and estimates.disk_needed > free_bytes(Path(plan.run_dir)):
         # Not how much is free: a plan says the same each time it is made.
         lines.append(

@@ -21,6 +21,8 @@ from medsft.errors import ExitCode
         ("export one --to new --iteration 400", "no checkpoint of iteration 400 to export."),
         ("convert base taken --to hf", "taken: exists already."),
         ("convert base taken --to dcp", "taken: exists already."),
+        ("convert base taken --to megatron", "taken/release: exists already."),
+        ("convert base taken --to megatron --as_iteration 5", "taken/iter_0000005: exists already."),
         ("convert base new --to hf --optimizer", "--optimizer is for a run"),
         ("convert nowhere new --to hf", "nowhere: no such file or folder."),
     ],
@@ -34,6 +36,9 @@ def test_what_cannot_begin_is_refused_at_once(
     tiny.write_base(tmp_path / "base")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "theirs").touch()
+    for saved in ("release", "iter_0000005"):
+        (tmp_path / "taken" / saved).mkdir()
+        (tmp_path / "taken" / saved / "theirs").touch()
     monkeypatch.setattr("medsft.core.run.launch.run_engine", lambda *_: pytest.fail("torch would be loaded"))
     result = CliRunner(env={"TERM": "dumb"}).invoke(app, command.split())
     assert result.exit_code == ExitCode.MISMATCH, result.output

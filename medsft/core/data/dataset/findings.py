@@ -246,10 +246,9 @@ def unknown_sentence(unknown: int, tokens: int, flag: str) -> list[str]:
     """What it means that so many of the tokens stand for text which the vocabulary cannot spell; nothing for a few."""
     if unknown < _MUCH_UNKNOWN * tokens or not unknown:
         return []
-    return [
-        f"{flag}: {100 * unknown / tokens:.2g} % of the tokens ({count(unknown)}) are the tokenizer's unknown token: the model does "
-        "not see the words or characters behind them. Take the base model's own tokenizer, or one of this language."
-    ]
+    share = f"{flag}: {100 * unknown / tokens:.2g} % of the tokens ({count(unknown)}) are the tokenizer's unknown token"
+    remedy = "Take the base model's own tokenizer, or one of this language."
+    return [f"{share}: the model does not see the words or characters behind them. {remedy}"]
 
 
 def overlap(train: Hashes | None, val: Hashes | None) -> int:

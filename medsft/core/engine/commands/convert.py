@@ -34,7 +34,7 @@ from medsft.core.engine.formats.source import DTYPES, Slices, SourceAround, Weig
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.files import new_folder, parents_of, sync_entry
 from medsft.core.models.config import ModelConfig
-from medsft.core.models.conversion import Conversion, look_at_source
+from medsft.core.models.conversion import Conversion, iteration_to_write, look_at_source
 from medsft.core.models.inspect import BaseModel, inspect_base
 from medsft.core.run.integrity import damage, find_good
 from medsft.core.run.rundir import RunDir
@@ -197,7 +197,6 @@ def _with_tokenizer(files: Sequence[Path], folder: Path) -> Iterator[None]:
 
 def _write_megatron(opened: _Opened) -> None:
     job, base, state, tokenizer = opened.job, opened.base, opened.state, opened.tokenizer
-    iteration = base.iteration if job.as_iteration is None else job.as_iteration
     with parents_of(job.destination / "any"), _with_tokenizer(tokenizer, job.destination):
         write_megatron(
             job.destination,
@@ -205,7 +204,7 @@ def _write_megatron(opened: _Opened) -> None:
             tp=job.tp,
             pp=job.pp,
             dtype=opened.dtype,
-            iteration=iteration or None,
+            iteration=iteration_to_write(job, base),
             true_vocab_size=opened.tokens,
             vocab_divisible_by=job.vocab_divisible_by or _MEGATRON_DIVISOR,
             new_rows=job.new_token_init,  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from medsft.core.engine.formats.source import WeightSource
 from medsft.core.engine.formats.vocabulary import BLOCK_ROWS, NewRows, ResizedSource
 from medsft.core.files import new_folder, write_atomically
 from medsft.core.models.config import ModelConfig, to_hf_config
-from medsft.core.models.megatron import SIDECAR, TRACKER, layout_in_name, rank_folder
+from medsft.core.models.megatron import SIDECAR, TRACKER, layout_in_name, rank_folder, saved_folder
 from medsft.errors import MismatchError
 
 Files = dict[tuple[int, int], ReservedFile]
@@ -61,7 +61,7 @@ def write_megatron(
         )
     tokens = source.config.vocab_size if true_vocab_size is None else true_vocab_size
     padded = ResizedSource(source, tokens, rows=padded_rows(tokens, vocab_divisible_by, tp), new_rows=new_rows)
-    folder = root / ("release" if iteration is None else f"iter_{iteration:07d}")
+    folder = saved_folder(root, iteration)
     with new_folder(folder) as aside:
         files: Files = {}
         for chunk in chunks(source.config.num_layers, pp):
