@@ -111,8 +111,13 @@ def _note_warnings(plan: RunPlan) -> None:
 def _note_faults(plan: RunPlan) -> None:
     """Say what a quick look at the rows finds, once: before the first start of a run."""
     from medsft.core.workflow import existing_plan, faults_in_rows
+    from medsft.errors import DataError
 
-    if existing_plan(plan) is None and (found := faults_in_rows(plan.config)):
+    try:
+        found = faults_in_rows(plan.config) if existing_plan(plan) is None else ""
+    except DataError as error:  # a file that has changed since it was tokenized: the set has all that is trained on
+        found = f"the rows could not be looked at once more: {error.message}"
+    if found:
         console.note(f"warning: {found}")
 
 

@@ -19,8 +19,8 @@ _LEAST_ROWS = 20
 """Below this many rows nobody can say what is usual."""
 _OUTLIER = 5.0
 """Robust standard deviations of the logarithm of a length. 3.5 is usual for normal distributions; lengths have longer tails."""
-_LEAST_SPREAD = 0.15
-"""Of that logarithm: lengths within a factor of two are never outliers"""
+_LEAST_SPREAD = 0.3
+"""Of that logarithm: lengths within a factor of four are never outliers"""
 _RARE_LANGUAGE = 0.05
 """A language with a smaller share of the rows is one that few rows have."""
 _COMMON_END = 0.8

@@ -71,5 +71,5 @@ BITS = {kind: bit for bit, kind in enumerate((UNUSABLE, EMPTY, REFUSING, CUT_OFF
 """Of the kinds that show in a row alone: which bit of its flags says so."""
 LEFT_OUT = (UNUSABLE, EMPTY, REPEATED, NEAR_REPEATED, CONTRADICTING, IN_VAL, IN_AGAINST)
 """What clean rows are without."""
-AT_START = (EMPTY, CONTRADICTING, REFUSING, CUT_OFF, LENGTH, *(kind for kind in IDENTIFIERS.values() if kind.error))
+AT_START = (EMPTY, CONTRADICTING, REFUSING, CUT_OFF, *(kind for kind in IDENTIFIERS.values() if kind.error))
 """What is looked for before a run starts: it shows in a row alone, or among some rows, and tokenizing does not say it."""
