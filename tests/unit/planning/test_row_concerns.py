@@ -244,3 +244,14 @@ def test_an_estimate_of_texts_has_their_pieces(project, tmp_path):
     assert plan.train.text_pieces == plan.train.documents == (-(-(lengths - 1) // 32)).sum() > 10
     assert plan.train.labels == plan.train.supervised_tokens == (lengths - 1).sum()
     assert plan.train.longest == 33
+
+
+def test_how_rows_are_read_is_no_part_of_a_run_but_by_its_set(project):
+    config, settings = project
+    tokenize_sets(config, settings)
+    plan = make_plan(config, settings)
+    by_hand = make_plan(replace(config, format="qa", reasoning_key=None), settings)
+    assert by_hand.identity == plan.identity
+    assert not {"--format", "--messages_key", "--role_map", "--first_option"} & plan.identity_fields().keys()
+    with pytest.raises(DataError, match="was made of other files or keys than these"):
+        make_plan(replace(config, format="alpaca", question_key="prompt", answer_key="gold"), settings, ahead=True)

@@ -178,7 +178,9 @@ def _with_system(conversation: Conversation, row: Mapping[str, object], keys: Ke
     if not system:
         return conversation
     if conversation and conversation[0].role == "system":
-        raise BadRow(f"a system message under '{keys.system}' and among the messages, too")
+        if conversation[0].content == system:
+            return conversation
+        raise BadRow(f"a system message under '{keys.system}' and another one among the messages")
     return (Message("system", system), *conversation)
 
 

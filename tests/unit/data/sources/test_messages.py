@@ -10,7 +10,7 @@ import pytest
 
 from medsft.core.data.sources.base import BadRow
 from medsft.core.data.sources.columns import Keys
-from medsft.core.data.sources.conversation import Conversation, Message
+from medsft.core.data.sources.conversation import Conversation, Message, up_to_answer
 from medsft.core.data.sources.json_object import read_object
 from medsft.core.data.sources.row_format import FormatName, RowFormat
 
@@ -76,7 +76,14 @@ def test_a_system_message_may_stand_beside_the_messages() -> None:
     assert read(Q, A, row={"s": "be short"}, system="s")[0] == Message("system", "be short")
     assert len(read({"role": "system", "content": ""}, Q, A, row={"s": ""}, system="s")) == 2
     both = reason({"role": "system", "content": "x"}, Q, A, row={"s": "y"}, system="s")
-    assert both == "a system message under 's' and among the messages, too"
+    assert both == "a system message under 's' and another one among the messages"
+    assert len(read({"role": "system", "content": "x"}, Q, A, row={"s": "x"}, system="s")) == 3
+
+
+def test_a_conversation_is_asked_up_to_its_last_answer() -> None:
+    conversation = read(Q, A, Q, A, Q)
+    assert up_to_answer(conversation) == conversation[:-1]
+    assert up_to_answer(conversation[:1]) == conversation[:1]
 
 
 @pytest.mark.parametrize(
