@@ -1,7 +1,8 @@
 """`python -m bench.row_files`: how fast rows are read and tokenized, by the kind of file that they stand in.
 
 The same rows, with as many new words as PubMedQA's, as JSONL, JSON array, CSV, Parquet and packed with zstd; and as
-conversations (`messages`) in JSONL and Parquet. Rates are megabytes of these rows' JSONL for each second and core.
+conversations (`messages`) in JSONL and Parquet. Rates are megabytes of these rows' JSONL for each second of CPU time, of all
+processes together, so that other work on the machine disturbs them little.
 BENCH_DATASETS_PYTHON names a Python with `datasets` and `transformers`, which then tokenizes the conversations by
 `Dataset.map`, row by row as TRL does, in as many processes.
 """
@@ -15,7 +16,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -90,19 +90,19 @@ def measure(work: Path, count: int) -> dict[str, Any]:
         command = [peer, "-c", _PEER, str(files["messages.jsonl"]), str(base), str(CORES), str(out / "cache")]
         runs["datasets.map of messages.jsonl"] = partial(subprocess.run, command, check=True, capture_output=True)
         reference["datasets.map of messages.jsonl"] = reference["messages.jsonl"]
-    read = {name: statistics.median(_cpu_seconds(path) for _ in range(_TURNS)) for name, path in files.items()}
-    turns = [{name: _seconds(run) for name, run in runs.items()} for _ in range(_TURNS)]
+    read = {name: statistics.median(_cpu_seconds(partial(_read, path)) for _ in range(_TURNS)) for name, path in files.items()}
+    turns = [{name: _cpu_seconds(run) for name, run in runs.items()} for _ in range(_TURNS)]
     shutil.rmtree(out)
     rates = {
         name: {
             "read": reference[name] / read[name] if name in read else None,
-            "tokenize": statistics.median(reference[name] / turn[name] for turn in turns) / CORES,
+            "tokenize": statistics.median(reference[name] / turn[name] for turn in turns),
             "beside": statistics.median(turn[_beside(name)] / turn[name] for turn in turns),
         }
         for name in runs
     }
     print_table(
-        f"{count} rows, MB/s a core of their JSONL; the ratio is beside the JSONL of the same rows in the same turn",
+        f"{count} rows, MB of their JSONL for a CPU second; the ratio is beside the JSONL of the same rows in the same turn",
         [
             {"file": name, **{what: "" if rate is None else f"{rate:.2f}" for what, rate in rates[name].items()}}
             for name in rates
@@ -120,17 +120,16 @@ def _tokenize(path: Path, base: Path, folder: Path) -> None:
     medsft.tokenize(medsft.TokenizeSpec(data=(path,), tokenizer=base, template="chatml", rows=rows), folder, retokenize=True)
 
 
-def _cpu_seconds(path: Path) -> float:
-    began = time.process_time()
+def _read(path: Path) -> None:
     for _ in all_rows(open_rows(path)):
         pass
-    return time.process_time() - began
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def _cpu_seconds(run: Callable[[], object]) -> float:
+    before = os.times()
     run()
-    return time.perf_counter() - began
+    after = os.times()
+    return sum(after[:4]) - sum(before[:4])  # of this process and of those that it started and that have ended
 
 
 def main() -> None:
