@@ -48,10 +48,11 @@ def check(
 
     Shows how many rows there are of each kind and where the first are, never their text.
     """
-    from medsft.cli.stages import tokenizing
+    from medsft.cli.stages import note_rows, tokenizing
     from medsft.core.data.check.check import check_rows
     from medsft.core.data.check.clean import refuse_folder
     from medsft.core.data.check.clean import write_clean as write
+    from medsft.core.data.sources.open import no_rows
     from medsft.core.workflow import check_request
     from medsft.errors import ConfigError, DataError, Problem
 
@@ -59,9 +60,14 @@ def check(
         raise ConfigError([Problem("--without_identifiers", "nothing is written", "It belongs to --write_clean DIR.")])
     if write_clean is not None:
         refuse_folder(write_clean)
-    request = check_request(replace(config, data=(*config.data, *(files or ()))), against=tuple(against or ()), ngram=ngram)
+    config = replace(config, data=(*config.data, *(files or ())))
+    request = check_request(config, against=tuple(against or ()), ngram=ngram)
     with tokenizing(plain=plain) as progress:
         report = check_rows(request, progress=progress)
+    if not report.rows:
+        raise no_rows(request.files)
+    if not json:
+        note_rows(config)
     if strict and report.not_checked:
         raise ConfigError([Problem("--strict", sentence) for sentence in report.not_checked])
     clean = None if write_clean is None else write(report, write_clean, with_identifiers=not without_identifiers)

@@ -111,6 +111,41 @@ def test_rows_of_another_format_in_another_kind_of_file(tmp_path: Path) -> None:
     assert [json.loads(line) for line in (tmp_path / "clean" / "chat.jsonl").open()] == [rows[0], *rows[2:]]
 
 
+def test_how_rows_are_read_is_said_and_files_without_rows_are_refused(good: Path, tmp_path: Path) -> None:
+    said = invoke(good, "--question_key", "q", "--answer_key", "a")
+    assert "Rows are read as qa: question `q`, answer `a`" in said.stderr
+    for name, content in {"empty.jsonl": "", "empty.json": "[]", "blank.jsonl": "\n\n"}.items():
+        (tmp_path / name).write_text(content)
+        result = invoke(tmp_path / name)
+        assert result.exit_code == 3
+        assert "holds no row that can be used" in result.output
+
+
+def test_what_stands_under_other_keys_is_written_as_it_was(tmp_path: Path) -> None:
+    """Half of a surrogate pair under a key that is not read."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "Why?", "gold": "So.", "note": "\\ud83d"}\n{"prompt": "Who?", "gold": "She.", "note": "\u00e9"}\n')
+    assert invoke(path, "--write_clean", tmp_path / "clean").exit_code == 0
+    assert (tmp_path / "clean" / "rows.jsonl").read_text() == path.read_text()
+
+
+def test_lengths_of_a_second_kind_of_rows_are_not_unusual(tmp_path: Path) -> None:
+    short = [{"prompt": f"Is it {number}?", "gold": "Yes, it is."} for number in range(60)]
+    for many, unusual in ((2, 2), (40, 0)):
+        path = tmp_path / f"{many}.jsonl"
+        rows = [*short, *({"prompt": f"Why {number}?", "gold": "For many reasons. " * 60} for number in range(many))]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert json.loads(invoke(path, "--json").stdout)["found"]["length"]["rows"] == unusual
+
+
+def test_a_message_that_is_empty_is_an_empty_row(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": " "}]
+    path.write_text(json.dumps({"messages": turns}) + "\n")
+    found = json.loads(invoke(path, "--json").stdout)["found"]
+    assert (found["empty"]["rows"], found["unusable"]["rows"]) == (1, 0)
+
+
 def test_strict_needs_its_libraries(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medsft.core.data.check.libraries.find_spec", lambda name: None)
     lenient = invoke(good, "--question_key", "q", "--answer_key", "a")

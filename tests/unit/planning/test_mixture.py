@@ -278,7 +278,7 @@ def tokenized(config: RunConfig, settings: Settings) -> str:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ({}, "no key 'patient'"),
+        ({}, "nothing under 'patient', the key of --group_key"),
         ({"patient": None}, "'patient' is neither text nor a number"),
         ({"patient": ["Smith"]}, "'patient' is neither text nor a number"),
         ({"patient": True}, "'patient' is neither text nor a number"),

@@ -89,12 +89,20 @@ def _kept_lines(source: RowSource, report: CheckReport, first: int, end: int, le
         if number >= end or source.place(row.number) != report.places.of(number):
             break
         if number not in left:
-            yield json.dumps(_plain(row.fields()), ensure_ascii=False, default=str).encode() + b"\n"
+            yield _line(_plain(row.fields()))
         number += 1
     else:
         if number == end:
             return
     raise DataError(f"{source.path} changed while it was read", hint="try again when it is finished")
+
+
+def _line(fields: Any) -> bytes:
+    """Return a row as a line of JSON. Half of a surrogate pair, under a key that is not read, stays the escape that it was."""
+    try:
+        return json.dumps(fields, ensure_ascii=False, default=str).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(fields, default=str).encode() + b"\n"
 
 
 def _plain(value: Any) -> Any:

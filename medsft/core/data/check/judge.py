@@ -21,6 +21,8 @@ _OUTLIER = 5.0
 """Robust standard deviations of the logarithm of a length. 3.5 is usual for normal distributions; lengths have longer tails."""
 _LEAST_SPREAD = 0.3
 """Of that logarithm: lengths within a factor of four are never outliers"""
+_MOST_OUTLIERS = 0.1
+"""Share of the rows. More of them are rows of another kind, such as those of a second file, and nothing unusual."""
 _RARE_LANGUAGE = 0.05
 """A language with a smaller share of the rows is one that few rows have."""
 _COMMON_END = 0.8
@@ -135,7 +137,8 @@ def _outliers(columns: Columns) -> Rows:
     logs = np.log(np.maximum(columns.lengths[judged], 1).astype(np.float64))
     distance = np.abs(logs - np.median(logs, axis=0))
     spread = np.maximum(1.4826 * np.median(distance, axis=0), _LEAST_SPREAD)
-    return judged[(distance > _OUTLIER * spread).any(axis=1)]
+    far = distance > _OUTLIER * spread
+    return judged[(far & (far.mean(axis=0) <= _MOST_OUTLIERS)).any(axis=1)]
 
 
 def _languages(columns: Columns) -> tuple[dict[str, int], Rows]:

@@ -148,7 +148,8 @@ def _scan(
         try:
             conversation = scan.rows.conversation(row.fields())
         except BadRow as error:
-            kind = kinds.EMPTY if str(error).startswith("empty ") else kinds.UNUSABLE
+            reason = str(error)
+            kind = kinds.EMPTY if reason.startswith("empty ") or reason.endswith(" is empty") else kinds.UNUSABLE
             bad.add(source.place(row.number), error)
             flags.append(1 << kinds.BITS[kind])
             exact += mixed(np.array([row.number], np.uint64) + np.uint64(item.file)).tobytes()

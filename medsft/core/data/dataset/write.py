@@ -35,6 +35,7 @@ from medsft.core.data.dataset.manifest import MANIFEST_NAME, Manifest, write_man
 from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.dataset.workers import Process, processing, read_chunks
 from medsft.core.data.sources.bad_rows import BadRows
+from medsft.core.data.sources.open import no_rows
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.disk import writing_to
@@ -159,9 +160,7 @@ def refuse_rows(
     if bad.total and (bad_rows == "error" or not tally.rows):
         raise bad.error(then=then)
     if not tally.rows:
-        raise DataError(
-            "the data holds no row that can be used: " + ", ".join(map(str, files)), hint="the files are empty; check --data"
-        )
+        raise no_rows(files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ def group_hash(row: Mapping[str, object], key: str) -> bytes:
     except RepeatedKey:
         raise BadRow(REPEATED) from None
     if not there:
-        raise BadRow(f"no key '{key}'", names(row))
+        raise BadRow(f"nothing under '{key}', the key of --group_key", names(row))
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a column of numbers in which some are missing becomes one of floats in other programs
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):

@@ -75,6 +75,13 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
+def no_rows(files: Iterable[Path]) -> DataError:
+    """Return the error of files that can be read and hold no row."""
+    return DataError(
+        "the data holds no row that can be used: " + ", ".join(map(str, files)), hint="the files are empty; check --data"
+    )
+
+
 def refuse_unreadable(files: Iterable[Path]) -> None:
     """Raise DataError, before anything is done with any of them, for a file that `open_rows` refuses."""
     for path in files:
