@@ -124,7 +124,8 @@ def test_how_rows_are_read_is_said_and_files_without_rows_are_refused(good: Path
 def test_what_stands_under_other_keys_is_written_as_it_was(tmp_path: Path) -> None:
     """Half of a surrogate pair under a key that is not read."""
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"prompt": "Why?", "gold": "So.", "note": "\\ud83d"}\n{"prompt": "Who?", "gold": "She.", "note": "\u00e9"}\n')
+    lines = ('{"prompt": "Why?", "gold": "So.", "note": "\\ud83d"}', '{"prompt": "Who?", "gold": "She.", "note": "é"}', "")
+    path.write_text("\n".join(lines))
     assert invoke(path, "--write_clean", tmp_path / "clean").exit_code == 0
     assert (tmp_path / "clean" / "rows.jsonl").read_text() == path.read_text()
 
