@@ -119,6 +119,9 @@ def as_read(outlines: Outlines, reading: Reading) -> Subset:
     if reading.turns != "all":
         trained = last_answers(trained, lengths)
         trained_from[trained.document] = trained.first
+        lost = _without_own_turn(outlines, reading, lengths)
+        trained = trained.where(~lost[trained.document])
+        trained_from[lost] = lengths[lost]
     labels = trained.labels(lengths)
     pieces = in_pieces(lengths, outlines.texts, reading.seq)
     divided = outlines.texts[pieces.documents]
@@ -146,7 +149,8 @@ def apply_truncation(outlines: Outlines, reading: Reading, *, flag: str = "--dat
     if reading.truncate == "error" and (exceeds.any() or useless.any()):
         raise _not_all_fit(outlines, reading, len(np.unique(cut.indices[useless])), flag)
     if reading.truncate == "keep":
-        unusable = empty | _without_own_turn(outlines, reading)[cut.indices]
+        lengths = cut_lengths(outlines, reading.seq, whole_turns=reading.whole_turns)
+        unusable = empty | _without_own_turn(outlines, reading, lengths)[cut.indices]
     else:
         unusable = exceeds | useless
     subset = cut.at(np.flatnonzero(~unusable))
@@ -156,15 +160,14 @@ def apply_truncation(outlines: Outlines, reading: Reading, *, flag: str = "--dat
     return replace(subset, left_out=len(outlines) - len(subset.documents))
 
 
-def _without_own_turn(outlines: Outlines, reading: Reading) -> npt.NDArray[np.bool_]:
-    """Tell which documents of a split conversation lose the turn that they were made for, [documents].
+def _without_own_turn(outlines: Outlines, reading: Reading, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Tell which documents of a split conversation lose the turn that they were made for when cut to `lengths`, [documents].
 
-    The earlier turns that are left of such a document have documents of their own.
+    The earlier turns that are left of such a document have documents of their own: they are not trained on in this one, too.
     """
     without = np.zeros(len(outlines), bool)
     if reading.turns == "split":
         without = outlines.num_turns > 1
-        lengths = cut_lengths(outlines, reading.seq, whole_turns=reading.whole_turns)
         own = outlines.own_answers
         without[own.document[own.labels_within(lengths) > 0]] = False
     return without

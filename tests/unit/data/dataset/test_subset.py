@@ -178,6 +178,9 @@ def test_a_document_made_for_a_turn_that_is_cut_is_left_out(tmp_path: Path) -> N
     }
     report = length_report(data, 17, turns="split")
     assert (report.answers_cut, report.answers_lost, report.answers_without_end) == (4, 3, 3)
+    assert (report.trained, report.unsupervised) == (sum(kept[17][2]), 3)
+    shown = as_read(data.outlines, Reading(seq=17, truncate="keep", turns="split"))
+    assert [len(trained(data, shown, position)) for position in range(5)] == [7, 4, 0, 0, 0]
 
 
 def test_documents_that_do_not_fit_are_shown_whole_where_they_are_not_cut(data: TokenizedDataset) -> None:
