@@ -64,7 +64,8 @@ class Tally:
         keys = self.row_format.keys
         self.rows += 1
         self.digests += digest(conversation) * documents
-        self.group_digests += self.row_format.group(row) * documents
+        if keys.group is not None:
+            self.group_digests += self.row_format.group(row) * documents
         alone = keys.messages in row if len(row) == 1 else len(row) == 2 and keys.question in row and keys.answer in row
         if not alone:  # there is more than what is read
             self._count_unused(row)

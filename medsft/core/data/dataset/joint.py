@@ -27,6 +27,8 @@ from medsft.core.data.tokenizers.special_tokens import pattern_of
 from medsft.core.data.tokenizers.template import Segment
 
 Encode = Callable[[Sequence[Segment]], list[TokenIds]]
+_FEW_SEGMENTS = 3
+"""A document of one turn has no more. To take it apart costs more than its question encoded twice."""
 _WINDOW = 256
 """Characters before a cut in which a control token is looked for."""
 
@@ -57,7 +59,9 @@ class _Parts:
 
     @classmethod
     def of(cls, segments: Sequence[Segment], pattern: re.Pattern[str]) -> _Parts:
-        """Take a document apart at the last control token before each cut."""
+        """Take a document of several turns apart at the last control token before each cut."""
+        if len(segments) <= _FEW_SEGMENTS:
+            return cls((tuple(segments),), (tuple(range(len(segments))),), ())
         starts = [0, *accumulate(len(segment.text) for segment in segments)]
         text = "".join(segment.text for segment in segments)
         literal = [(a + start, b + start) for one, start in zip(segments, starts, strict=False) for a, b in one.literal]
@@ -76,6 +80,8 @@ class _Parts:
 
     def joined(self, cut: Sequence[list[TokenIds]], num_segments: int, control_ids: Mapping[str, int]) -> list[TokenIds] | None:
         """Return the ids of each segment, from those of the pieces; None when an anchor is not one id at its place."""
+        if not self.anchors and len(cut[0]) == num_segments:
+            return cut[0]
         for number, anchor in enumerate(self.anchors):
             before, behind = np.concatenate(cut[number]), np.concatenate(cut[number + 1])
             wanted = control_ids[anchor]

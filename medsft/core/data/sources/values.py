@@ -20,10 +20,13 @@ _TYPES: Mapping[type, str] = {
 
 def text(row: Mapping[str, object], key: str) -> str:
     """Return the string under a key. Raises BadRow."""
-    value = under(row, key)
-    if not isinstance(value, str):
-        raise BadRow(f"'{key}' is {kind_of(value)}, not a string", names(row))
-    refuse_surrogates(value, f"under '{key}'")
+    value = row.get(key)
+    if not isinstance(value, str):  # a nested key, or none
+        value = under(row, key)
+        if not isinstance(value, str):
+            raise BadRow(f"'{key}' is {kind_of(value)}, not a string", names(row))
+    if not value.isascii():
+        refuse_surrogates(value, f"under '{key}'")
     return value
 
 

@@ -81,9 +81,9 @@ def test_the_work_grows_as_the_text_does(tmp_path: Path, monkeypatch: pytest.Mon
         return encode(segments, control=control)
 
     monkeypatch.setattr(opened.tokenizer, "encode", counted)
-    for turns in (1, 40):
+    for turns, most in ((1, 2.0), (40, 1.2)):
         encoded.clear()
         conversation = (Message("user", "the dose " * 50), Message("assistant", "5 mg " * 50)) * turns
         documents = encode_documents([conversation], opened, control=False)
-        assert sum(encoded) < 1.2 * len(opened.template.text(conversation))
+        assert sum(encoded) < most * len(opened.template.text(conversation))
         assert opened.tokenizer.decode(documents.tokens.tolist()) == opened.template.text(conversation)
