@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 
 _SQUARE = 2048
+_ENOUGH_SECONDS = 20
+"""A processor without instructions for bf16 takes a minute for one such product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Machine:
 
 
 def measure(repeats: int = 5) -> Machine:
-    """Multiply square matrices; the best of `repeats`, because this is to be a limit."""
+    """Multiply square matrices; the best of `repeats`, because this is to be a limit. Slow processors do fewer."""
     load = os.getloadavg()[0]
     return Machine(_rate(torch.float32, repeats), _rate(torch.bfloat16, repeats), torch.get_num_threads(), load)
 
@@ -35,9 +37,9 @@ def measure(repeats: int = 5) -> Machine:
 def _rate(dtype: torch.dtype, repeats: int) -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, b = (torch.randn(_SQUARE, _SQUARE, device=device).to(dtype) for _ in range(2))
-    out = a @ b
-    seconds = []
-    for _ in range(repeats):
+    out = torch.empty_like(a)
+    seconds: list[float] = []
+    while len(seconds) < repeats and sum(seconds) < _ENOUGH_SECONDS:
         _wait(device)
         start = time.perf_counter()
         torch.mm(a, b, out=out)

@@ -250,7 +250,7 @@ def engine_environment(processes: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(max(1, cores // processes)),
         # How often a waiting thread looks for the others before it sleeps. libgomp's own 300,000 looks spin a time slice away
         # where another process has the core of the thread that is waited for; measured in docs/performance.md.
-        "GOMP_SPINCOUNT": "10000",
+        "GOMP_SPINCOUNT": "100000",
         # glibc gives large tensors back to the system and faults every page in again for the next: keep them instead.
         "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
