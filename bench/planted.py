@@ -178,9 +178,6 @@ _FOREIGN = (
 )
 
 
-_UNUSABLE = b'{"prompt": "torn\n', b'{"question": "other keys", "answer": "x"}\n', b'{"prompt": 5, "gold": "x"}\n'
-
-
 @dataclass(slots=True)
 class Planted:
     """Rows with faults."""
@@ -271,10 +268,6 @@ def _insert(texts: Sequence[str], row: dict[str, str], turn: int) -> None:
     text = texts[turn % len(texts)]
     head, found, rest = row["prompt"].partition(". ")
     row["prompt"] = f"{head}. {text} {rest}" if found else f"{head} {text}"
-
-
-def _contradiction(row: Mapping[str, str]) -> dict[str, str]:
-    return {"prompt": row["prompt"].upper().replace(" ", "  "), "gold": _other(row["gold"])}
 
 
 def _shortened(row: Mapping[str, str]) -> dict[str, str]:

@@ -41,10 +41,6 @@ class Places:
         """Number of rows."""
         return self.firsts[-1]
 
-    def rows_in(self, file: int) -> int:
-        """Return the number of rows of a file."""
-        return sum(len(numbers) for numbers, of in zip(self.numbers, self.files, strict=True) if of == file)
-
     def of(self, row: int) -> str:
         """Return ``FILE:LINE`` of a row."""
         block = int(np.searchsorted(self.firsts, row, side="right")) - 1

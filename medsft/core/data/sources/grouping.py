@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from hashlib import sha256
 
 from medsft.core.data.sources.base import BadRow
-from medsft.core.data.sources.columns import REPEATED, RepeatedKey, find, names
+from medsft.core.data.sources.columns import names
+from medsft.core.data.sources.values import found
 
 _HASH_BYTES = 8
 """Two of a million different values share one with a chance of 3 in 100 million: their rows stay together, too."""
@@ -20,10 +21,7 @@ def group_hash(row: Mapping[str, object], key: str) -> bytes:
 
     Raises `BadRow` for a row without such a value: nobody could say with which rows that row belongs.
     """
-    try:
-        there, value = find(row, key)
-    except RepeatedKey:
-        raise BadRow(REPEATED) from None
+    there, value = found(row, key)
     if not there:
         raise BadRow(f"nothing under '{key}', the key of --group_key", names(row))
     if isinstance(value, float) and value.is_integer():

@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import Any
 
 from medsft.core.data.sources.base import BadRow
-from medsft.core.data.sources.columns import REPEATED, Keys, RepeatedKey, members, names
+from medsft.core.data.sources.columns import Keys, names
 from medsft.core.data.sources.conversation import Conversation, Message, MessageRole
-from medsft.core.data.sources.values import kind_of, optional_text, refuse_surrogates, under, with_reasoning
+from medsft.core.data.sources.values import fields_of, kind_of, optional_text, refuse_surrogates, under, with_reasoning
 
 ROLE_AND_CONTENT = ("role", "content")
 _USUAL_ROLES: Mapping[MessageRole, str] = {
@@ -100,10 +100,7 @@ def _message(item: object, number: int, roles: Mapping[str, MessageRole], spelli
 
 
 def _fields(item: object, number: int) -> Mapping[str, object]:
-    try:
-        fields = members(item)
-    except RepeatedKey:
-        raise BadRow(REPEATED) from None
+    fields = fields_of(item)
     if fields is None:
         raise BadRow(f"message {number} is {kind_of(item)}, not an object")
     return fields

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from medsft.core.data.sources.base import BadRow
-from medsft.core.data.sources.columns import REPEATED, Keys, RepeatedKey, members, names
+from medsft.core.data.sources.columns import Keys, names
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.sources.question_answer import conversation_of
-from medsft.core.data.sources.values import found, kind_of, refuse_surrogates, text, under
+from medsft.core.data.sources.values import fields_of, found, kind_of, refuse_surrogates, text, under
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LETTER = re.compile(r"\(?\s*(\w)\s*[).:]?", re.ASCII)
@@ -69,7 +69,7 @@ def options_of(row: Mapping[str, object], keys: Sequence[str]) -> list[Option]:
 def _options_under(value: object, key: str, row: Mapping[str, object]) -> list[Option]:
     if isinstance(value, list):
         return [_option_in_list(item, key) for item in value]
-    fields = _fields(value)
+    fields = fields_of(value)
     if fields is None:
         raise BadRow(f"'{key}' is {kind_of(value)}, not a list or an object of options", names(row))
     texts, labels = fields.get("text"), fields.get("label")
@@ -79,20 +79,13 @@ def _options_under(value: object, key: str, row: Mapping[str, object]) -> list[O
 
 
 def _option_in_list(item: object, key: str) -> Option:
-    fields = _fields(item)
+    fields = fields_of(item)
     if fields is None:
         return Option("", _option_text(item, key))
     for label, content in (("key", "value"), ("label", "text"), ("aid", "atext")):
         if label in fields and content in fields:
             return Option(_label(fields[label], key), _option_text(fields[content], key))
     raise BadRow(f"an option under '{key}' is an object without `key` and `value` or `label` and `text`")
-
-
-def _fields(value: object) -> Mapping[str, object] | None:
-    try:
-        return members(value)
-    except RepeatedKey:
-        raise BadRow(REPEATED) from None
 
 
 def _label(value: object, key: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from medsft.core.data.sources.base import BadRow
-from medsft.core.data.sources.columns import REPEATED, Keys, RepeatedKey, find, names
+from medsft.core.data.sources.columns import REPEATED, Keys, RepeatedKey, find, members, names
 from medsft.core.data.sources.conversation import Conversation
 
 _TYPES: Mapping[type, str] = {
@@ -49,6 +49,14 @@ def found(row: Mapping[str, object], key: str) -> tuple[bool, object]:
     """Return whether the row has the key, and what stands under it. Raises BadRow when the key is there twice."""
     try:
         return find(row, key)
+    except RepeatedKey:
+        raise BadRow(REPEATED) from None
+
+
+def fields_of(value: object) -> Mapping[str, object] | None:
+    """Return the fields of an object, None for another value. Raises BadRow when a key is there twice."""
+    try:
+        return members(value)
     except RepeatedKey:
         raise BadRow(REPEATED) from None
 
