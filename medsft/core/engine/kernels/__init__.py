@@ -62,6 +62,33 @@ class Kernels(Protocol):
         Raises IndexError for a label that is not a column.
         """
 
+    def nf4_largest(self, matrix: Tensor) -> Tensor:
+        """Return the largest absolute value of each block of the contiguous `matrix` [rows, columns], fp32 [rows, blocks]."""
+
+    def nf4_codes(self, matrix: Tensor, largest: Tensor, middles: Tensor, columns: range) -> Tensor:
+        """Return the codes of some columns of `matrix`, two in a byte, uint8 [rows, half of the columns, rounded up].
+
+        `largest` is what `nf4_largest` returned, `middles` are those between neighboring constants.
+        """
+
+    def nf4_numbers_(
+        self,
+        out: Tensor,
+        codes: Tensor,
+        scales: Tensor,
+        groups: Tensor,
+        constants: Tensor,
+        *,
+        begins: int,
+        first_block: int,
+        row_blocks: int,
+    ) -> None:
+        """Fill the contiguous `out` [rows, columns] with what codes, scales and groups mean (`kernels.nf4.Packed`).
+
+        `begins` is the place of the first column in its block, `first_block` that of the first block in its group, and
+        `row_blocks` the number of blocks in a row of the whole matrix.
+        """
+
 
 class Matmul(Protocol):
     """A product of two matrices."""

@@ -20,8 +20,9 @@ from torch.autograd.profiler import record_function
 from medsft.core.devices import cpu_multiplies_bf16
 from medsft.core.engine.kernels.cpu.compiled import Compiled, compile_or_load, processor
 from medsft.core.engine.kernels.cpu.fp32_matmul import matmul_in_fp32 as matmul_in_fp32
+from medsft.core.models.nf4 import ZERO, blocks_of_row
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("elementwise.c", "attention.c", "products.c")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("elementwise.c", "attention.c", "products.c", "nf4.c")]
 _PARTS = 16
 """Into so many groups of rows the gradient of a norm's weight is split before it is summed: a fixed number, so that the result
 does not depend on the number of threads."""
@@ -184,6 +185,36 @@ def cross_entropy_(logits: Tensor, labels: Tensor) -> Tensor:
     nll = torch.empty(rows)
     _call("cross_entropy", logits, labels.contiguous(), nll, rows, columns)
     return nll
+
+
+def nf4_largest(matrix: Tensor) -> Tensor:
+    """See `Kernels.nf4_largest`."""
+    rows, columns = matrix.shape
+    largest = torch.empty(rows, blocks_of_row(columns))
+    _call("nf4_largest", matrix, largest, rows, columns)
+    return largest
+
+
+def nf4_codes(matrix: Tensor, largest: Tensor, middles: Tensor, columns: range) -> Tensor:
+    """See `Kernels.nf4_codes`."""
+    codes = torch.empty(len(matrix), -(-len(columns) // 2), dtype=torch.uint8)
+    _call("nf4_codes", matrix, largest, middles, codes, *matrix.shape, columns.start, len(columns), ZERO)
+    return codes
+
+
+def nf4_numbers_(
+    out: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    groups: Tensor,
+    constants: Tensor,
+    *,
+    begins: int,
+    first_block: int,
+    row_blocks: int,
+) -> None:
+    """See `Kernels.nf4_numbers_`."""
+    _call("nf4_numbers", out, codes, scales, groups, constants, *out.shape, scales.shape[1], begins, first_block, row_blocks)
 
 
 def _call(name: str, first: Tensor, *others: Tensor | int | ctypes.c_float) -> int:

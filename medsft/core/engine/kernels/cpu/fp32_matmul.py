@@ -5,10 +5,10 @@ Each bf16 number is exact in fp32, and the sum is rounded to bf16 once, as in a 
 
 from __future__ import annotations
 
-import threading
-
 import torch
 from torch import Tensor
+
+from medsft.core.engine.kernels.scratch import Scratch
 
 _BLOCK = 2048
 """Rows, columns and steps that are converted at a time: the fp32 copies stay in the cache until they are multiplied."""
@@ -19,7 +19,7 @@ def matmul_in_fp32(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     out = a.new_empty(len(a), b.shape[1]) if out is None else out
     for rows in _blocks(len(a)):
         for columns in _blocks(b.shape[1]):
-            total = _scratch.take("total", out[rows, columns])
+            total = _scratch.take("total", out[rows, columns].shape)
             for number, steps in enumerate(_blocks(len(b))):
                 left, right = _in_fp32("left", a[rows, steps]), _in_fp32("right", b[steps, columns])
                 torch.addmm(total, left, right, beta=min(number, 1), out=total)
@@ -29,23 +29,14 @@ def matmul_in_fp32(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 def _in_fp32(name: str, block: Tensor) -> Tensor:
     """Return the block in fp32, in the memory order that it has: a product reads either order fast, reordering is slow."""
-    return _scratch.take(name, block.T).T.copy_(block) if block.stride(0) == 1 else _scratch.take(name, block).copy_(block)
+    return (
+        _scratch.take(name, block.T.shape).T.copy_(block)
+        if block.stride(0) == 1
+        else _scratch.take(name, block.shape).copy_(block)
+    )
 
 
-class _Scratch(threading.local):
-    """This thread's fp32 memory, by name. It is kept: new memory for each product would fragment the heap."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
-
-    def take(self, name: str, like: Tensor) -> Tensor:
-        """Return a contiguous tensor of the shape of `like` with any content, valid until the name is taken again."""
-        if name not in self._held or self._held[name].numel() < like.numel():
-            self._held[name] = torch.empty(like.numel())
-        return self._held[name][: like.numel()].view(like.shape)
-
-
-_scratch = _Scratch()
+_scratch = Scratch()
 
 
 def _blocks(length: int) -> list[slice]:
