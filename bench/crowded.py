@@ -17,7 +17,7 @@ from bench.runs import Job, medsft_outcome, plan_of, train, unpack_base
 from bench.table import Row, print_table, say, spread
 
 SPIN_COUNTS = (300_000, 100_000, 10_000, 0)
-"""How often a thread looks whether the others have come before it sleeps: libgomp's own choice, medsft's, and two lower ones."""
+"""How often a thread looks whether the others have come before sleeping: libgomp's own choice, medsft's, and two lower ones."""
 _VARIABLE = "GOMP_SPINCOUNT"
 _BUSY_PER_CORE = 2
 
