@@ -43,7 +43,10 @@ def _default(f: Field[Any]) -> str:
     if f.default in (None, "", ()) or f.default is False:
         return ""
     value = format_number(f.default) if isinstance(f.default, float) else f.default
-    return f"{value} ({f.metadata['unit']})" if f.metadata["unit"] else str(value)
+    of_adapter = f.metadata["with_adapter"]
+    notes = [f.metadata["unit"], "" if of_adapter is None else f"with an adapter {format_number(of_adapter)}"]
+    noted = ", ".join(filter(None, notes))
+    return f"{value} ({noted})" if noted else str(value)
 
 
 def split(readme: str) -> tuple[str, str, str]:

@@ -144,6 +144,8 @@ def _help(f: Field[Any]) -> str:
     shown = [" | ".join(f.metadata["choices"]) or f.metadata["unit"]]
     if default not in (MISSING, None, "", (), False):
         shown.append(f"default {format_number(default) if isinstance(default, float) else default}")
+    if f.metadata["with_adapter"] is not None:
+        shown.append(f"with an adapter {format_number(f.metadata['with_adapter'])}")
     text = f.metadata["help"].replace("[", r"\[")
     return f"{text} [dim]({'; '.join(filter(None, shown))})[/dim]" if any(shown) else text
 

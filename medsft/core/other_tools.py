@@ -35,6 +35,15 @@ _OURS: Mapping[str, str] = {
     "seq": "max_seq_length max_seq_len max_length max_len seq_length seq_len sequence_len sequence_length cutoff_len "
     "model_max_length block_size context_length encoder_seq_length",
     "truncate": "truncation truncation_side",
+    "adapter": "use_peft peft use_lora lora peft_type peft_method adapter_type finetuning_type tuner_type train_type",
+    "lora_rank": "lora_r r lora_dim lora_attn_dim peft_r adapter_dim adapter_rank",
+    "lora_alpha": "alpha peft_alpha adapter_alpha",
+    "lora_targets": "lora_target lora_target_modules target_modules lora_modules lora_attn_modules lora_target_linear "
+    "apply_lora_to_mlp",
+    "rslora": "use_rslora",
+    "base_precision": "load_in_4bit load_in_8bit quantization quantize quantization_bit quantization_method quant_type bits "
+    "bnb_4bit_quant_type use_qlora qlora base_dtype",
+    "export": "merge_lora merge_adapter merge_adapters merge_and_unload save_merged",
     "epochs": "num_train_epochs num_epochs n_epochs train_epochs max_epochs epoch",
     "iters": "iterations max_steps train_iters train_steps num_steps total_steps num_iterations steps",
     "max_iters": "max_steps_per_run exit_interval",
@@ -91,6 +100,17 @@ _SENTENCES: Mapping[str, str] = {
     "interleave_probs": "Write the share of an epoch behind each file: --data a.jsonl:0.3 b.jsonl:2.",
     "mix_strategy": "Write the share of an epoch behind each file: --data a.jsonl:0.3 b.jsonl:2.",
     "data_weights": "Write the share of an epoch behind each file: --data a.jsonl:0.3 b.jsonl:2.",
+    **dict.fromkeys(
+        ("use_peft", "peft", "use_lora", "lora", "finetuning_type", "train_type"), "An adapter is trained with --adapter lora."
+    ),
+    **dict.fromkeys(
+        ("load_in_4bit", "use_qlora", "qlora", "bnb_4bit_quant_type"),
+        "A frozen base model of 4 bits (QLoRA): --adapter lora --base_precision nf4.",
+    ),
+    "load_in_8bit": "8 bits are not offered: --base_precision bf16, or nf4 for less memory.",
+    "lora_dropout": "Adapters are trained without dropout: leave it away.",
+    "use_dora": "Only plain low-rank adapters are trained (--adapter lora), for other programs load these.",
+    "modules_to_save": "Rows of new tokens are trained with every adapter, in the embedding and in the output; nothing else whole.",
     "warmup_steps": "Give the share of the iterations: --warmup_fraction 0.1.",
     "warmup_iters": "Give the share of the iterations: --warmup_fraction 0.1.",
     "num_warmup_steps": "Give the share of the iterations: --warmup_fraction 0.1.",

@@ -41,6 +41,11 @@ ELSEWHERE = {
     "field_messages": "messages_key",
     "dataset_text_field": "text_key",
     "roles": "role_map",
+    "lora_r": "lora_rank",
+    "target_modules": "lora_targets",
+    "use_rslora": "rslora",
+    "quantization": "base_precision",
+    "merge_and_unload": "export",
 }
 
 
@@ -59,6 +64,8 @@ def test_slips_of_the_keyboard(typed: str, meant: str) -> None:
 
 def test_where_a_name_does_not_help_a_sentence_does() -> None:
     assert "medsft resume" in suggestion("resume_from_checkpoint", field_types(RunConfig))
+    assert "--adapter lora --base_precision nf4" in suggestion("load_in_4bit", field_types(RunConfig))
+    assert "--adapter lora" in suggestion("use-peft", field_types(RunConfig))
     assert suggestion("xyzzy_plugh", field_types(RunConfig)) == ""
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import fields
 from datetime import date
 
 from medsft.core.config.data_files import check_data_files
+from medsft.core.config.lora import TARGET_GROUPS, TARGETS, named_targets
 from medsft.core.config.options import check_ranges, flag
 from medsft.core.config.row_options import check_row_options
-from medsft.core.config.run_config import RunConfig
+from medsft.core.config.run_config import OF_ADAPTER, RunConfig
+from medsft.core.other_tools import did_you_mean
 from medsft.errors import Problem
 
 
@@ -28,6 +31,8 @@ def check(config: RunConfig) -> list[Problem]:
             Problem("--seed", f"{config.seed} is too large with --compat {config.compat}", f"Must be below {limit}.")
         )
     problems.extend(check_row_options(config.format, config.row_options))
+    named = {problem.where for problem in problems}
+    problems.extend(problem for problem in _check_adapter(config) if problem.where not in named)
     if config.question_key == config.answer_key:
         problems.append(Problem("--answer_key", f"`{config.answer_key}` is also the key of the question"))
     wrong_shares = check_data_files(config.data, config.val)
@@ -54,6 +59,37 @@ def _check_shares(config: RunConfig) -> list[Problem]:
     return problems
 
 
+def _check_adapter(config: RunConfig) -> list[Problem]:
+    """Return what is wrong with the options of an adapter, and those that are given where none is trained."""
+    problems = []
+    if config.adapter == "none":
+        changed = [f.name for f in fields(config) if f.name in OF_ADAPTER and getattr(config, f.name) != f.default]
+        remedy = "Add --adapter lora, or leave it away: all weights are trained."
+        problems += [Problem(flag(name), "is used only with --adapter lora", remedy) for name in changed]
+    elif not config.rules.knows_adapters:
+        message = f"the original trains all weights, and so does --compat {config.compat}"
+        problems.append(Problem("--adapter", message, "Leave one of the two away."))
+    unknown = [name for name in named_targets(config.lora_targets) if name not in TARGETS]
+    if unknown and config.adapter != "none":
+        problems.append(Problem("--lora_targets", f"`{unknown[0]}` matches no linear layer", _target_meant(unknown[0])))
+    return problems
+
+
+def _target_meant(name: str) -> str:
+    """Return what to write in the place of a target that does not exist."""
+    known = (*TARGET_GROUPS, *TARGETS)
+    meant = _TARGETS_ELSEWHERE.get(name.lower()) or did_you_mean(name, known)
+    return f"{meant} There are {', '.join(TARGET_GROUPS)}, and {', '.join(TARGETS)}.".lstrip()
+
+
+_TARGETS_ELSEWHERE = {
+    **dict.fromkeys(("all-linear", "all_linear", "linear"), "All linear layers are `all`."),
+    **dict.fromkeys(("qkv_proj", "query_key_value", "c_attn", "wqkv"), "These models have q_proj, k_proj and v_proj."),
+    **dict.fromkeys(("gate_up_proj", "w1", "w3"), "These models have gate_proj and up_proj."),
+    **dict.fromkeys(("embed_tokens", "lm_head"), "Rows of new tokens are trained anyway, in the embedding and in the output."),
+}
+
+
 def check_names(config: RunConfig) -> list[Problem]:
     """Return what is wrong with the names that become a part of folder names."""
     names = {name: getattr(config, name) for name in ("run_name", "id", "checkpoint")}
@@ -78,10 +114,23 @@ def _is_date(text: str) -> bool:
 
 _UNUSUAL_LR = 1e-3
 """Of full fine-tuning with Adam: recipes of the model families that are supported use 5e-6 to 1e-4; above, losses rise."""
+_UNUSUAL_LR_OF_ADAPTER = 5e-3
+_LOW_LR_OF_ADAPTER = 5e-5
+"""Recipes for low-rank adapters use 1e-4 to 5e-4: ten times the rate of full fine-tuning."""
 
 
 def doubts(config: RunConfig) -> list[str]:
     """Return values that are allowed but are most likely slips, one sentence each, with the usual range."""
+    if config.adapter != "none":
+        return _doubts_of_adapter(config)
     if config.lr <= _UNUSUAL_LR:
         return []
     return [f"--lr {config.lr:g} is unusually high: full fine-tuning mostly uses 5e-6 to 1e-4, and the loss is likely to rise."]
+
+
+def _doubts_of_adapter(config: RunConfig) -> list[str]:
+    if config.lr > _UNUSUAL_LR_OF_ADAPTER:
+        return [f"--lr {config.lr:g} is unusually high: adapters mostly use 1e-4 to 5e-4, and the loss is likely to rise."]
+    if config.lr < _LOW_LR_OF_ADAPTER:
+        return [f"--lr {config.lr:g} is unusually low: adapters mostly use 1e-4 to 5e-4, and learn little below."]
+    return []

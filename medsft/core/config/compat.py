@@ -29,6 +29,10 @@ class CompatRules:
     cuts_whole_turns: bool = True
     """`--truncate keep` cuts a conversation of several turns behind a whole one, not where `--seq` ends."""
 
+    # What is trained
+    knows_adapters: bool = True
+    """`--adapter` is possible."""
+
     # Order
     numpy_order: bool = False
     """Permutations come from one `numpy.random.RandomState`, not from a generator for each epoch."""
@@ -74,6 +78,7 @@ COMPAT_RULES: Mapping[str, CompatRules] = MappingProxyType(
             withholds_documents=True,
             knows_shares=False,
             cuts_whole_turns=False,
+            knows_adapters=False,
             numpy_order=True,
             seed_limit=2**32,
             deals_in_order=True,

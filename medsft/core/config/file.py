@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medsft.core.config.options import Default, format_number
 from medsft.core.config.run_config import GROUPS, RunConfig, from_mapping, to_mapping
 from medsft.core.disk import writing
 from medsft.core.files import write_atomically
@@ -50,8 +51,9 @@ def save_toml(config: RunConfig, path: Path) -> None:
     """
     import tomlkit
 
-    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else _new_document()
-    values = to_mapping(config)
+    new = not path.exists()
+    document = _new_document() if new else tomlkit.parse(path.read_text(encoding="utf-8"))
+    values = {name: value for name, value in to_mapping(config).items() if not isinstance(getattr(config, name), Default)}
     for f in fields(RunConfig):
         group = f.metadata["group"]
         if group not in document:
@@ -59,6 +61,9 @@ def save_toml(config: RunConfig, path: Path) -> None:
         table = document[group]
         if f.name not in values:
             table.pop(f.name, None)
+            if new and f.metadata["with_adapter"] is not None:  # its default is shown, and still follows from --adapter
+                table.add(tomlkit.comment(_comment(f.metadata)))
+                table.add(tomlkit.comment(f"{f.name} = {getattr(config, f.name)!r}"))
         elif f.name in table:
             if table[f.name] != values[f.name]:
                 table[f.name] = values[f.name]
@@ -83,4 +88,6 @@ def _comment(metadata: Mapping[str, Any]) -> str:
     extra = [metadata["unit"]] if metadata["unit"] else []
     if metadata["choices"]:
         extra.append(" | ".join(metadata["choices"]))
+    if metadata["with_adapter"] is not None:
+        extra.append(f"with an adapter {format_number(metadata['with_adapter'])}")
     return metadata["help"] + (f" ({'; '.join(extra)})" if extra else "")

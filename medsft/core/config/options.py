@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, field, fields
+from dataclasses import field, fields
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,13 @@ _LARGEST_WHOLE_NUMBER = 10**9
 """Of options that have no limit of their own: more is a slip of the keyboard, and the arithmetic of a plan overflows."""
 
 
+class Default(float):
+    """A number that nobody has given: the default of an option whose default depends on another option.
+
+    It counts as not given: it changes with the other option, and neither a TOML file nor a command line repeats it.
+    """
+
+
 def option(
     default: Any,
     help_text: str,
@@ -29,6 +36,7 @@ def option(
     unit: str = "",
     choices: Sequence[str] = (),
     elsewhere: Mapping[str, str] = MappingProxyType({}),
+    with_adapter: float | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
@@ -41,6 +49,8 @@ def option(
 
     `elsewhere` has values that other tools know and this option does not, each with a sentence that says what to take.
 
+    `with_adapter` is the default of a number in a run that trains an adapter, where that is another one.
+
     `minimum` and `maximum` are allowed, `above` and `below` are not. `advanced` options are folded in the wizard. One with
     `argument` is no flag: a command takes it by its place, and its help shows that word for it. The flag of a bool has an
     opposite, `--no_NAME`, unless it is `only_on`.
@@ -51,6 +61,7 @@ def option(
         "unit": unit,
         "choices": tuple(choices),
         "elsewhere": elsewhere,
+        "with_adapter": with_adapter,
         "minimum": minimum,
         "maximum": maximum,
         "above": above,
@@ -59,7 +70,7 @@ def option(
         "argument": argument,
         "only_on": only_on,
     }
-    return field(default=default, metadata=metadata)
+    return field(default=default if with_adapter is None else Default(default), metadata=metadata)
 
 
 @cache
@@ -141,14 +152,14 @@ def _number(kind: type, value: Any, expected: str) -> Any:
         raise ValueError(f"must be {expected}, not {value!r}") from None
 
 
-def plain(options: DataclassInstance, *, only_changed: bool = False) -> dict[str, Any]:
+def plain(options: DataclassInstance) -> dict[str, Any]:
     """Return the fields as values that TOML and JSON can hold; None is left out. `converted` is the inverse."""
     result: dict[str, Any] = {}
     for f in fields(options):
         value = getattr(options, f.name)
-        if value is None or (only_changed and f.default is not MISSING and value == f.default):
+        if value is None:
             continue
-        simple = str(value) if isinstance(value, Path) else value
+        simple = str(value) if isinstance(value, Path) else float(value) if isinstance(value, Default) else value
         result[f.name] = [str(item) for item in simple] if isinstance(simple, tuple) else simple
     return result
 

@@ -6,34 +6,25 @@ A `RunConfig` is frozen and plain, and has no value of a wrong type. `check` say
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from medsft.core.config.compat import COMPAT_RULES, CompatRules
 from medsft.core.config.data_files import data_file, share_of_validation, shares_of
-from medsft.core.config.options import check_types, converted, flag, format_number, option, plain
+from medsft.core.config.elsewhere import ADAPTERS, BASE_PRECISIONS, FORMATS_OF_ROWS, PRECISIONS
+from medsft.core.config.lora import LoraSpec, targets_in
+from medsft.core.config.options import Default, check_types, converted, flag, format_number, option, plain
 from medsft.core.config.row_options import FORMATS, USED_BY
 from medsft.errors import ConfigError
 
 GROUPS = {
     "base": "Base model",
     "data": "Dataset",
+    "adapter": "Adapter",
     "training": "Training",
     "parallel": "Parallel",
     "output": "Output",
-}
-
-
-_NO_FP16 = dict.fromkeys(
-    ("fp16", "float16", "half", "16"),
-    "fp16 is not offered: gradients underflow in it without loss scaling. bf16 has the range of fp32 in the same memory.",
-)
-_FORMATS_ELSEWHERE = {
-    **dict.fromkeys(("chat_template", "openai", "chat", "chatml", "conversational"), "Rows with messages are `messages`."),
-    **dict.fromkeys(("completion", "pretrain", "pt", "plain"), "Plain text is `text`; a question and an answer are `qa`."),
-    **dict.fromkeys(("instruction", "prompt_completion", "input_output"), "A question and an answer are `qa`."),
-    **dict.fromkeys(("multiple_choice", "medqa", "medmcqa"), "Questions with options are `mcq`."),
 }
 
 
@@ -81,7 +72,7 @@ class RunConfig:
         "What rows look like; auto tells it from the first rows of all files",
         "data",
         choices=("auto", *FORMATS),
-        elsewhere=_FORMATS_ELSEWHERE,
+        elsewhere=FORMATS_OF_ROWS,
     )
     question_key: str = option("prompt", "Key of the question in each row", "data")
     answer_key: str = option("gold", "Key of the answer in each row", "data")
@@ -155,6 +146,38 @@ class RunConfig:
         False, "Use a tokenized set that has no manifest, such as one that Megatron-LLM made", "data", advanced=True
     )
 
+    adapter: str = option(
+        "none",
+        "What is trained: all weights of the model (none), or low-rank matrices beside its linear layers (lora)",
+        "adapter",
+        choices=("none", "lora"),
+        elsewhere=ADAPTERS,
+    )
+    lora_rank: int = option(
+        16, "Rank of the low-rank matrices; vLLM loads at most 16 unless it is told otherwise", "adapter", minimum=1, maximum=4096
+    )
+    lora_alpha: float = option(32.0, "The product of the low-rank matrices is scaled by alpha / rank", "adapter", above=0)
+    lora_targets: str = option(
+        "all",
+        "Linear layers that get low-rank matrices: all, attention, mlp, or names with commas, as q_proj,v_proj",
+        "adapter",
+    )
+    rslora: bool = option(False, "Scale by alpha / sqrt(rank), for high ranks", "adapter", advanced=True)
+    base_precision: str | None = option(
+        None,
+        "Number format in which the frozen model is kept; that of the computation when not given. nf4 takes 4.13 bits a weight "
+        "(QLoRA)",
+        "adapter",
+        choices=("bf16", "fp32", "nf4"),
+        elsewhere=BASE_PRECISIONS,
+    )
+    export: str = option(
+        "both",
+        "What an adapter becomes at the end: a whole model, the adapter alone, or the model with the adapter inside its folder",
+        "adapter",
+        choices=("merged", "adapter", "both"),
+    )
+
     epochs: float = option(3.0, "Passes over the documents, or over the mixture of --data", "training", above=0, maximum=1e6)
     iters: int | None = option(None, "Train exactly this many iterations instead of --epochs", "training", minimum=1)
     max_iters: int | None = option(None, "Train at most this many iterations", "training", minimum=1, advanced=True)
@@ -177,12 +200,16 @@ class RunConfig:
         choices=("token", "microbatch"),
         advanced=True,
     )
-    lr: float = option(2e-5, "Peak learning rate", "training", above=0)
-    min_lr: float = option(2e-6, "Learning rate at the end of the cosine schedule", "training", minimum=0)
+    lr: float = option(2e-5, "Peak learning rate", "training", above=0, with_adapter=2e-4)
+    min_lr: float = option(
+        2e-6, "Learning rate at the end of the cosine schedule", "training", minimum=0, with_adapter=2e-5
+    )
     warmup_fraction: float = option(
         0.1, "Share of the iterations over which the learning rate rises to its peak", "training", minimum=0, maximum=1
     )
-    weight_decay: float = option(0.1, "Weight decay; none on norms and biases", "training", minimum=0, advanced=True)
+    weight_decay: float = option(
+        0.1, "Weight decay; none on norms and biases", "training", minimum=0, with_adapter=0.0, advanced=True
+    )
     adam_beta1: float = option(0.9, "First Adam coefficient", "training", minimum=0, below=1, advanced=True)
     adam_beta2: float = option(0.95, "Second Adam coefficient", "training", minimum=0, below=1, advanced=True)
     adam_eps: float = option(1e-5, "Adam epsilon", "training", above=0, advanced=True)
@@ -192,7 +219,7 @@ class RunConfig:
         "Number format of the computation; auto: bf16 where that is faster. Weights and optimizer states are kept in fp32",
         "training",
         choices=("auto", "bf16", "fp32"),
-        elsewhere=_NO_FP16,
+        elsewhere=PRECISIONS,
     )
     recompute: str = option(
         "none",
@@ -255,6 +282,23 @@ class RunConfig:
         """Raise `ConfigError` for values of wrong types, as `replace(config, lr="1e-5")` has: nothing later looks at types."""
         if problems := check_types(self):
             raise ConfigError(problems)
+        for f in fields(self):
+            if isinstance(getattr(self, f.name), Default):  # of a config with another --adapter, where it was made from one
+                object.__setattr__(self, f.name, self.default_of(f))
+
+    def default_of(self, f: Field[Any]) -> Any:
+        """Return the value of a field of this config that is not given: that of some numbers depends on `--adapter`."""
+        of_adapter = f.metadata["with_adapter"]
+        return f.default if of_adapter is None or self.adapter == "none" else Default(of_adapter)
+
+    @property
+    def lora(self) -> LoraSpec | None:
+        """The adapter that is trained; None where all weights are. Of wrong targets those that exist: `check` names the others."""
+        if self.adapter != "lora":
+            return None
+        return LoraSpec(
+            rank=self.lora_rank, alpha=float(self.lora_alpha), targets=targets_in(self.lora_targets), rslora=self.rslora
+        )
 
     @property
     def data_files(self) -> tuple[Path, ...]:
@@ -290,7 +334,7 @@ class RunConfig:
 
 
 NOT_PART_OF_A_RUN = frozenset(
-    {"rank", "addr", "port", "nproc_per_node", "nodes", "max_restarts", "tp", "pp", "micro_batch", "retokenize"}
+    {"rank", "addr", "port", "nproc_per_node", "nodes", "max_restarts", "tp", "pp", "micro_batch", "retokenize", "export"}
     | {
         "trust_cache",
         "keep_last",
@@ -302,6 +346,9 @@ NOT_PART_OF_A_RUN = frozenset(
     }
 )
 """Fields that may change between a run and its resumption without making it another run."""
+
+OF_ADAPTER = frozenset({"adapter", "lora_rank", "lora_alpha", "lora_targets", "rslora", "base_precision", "export"})
+"""Fields that mean something only in a run that trains an adapter."""
 
 
 def from_mapping(values: Mapping[str, Any], *, where: str = "", base: RunConfig | None = None) -> RunConfig:
@@ -318,8 +365,11 @@ def from_mapping(values: Mapping[str, Any], *, where: str = "", base: RunConfig 
 
 
 def to_mapping(config: RunConfig, *, only_changed: bool = False) -> dict[str, Any]:
-    """Return plain values that TOML and JSON can hold; None is left out."""
-    return plain(config, only_changed=only_changed)
+    """Return plain values that TOML and JSON can hold; None is left out, with `only_changed` each default, too."""
+    values = plain(config)
+    if not only_changed:
+        return values
+    return {f.name: values[f.name] for f in fields(config) if f.name in values and getattr(config, f.name) != config.default_of(f)}
 
 
 def command_line(config: RunConfig, *, command: str = "medsft sft") -> str:

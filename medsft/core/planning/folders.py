@@ -117,6 +117,8 @@ def _suffixes(config: RunConfig) -> str:
         parts.append(f"-seq{config.seq}")
     if config.loss_mask != 0:
         parts.append(f"-loss{float(config.loss_mask)}")
+    if config.lora is not None:
+        parts.append(f"-{config.adapter}")
     if config.id:
         parts.append(f"-{config.id}")
     return "".join(parts)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from medsft.core.config.check import check_names
-from medsft.core.config.run_config import NOT_PART_OF_A_RUN, RunConfig, from_mapping, to_mapping
+from medsft.core.config.run_config import NOT_PART_OF_A_RUN, OF_ADAPTER, RunConfig, from_mapping, to_mapping
 from medsft.core.files import sealed, unsealed
 from medsft.core.models.config import ModelConfig
 from medsft.core.models.run_folder import PLAN_NAME
@@ -178,6 +178,11 @@ class RunPlan:
         return self.config.rules.validates_epochs and (iteration == 0 or iteration in self.epoch_ends)
 
     @property
+    def base_precision(self) -> str:
+        """Return the number format of the frozen weights, where a run trains an adapter: that of the computation by default."""
+        return self.config.base_precision or self.precision
+
+    @property
     def num_validations(self) -> int:
         """Return after how many iterations `validates_after` holds."""
         count = -(-self.num_iterations // self.eval_interval)
@@ -204,6 +209,7 @@ class RunPlan:
     def identity_fields(self) -> dict[str, Any]:
         """Return what must not change between a run and its resumption, under names a person understands."""
         config = {k: v for k, v in to_mapping(self.config).items() if k not in NOT_PART_OF_A_RUN and k not in _BY_CONTENT}
+        config = {name: value for name, value in config.items() if name not in OF_ADAPTER}
         config = {name: value for name, value in config.items() if name not in _LATER or value != _LATER[name]}
         config |= {"global_batch": self.global_batch, "eval_interval": self.eval_interval}
         return {
@@ -217,6 +223,7 @@ class RunPlan:
             **self._shares(),
             "iterations": self.num_iterations,
             "precision": self.precision,
+            **self._adapter_fields(),
             **self._original_fields(),
             **({"conversations cut behind a whole turn": self.train.cut_by_turn} if self.train.cut_by_turn else {}),
         }
@@ -227,6 +234,20 @@ class RunPlan:
         if self.config.val_share is None or self.val is None:
             return mixed
         return {**mixed, "share in --val": self.config.val_share, "validation documents": self.val.documents}
+
+    def _adapter_fields(self) -> dict[str, Any]:
+        """Return what the adapter and its frozen base are, where a run trains one."""
+        lora = self.config.lora
+        if lora is None:
+            return {}
+        return {
+            "--adapter": self.config.adapter,
+            "--lora_rank": lora.rank,
+            "--lora_alpha": lora.alpha,
+            "--lora_targets": ",".join(lora.targets),
+            "--rslora": lora.rslora,
+            "--base_precision": self.base_precision,
+        }
 
     def _original_fields(self) -> dict[str, Any]:
         """Return what the original's loss depends on beside the recipe, so that no resume changes it."""
@@ -337,7 +358,9 @@ def difference(old: RunPlan, new: RunPlan) -> list[str]:
     """Return one line for each thing that a resume must find unchanged and does not."""
     before, after = old.identity_fields(), new.identity_fields()
     names = [*before, *(name for name in after if name not in before)]
-    absent = {f"--{name}": value for name, value in _LATER.items()}
+    absent = {"--adapter": "none", **{f"--{name}": value for name, value in _LATER.items()}}
+    if before.get("--adapter") != after.get("--adapter"):  # what kind of adapter says nothing more then
+        names = [name for name in names if name == "--adapter" or name.removeprefix("--") not in OF_ADAPTER]
     pairs = [(name, before.get(name, absent.get(name)), after.get(name, absent.get(name))) for name in names]
     return [f"{name}: was {was}, now {now}" for name, was, now in pairs if was != now]
 

@@ -14,7 +14,7 @@ from medsft.errors import Problem
 from medsft.tui.widgets.text import put
 from medsft.tui.wizard.form import FIELDS
 
-_PAGE_OF_GROUP = {"base": 0, "data": 1, "training": 2, "output": 2, "parallel": 3}
+_PAGE_OF_GROUP = {"base": 0, "data": 1, "adapter": 2, "training": 2, "output": 2, "parallel": 3}
 _PAGE_OF_FIELD = {"iters": 4}
 
 

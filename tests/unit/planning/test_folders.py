@@ -39,6 +39,7 @@ def config(**changes: Any) -> RunConfig:
             {"intermediate_iter": 5, "epochs": 2.0, "seq": 512, "loss_mask": 0.5, "id": "b"},
             "-it0000005-ep2-seq512-loss0.5-b",
         ),
+        ({"adapter": "lora", "lora_rank": 8, "id": "b"}, "-lora-b"),
         ({"lr": 1e-4, "micro_batch": 8, "global_batch": 32}, ""),
     ],
 )

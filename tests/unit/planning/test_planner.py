@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
+from medsft.core.config.lora import TARGETS
 from medsft.core.config.run_config import RunConfig
 from medsft.core.devices import Devices
 from medsft.core.models.config import from_hf_config
@@ -39,6 +40,7 @@ LLAMA_2_70B = {
 
 @pytest.fixture(autouse=True)
 def _laptop(monkeypatch):
+    monkeypatch.setattr(planner, "_not_trained_yet", lambda _: [])
     monkeypatch.setattr(planner, "find_devices", lambda: tiny.LAPTOP)
 
 
@@ -140,6 +142,32 @@ def test_what_makes_it_another_run_is_named(tokenized, changes, named):
     old, new = make_plan(config, settings), make_plan(replace(config, **changes), settings)
     assert old.identity != new.identity
     assert any(named in line for line in difference(old, new))
+
+
+def test_adapters_are_in_the_identity_and_nothing_of_them_without_one(tokenized):
+    config, settings = tokenized
+    full = make_plan(config, settings)
+    assert not {name for name in full.identity_fields() if "lora" in name or "adapter" in name or "base_precision" in name}
+    lora = make_plan(replace(config, adapter="lora"), settings)
+    assert (lora.config.lr, lora.config.min_lr, lora.config.weight_decay) == (2e-4, 2e-5, 0.0)
+    assert json.loads(lora.to_json())["config"]["lr"] == 2e-4
+    assert RunPlan.from_json(json.loads(lora.to_json())) == lora
+    rates = [f"--{name}: was" for name in ("lr", "min_lr", "weight_decay")]
+    lines = difference(full, lora)
+    assert [line for line in lines if not line.startswith(tuple(rates))] == ["--adapter: was none, now lora"]
+    assert Path(lora.run_dir).name.endswith("-lora")
+    for changes, named in (
+        ({"lora_rank": 8}, "--lora_rank: was 16, now 8"),
+        ({"lora_alpha": 16}, "--lora_alpha: was 32.0, now 16.0"),
+        ({"lora_targets": "attention"}, "now q_proj,k_proj,v_proj,o_proj"),
+        ({"rslora": True}, "--rslora: was False, now True"),
+        ({"base_precision": "nf4"}, "--base_precision: was fp32, now nf4"),
+    ):
+        other = make_plan(replace(lora.config, **changes), settings)
+        assert named in "".join(difference(lora, other))
+        assert other.identity != lora.identity
+    for same in ({"export": "merged"}, {"base_precision": "fp32"}, {"lora_targets": "all"}, {"lora_targets": ",".join(TARGETS)}):
+        assert make_plan(replace(lora.config, **same), settings).identity == lora.identity
 
 
 def test_other_data_and_another_base_are_named(tokenized, tmp_path):
