@@ -110,7 +110,7 @@ _SENTENCES: Mapping[str, str] = {
     "load_in_8bit": "8 bits are not offered: --base_precision bf16, or nf4 for less memory.",
     "lora_dropout": "Adapters are trained without dropout: leave it away.",
     "use_dora": "Only plain low-rank adapters are trained (--adapter lora), for other programs load these.",
-    "modules_to_save": "Rows of new tokens are trained with every adapter, in the embedding and in the output; nothing else whole.",
+    "modules_to_save": "Rows of new tokens are trained with every adapter, in both tables; nothing else is trained whole.",
     "warmup_steps": "Give the share of the iterations: --warmup_fraction 0.1.",
     "warmup_iters": "Give the share of the iterations: --warmup_fraction 0.1.",
     "num_warmup_steps": "Give the share of the iterations: --warmup_fraction 0.1.",

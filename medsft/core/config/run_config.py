@@ -154,7 +154,7 @@ class RunConfig:
         elsewhere=ADAPTERS,
     )
     lora_rank: int = option(
-        16, "Rank of the low-rank matrices; vLLM loads at most 16 unless it is told otherwise", "adapter", minimum=1, maximum=4096
+        16, "Rank of the low-rank matrices; vLLM loads at most 16 unless told otherwise", "adapter", minimum=1, maximum=4096
     )
     lora_alpha: float = option(32.0, "The product of the low-rank matrices is scaled by alpha / rank", "adapter", above=0)
     lora_targets: str = option(
@@ -201,9 +201,7 @@ class RunConfig:
         advanced=True,
     )
     lr: float = option(2e-5, "Peak learning rate", "training", above=0, with_adapter=2e-4)
-    min_lr: float = option(
-        2e-6, "Learning rate at the end of the cosine schedule", "training", minimum=0, with_adapter=2e-5
-    )
+    min_lr: float = option(2e-6, "Learning rate at the end of the cosine schedule", "training", minimum=0, with_adapter=2e-5)
     warmup_fraction: float = option(
         0.1, "Share of the iterations over which the learning rate rises to its peak", "training", minimum=0, maximum=1
     )
@@ -293,7 +291,7 @@ class RunConfig:
 
     @property
     def lora(self) -> LoraSpec | None:
-        """The adapter that is trained; None where all weights are. Of wrong targets those that exist: `check` names the others."""
+        """The adapter that is trained; None where all weights are. `check` names targets that do not exist."""
         if self.adapter != "lora":
             return None
         return LoraSpec(
@@ -369,7 +367,8 @@ def to_mapping(config: RunConfig, *, only_changed: bool = False) -> dict[str, An
     values = plain(config)
     if not only_changed:
         return values
-    return {f.name: values[f.name] for f in fields(config) if f.name in values and getattr(config, f.name) != config.default_of(f)}
+    changed = [f.name for f in fields(config) if getattr(config, f.name) != config.default_of(f)]
+    return {name: values[name] for name in changed if name in values}
 
 
 def command_line(config: RunConfig, *, command: str = "medsft sft") -> str:

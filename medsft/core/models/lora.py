@@ -11,4 +11,4 @@ from medsft.core.config.lora import (
     LoraSpec,
 )
 
-__all__ = ["ATTENTION", "A_SUFFIX", "B_SUFFIX", "LoraSpec", "MLP", "TARGETS", "TARGET_GROUPS", "TRAINED_ROWS"]
+__all__ = ["ATTENTION", "A_SUFFIX", "B_SUFFIX", "MLP", "TARGETS", "TARGET_GROUPS", "TRAINED_ROWS", "LoraSpec"]

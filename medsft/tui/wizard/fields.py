@@ -19,10 +19,8 @@ from textual.widgets import Input, Label, Static
 from medsft.errors import Problem
 from medsft.tui.widgets.text import put, shown
 from medsft.tui.widgets.textfield import TextField
-from medsft.tui.wizard.form import choices_of, default_text, help_of, label_of
+from medsft.tui.wizard.form import AUTO, choices_of, default_text, help_of, label_of
 from medsft.tui.wizard.plan_text import beside
-
-AUTO = "auto"
 
 
 class Choice(Widget, can_focus=True):

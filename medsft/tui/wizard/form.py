@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from medsft.core.data.sources.recognize import Recognized
 
 FIELDS: dict[str, Field[Any]] = {f.name: f for f in fields(RunConfig)}
-YES, NO = "yes", "no"
+YES, NO, AUTO = "yes", "no", "auto"
 
 
 def to_text(value: Any) -> str:
@@ -85,10 +85,11 @@ def problems_of(name: str, problems: Iterable[Problem]) -> list[Problem]:
 
 
 def choices_of(name: str) -> tuple[str, ...]:
-    """Return what can be chosen, empty for a field that is typed."""
+    """Return what can be chosen, empty for a field that is typed. `AUTO` stands for a choice that is not made."""
     if field_types(RunConfig)[name][0] is bool:
         return (NO, YES)
-    return tuple(FIELDS[name].metadata["choices"])
+    choices = tuple(FIELDS[name].metadata["choices"])
+    return (AUTO, *choices) if choices and FIELDS[name].default is None else choices
 
 
 def help_of(name: str) -> str:

@@ -22,8 +22,8 @@ from medsft.tui.widgets.samples import show_samples
 from medsft.tui.widgets.text import put, shown
 from medsft.tui.widgets.textfield import TextField
 from medsft.tui.wizard import plan_text as words
-from medsft.tui.wizard.fields import AUTO, Choice, FieldRow
-from medsft.tui.wizard.form import fields_in, problems_of, row_fields
+from medsft.tui.wizard.fields import Choice, FieldRow
+from medsft.tui.wizard.form import AUTO, fields_in, problems_of, row_fields
 from medsft.tui.wizard.messages import Edited, State, Wanted
 from medsft.tui.wizard.paths import PathSuggester
 

@@ -166,7 +166,8 @@ def test_adapters_are_in_the_identity_and_nothing_of_them_without_one(tokenized)
         other = make_plan(replace(lora.config, **changes), settings)
         assert named in "".join(difference(lora, other))
         assert other.identity != lora.identity
-    for same in ({"export": "merged"}, {"base_precision": "fp32"}, {"lora_targets": "all"}, {"lora_targets": ",".join(TARGETS)}):
+    all_by_name = {"lora_targets": ",".join(TARGETS)}
+    for same in ({"export": "merged"}, {"base_precision": "fp32"}, {"lora_targets": "all"}, all_by_name):
         assert make_plan(replace(lora.config, **same), settings).identity == lora.identity
 
 
