@@ -166,8 +166,9 @@ def test_adapters_are_in_the_identity_and_nothing_of_them_without_one(tokenized)
         other = make_plan(replace(lora.config, **changes), settings)
         assert named in "".join(difference(lora, other))
         assert other.identity != lora.identity
-    all_by_name = {"lora_targets": ",".join(TARGETS)}
-    for same in ({"export": "merged"}, {"base_precision": "fp32"}, {"lora_targets": "all"}, all_by_name):
+    by_name: dict[str, Any] = {"lora_targets": ",".join(TARGETS)}
+    others: tuple[dict[str, Any], ...] = ({"export": "merged"}, {"base_precision": "fp32"}, {"lora_targets": "all"}, by_name)
+    for same in others:
         assert make_plan(replace(lora.config, **same), settings).identity == lora.identity
 
 
