@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.table import say
 
-PARTS = ("train", "profile", "scaling", "end_to_end", "layouts", "crowded", "check")
+PARTS = ("train", "profile", "scaling", "end_to_end", "layouts", "crowded", "check", "answers")
 
 
 def main() -> None:
@@ -36,6 +36,7 @@ def main() -> None:
         "layouts": lambda: _layouts(options),
         "crowded": lambda: _crowded(options),
         "check": lambda: _checked(options),
+        "answers": lambda: _answered(options),
     }
     asked = PARTS if options.part == "all" else (options.part,)
     results: dict[str, Any] = {
@@ -98,6 +99,13 @@ def _checked(options: argparse.Namespace) -> dict[str, Any]:
     from bench import checked
 
     return checked.measure(options.work, data=options.data, rows=options.rows)
+
+
+def _answered(options: argparse.Namespace) -> dict[str, Any]:
+    from bench import answers
+
+    precisions = tuple(options.precision or ("bf16", "fp32"))
+    return answers.measure(options.work, data=options.data, repeats=options.repeats, precisions=precisions)
 
 
 if __name__ == "__main__":

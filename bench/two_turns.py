@@ -22,7 +22,8 @@ from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.sources.read import read_conversations
 from medsft.core.data.sources.row_format import RowFormat
-from medsft.core.data.tokenizers.open import open_tokenizer
+from medsft.core.evaluation.chat import Sampling, answers_to
+from medsft.core.evaluation.model import find_model
 
 _ROWS = RowFormat(name="messages", keys=Keys(messages="messages"))
 _TRAINED, _HELD_OUT = 1600, 60
@@ -87,14 +88,9 @@ def train(work: Path, base: Path, data: Path, *, iters: int, batch: int) -> Path
 
 def right(model: Path, conversations: Sequence[Conversation]) -> int:
     """Count the conversations whose last message the model writes as it stands there."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from medsft.core.engine.commands.generate import answers
-
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    written = answers(loaded, conversations, open_tokenizer(model, template="chatml"), max_new_tokens=8)
-    return sum(text == conversation[-1].content for text, conversation in zip(written, conversations, strict=True))
+    asked = [conversation[:-1] for conversation in conversations]
+    written = answers_to(find_model(model, template="chatml"), asked, Sampling(max_tokens=8))
+    return sum(text == conversations[number][-1].content for number, text in written)
 
 
 def _without_first_turn(conversations: Sequence[Conversation]) -> Iterator[Conversation]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from medsft.cli import check, console, data, demo, doctor, models, runs, settings, train
+from medsft.cli import ask, check, console, data, demo, doctor, models, runs, settings, train
 from medsft.cli.guard import Guard
 
 _TRAIN, _RUNS, _MODELS, _MORE = "Train", "Runs", "Models and settings", "This machine"
@@ -46,7 +46,7 @@ def top(
 def _add_commands() -> None:
     for panel, commands in {
         _TRAIN: (runs.wizard, train.sft, train.plan, train.rehearse, data.tokenize, data.inspect, check.check),
-        _RUNS: (runs.runs, runs.watch, runs.stop, train.resume, runs.serve),
+        _RUNS: (runs.runs, runs.watch, runs.stop, train.resume, ask.ask, runs.serve),
         _MODELS: (models.export, models.convert),
         _MORE: (doctor.doctor, demo.demo),
     }.items():

@@ -38,6 +38,11 @@ def say(text: str) -> None:
     print(printable(text), flush=True)
 
 
+def write(text: str) -> None:
+    """Print a part of a result, of which more comes."""
+    print(printable(text), end="", flush=True)
+
+
 def note(text: str, *, end: str = "\n") -> None:
     """Print a diagnostic line."""
     print(printable(text), end=end, file=sys.stderr, flush=True)

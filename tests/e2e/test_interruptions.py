@@ -224,7 +224,7 @@ def test_the_model_of_a_run_in_transformers(tmp_path):
     from medsft.core.data.sources.read import read_conversations
     from medsft.core.data.sources.row_format import RowFormat
     from medsft.core.data.tokenizers.open import open_tokenizer
-    from medsft.core.engine.commands.generate import answer_loss
+    from medsft.core.evaluation.answer_score import score_of_answer
 
     run = start(project(tmp_path, iters=4, eval_interval=4, nproc_per_node=1)())
     assert wait_for_end(run) == "finished"
@@ -234,9 +234,16 @@ def test_the_model_of_a_run_in_transformers(tmp_path):
     assert model.config.vocab_size == len(tokenizer)
     opened = open_tokenizer(folder)
     conversations = list(read_conversations([tmp_path / "val.jsonl"], RowFormat()))
-    loss, tokens = answer_loss(model, conversations, opened)
+    total, tokens = 0.0, 0
+    for conversation in conversations:
+        asked = score_of_answer("", conversation, opened)
+        [answer] = asked.continuations
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([[*asked.prefix, *answer]])).logits[0, len(asked.prefix) - 1 : -1]
+        total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum"))
+        tokens += len(answer)
     view = run.view()
-    assert loss == pytest.approx(view.last_eval("loss"), abs=1e-3)
+    assert total / tokens == pytest.approx(view.last_eval("loss"), abs=1e-3)
     messages = [message._asdict() for message in conversations[0]]
     assert tokenizer.apply_chat_template(messages, tokenize=False) == opened.template.text(conversations[0])
     assert model.generation_config.eos_token_id[0] == tokenizer.convert_tokens_to_ids("<|im_end|>")

@@ -62,6 +62,15 @@ class Variant:
                 parameter.copy_(center + 0.3 * torch.randn(parameter.shape, generator=generator))
         return model
 
+    def ours(self, reference: torch.nn.Module) -> Decoder:
+        """Our own model with its weights."""
+        model = Decoder(self.config())
+        state = reference.state_dict()
+        if self.config().tie_embeddings:
+            del state["lm_head.weight"]
+        model.load_state_dict(state)
+        return model
+
 
 VARIANTS = {
     "llama": Variant(family="llama"),

@@ -134,19 +134,17 @@ def test_the_score_counts_exact_answers_and_is_kept_until_the_model_is_newer(
     folder, model = steps.DemoFolder(tmp_path), tmp_path / "model"
     model.mkdir()
     folder.held_out.touch()
-    asked: list[str] = []
+    asked: list[Path] = []
 
-    def answer(module: str, arguments: list[str]) -> str:
-        asked.append(module)
-        result = Path(arguments[arguments.index("--out") + 1])
+    def ask(model: Path, rows: object, template: str, result: Path) -> None:
+        asked.append(model)
         result.write_text(json.dumps({"loss": 0.5, "tokens": 2, "answers": ["X.", "z"]}))
-        return ""
 
-    monkeypatch.setattr(steps, "run_engine", answer)
+    monkeypatch.setattr(steps, "_ask", ask)
     for _ in range(2):
         score = steps.score(folder, model, rows, "after")
         assert (score.loss, score.accuracy, score.answers) == (0.5, 0.5, ("X.", "z"))
-    assert asked == ["generate"]
+    assert asked == [model]
     os.utime(model, (2e9, 2e9))
     steps.score(folder, model, rows, "after")
-    assert asked == ["generate", "generate"]
+    assert asked == [model, model]

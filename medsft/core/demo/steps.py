@@ -15,7 +15,12 @@ from pathlib import Path
 
 from medsft.core.config.run_config import RunConfig
 from medsft.core.data.tokenizers.gguf_cache import converted_tokenizer
+from medsft.core.data.sources.conversation import question_and_answer
 from medsft.core.demo.clinical import Row, check, generate
+from medsft.core.evaluation.answer_score import score_of_answer
+from medsft.core.evaluation.chat import Sampling, prompt_for
+from medsft.core.evaluation.model import find_model
+from medsft.core.evaluation.requests import Generated, Request, Scored, answer
 from medsft.core.files import write_atomically
 from medsft.core.models.conversion import Conversion
 from medsft.core.run.launch import run_engine
@@ -129,11 +134,30 @@ def score(folder: DemoFolder, model: Path, rows: Sequence[Row], name: str) -> Sc
     """
     result = folder.path / f"{name}.json"
     if not result.exists() or result.stat().st_mtime < max(path.stat().st_mtime for path in (model, folder.held_out)):
-        config = folder.config()
-        flags = {"model": model, "data": folder.held_out, "template": config.template, "out": result}
-        flags |= {"question_key": config.question_key, "answer_key": config.answer_key, "max_new_tokens": MAX_ANSWER_TOKENS}
-        run_engine("generate", [word for flag, value in flags.items() for word in (f"--{flag}", str(value))])
+        _ask(model, rows, folder.config().template, result)
     record = json.loads(result.read_text(encoding="utf-8"))
     answers = tuple(str(answer) for answer in record["answers"])
     right = sum(check(row, answer) for row, answer in zip(rows, answers, strict=True))
     return Score(float(record["loss"]), right / len(rows), answers)
+
+
+def _ask(model: Path, rows: Sequence[Row], template: str, result: Path) -> None:
+    """Write a model's answers to the questions, and the loss of the right ones."""
+    source = find_model(model, template=template)
+    opened = source.open_tokenizer()
+    sampling = Sampling(max_tokens=MAX_ANSWER_TOKENS)
+    requests: list[Request] = []
+    for number, row in enumerate(rows):
+        whole = question_and_answer(row["prompt"], row["gold"])
+        requests.append(prompt_for(f"answer {number}", whole[:-1], source, opened, sampling))
+        requests.append(score_of_answer(f"score {number}", whole, opened))
+    found = {each.id: each for each in answer(source, requests)}
+    generated = [each for number in range(len(rows)) if isinstance(each := found[f"answer {number}"], Generated)]
+    scored = [each for each in found.values() if isinstance(each, Scored)]
+    tokens = sum(sum(each.num_tokens) for each in scored)
+    record = {
+        "loss": -sum(sum(each.log_likelihoods) for each in scored) / tokens,
+        "tokens": tokens,
+        "answers": [opened.tokenizer.decode(each.ids).strip() for each in generated],
+    }
+    write_atomically(result, json.dumps(record) + "\n")

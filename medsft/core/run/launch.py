@@ -222,7 +222,7 @@ def run_engine(module: str, arguments: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == 0:
         return done.stdout
-    raise EngineError(_last_message(done.stderr) or f"{module} ended with {done.returncode}", done.returncode)
+    raise EngineError(last_message(done.stderr) or f"{module} ended with {done.returncode}", done.returncode)
 
 
 class EngineError(ReportedError):
@@ -236,7 +236,7 @@ class EngineError(ReportedError):
         """Of the process; negative for the signal that ended it."""
 
 
-def _last_message(text: str) -> str:
+def last_message(text: str) -> str:
     """Return the last line and, where that is the indented hint of an error, the message above it too."""
     lines = text.rstrip().splitlines()
     first = next((i for i in range(len(lines) - 1, -1, -1) if not lines[i].startswith(" ")), 0)

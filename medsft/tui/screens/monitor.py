@@ -58,6 +58,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         Binding("b", "samples", "Batch", tooltip="Show the rows of the current batch (this shows record text)"),
         Binding("y", "copy", "Copy", tooltip="Copy the command that resumes this run"),
         Binding("e", "export", "Export", tooltip="Write the model in Hugging Face format, when there is a checkpoint"),
+        Binding("a", "ask", "Ask", tooltip="Ask its model, when there is a checkpoint and nothing trains"),
         Binding("1", "chart('loss')", "Loss", show=False, tooltip="Training and validation loss"),
         Binding("2", "chart('lr')", "Learning rate", show=False),
         Binding("3", "chart('grad_norm')", "Gradient norm", show=False),
@@ -209,7 +210,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
             return True if self.state == "running" else None
         if action == "resume":
             return True if self.state in ("planned", "stopped", "failed", "lost") else None
-        if action == "export":
+        if action in ("export", "ask"):
             return True if self.snapshot and self.snapshot.saved and self.state not in ("running", "stopping") else None
         return True
 
@@ -234,6 +235,12 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
     def action_export(self) -> None:
         """Write the model of the latest checkpoint."""
         actions.tell(self, lambda: actions.export(self.run_dir))
+
+    def action_ask(self) -> None:
+        """Talk to the model."""
+        from medsft.tui.screens.ask import AskScreen
+
+        self.app.push_screen(AskScreen(self.run_dir))
 
     @work(thread=True, exclusive=True, group="act")
     def action_samples(self) -> None:

@@ -11,15 +11,6 @@ from medsft.core.engine.nn.model import Decoder
 LENGTHS = (9, 1, 23)
 
 
-def own_model(variant, reference) -> Decoder:
-    model = Decoder(variant.config())
-    state = reference.state_dict()
-    if variant.config().tie_embeddings:
-        del state["lm_head.weight"]
-    model.load_state_dict(state)
-    return model
-
-
 def tokens(total: int = sum(LENGTHS), vocab: int = 96) -> torch.Tensor:
     return torch.randint(vocab, (total,), generator=torch.Generator().manual_seed(1))
 
@@ -30,7 +21,7 @@ def reference_logits(reference, ids: torch.Tensor) -> torch.Tensor:
 
 def test_logits_equal_those_of_transformers(variant):
     reference = variant.reference()
-    model, ids = own_model(variant, reference), tokens()
+    model, ids = variant.ours(reference), tokens()
     with torch.no_grad():
         ours = model.logits(model(ids, PackedSequences.of(LENGTHS)))
         torch.testing.assert_close(ours, reference_logits(reference, ids), atol=1e-4, rtol=0)
@@ -38,7 +29,7 @@ def test_logits_equal_those_of_transformers(variant):
 
 def test_gradients_equal_those_of_transformers(variant):
     reference = variant.reference()
-    model, ids = own_model(variant, reference), tokens()
+    model, ids = variant.ours(reference), tokens()
     weights = torch.randn(sum(LENGTHS), 96, generator=torch.Generator().manual_seed(2)) / 100
     (model.logits(model(ids, PackedSequences.of(LENGTHS))) * weights).sum().backward()
     (reference_logits(reference, ids) * weights).sum().backward()

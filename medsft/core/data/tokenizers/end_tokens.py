@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medsft.core.data.tokenizers.base import OpenedTokenizer
+from medsft.core.models.config import ModelConfig
 
 _PADS = ("<|finetune_right_pad_id|>", "<pad>", "<PAD>", "[PAD]", "<|pad|>", "<|PAD_TOKEN|>", "<|endoftext|>")
 """Names that public models give their padding, and that people use for it where a model gives none."""
@@ -20,6 +21,11 @@ def end_tokens(opened: OpenedTokenizer, others: Sequence[int] = ()) -> list[int]
     known = [id_ for id_ in others if 0 <= id_ < tokenizer.vocab_size and tokenizer.token(id_) in tokenizer.whole_strings]
     ids = (opened.stop_id, tokenizer.eos_id, *known)
     return list(dict.fromkeys(id_ for id_ in ids if id_ is not None))
+
+
+def other_ends(base: ModelConfig) -> list[int]:
+    """The ids at which a base model ends a text, as its own files say."""
+    return [id_ for id_ in (base.eos_token_id, *base.other_end_token_ids) if id_ is not None]
 
 
 def pad_id(opened: OpenedTokenizer) -> int | None:

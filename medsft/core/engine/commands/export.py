@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from medsft.core.data.tokenizers.base import OpenedTokenizer
-from medsft.core.data.tokenizers.end_tokens import end_tokens, pad_id
+from medsft.core.data.tokenizers.end_tokens import end_tokens, other_ends, pad_id
 from medsft.core.data.tokenizers.export import export_tokenizer
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.disk import writing_to
@@ -102,12 +102,6 @@ def named_config(config: ModelConfig, opened: OpenedTokenizer) -> ModelConfig:
         other_end_token_ids=(),  # generation_config.json has them; programs that read this file expect one
         pad_token_id=pad_id(opened),
     )
-
-
-def other_ends(base: ModelConfig) -> list[int]:
-    """Return the ids at which the base model ends a text."""
-    ids = (base.eos_token_id, *base.other_end_token_ids)
-    return [id_ for id_ in ids if id_ is not None]
 
 
 def provenance(plan: RunPlan, view: RunView, checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from medsft.core.engine.kernels import Kernels, kernels_for
+
+
+class Sequences(Protocol):
+    """The texts of one token stream [T]: where each of its tokens stands in its text, and what it sees."""
+
+    @property
+    def position_ids(self) -> Tensor:
+        """int64 [T]: place of each token in its text, from 0."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """Return what each token takes from those that it sees, [T, H, d]. The layers call it in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +56,10 @@ class PackedSequences:
     def max_seqlen(self) -> int:
         """Length of the longest document."""
         return max(self.lengths)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+        """See `Sequences` and the function `attend`."""
+        return attend(q, k, v, self, window)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, sequences: PackedSequences, window: int | None = None) -> Tensor:

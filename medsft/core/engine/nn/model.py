@@ -1,7 +1,7 @@
 """The decoder of the Llama family, driven by `ModelConfig`. It knows nothing of parallelism.
 
 Modules and parameters bear the names of Hugging Face's checkpoints. The input is one token stream [T] (see
-`PackedSequences`), so activations are [T, hidden] and there is neither a batch dimension nor padding. How parallelism fits
+`Sequences`), so activations are [T, hidden] and there is neither a batch dimension nor padding. How parallelism fits
 around it:
 
 - tensor parallel: projections are `nn.Linear`; the number of heads is what their (local) output holds;
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from medsft.core.engine.nn.attention import PackedSequences, attend
+from medsft.core.engine.nn.attention import Sequences
 from medsft.core.engine.nn.fused import rms_norm, rotate, swiglu
 from medsft.core.engine.nn.linear import Linear
 from medsft.core.engine.nn.recompute import recompute_in_backward
@@ -57,12 +57,12 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, tables: Rotary, sequences: PackedSequences) -> Tensor:
+    def forward(self, x: Tensor, tables: Rotary, sequences: Sequences) -> Tensor:
         """Mix the tokens of each document: x [T, hidden] to [T, hidden]."""
         q, k, v = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        mixed = attend(rotate(q, *tables), rotate(k, *tables), v, sequences, self.window)
+        mixed = sequences.attend(rotate(q, *tables), rotate(k, *tables), v, self.window)
         return self.o_proj(mixed.flatten(1))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -102,13 +102,13 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, tables: Rotary, sequences: PackedSequences) -> Tensor:
+    def forward(self, x: Tensor, tables: Rotary, sequences: Sequences) -> Tensor:
         """Return x [T, hidden] one layer on."""
         if self.recompute == "full" and torch.is_grad_enabled():
             return checkpoint(self._forward, x, tables, sequences, use_reentrant=False)
         return self._forward(x, tables, sequences)
 
-    def _forward(self, x: Tensor, tables: Rotary, sequences: PackedSequences) -> Tensor:
+    def _forward(self, x: Tensor, tables: Rotary, sequences: Sequences) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), tables, sequences)
         if self.recompute == "selective" and torch.is_grad_enabled():
             return x + checkpoint(self._feed_forward, x, use_reentrant=False)
@@ -146,7 +146,7 @@ class Decoder(nn.Module):
         has_head = last and not config.tie_embeddings
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False) if has_head else None
 
-    def forward(self, inputs: Tensor, sequences: PackedSequences) -> Tensor:
+    def forward(self, inputs: Tensor, sequences: Sequences) -> Tensor:
         """Return hidden states [T, hidden], after the final norm on the last stage.
 
         `inputs` are token ids [T] on the first stage and the previous stage's hidden states on the others.

@@ -126,6 +126,17 @@ def _call_attention(which: str, *tensors: Tensor, cu_seqlens: Tensor, window: in
         raise MemoryError("out of memory while packing the tiles of attention")
 
 
+def attention_ranges(
+    q: Tensor, k: Tensor, v: Tensor, queries: Tensor, pieces: Tensor, ranges: Tensor, window: int | None
+) -> Tensor:
+    """See `Kernels.attention_ranges`."""
+    out = torch.empty_like(q)
+    sizes = len(queries) - 1, q.shape[1], k.shape[1], q.shape[2], window or 0
+    if _call("attention_ranges", q, k, v, out, queries, pieces, ranges, *sizes):
+        raise MemoryError("out of memory while packing the tiles of attention")
+    return out
+
+
 def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """Return a @ b for fp32 a [n, k] and b [k, m] of any strides, in the contiguous `out` if that is given. No size is 0."""
     out = torch.empty(len(a), b.shape[1]) if out is None else out

@@ -298,6 +298,8 @@ int NAME(attention_backward)(const INPUT *q, const INPUT *k, const INPUT *v, INP
     return NAME(each_head)(&shape, q, k, v, out, sums, grad, dq, dk, dv);
 }
 
+#include "attention_ranges.h"
+
 #undef SEEN_FROM
 #undef SEEN_TO
 #undef PER_WORD

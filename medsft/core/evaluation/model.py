@@ -1,0 +1,183 @@
+"""A model that is asked: where its weights and its tokenizer are, and the template that it is prompted with. No torch.
+
+    RUN folder       its finished model where there is one, else its latest good checkpoint; asked with the run's own template
+    adapter folder   the base model with the adapter
+    other folders    Hugging Face, Megatron-LLM, torch.distributed.checkpoint; a .gguf file
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from medsft.core.data.tokenizers.base import OpenedTokenizer
+from medsft.core.data.tokenizers.end_tokens import end_tokens, other_ends
+from medsft.core.data.tokenizers.open import no_tokenizer_beside, open_tokenizer
+from medsft.core.files import sizes_differ
+from medsft.core.models import run_folder
+from medsft.core.models.inspect import inspect_base
+from medsft.core.planning.base import sampled_fingerprint
+from medsft.core.planning.plan import RunPlan
+from medsft.core.run.integrity import EXPORT_MANIFEST, read_export
+from medsft.core.run.launch import load_plan
+from medsft.core.run.rundir import RunDir
+from medsft.errors import ConfigError, DataError, MedsftError, MismatchError, Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """What an engine process needs in order to load a model, and what prompts for it are made with."""
+
+    name: str
+    """For people."""
+    weights: Path
+    """Folder or file, as `inspect_base` takes it."""
+    iteration: int | None = None
+    """Which of several in `weights`."""
+    begins: Path | None = None
+    """The run, or the model of one, whose base model this is: it answers as the run begins with it."""
+    tokens: int
+    """Rows of the tables that belong to tokens: prompts with ids behind the model's own rows make it as long as this."""
+    tokenizer: Path
+    template: str
+    template_date: str = ""
+    ends: tuple[int, ...]
+    """Ids at which an answer ends."""
+    context: int
+    """Tokens of prompt and answer together that the model is made for."""
+    notes: tuple[str, ...] = ()
+    """What was decided, for people."""
+
+    def open_tokenizer(self) -> OpenedTokenizer:
+        """Open its tokenizer and template. Raises `DataError`."""
+        return _open(self.tokenizer, self.template, self.template_date)
+
+    def identity(self) -> str:
+        """Return what tells it from another model, with a cheap hash of the weights."""
+        of_run = self.iteration is not None and run_folder.is_run(self.weights)
+        weights = run_folder.checkpoint_path(self.weights, self.iteration or 0) if of_run else self.weights
+        parts = sampled_fingerprint(weights), self.iteration, self.begins is not None, self.tokens
+        return "-".join(map(str, parts))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields for JSON."""
+        paths = {name: str(path) for name, path in asdict(self).items() if isinstance(path, Path)}
+        return {**asdict(self), **paths}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> ModelSource:
+        """Return what `to_json` was called on."""
+        paths = {name: Path(raw[name]) for name in ("weights", "tokenizer", "begins") if raw[name] is not None}
+        return cls(**{**raw, **paths, "ends": tuple(raw["ends"]), "notes": tuple(raw["notes"])})
+
+
+def find_model(path: Path, *, iteration: int | None = None, template: str | None = None) -> ModelSource:
+    """Say how the model at `path` is loaded and prompted.
+
+    `iteration` picks a checkpoint of a run or of a folder. `template` is for a model that is no run; by default its own.
+
+    Raises `MismatchError` as `inspect_base` does, `DataError` for its tokenizer.
+    """
+    if run_folder.is_run(path):
+        return _of_run(path, iteration)
+    base = inspect_base(path, iteration)
+    if base.config is None:
+        raise MismatchError(f"{path}: cannot tell which model this is.", hint="Convert it first: medsft convert.")
+    if base.tokenizer is None:
+        raise no_tokenizer_beside(base.weights)
+    name, opened, notes = _template_of(base.tokenizer, template)
+    return ModelSource(
+        name=path.name,
+        weights=path,
+        iteration=base.iteration,
+        tokens=max(base.config.vocab_size, opened.tokenizer.vocab_size),
+        tokenizer=base.tokenizer,
+        template=name,
+        ends=tuple(end_tokens(opened, other_ends(base.config))),
+        context=base.config.context,
+        notes=(*base.warnings, *notes),
+    )
+
+
+def find_base_of(path: Path) -> ModelSource:
+    """Return the base model of a run, or of a model that a run was exported as, prompted with the run's template.
+
+    Raises `ConfigError` for a model that does not say what it was made from, `MismatchError` where its base model is gone.
+    """
+    plan = plan_of(path)
+    base = inspect_base(Path(plan.base.path), plan.base.iteration)
+    return _prompted_as(plan, name="base", weights=base.path, iteration=base.iteration, notes=(), begins=path)
+
+
+def plan_of(path: Path) -> RunPlan:
+    """Return the plan of a run, or of the run that a model was exported from.
+
+    Raises `ConfigError` for a model that does not say what it was made from.
+    """
+    if run_folder.is_run(path):
+        return load_plan(RunDir(path))
+    if not (path / EXPORT_MANIFEST).is_file():
+        hint = "It takes a run, or a model that medsft has exported. Another base model is asked by a call of its own."
+        raise ConfigError([Problem("--with base", f"{path} does not say which base model it was made from", hint)])
+    try:
+        return RunPlan.from_json(read_export(path)["plan"], where=str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MismatchError(f"{path / EXPORT_MANIFEST}: cannot be read: {error}.") from None
+
+
+def _of_run(path: Path, iteration: int | None) -> ModelSource:
+    plan = load_plan(RunDir(path))
+    exported = Path(plan.export_dir)
+    if iteration is None and _is_model_of(plan, exported):
+        return _prompted_as(plan, name=path.name, weights=exported, iteration=None, notes=())
+    base = inspect_base(path, iteration)
+    note = f"{path.name}: the checkpoint of iteration {base.iteration:,} of {plan.num_iterations:,} answers."
+    return _prompted_as(plan, name=path.name, weights=path, iteration=base.iteration, notes=(*base.warnings, note))
+
+
+def _is_model_of(plan: RunPlan, folder: Path) -> bool:
+    """Tell whether the finished model of a plan lies in a folder, by the names and sizes of its files."""
+    try:
+        record = read_export(folder)
+        made_by = RunPlan.from_json(record["plan"], where=str(folder)).identity
+        return made_by == plan.identity and not sizes_differ(folder, record.get("files") or {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MedsftError):
+        return False
+
+
+def _prompted_as(
+    plan: RunPlan, *, name: str, weights: Path, iteration: int | None, notes: tuple[str, ...], begins: Path | None = None
+) -> ModelSource:
+    tokenizer, template, day = Path(plan.base.tokenizer), plan.config.template, plan.config.template_date or ""
+    opened = _open(tokenizer, template, day)
+    return ModelSource(
+        name=name,
+        weights=weights,
+        iteration=iteration,
+        begins=begins,
+        tokens=plan.base.model.vocab_size,
+        tokenizer=tokenizer,
+        template=template,
+        template_date=day,
+        ends=tuple(end_tokens(opened, other_ends(plan.base.model))),
+        context=plan.base.model.context,
+        notes=notes,
+    )
+
+
+def _open(tokenizer: Path, template: str, day: str) -> OpenedTokenizer:
+    return open_tokenizer(tokenizer, template=template, today=date.fromisoformat(day) if day else None)
+
+
+def _template_of(tokenizer: Path, wanted: str | None) -> tuple[str, OpenedTokenizer, tuple[str, ...]]:
+    """Return (template, tokenizer opened with it, what to say): the wanted one, or the model's own where it has one."""
+    if wanted is not None:
+        return wanted, open_tokenizer(tokenizer, template=wanted), ()
+    try:
+        return "model", open_tokenizer(tokenizer, template="model"), ()
+    except DataError:
+        opened = open_tokenizer(tokenizer, template="meditron")
+        return "meditron", opened, ("The model has no chat template of its own: questions are written with --template meditron.",)

@@ -1,0 +1,84 @@
+"""Questions of a file, which need no answers: rows of any kind of file that training takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from medsft.core.data.sources import usual_names
+from medsft.core.data.sources.bad_rows import BadRows
+from medsft.core.data.sources.base import BadRow, all_rows
+from medsft.core.data.sources.columns import names
+from medsft.core.data.sources.conversation import Conversation, Message
+from medsft.core.data.sources.messages import USUAL_ROLES
+from medsft.core.data.sources.open import open_rows
+from medsft.core.data.sources.values import fields_of, text
+from medsft.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One row."""
+
+    id: str | int
+    """What stands under `id`, or its number from 1."""
+    conversation: Conversation
+    """Ends with what the model is to answer."""
+
+
+def read_questions(path: Path, *, system: str = "") -> list[Question]:
+    """Return the questions of a file: of each row its messages, or the text under a usual name of a question.
+
+    A row's system message goes before `system`; answers that a row has are left out. Raises `DataError`.
+    """
+    bad = BadRows()
+    found = list(_rows(path, system, bad))
+    if bad.total:
+        raise bad.error(then="so nothing was asked")
+    if not found:
+        raise DataError(f"{path}: no rows.")
+    return found
+
+
+def _rows(path: Path, system: str, bad: BadRows) -> Iterator[Question]:
+    source = open_rows(path)
+    for number, row in enumerate(all_rows(source), 1):
+        try:
+            fields = row.fields()
+            conversation = _conversation(fields)
+            if system and conversation[0].role != "system":
+                conversation = (Message("system", system), *conversation)
+            own = fields.get("id")
+            yield Question(own if isinstance(own, str | int) and not isinstance(own, bool) else number, conversation)
+        except BadRow as error:
+            bad.add(source.place(row.number), error)
+
+
+def _conversation(row: Mapping[str, object]) -> Conversation:
+    keys = names(row)
+    listed = row.get(usual_names.first(row, usual_names.MESSAGES) or "")
+    if isinstance(listed, list):
+        messages = [_message(item, number) for number, item in enumerate(listed, 1)]
+        while messages and messages[-1].role == "assistant":
+            messages.pop()
+        if not messages or messages[-1].role != "user":
+            raise BadRow("no message to answer", keys)
+        return tuple(messages)
+    key = usual_names.first(keys, usual_names.QUESTION)
+    if key is None:
+        raise BadRow(f"no question under one of the usual keys ({', '.join(usual_names.QUESTION)}), and no messages", keys)
+    question = text(row, key)
+    if not question.strip():
+        raise BadRow(f"empty question under '{key}'")
+    named = usual_names.first(keys, usual_names.SYSTEM)
+    own = text(row, named) if named is not None and row.get(named) else ""
+    return (Message("system", own), Message("user", question)) if own else (Message("user", question),)
+
+
+def _message(item: object, number: int) -> Message:
+    fields = fields_of(item) or {}
+    role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
+    if not isinstance(role, str) or role not in USUAL_ROLES or not isinstance(content, str):
+        raise BadRow(f"message {number} has no role that is known, or no text")
+    return Message(USUAL_ROLES[role], content)

@@ -1,0 +1,128 @@
+"""The engine's process as the light side talks to it: a tiny model asked in files, in a conversation, and before and after a run."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+
+from medsft.core.data.sources.conversation import Message, question_and_answer
+from medsft.core.evaluation.answer_score import score_of_answer
+from medsft.core.evaluation.chat import Chat, Sampling, answers_to, prompt_for
+from medsft.core.evaluation.model import ModelSource, find_base_of, find_model
+from medsft.core.evaluation.requests import Generate, Request, Score, Scored, answer
+from medsft.core.run.launch import EngineError
+from medsft.errors import ConfigError, DataError
+
+SAMPLING = Sampling(max_tokens=6)
+QUESTION = "w1 w2 w3"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_model(tmp_path_factory.mktemp("model"), vocab_size=90)
+
+
+def mixed() -> list[Request]:
+    draw = random.Random(3)
+    scores = [
+        Score(id=f"s{n}", prefix=tuple(draw.choices(range(80), k=25)), continuations=((1,), (2, 3))) for n in range(8)
+    ]
+    return [*scores, *(Generate(id=f"g{n}", prompt=(n, n + 1), max_new_tokens=5) for n in range(4))]
+
+
+def test_processes_that_share_the_work_find_the_same(folder: Path) -> None:
+    model = find_model(folder)
+    alone, shared = (
+        {each.id: each for each in answer(model, mixed(), precision="fp32", processes=count)} for count in (1, 2)
+    )
+    assert alone.keys() == shared.keys() == {request.id for request in mixed()}
+    for id_, one in alone.items():
+        other = shared[id_]
+        if isinstance(one, Scored):
+            assert isinstance(other, Scored)
+            assert other.log_likelihoods == pytest.approx(one.log_likelihoods, abs=1e-5)
+        else:
+            assert other == one
+
+
+def test_bf16_is_near(folder: Path) -> None:
+    model = find_model(folder)
+    asked = [request for request in mixed() if isinstance(request, Score)]
+    exact, rounded = ({each.id: each for each in answer(model, asked, precision=p)} for p in ("fp32", "bf16"))
+    for id_, one in exact.items():
+        other = rounded[id_]
+        assert isinstance(one, Scored)
+        assert isinstance(other, Scored)
+        assert other.log_likelihoods == pytest.approx(one.log_likelihoods, abs=0.1)
+        assert other != one
+
+
+def test_a_conversation_is_that_of_single_requests(folder: Path) -> None:
+    """Each turn's prompt holds the turns before it, and pieces of text make up the answer."""
+    model = find_model(folder)
+    assert "no chat template of its own" in model.notes[0]
+    opened = model.open_tokenizer()
+    with Chat(model, SAMPLING, precision="fp32", system="w9") as chat:
+        for question in (QUESTION, "w4", QUESTION):
+            before = (*chat.messages, Message("user", question))
+            text = "".join(chat.ask(question)).strip()
+            [(_, alone)] = answers_to(model, [before], SAMPLING, precision="fp32")
+            assert text == alone
+        assert [message.role for message in chat.messages][:2] == ["system", "user"]
+        chat.forget()
+        assert chat.messages == (Message("system", "w9"),)
+        with pytest.raises(DataError, match="longer than the context"):
+            next(chat.ask("w1 " * 600))
+    assert prompt_for("q", (Message("user", "w1 " * 500),), model, opened, SAMPLING).max_new_tokens < 6
+
+
+def test_what_the_process_dies_of_is_told(folder: Path, tmp_path: Path) -> None:
+    model = find_model(folder)
+    gone = replace(model, weights=tmp_path / "gone")
+    with pytest.raises(EngineError, match="no such file or folder") as error:
+        list(answer(gone, mixed(), precision="fp32"))
+    assert error.value.exit_code == 4
+
+
+def test_a_run_answers_before_and_after_as_it_was_validated(tmp_path: Path) -> None:
+    """The loss of the right answers is the validation loss of the run: at its end, and before its first iteration."""
+    from medsft.core.data.sources.read import read_conversations
+    from medsft.core.data.sources.row_format import RowFormat
+
+    config, settings = tiny.project(tmp_path)
+    plan = tiny.plan_of(config, settings, iters=4, eval_interval=2, save_interval=2)
+    events = tiny.train(plan)
+    run = Path(plan.run_dir)
+    found = find_model(run)
+    assert found.iteration == 4
+    assert "iteration 4 of 4" in found.notes[-1]
+    losses = dict(tiny.series(events, "eval", "iteration", "loss"))
+    conversations = list(read_conversations([tmp_path / "val.jsonl"], RowFormat()))
+    assert loss(found, conversations) == pytest.approx(losses[4], abs=1e-4)
+    assert loss(find_model(run, iteration=2), conversations) == pytest.approx(losses[2], abs=1e-4)
+    if 0 in losses:
+        assert loss(find_base_of(run), conversations) == pytest.approx(losses[0], abs=1e-4)
+    with pytest.raises(ConfigError, match="does not say which base model"):
+        find_base_of(tmp_path / "base")
+
+
+def loss(model: ModelSource, conversations: list[tuple[Message, ...]]) -> float:
+    opened = model.open_tokenizer()
+    asked = [score_of_answer(str(n), each, opened) for n, each in enumerate(conversations)]
+    found = [each for each in answer(model, asked, precision="fp32") if isinstance(each, Scored)]
+    return -sum(sum(each.log_likelihoods) for each in found) / sum(sum(each.num_tokens) for each in found)
+
+
+def test_the_known_answer_is_all_that_has_its_role(folder: Path) -> None:
+    opened = find_model(folder).open_tokenizer()
+    two = (*question_and_answer("w1", "w2 w3", "w4"), *question_and_answer("w5", "w6"))
+    asked = score_of_answer("q", two, opened)
+    assert opened.tokenizer.decode(asked.prefix).count("w") >= 4
+    assert "w6" in opened.tokenizer.decode(asked.continuations[0])
+    assert "w5" not in opened.tokenizer.decode(asked.continuations[0])
+    with pytest.raises(ValueError, match="no answer"):
+        score_of_answer("q", two[:2], opened)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medsft.core.data.sources.conversation import Message
+from medsft.core.evaluation.questions import read_questions
+from medsft.errors import DataError
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_rows_need_no_answers(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "q.jsonl",
+        {"prompt": "the dose?"},
+        {"question": "and then?", "gold": "left out", "id": "b", "system": "be brief"},
+        {"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]},
+        {"conversations": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}, {"from": "human", "value": "3"}]},
+    )
+    first, second, third, fourth = read_questions(file, system="asked for")
+    assert (first.id, first.conversation) == (1, (Message("system", "asked for"), Message("user", "the dose?")))
+    assert (second.id, second.conversation) == ("b", (Message("system", "be brief"), Message("user", "and then?")))
+    assert third.conversation[1:] == (Message("user", "one"),)
+    assert [message.content for message in fourth.conversation[1:]] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"text": "SECRET"}, "no question under one of the usual keys"),
+        ({"prompt": " "}, "empty question"),
+        ({"prompt": 3}, "is a number"),
+        ({"messages": [{"role": "assistant", "content": "SECRET"}]}, "no message to answer"),
+        ({"messages": [{"role": "SECRET", "content": "x"}]}, "message 1 has no role"),
+    ],
+)
+def test_a_row_without_a_question_is_named_and_not_quoted(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
+    file = write(tmp_path / "q.jsonl", {"prompt": "x"}, row)
+    with pytest.raises(DataError, match=reason) as error:
+        read_questions(file)
+    assert "q.jsonl:2" in str(error.value)
+    assert "SECRET" not in str(error.value)
