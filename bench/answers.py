@@ -13,7 +13,7 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,29 +94,23 @@ def _compare(
     found: dict[str, Seconds] = {kind: {} for kind in (*scores, "answers")}
     for turn in range(repeats):
         for kind, asked in scores.items():
-            ours_took = _seconds(lambda asked=asked: list(score(ours, asked, most_tokens=limits.prompt_tokens)))  # type: ignore[misc]
-            found[kind].setdefault("medsft", []).append(ours_took)
+            began = time.perf_counter()
+            list(score(ours, asked, most_tokens=limits.prompt_tokens))
+            found[kind].setdefault("medsft", []).append(time.perf_counter() - began)
             if (python := _harness_python()) is not None:
                 found[kind].setdefault("lm-evaluation-harness", []).append(_by_harness(python, base, precision, asked, work))
         answers = found["answers"]
         written: dict[str, int] = {}
-        for program, run in {
-            "medsft": lambda: _written(ours, limits, prompts),
-            "transformers": lambda: _by_transformers(theirs, prompts),
-        }.items():
-            answers.setdefault(program, []).append(_seconds(lambda run=run, program=program: written.update({program: run()})))  # type: ignore[misc]
+        for program, run, their_model in (("medsft", _written, ours), ("transformers", _by_transformers, theirs)):
+            began = time.perf_counter()
+            written[program] = run(their_model, prompts)
+            answers.setdefault(program, []).append(time.perf_counter() - began)
         say(f"  {precision}, turn {turn + 1}: {written} tokens written")
     return found
 
 
-def _seconds(run: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
-def _written(model: Any, limits: Any, prompts: Sequence[Generate]) -> int:
-    return sum(len(answer.ids) for answer in Generator(model, limits).generate(prompts))
+def _written(model: Any, prompts: Sequence[Generate]) -> int:
+    return sum(len(answer.ids) for answer in Generator(model, limits_for(model)).generate(prompts))
 
 
 def _by_transformers(model: Any, prompts: Sequence[Generate]) -> int:

@@ -1,6 +1,6 @@
 """Scores token ids with lm-evaluation-harness and prints how long that took. Runs in the harness's own environment.
 
-    python peer_harness.py MODEL FILE.json bf16|fp32 BATCH
+python peer_harness.py MODEL FILE.json bf16|fp32 BATCH
 """
 
 from __future__ import annotations

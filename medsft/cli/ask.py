@@ -57,7 +57,7 @@ def ask(
 ) -> None:
     """Ask a model. In a terminal it is a conversation of any length: /new begins another, /quit or Ctrl-D ends it.
 
-    Prompts are written with the template that the run was trained with. What is asked and answered is stored nowhere but in --out.
+    Prompts are written with the template that the run was trained with. What is said is stored nowhere but in --out.
     """
     _check(question, questions, out, beside, precision, json=json)
     from medsft.core.evaluation.chat import Sampling
@@ -211,7 +211,7 @@ def _show(chats: Sequence[Chat], question: str, *, plain: bool) -> None:
 def _show_columns(chats: Sequence[Chat], question: str) -> None:
     """Show the answers side by side, as they come."""
     from rich.live import Live
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from medsft.core.printable import one_line, printable
@@ -219,7 +219,7 @@ def _show_columns(chats: Sequence[Chat], question: str) -> None:
     texts = ["" for _ in chats]
 
     def table() -> Table:
-        shown = Table(*(Text(one_line(chat.model.name), style="bold") for chat in chats), expand=True)
+        shown = Table(*(Column(Text(one_line(chat.model.name), style="bold")) for chat in chats), expand=True)
         shown.add_row(*(Text(printable(text.strip())) for text in texts))
         return shown
 

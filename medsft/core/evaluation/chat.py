@@ -81,15 +81,13 @@ def answers_to(
 class Chat:
     """A conversation with one model, whose engine process lives as long as the block."""
 
-    def __init__(
-        self, model: ModelSource, sampling: Sampling, *, system: str = "", precision: Precision | None = None
-    ) -> None:
+    def __init__(self, model: ModelSource, sampling: Sampling, *, system: str = "", precision: Precision | None = None) -> None:
         """Start the process; it loads the model while the person types."""
         self.model = model
         self._sampling = sampling
         self._opened = model.open_tokenizer()
         self._system: Conversation = (Message("system", system),) if system else ()
-        self.messages = self._system
+        self.messages: Conversation = self._system
         arguments = engine_arguments(model, precision or default_precision(), model.tokens)
         self._engine = EngineLines("answer", [*arguments, "--interactive"])
         self._ready = False

@@ -1,8 +1,8 @@
 """A model that is asked: where its weights and its tokenizer are, and the template that it is prompted with. No torch.
 
-    RUN folder       its finished model where there is one, else its latest good checkpoint; asked with the run's own template
-    adapter folder   the base model with the adapter
-    other folders    Hugging Face, Megatron-LLM, torch.distributed.checkpoint; a .gguf file
+RUN folder       its finished model where there is one, else its latest good checkpoint; asked with the run's own template
+adapter folder   the base model with the adapter
+other folders    Hugging Face, Megatron-LLM, torch.distributed.checkpoint; a .gguf file
 """
 
 from __future__ import annotations
@@ -180,4 +180,8 @@ def _template_of(tokenizer: Path, wanted: str | None) -> tuple[str, OpenedTokeni
         return "model", open_tokenizer(tokenizer, template="model"), ()
     except DataError:
         opened = open_tokenizer(tokenizer, template="meditron")
-        return "meditron", opened, ("The model has no chat template of its own: questions are written with --template meditron.",)
+        return (
+            "meditron",
+            opened,
+            ("The model has no chat template of its own: --template meditron is taken.",),
+        )

@@ -13,7 +13,7 @@ import hashlib
 import json
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,7 +117,7 @@ def answer(
     precision: Precision | None = None,
     processes: int | None = None,
     keep: Path | None = None,
-) -> Iterator[Answer]:
+) -> Generator[Answer, None, None]:
     """Ask a model and yield its answers as they come, in any order: first those that `keep` already holds.
 
     `precision` None is the fastest here; `processes` None is one for each GPU, or one with all cores. Closing the iterator ends

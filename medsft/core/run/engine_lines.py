@@ -1,4 +1,4 @@
-"""An engine process that is told its work as lines of JSON on its standard input, and answers as lines on its standard output."""
+"""An engine process that is told its work as lines of JSON on standard input, and answers as lines on standard output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,10 @@ class EngineLines:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             environment["CUDA_VISIBLE_DEVICES"] = visible[device] if device < len(visible) and visible[device] else str(device)
         command = [sys.executable, "-m", f"medsft.core.engine.commands.{module}", *arguments]
-        with source.open("rb") if source else tempfile.TemporaryFile() as lines:
+        with source.open("rb") if source else nullcontext(subprocess.PIPE) as stdin:
             self._process = subprocess.Popen(
                 command,
-                stdin=lines if source else subprocess.PIPE,
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 env=environment,

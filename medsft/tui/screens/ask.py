@@ -85,13 +85,13 @@ each question gets both answers.
         self._show_from_thread(loaded)
 
     @on(Input.Submitted, "#question")
-    async def take(self, event: Input.Submitted) -> None:
+    def take(self, event: Input.Submitted) -> None:
         """Show a question and have it answered."""
         question = event.value.strip()
         if not question or any(worker.group == "ask" and worker.is_running for worker in self.workers):
             return
         event.input.value = ""
-        await self._add(Content.styled(printable(question), "bold"), "question")
+        self._add(Content.styled(printable(question), "bold"), "question")
         self.answer(question)
 
     @work(thread=True, exclusive=True, group="ask")
@@ -106,7 +106,7 @@ each question gets both answers.
                     text += piece
                     self.app.call_from_thread(self._update, place, f"{label}{text.strip() or _WAITS}")
             except (MedsftError, OSError, ValueError) as error:
-                self._show_from_thread(lambda error=error: str(error))  # type: ignore[misc]
+                self._show_from_thread(lambda error=error: str(error))
                 return
             if not text.strip():
                 self.app.call_from_thread(self._update, place, f"{label}(no answer: it ends at once)")
@@ -137,11 +137,11 @@ each question gets both answers.
         with suppress(RuntimeError):  # the screen is gone
             self.app.call_from_thread(self._add, text, "remark")
 
-    async def _add(self, content: Content | str, kind: str) -> Static:
+    def _add(self, content: Content | str, kind: str) -> Static:
         place = Static(classes=kind)
         put(place, content)
         said = self.query_one("#said", VerticalScroll)
-        await said.mount(place)
+        said.mount(place)
         said.scroll_end(animate=False)
         return place
 

@@ -1,4 +1,4 @@
-"""The engine's process as the light side talks to it: a tiny model asked in files, in a conversation, and before and after a run."""
+"""The engine's process as the light side talks to it: asked in files, in a conversation, and before and after a run."""
 
 from __future__ import annotations
 
@@ -28,17 +28,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def mixed() -> list[Request]:
     draw = random.Random(3)
-    scores = [
-        Score(id=f"s{n}", prefix=tuple(draw.choices(range(80), k=25)), continuations=((1,), (2, 3))) for n in range(8)
-    ]
+    scores = [Score(id=f"s{n}", prefix=tuple(draw.choices(range(80), k=25)), continuations=((1,), (2, 3))) for n in range(8)]
     return [*scores, *(Generate(id=f"g{n}", prompt=(n, n + 1), max_new_tokens=5) for n in range(4))]
 
 
 def test_processes_that_share_the_work_find_the_same(folder: Path) -> None:
     model = find_model(folder)
-    alone, shared = (
-        {each.id: each for each in answer(model, mixed(), precision="fp32", processes=count)} for count in (1, 2)
-    )
+    alone, shared = ({each.id: each for each in answer(model, mixed(), precision="fp32", processes=count)} for count in (1, 2))
     assert alone.keys() == shared.keys() == {request.id for request in mixed()}
     for id_, one in alone.items():
         other = shared[id_]
@@ -77,7 +73,7 @@ def test_a_conversation_is_that_of_single_requests(folder: Path) -> None:
         assert chat.messages == (Message("system", "w9"),)
         with pytest.raises(DataError, match="longer than the context"):
             next(chat.ask("w1 " * 600))
-    assert prompt_for("q", (Message("user", "w1 " * 500),), model, opened, SAMPLING).max_new_tokens < 6
+    assert prompt_for("q", (Message("user", "w1 " * 505),), model, opened, SAMPLING).max_new_tokens < 6
 
 
 def test_what_the_process_dies_of_is_told(folder: Path, tmp_path: Path) -> None:
@@ -92,6 +88,8 @@ def test_a_run_answers_before_and_after_as_it_was_validated(tmp_path: Path) -> N
     """The loss of the right answers is the validation loss of the run: at its end, and before its first iteration."""
     from medsft.core.data.sources.read import read_conversations
     from medsft.core.data.sources.row_format import RowFormat
+    from medsft.core.engine.commands.export import export_run
+    from medsft.core.run.rundir import RunDir
 
     config, settings = tiny.project(tmp_path)
     plan = tiny.plan_of(config, settings, iters=4, eval_interval=2, save_interval=2)
@@ -106,6 +104,13 @@ def test_a_run_answers_before_and_after_as_it_was_validated(tmp_path: Path) -> N
     assert loss(find_model(run, iteration=2), conversations) == pytest.approx(losses[2], abs=1e-4)
     if 0 in losses:
         assert loss(find_base_of(run), conversations) == pytest.approx(losses[0], abs=1e-4)
+    exported = Path(plan.export_dir)
+    export_run(RunDir(run), exported)
+    finished = find_model(run)
+    assert (finished.weights, finished.iteration, finished.notes) == (exported, None, ())
+    assert loss(finished, conversations) == pytest.approx(losses[4], abs=1e-4)
+    assert replace(find_base_of(exported), begins=run) == find_base_of(run)
+    assert find_model(exported).template == "model"
     with pytest.raises(ConfigError, match="does not say which base model"):
         find_base_of(tmp_path / "base")
 

@@ -69,7 +69,9 @@ def test_a_conversation_goes_on_from_what_was_computed(tiny):
 
 def test_a_stop_string_ends_the_answer_at_the_token_that_completes_it(tiny):
     reference = tiny.reference()
-    generator = Generator(tiny.ours(reference).requires_grad_(False), WIDE, decode=lambda ids: " ".join(f"<{id_}>" for id_ in ids))
+    generator = Generator(
+        tiny.ours(reference).requires_grad_(False), WIDE, decode=lambda ids: " ".join(map("<{}>".format, ids))
+    )
     asked = Generate(id="q", prompt=(5, 6), max_new_tokens=20)
     [free] = generator.generate([asked])
     stop = f"{free.ids[3]}> <{free.ids[4]}"

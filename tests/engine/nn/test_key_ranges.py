@@ -10,7 +10,7 @@ from medsft.core.engine.nn.attention import PackedSequences, attend
 from medsft.core.engine.nn.key_ranges import KeyRanges, attend_ranges
 
 ROWS = 400
-CASES = {
+CASES: dict[str, tuple[tuple[int, ...], list[tuple[tuple[int, int], ...]]]] = {
     "one token after many": ((1,), [((0, 130),)]),
     "each on its own": ((3, 70, 1), [((0, 3),), ((3, 73),), ((80, 81),)]),
     "a beginning that all share": ((5, 1, 90), [((0, 64), (70, 75)), ((0, 64), (75, 76)), ((0, 64), (76, 166))]),

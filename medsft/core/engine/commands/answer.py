@@ -2,8 +2,8 @@
 
     python -m medsft.core.engine.commands.answer --model JSON --precision fp32|bf16 --ids N [--interactive] < REQUESTS > ANSWERS
 
-Requests and answers are lines of JSON (`core.evaluation.requests`). All requests are read, and then answered in whatever order is
-fastest. With --interactive each is answered when it comes, and a line {"token": id} is written for each token on the way.
+Requests and answers are lines of JSON (`core.evaluation.requests`). All requests are read, and then answered in whatever
+order is fastest. With --interactive each is answered when it comes, with a line {"token": id} for each token on the way.
 """
 
 from __future__ import annotations

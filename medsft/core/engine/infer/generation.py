@@ -2,8 +2,8 @@
 
     step: [all tokens of prompts that enter | the last token of each sequence that runs] --decoder--> a next token for each
 
-There is no padding: a step is one stream of tokens. Keys and values lie in pages of a memory of fixed size; a sequence that enters
-takes the pages that it may need at most, so none ever has to leave before its end. What all prompts begin with is computed once.
+There is no padding: a step is one stream of tokens. Keys and values lie in pages of a memory of fixed size; a sequence that
+enters takes the pages that it may need at most, so none leaves before its end. What all prompts begin with is computed once.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def _drawing(request: Generate) -> torch.Generator | None:
 
 
 def _drawn(logits: Tensor, request: Generate, generator: torch.Generator) -> int:
-    """Draw from the most likely tokens that have `top_p` together (Holtzman et al. 2020). On the CPU, for the same draws anywhere."""
+    """Draw from the most likely tokens that have `top_p` together (Holtzman et al. 2020), on the CPU: so anywhere the same."""
     p, order = (logits.double().cpu() / request.temperature).softmax(-1).sort(descending=True)
     kept = p.cumsum(-1) - p < request.top_p
     return int(order[int(torch.multinomial(p * kept, 1, generator=generator))])

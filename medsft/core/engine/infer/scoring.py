@@ -1,4 +1,4 @@
-"""How likely continuations are: texts end to end in one stream, beginnings that several share computed once, few rows projected.
+"""How likely continuations are: texts end to end in one stream, what several begin with computed once, few rows projected.
 
     requests --sorted--> families, whose texts begin alike --packed, longest first--> streams of about `most_tokens`
 
@@ -202,7 +202,7 @@ def _score(decoder: Decoder, batch: Batch, root: KeysAndValues) -> Iterator[Scor
 
 
 def _log_p(decoder: Decoder, hidden: Tensor, pairs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each pair (row, token) log p of the token, fp64, and whether it is the most likely. Rows are projected once."""
+    """Return for each pair (row, token) log p of the token, fp64, and whether it is the likeliest. A row is projected once."""
     places, labels = np.array(pairs).T
     rows, inverse = np.unique(places, return_inverse=True)
     wanted = hidden.index_select(0, torch.from_numpy(rows).to(hidden.device))

@@ -31,12 +31,12 @@ class Kernels(Protocol):
     def attention_ranges(
         self, q: Tensor, k: Tensor, v: Tensor, queries: Tensor, pieces: Tensor, ranges: Tensor, window: int | None
     ) -> Tensor:
-        """Return softmax(q k^T / sqrt(d)) v [T, H, d] of groups of queries, each of which sees some rows of `k` and `v` [S, K, d].
+        """Return softmax(q k^T / sqrt(d)) v [T, H, d] of groups of queries, each of which sees some rows of k, v [S, K, d].
 
         Contiguous tensors; int32 `queries` and `pieces` [groups + 1], int64 `ranges` [pieces, 2]. Group i has the queries from
         queries[i] up to queries[i + 1]; its keys are the rows from start up to end of the `ranges` from pieces[i] up to
-        pieces[i + 1], one range behind the other. Its last query sees all of them, the one before it one less, and so on; with a
-        `window` only the last of what it sees. At most 64 heads share a key head.
+        pieces[i + 1], one range behind the other. Its last query sees all of them, the one before it one less, and so on; with
+        a `window` only the last of what it sees. At most 64 heads share a key head.
         """
 
     def attention_backward(
