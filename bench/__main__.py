@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.table import say
 
-PARTS = ("train", "profile", "scaling", "end_to_end", "layouts", "crowded", "check", "answers")
+PARTS = ("train", "profile", "scaling", "end_to_end", "layouts", "crowded", "check", "answers", "adapters")
 
 
 def main() -> None:
@@ -37,6 +37,7 @@ def main() -> None:
         "crowded": lambda: _crowded(options),
         "check": lambda: _checked(options),
         "answers": lambda: _answered(options),
+        "adapters": lambda: _adapters(options),
     }
     asked = PARTS if options.part == "all" else (options.part,)
     results: dict[str, Any] = {
@@ -106,6 +107,15 @@ def _answered(options: argparse.Namespace) -> dict[str, Any]:
 
     precisions = tuple(options.precision or ("bf16", "fp32"))
     return answers.measure(options.work, data=options.data, repeats=options.repeats, precisions=precisions)
+
+
+def _adapters(options: argparse.Namespace) -> dict[str, Any]:
+    from bench import adapters
+
+    precisions = tuple(options.precision or ("bf16", "fp32"))
+    return adapters.measure(
+        options.work, rows=options.data, repeats=options.repeats, steps=options.steps, precisions=precisions
+    )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--seq", type=int, default=512)
     parser.add_argument("--micro-batch", type=int, default=4)
     parser.add_argument("--global-batch", type=int, default=8)
+    parser.add_argument("--adapter", action="store_true", help="train a LoRA of PEFT with the defaults of medsft")
     options = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,15 +65,19 @@ def train(options: argparse.Namespace, folder: str) -> list[dict[str, float]]:
 
     tokenizer = AutoTokenizer.from_pretrained(options.base)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    # A frozen model needs no fp32 weights; those that are trained do.
+    bf16 = options.adapter and options.precision == "bf16"
+    dtype = torch.bfloat16 if bf16 else torch.float32
     Counting(
-        model=AutoModelForCausalLM.from_pretrained(options.base, dtype=torch.float32, attn_implementation="sdpa"),
+        model=AutoModelForCausalLM.from_pretrained(options.base, dtype=dtype, attn_implementation="sdpa"),
+        peft_config=lora() if options.adapter else None,
         args=trl.SFTConfig(
             output_dir=folder,
             max_length=options.seq,
             per_device_train_batch_size=options.micro_batch,
             gradient_accumulation_steps=options.global_batch // options.micro_batch,
             max_steps=options.steps,
-            learning_rate=2e-5,
+            learning_rate=2e-4 if options.adapter else 2e-5,
             lr_scheduler_type="cosine",
             logging_steps=1,
             save_strategy="no",
@@ -83,7 +88,7 @@ def train(options: argparse.Namespace, folder: str) -> list[dict[str, float]]:
             gradient_checkpointing=False,
             optim="adamw_torch",
             max_grad_norm=1.0,
-            weight_decay=0.1,
+            weight_decay=0.0 if options.adapter else 0.1,
             adam_beta2=0.95,
         ),
         train_dataset=chats(options.rows),
@@ -91,6 +96,13 @@ def train(options: argparse.Namespace, folder: str) -> list[dict[str, float]]:
         callbacks=[Clock()],
     ).train()
     return steps
+
+
+def lora() -> Any:
+    """Return an adapter of all linear layers, as medsft trains by default."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def chats(path: str) -> Dataset:

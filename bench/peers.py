@@ -18,11 +18,15 @@ def trl_python() -> Path | None:
     return next((Path(path) for path in candidates if path and Path(path).exists()), None)
 
 
-def train_trl(python: Path, job: Job) -> Outcome:
-    """Train with TRL. Raises RuntimeError with the end of what it wrote when it fails."""
+def train_trl(python: Path, job: Job, *, adapter: bool = False) -> Outcome:
+    """Train with TRL, with `adapter` a LoRA of PEFT on a frozen model.
+
+    Raises RuntimeError with the end of what it wrote when it fails.
+    """
     command = [str(python), str(_HERE / "peer_trl.py"), str(job.base), str(job.rows), "--precision", job.precision]
     command += ["--steps", str(job.steps), "--seq", str(job.seq)]
     command += ["--micro-batch", str(job.micro_batch), "--global-batch", str(job.global_batch)]
+    command += ["--adapter"] if adapter else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"TRL ended with {done.returncode}:\n{done.stderr[-2000:]}")

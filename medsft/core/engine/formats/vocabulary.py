@@ -50,6 +50,11 @@ class ResizedSource(SourceAround):
         """Ids of the new tokens whose rows are made up here."""
         return range(self._existing, max(self._existing, min(self._tokens, self.config.vocab_size)))
 
+    @property
+    def made_rows(self) -> tuple[int, ...]:
+        """Rows of tokens that are made up here in any table, ascending: those of new tokens and those made anew."""
+        return tuple(sorted({*self.created}.union(*self._remade.values())))
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the full shape of a weight."""
         shape = self._source.shape(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from medsft.core.engine.kernels import cpu
@@ -118,3 +119,8 @@ def matmul_for(a: Tensor, b: Tensor) -> Matmul | None:
     if cpu.prefers_own_matmul(a, b):
         return cpu.matmul
     return cpu.matmul_in_fp32 if cpu.prefers_fp32_matmul(a, b) else None
+
+
+def dtype_of_products(x: Tensor) -> torch.dtype:
+    """Return the dtype in which matrices like `x` [n, k] are multiplied: fp32 where that is faster than bf16."""
+    return torch.float32 if cpu.prefers_fp32_matmul(x, x) else x.dtype

@@ -29,6 +29,12 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.mm(a, b, out=out) if own is None else own(a, b, out)
 
 
+def add_product_(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Add a @ b to `out` [n, m] in place, for a [n, k] and b [k, m] with a small k, and return it."""
+    own = matmul_for(a, b)
+    return out.addmm_(a, b) if own is None else out.add_(own(a, b))
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:

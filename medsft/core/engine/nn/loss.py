@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from medsft.core.engine.kernels import kernels_for
 from medsft.core.engine.nn.linear import matmul
+from medsft.core.engine.nn.trained_rows import HeldRows
 from medsft.core.planning.memory import LOGITS_BYTES
 
 
@@ -49,12 +50,14 @@ def weighted_nll(
     vocab_size: int,
     shard: VocabShard | None = None,
     chunk_rows: int | None = None,
+    trained: HeldRows | None = None,
 ) -> TokenLosses:
     """Return sum(weights * -log softmax(hidden @ head_weight.T)[labels]) and what it is made of.
 
     `hidden` [T, h], `head_weight` [V, h], `labels` int64 [T] (any value where the weight is 0), `weights` [T] of at least 0.
     Rows of the output projection from `vocab_size` on are padding and take no part. `chunk_rows` bounds how many tokens are
-    projected at a time (default: 128 MiB of fp32 logits). The softmax is in fp32 whatever the dtype of the weights.
+    projected at a time (default: 128 MiB of fp32 logits). The softmax is in fp32 whatever the dtype of the weights. Of a
+    `head_weight` that is frozen, the rows `trained` get a gradient all the same.
 
     With a `shard`, all ranks of its group call this with the same arguments but for their rows of the projection. All get the
     same sums; the gradient of `hidden` is each rank's part of a sum over the group.
@@ -63,9 +66,19 @@ def weighted_nll(
     chunk = chunk_rows or max(1, LOGITS_BYTES // (4 * vocab_size))
     first_row = shard.first_row if shard else 0
     table = _Table(min(max(vocab_size - first_row, 0), len(head_weight)), first_row, shard.group if shard else None)
-    training = torch.is_grad_enabled() and (hidden.requires_grad or head_weight.requires_grad)
+    rows_trained = None if trained is None else trained.trained
+    differentiated = (hidden, head_weight) if rows_trained is None else (hidden, head_weight, rows_trained)
+    training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiated)
     loss, row_nll, row_correct = _WeightedNLL.apply(
-        hidden.index_select(0, rows), head_weight, labels[rows], weights[rows].float(), table, chunk, training
+        hidden.index_select(0, rows),
+        head_weight,
+        labels[rows],
+        weights[rows].float(),
+        table,
+        chunk,
+        training,
+        rows_trained,
+        trained,
     )
     nll = torch.zeros(len(labels), device=hidden.device).index_copy(0, rows, row_nll)
     correct = torch.zeros(len(labels), dtype=torch.bool, device=hidden.device).index_copy(0, rows, row_correct)
@@ -83,11 +96,15 @@ class _WeightedNLL(torch.autograd.Function):
         table: _Table,
         chunk: int,
         training: bool,
+        rows_trained: Tensor | None,
+        trained: HeldRows | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         nll = torch.zeros(len(labels), device=hidden.device)
         correct = torch.zeros(len(labels), dtype=torch.bool, device=hidden.device)
-        wanted = ctx.needs_input_grad[:2] if training else (False, False)
-        grads = _Gradients.of(hidden, head, wanted, single_chunk=0 < len(labels) <= chunk) if training else None
+        wanted = ctx.needs_input_grad[:2]
+        columns = trained.numbers if trained is not None and ctx.needs_input_grad[7] else None
+        single = 0 < len(labels) <= chunk
+        grads = _Gradients.of(hidden, head, wanted, columns, single_chunk=single) if training else None
         for start in range(0, len(labels), chunk):
             part = slice(start, start + chunk)
             logits = table.logits(hidden[part], head)
@@ -103,7 +120,7 @@ class _WeightedNLL(torch.autograd.Function):
             if grads is not None:
                 error = table.subtract_one(log_p.exp_(), labels[part])
                 grads.add(part, error.to(hidden.dtype), hidden, head, weights)
-        ctx.grads = grads
+        ctx.grads, ctx.trained = grads, trained
         ctx.mark_non_differentiable(nll, correct)
         return (weights * nll).sum(), nll, correct
 
@@ -113,7 +130,8 @@ class _WeightedNLL(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None
         hidden = None if grads.hidden is None else grads.hidden.mul_(grad_loss)
         head = None if grads.head is None else grads.head.mul_(grad_loss).to(grads.dtype)
-        return hidden, head, None, None, None, None, None
+        rows = None if grads.rows is None else ctx.trained.scatter(grads.rows.mul_(grad_loss))
+        return hidden, head, None, None, None, None, None, rows, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,17 +197,23 @@ class _Gradients:
 
     hidden: Tensor | None
     head: Tensor | None
+    rows: Tensor | None
+    columns: Tensor | None
+    """Of the logits, those whose rows of a frozen output projection are trained; `rows` are the gradients of these."""
     dtype: torch.dtype
     single_chunk: bool
 
     @classmethod
-    def of(cls, hidden: Tensor, head: Tensor, wanted: tuple[bool, bool], *, single_chunk: bool) -> _Gradients:
+    def of(
+        cls, hidden: Tensor, head: Tensor, wanted: tuple[bool, bool], columns: Tensor | None, *, single_chunk: bool
+    ) -> _Gradients:
         """Allocate those that are `wanted`. Several chunks are added up in fp32; a single one is written to its final place."""
         for_hidden, for_head = wanted
-        head_grad = torch.empty_like(head) if single_chunk else torch.zeros_like(head, dtype=torch.float32)
-        return cls(
-            torch.empty_like(hidden) if for_hidden else None, head_grad if for_head else None, hidden.dtype, single_chunk
-        )
+        head_grad = None
+        if for_head:
+            head_grad = torch.empty_like(head) if single_chunk else torch.zeros_like(head, dtype=torch.float32)
+        rows = None if columns is None else hidden.new_zeros(len(columns), hidden.shape[1], dtype=torch.float32)
+        return cls(torch.empty_like(hidden) if for_hidden else None, head_grad, rows, columns, hidden.dtype, single_chunk)
 
     def add(self, part: slice, error: Tensor, hidden: Tensor, head: Tensor, weights: Tensor) -> None:
         """Add one chunk, given the gradient `error` [rows, columns] of each token's nll by its logits."""
@@ -198,6 +222,8 @@ class _Gradients:
         columns = error.shape[1]
         if self.hidden is not None:
             self.hidden[part] = matmul(error, head[:columns]) * scale
+        if self.rows is not None:
+            self.rows += error[:, self.columns].T.float() @ (hidden[part] * scale).float()
         if self.head is None:
             return
         if self.single_chunk:

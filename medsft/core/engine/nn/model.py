@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from medsft.core.engine.nn.adapters import Adapter, projection
 from medsft.core.engine.nn.attention import Sequences
 from medsft.core.engine.nn.fused import rms_norm, rotate, swiglu
-from medsft.core.engine.nn.linear import Linear
 from medsft.core.engine.nn.recompute import recompute_in_backward
 from medsft.core.engine.nn.rope import Rotary, rotary
+from medsft.core.engine.nn.trained_rows import HeldRows, OutputProjection, TokenEmbedding
 from medsft.core.models.config import ModelConfig
 
 _INIT_STD = 0.02
@@ -46,14 +47,14 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions, and per-head norms where the family has them."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, adapter: Adapter | None = None) -> None:
         super().__init__()
         hidden, self.head_dim, self.window = config.hidden_size, config.head_dim, config.sliding_window
         q_size, kv_size = config.num_heads * self.head_dim, config.num_kv_heads * self.head_dim
-        self.q_proj = Linear(hidden, q_size, bias=config.attention_bias)
-        self.k_proj = Linear(hidden, kv_size, bias=config.attention_bias)
-        self.v_proj = Linear(hidden, kv_size, bias=config.attention_bias)
-        self.o_proj = Linear(q_size, hidden, bias=False)
+        self.q_proj = projection("q_proj", hidden, q_size, bias=config.attention_bias, adapter=adapter)
+        self.k_proj = projection("k_proj", hidden, kv_size, bias=config.attention_bias, adapter=adapter)
+        self.v_proj = projection("v_proj", hidden, kv_size, bias=config.attention_bias, adapter=adapter)
+        self.o_proj = projection("o_proj", q_size, hidden, adapter=adapter)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
@@ -73,11 +74,12 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, adapter: Adapter | None = None) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = projection("gate_proj", hidden, inner, adapter=adapter)
+        self.up_proj = projection("up_proj", hidden, inner, adapter=adapter)
+        self.down_proj = projection("down_proj", inner, hidden, adapter=adapter)
 
     def forward(self, x: Tensor, *, lean: bool = False) -> Tensor:
         """Transform each token of x [T, hidden] on its own; `lean` keeps gate and up for the backward, not their product."""
@@ -94,13 +96,13 @@ class DecoderLayer(nn.Module):
     `selective` (the MLP, which keeps most and costs least), or `full` (everything but what came in).
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, adapter: Adapter | None = None) -> None:
         super().__init__()
         self.recompute = "none"
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, adapter)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, adapter)
 
     def forward(self, x: Tensor, tables: Rotary, sequences: Sequences) -> Tensor:
         """Return x [T, hidden] one layer on."""
@@ -121,11 +123,12 @@ class DecoderLayer(nn.Module):
 class Trunk(nn.Module):
     """Everything but the output projection: what Hugging Face keeps under `model.`."""
 
-    def __init__(self, config: ModelConfig, layers: range, *, embed: bool, norm: bool) -> None:
+    def __init__(self, config: ModelConfig, layers: range, *, embed: bool, norm: bool, adapter: Adapter | None = None) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if embed else None
+        rows = adapter.rows if adapter else ()
+        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size, rows) if embed else None
         # A dictionary and not a list, so that a pipeline stage keeps the layers' global numbers in their names.
-        self.layers = nn.ModuleDict({str(index): DecoderLayer(config) for index in layers})
+        self.layers = nn.ModuleDict({str(index): DecoderLayer(config, adapter) for index in layers})
         self.norm = RMSNorm(config.hidden_size, config.norm_eps) if norm else None
 
 
@@ -134,17 +137,29 @@ class Decoder(nn.Module):
 
     `layers` are the global indices held here (all by default); `first` adds the embedding in front, `last` the final norm
     and the output projection. A last stage of a model with tied embeddings that is not also the first has a copy of
-    `model.embed_tokens.weight` for its output: whoever trains it adds up both gradients.
+    `model.embed_tokens.weight` for its output: whoever trains it adds up both gradients. With an `adapter` all weights of the
+    base model are frozen.
     """
 
-    def __init__(self, config: ModelConfig, *, layers: range | None = None, first: bool = True, last: bool = True) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        layers: range | None = None,
+        first: bool = True,
+        last: bool = True,
+        adapter: Adapter | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
+        self.adapter = adapter
         self.first = first
         held = range(config.num_layers) if layers is None else layers
-        self.model = Trunk(config, held, embed=first or (last and config.tie_embeddings), norm=last)
-        has_head = last and not config.tie_embeddings
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False) if has_head else None
+        self.model = Trunk(config, held, embed=first or (last and config.tie_embeddings), norm=last, adapter=adapter)
+        self.lm_head: nn.Linear | None = None
+        if last and not config.tie_embeddings:
+            hidden, vocab, rows = config.hidden_size, config.vocab_size, adapter.rows if adapter else ()
+            self.lm_head = OutputProjection(hidden, vocab, rows) if rows else nn.Linear(hidden, vocab, bias=False)
 
     def forward(self, inputs: Tensor, sequences: Sequences) -> Tensor:
         """Return hidden states [T, hidden], after the final norm on the last stage.
@@ -168,6 +183,11 @@ class Decoder(nn.Module):
             return self.lm_head.weight
         assert self.model.embed_tokens is not None, "not a last stage"
         return self.model.embed_tokens.weight
+
+    def trained_head_rows(self) -> HeldRows | None:
+        """Return the rows of the output projection that are trained while the rest is frozen; None without such."""
+        table = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        return table.held_rows() if isinstance(table, (TokenEmbedding, OutputProjection)) else None
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -3,11 +3,14 @@
 The optimizer always works on fp32 master weights. In fp32 they are the model's parameters themselves. In bf16 the model's
 parameters are copies, cast from the masters once an iteration; the gradient of each micro-batch is added to the master's in
 fp32 and freed at once, so gradients are never held twice. With data parallel FSDP does both. Frozen weights have no master.
+
+With an adapter FSDP has the frozen weights alone. What is trained is small: each data-parallel rank has all of it, and one
+message averages the gradients of all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -15,9 +18,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
+from medsft.core.config.lora import TRAINED_ROWS
+from medsft.core.engine.nn.adapters import FrozenLinear
 from medsft.core.engine.nn.dtensor import local_part
 from medsft.core.engine.nn.model import Decoder
+from medsft.core.engine.nn.trained_rows import held_rows
 from medsft.core.engine.parallel.mesh import Mesh
+
+_MESSAGE = 1 << 24
+"""Numbers that are added up over ranks at a time, 64 MiB: more in one message is not faster, and needs the memory."""
 
 
 @dataclass(slots=True)
@@ -29,11 +38,17 @@ class MasterWeights:
     compute_copies: dict[str, nn.Parameter]
     """The model's bf16 copies of the masters; empty where the masters are the model's parameters."""
     frozen: dict[str, nn.Parameter] = field(default_factory=dict)
-    """The model's parameters that are not trained, in the compute format."""
+    """The model's parameters that are not trained, in the format that they are kept in."""
+    tables: tuple[TrainedTable, ...] = ()
+    """Frozen tables of tokens, rows of which are trained."""
+    copied_over_dp: bool = False
+    """Whether each data-parallel rank has all masters, and not a part of each."""
 
     @torch.no_grad()
     def copy_to_compute(self) -> None:
         """Cast the masters into the model's copies of them, after the masters changed."""
+        for table in self.tables:
+            table.write()
         if self.compute_copies:
             targets: list[Tensor] = [local_part(p) for p in self.compute_copies.values()]
             torch._foreach_copy_(targets, [local_part(self.by_name[name]) for name in self.compute_copies])
@@ -44,14 +59,34 @@ class MasterWeights:
             master.grad = None
 
 
-def freeze(decoder: Decoder, trainable: Collection[str], *, compute_dtype: torch.dtype) -> None:
-    """Make every parameter that is not in `trainable` one of `compute_dtype` that gets no gradient.
+@dataclass(frozen=True, slots=True)
+class TrainedTable:
+    """A frozen table of tokens, and the master of those of its rows that are trained."""
 
-    Call it before FSDP divides the parameters, and while they are on the meta device: no fp32 memory is then taken for them.
+    table: nn.Parameter
+    trained: nn.Parameter
+    rows: tuple[int, ...]
+
+    def write(self) -> None:
+        """Write the current values of the trained rows into this rank's part of the table."""
+        held = held_rows(self.table, self.trained, self.rows)
+        local_part(self.table)[held.numbers] = held.trained[held.first :][: len(held.numbers)].to(self.table.dtype)
+
+
+def freeze(
+    decoder: Decoder, trainable: Collection[str], *, compute_dtype: torch.dtype, base_dtype: torch.dtype | None = None
+) -> None:
+    """Make every parameter that is not in `trainable` one that gets no gradient, in `compute_dtype`.
+
+    With an adapter the matrices of the layers are kept in `base_dtype`. Call it before FSDP divides the parameters, and while
+    they are on the meta device: no fp32 memory is then taken for them.
     """
     for name, parameter in list(decoder.named_parameters()):
         if name not in trainable:
-            _replace(decoder, name, nn.Parameter(parameter.detach().to(compute_dtype), requires_grad=False))
+            owner, _, leaf = name.rpartition(".")
+            is_matrix = leaf == "weight" and isinstance(decoder.get_submodule(owner), FrozenLinear)
+            dtype = base_dtype if is_matrix and base_dtype is not None else compute_dtype
+            _replace(decoder, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
 
 
 def make_master_weights(decoder: Decoder, *, compute_dtype: torch.dtype, data_parallel: bool) -> MasterWeights:
@@ -63,14 +98,16 @@ def make_master_weights(decoder: Decoder, *, compute_dtype: torch.dtype, data_pa
     parameters = dict(decoder.named_parameters())
     masters = {name: p for name, p in parameters.items() if p.requires_grad}
     frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
-    if data_parallel or compute_dtype == torch.float32:
-        return MasterWeights(masters, {}, frozen)
+    adapter = decoder.adapter
     copies = {}
-    for name, master in masters.items():
-        copies[name] = nn.Parameter(torch.empty_like(master, dtype=compute_dtype))
-        copies[name].register_post_accumulate_grad_hook(_move_gradient_to(master))
-        _replace(decoder, name, copies[name])
-    return MasterWeights(masters, copies, frozen)
+    if compute_dtype != torch.float32 and (adapter is not None or not data_parallel):
+        for name, master in masters.items():
+            copies[name] = nn.Parameter(torch.empty_like(master, dtype=compute_dtype))
+            copies[name].register_post_accumulate_grad_hook(_move_gradient_to(master))
+            _replace(decoder, name, copies[name])
+    rows = adapter.rows if adapter else ()
+    tables = [TrainedTable(frozen[table], masters[own], rows) for table, own in TRAINED_ROWS.items() if own in masters]
+    return MasterWeights(masters, copies, frozen, tuple(tables), copied_over_dp=adapter is not None and data_parallel)
 
 
 def _replace(decoder: Decoder, name: str, parameter: nn.Parameter) -> None:
@@ -92,10 +129,11 @@ def _move_gradient_to(master: nn.Parameter):  # type: ignore[no-untyped-def]
 
 
 def allreduce_partial_gradients(masters: MasterWeights, mesh: Mesh) -> None:
-    """Sum over the tensor-parallel ranks, in one message, the gradients of which each rank holds a part.
+    """Add up over ranks the gradients of which each rank holds a part.
 
-    These are the gradients of norms: with sequence parallel a rank's norm sees the tokens of this rank only. With data parallel
-    FSDP has summed them already.
+    Over the tensor-parallel ranks these are the gradients of norms, of which each rank has seen other tokens, and of factors
+    of adapters and rows of tables that are whole on each rank. With data parallel FSDP has averaged gradients over the ranks,
+    but not those of adapters: that happens here.
     """
     partial = []
     for master in masters.by_name.values():
@@ -103,12 +141,35 @@ def allreduce_partial_gradients(masters: MasterWeights, mesh: Mesh) -> None:
         if isinstance(gradient, DTensor) and any(isinstance(placement, Partial) for placement in gradient.placements):
             assert isinstance(master, DTensor)
             partial.append(master)
-    if not partial:
-        return
-    flat = torch.cat([local_gradient(master).flatten() for master in partial])
-    dist.all_reduce(flat, group=mesh.devices.get_group("tp"))
-    for master, values in zip(partial, flat.split([local_part(m).numel() for m in partial]), strict=True):
-        master.grad = DTensor.from_local(values.view(local_part(master).shape), master.device_mesh, master.placements)
+    _allreduce([local_gradient(master) for master in partial], mesh.devices.get_group("tp"))
+    for master in partial:
+        assert isinstance(master, DTensor)
+        master.grad = DTensor.from_local(local_gradient(master), master.device_mesh, master.placements)
+    if masters.copied_over_dp:
+        gradients = [local_gradient(master) for master in masters.by_name.values()]
+        _allreduce(gradients, mesh.devices.get_group("dp"))
+        torch._foreach_div_(gradients, float(mesh.layout.dp))
+
+
+def _allreduce(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:
+    """Add up `tensors` over the ranks of `group` in place, many in one message."""
+    for together in _messages(tensors):
+        flat = torch.cat([tensor.flatten() for tensor in together])
+        dist.all_reduce(flat, group=group)
+        for tensor, total in zip(together, flat.split([tensor.numel() for tensor in together]), strict=True):
+            tensor.copy_(total.view(tensor.shape))
+
+
+def _messages(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    together, count = list[Tensor](), 0
+    for tensor in tensors:
+        if together and count + tensor.numel() > _MESSAGE:
+            yield together
+            together, count = [], 0
+        together.append(tensor)
+        count += tensor.numel()
+    if together:
+        yield together
 
 
 def local_gradient(master: nn.Parameter) -> Tensor:

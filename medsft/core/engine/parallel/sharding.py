@@ -9,14 +9,13 @@ With tensor parallel the residual stream between the projections is split over t
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -26,8 +25,11 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from medsft.core.engine.nn.dtensor import local_part, local_range
+from medsft.core.engine.formats.source import DTYPES
+from medsft.core.engine.nn.adapters import Adapter
+from medsft.core.engine.nn.dtensor import local_range
 from medsft.core.engine.nn.model import Decoder, DecoderLayer
+from medsft.core.engine.nn.trained_rows import TokenEmbedding
 from medsft.core.engine.parallel.master_weights import freeze
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.models.config import ModelConfig
@@ -42,11 +44,12 @@ def build_stage(
     trainable: Collection[str],
     recompute: str = "none",
     decoder_class: type[Decoder] = Decoder,
+    adapter: Adapter | None = None,
 ) -> Decoder:
     """Return this rank's part of the model, sharded and allocated but not filled.
 
-    The weights named in `trainable` are in fp32, the others frozen in `compute_dtype`. `decoder_class` is the class of a stage:
-    a pipeline schedule calls its stages in its own way.
+    The weights named in `trainable` are in fp32, the others frozen in `compute_dtype`, or as `adapter` says. `decoder_class` is
+    the class of a stage: a pipeline schedule calls its stages in its own way.
     """
     layout = mesh.layout
     with torch.device("meta"):
@@ -55,14 +58,17 @@ def build_stage(
             layers=stage_layers(config, layout.pp)[mesh.pp_rank],
             first=mesh.is_first_stage,
             last=mesh.is_last_stage,
+            adapter=adapter,
         )
     for layer in decoder.model.layers.values():
         assert isinstance(layer, DecoderLayer)
         layer.recompute = recompute
     if layout.tp > 1:
         shard_tensors(decoder, mesh.devices["tp"])
-    freeze(decoder, trainable, compute_dtype=compute_dtype)
-    if layout.dp > 1:
+    freeze(decoder, trainable, compute_dtype=compute_dtype, base_dtype=DTYPES[adapter.base_precision] if adapter else None)
+    if layout.dp > 1 and adapter is not None:
+        shard_frozen_layers(decoder, mesh.devices["dp"])
+    elif layout.dp > 1:
         shard_data_parallel(decoder, mesh.devices["dp"], compute_dtype=compute_dtype)
     decoder.to_empty(device=mesh.device)
     return decoder
@@ -81,29 +87,54 @@ def shard_tensors(decoder: Decoder, tp_mesh: DeviceMesh) -> None:
         rest["model.norm"] = SequenceParallel(sequence_dim=0)
     if decoder.lm_head is not None:
         # The loss takes the weight itself, see `head_rows`; the style only decides how it is split.
-        rest["lm_head"] = ColwiseParallel()
+        rest["lm_head"] = ColumnParallel()
     parallelize_module(decoder, tp_mesh, rest)
 
 
-class ShardedEmbedding(nn.Embedding):
+class ColumnParallel(ColwiseParallel):
+    """`ColwiseParallel` for a projection that may have an adapter, or rows that are trained."""
+
+    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        _divide(module, device_mesh, {"weight": Shard(0), "bias": Shard(0), "lora_B.weight": Shard(0)})
+
+
+class RowParallel(RowwiseParallel):
+    """`RowwiseParallel` for a projection that may have an adapter."""
+
+    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        _divide(module, device_mesh, {"weight": Shard(1), "lora_A.weight": Shard(1)})
+
+
+def _divide(module: nn.Module, tp_mesh: DeviceMesh, placements: Mapping[str, Placement]) -> None:
+    """Divide the parameters of a projection as `placements` says by their names; the others are whole on each rank."""
+    if not isinstance(module, nn.Linear):
+        return  # a factor of an adapter: it was divided with its projection
+    for name, parameter in list(module.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        divided = distribute_tensor(parameter.detach(), tp_mesh, [placements.get(name, Replicate())])
+        setattr(module.get_submodule(owner), leaf, nn.Parameter(divided))
+
+
+class ShardedEmbedding(TokenEmbedding):
     """An embedding whose rows are divided over the tensor-parallel ranks, as Megatron's.
 
     Each rank looks up the tokens that it has rows of; the sum over the ranks is divided over the tokens. Unlike DTensor's own
     embedding, its gradient is never larger than this rank's rows.
     """
 
-    def __init__(self, whole: nn.Embedding, tp_mesh: DeviceMesh) -> None:
+    def __init__(self, whole: TokenEmbedding, tp_mesh: DeviceMesh) -> None:
         rows = distribute_tensor(whole.weight, tp_mesh, [Shard(0)])
-        super().__init__(whole.num_embeddings, whole.embedding_dim, _weight=rows)
+        super().__init__(whole.num_embeddings, whole.embedding_dim, whole.rows, _weight=rows)
+        if whole.trained_rows is not None:
+            self.trained_rows = nn.Parameter(distribute_tensor(whole.trained_rows.detach(), tp_mesh, [Replicate()]))
         self.tp_mesh = tp_mesh
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return this rank's tokens [T / tp, hidden] of `ids` [T], which all ranks have."""
-        rows = local_part(self.weight)
-        (first, *_), _ = local_range(self.weight)
+        (first, *_), (count, *_) = local_range(self.weight)
         own = ids - first
-        here = (own >= 0) & (own < len(rows))
-        hidden = F.embedding(own.where(here, 0), rows) * here[:, None]
+        here = (own >= 0) & (own < count)
+        hidden = self.look_up(own.where(here, 0)) * here[:, None]
         return DTensor.from_local(hidden, self.tp_mesh, (Partial(),)).redistribute(placements=(Shard(0),)).to_local()
 
 
@@ -111,15 +142,15 @@ def _layer_plan(layer: DecoderLayer) -> dict[str, ParallelStyle]:
     plan: dict[str, ParallelStyle] = {
         "input_layernorm": SequenceParallel(sequence_dim=0),
         "self_attn": PrepareModuleInput(input_layouts=(Shard(0), None, None), desired_input_layouts=(Replicate(), None, None)),
-        "self_attn.q_proj": ColwiseParallel(),
-        "self_attn.k_proj": ColwiseParallel(),
-        "self_attn.v_proj": ColwiseParallel(),
-        "self_attn.o_proj": RowwiseParallel(output_layouts=Shard(0)),
+        "self_attn.q_proj": ColumnParallel(),
+        "self_attn.k_proj": ColumnParallel(),
+        "self_attn.v_proj": ColumnParallel(),
+        "self_attn.o_proj": RowParallel(output_layouts=Shard(0)),
         "post_attention_layernorm": SequenceParallel(sequence_dim=0),
         "mlp": PrepareModuleInput(input_layouts=(Shard(0),), desired_input_layouts=(Replicate(),)),
-        "mlp.gate_proj": ColwiseParallel(),
-        "mlp.up_proj": ColwiseParallel(),
-        "mlp.down_proj": RowwiseParallel(output_layouts=Shard(0)),
+        "mlp.gate_proj": ColumnParallel(),
+        "mlp.up_proj": ColumnParallel(),
+        "mlp.down_proj": RowParallel(output_layouts=Shard(0)),
     }
     attention = layer.self_attn
     if attention.q_norm is not None:
@@ -140,6 +171,19 @@ def shard_data_parallel(decoder: Decoder, dp_mesh: DeviceMesh, *, compute_dtype:
         fully_shard(layer, mesh=dp_mesh, mp_policy=policy, reshard_after_forward=False)
     decoder.register_forward_hook(_require_gradient)  # before FSDP's own hook, which looks at what it returns
     fully_shard(decoder, mesh=dp_mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def shard_frozen_layers(decoder: Decoder, dp_mesh: DeviceMesh) -> None:
+    """Divide the frozen weights of the layers of a model with an adapter over the data-parallel ranks.
+
+    They are gathered in the format that they are kept in, a layer at a time, for the forward and again for the backward pass:
+    the memory for all of them at once is what an adapter is to save. What is trained is small, and all of it is on each rank
+    (`MasterWeights.copied_over_dp`); so are the tables of tokens, which lookup and loss need whole anyway.
+    """
+    for layer in decoder.model.layers.values():
+        trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
+        fully_shard(layer, mesh=dp_mesh, reshard_after_forward=True, ignored_params=trained)
+    fully_shard(decoder, mesh=dp_mesh, ignored_params=set(decoder.parameters()))
 
 
 def _require_gradient(_decoder: nn.Module, _inputs: tuple[object, ...], output: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,9 +80,10 @@ class Saver:
         *,
         model: ModelConfig,
         identity: str,
+        adapter: Mapping[str, Any] | None = None,
     ) -> None:
         self._run, self._mesh, self._masters, self._optimizer = run, mesh, masters, optimizer
-        self._model, self._identity = model, identity
+        self._model, self._identity, self._adapter = model, identity, adapter
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saving")
         # A group of its own, so that the messages of a save are not mixed with those of training.
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
@@ -149,7 +151,7 @@ class Saver:
         final = self._run.checkpoint_path(writing.state.iteration)
         files = {name: record for answer in answers for name, record in answer[1].items()}
         if not problems and self._mesh.reports:
-            problems = commit(self._run, writing.aside, final, writing.state, self._model, self._identity, files)
+            problems = commit(self._run, writing.aside, final, writing.state, self._model, self._identity, files, self._adapter)
         problems = [p for answer in self._mesh.gather(problems) for p in answer]  # type: ignore[attr-defined]
         if problems:
             self._give_up(writing.state.iteration, writing.aside, problems[0])

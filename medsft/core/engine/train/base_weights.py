@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from medsft.core.engine.formats.open import open_source
-from medsft.core.engine.formats.source import WeightSource
 from medsft.core.engine.formats.untrained import untrained_rows
 from medsft.core.engine.formats.vocabulary import TABLES, ResizedSource
 from medsft.core.engine.parallel.mesh import Mesh
@@ -26,7 +25,7 @@ def check_base(plan: RunPlan, mesh: Mesh) -> None:
         raise MismatchError(str(told), hint="Copy it again, or start another run: --intermediate_iter N.")
 
 
-def base_source(plan: RunPlan) -> tuple[WeightSource, list[str]]:
+def base_source(plan: RunPlan) -> tuple[ResizedSource, list[str]]:
     """Open the base model, its tables lengthened for new tokens and to the rows that are trained; and what to say about rows.
 
     Rows in the base's table that a new token takes are made anew like those behind it, and so are rows of control tokens in the

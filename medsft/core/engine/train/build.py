@@ -7,10 +7,13 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from medsft.core.engine.formats.source import DTYPES
+from medsft.core.engine.formats.vocabulary import ResizedSource
+from medsft.core.engine.nn.adapters import Adapter
 from medsft.core.engine.nn.model import Decoder
 from medsft.core.engine.parallel.master_weights import make_master_weights
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.parallel.sharding import build_stage
+from medsft.core.engine.train.adapters import begin_adapter, record_adapter
 from medsft.core.engine.train.arithmetic import check_arithmetic
 from medsft.core.engine.train.async_save import Saver
 from medsft.core.engine.train.base_weights import base_source, check_base
@@ -40,8 +43,15 @@ def build_trainer(
     Only the weights named in `trainable` (default: those of `trainable_names`) are trained. The others come from the base model
     at each start.
     """
-    model = plan.trained_model
-    trainable = trainable_names(model) if trainable is None else trainable
+    model, lora, adapter = plan.trained_model, plan.config.lora, None
+    source: ResizedSource | None = None
+    if lora is not None:
+        check_base(plan, mesh)
+        source, notes = base_source(plan)
+        precision = plan.config.base_precision or plan.precision
+        adapter = Adapter(lora=lora, rows=source.made_rows, base_precision=precision)
+    rows = len(adapter.rows) if adapter else 0
+    trainable = trainable_names(model, lora, rows) if trainable is None else trainable
     dtype = DTYPES[plan.precision]
     decoder = build_stage(
         model,
@@ -50,6 +60,7 @@ def build_trainer(
         trainable=trainable,
         recompute=plan.config.recompute,
         decoder_class=PipelineDecoder if mesh.layout.pp > 1 else Decoder,
+        adapter=adapter,
     )
     masters = make_master_weights(decoder, compute_dtype=dtype, data_parallel=mesh.layout.dp > 1)
     optimizer = make_optimizer(masters, plan.config)
@@ -63,18 +74,22 @@ def build_trainer(
         if events:
             events.write("warning", message=line)
     frozen = not all(name in trainable for name, _ in model.parameter_shapes())
+    record = record_adapter(plan, adapter) if adapter else None
     if iteration is None or frozen:
-        check_base(plan, mesh)
-        source, notes = base_source(plan)
+        if source is None:
+            check_base(plan, mesh)
+            source, notes = base_source(plan)
         if events and iteration is None:
             for line in notes:
                 events.write("warning", message=line)
-        load_weights({**masters.by_name, **masters.frozen} if iteration is None else masters.frozen, source)
+        load_weights(masters.frozen if iteration is not None or adapter else {**masters.by_name, **masters.frozen}, source)
+        if iteration is None and adapter:
+            begin_adapter(masters.by_name, adapter, source, plan.config.seed)
     if iteration is None:
         state = TrainState()
     else:
-        checkpoint = run.checkpoint_path(iteration)
-        state = load_checkpoint(checkpoint, mesh, masters, optimizer, identity=plan.identity, trainable=trainable)
+        path, identity = run.checkpoint_path(iteration), plan.identity
+        state = load_checkpoint(path, mesh, masters, optimizer, identity=identity, trainable=trainable, adapter=record)
     masters.copy_to_compute()
     check_sets(plan, mesh)
     train, val = make_batchers(plan, mesh)
@@ -96,7 +111,7 @@ def build_trainer(
         train_batches=train,
         val_batches=val,
         state=state,
-        saver=Saver(run, mesh, masters, optimizer, model=model, identity=plan.identity),
+        saver=Saver(run, mesh, masters, optimizer, model=model, identity=plan.identity, adapter=record),
         events=events,
         tied_copy=model.tie_embeddings and mesh.is_last_stage and not mesh.is_first_stage,
     )

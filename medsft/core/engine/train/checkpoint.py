@@ -1,7 +1,8 @@
 """Checkpoints of a run: torch.distributed.checkpoint folders that any layout can read.
 
 This module has the format: what is in a checkpoint, how it gets its name, how it is checked and read. `async_save` writes it.
-It holds what is trained: the weights of `planning.trainable`, their moments, and random states.
+It holds what is trained: the weights of `planning.trainable`, their moments, and random states. With an adapter its manifest
+says what adapter it is, and of which base model.
 
     .iter_0000800.saving/ --all ranks write--> hashes --> config.json, manifest.json --fsync--> rename --> tracker
 
@@ -28,6 +29,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from medsft.core.disk import probe, trouble
 from medsft.core.engine.parallel.master_weights import MasterWeights
 from medsft.core.engine.parallel.mesh import Mesh
+from medsft.core.engine.train.adapters import adapter_differences
 from medsft.core.engine.train.arithmetic import arithmetic
 from medsft.core.files import sealed, sync_entry
 from medsft.core.models.config import ModelConfig, to_hf_config
@@ -58,6 +60,7 @@ def commit(
     model: ModelConfig,
     identity: str,
     files: dict[str, dict[str, Any]],
+    adapter: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Complete the folder, give it its name, then move the tracker. Returns what went wrong. Reporting rank only."""
     try:
@@ -66,7 +69,7 @@ def commit(
         for path in (aside / ".metadata", config):
             files[path.name] = hash_file(path)
         manifest = {"iteration": state.iteration, "identity": identity, "state": _state_fields(state), "files": files}
-        manifest["arithmetic"] = arithmetic()
+        manifest |= {"arithmetic": arithmetic()} | ({"adapter": dict(adapter)} if adapter else {})
         (aside / MANIFEST_NAME).write_text(sealed(manifest))
         for path in (config, aside / MANIFEST_NAME, aside):
             sync_entry(path)
@@ -152,14 +155,18 @@ def load_checkpoint(
     *,
     identity: str,
     trainable: Collection[str],
+    adapter: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Fill masters, moments and random states from a checkpoint written at any layout, and return the rest.
 
-    Raises `MismatchError` when it belongs to another plan, or does not hold exactly the weights named in `trainable`.
+    Raises `MismatchError` when it belongs to another plan or to another `adapter` (what its manifest must say of it), or does
+    not hold exactly the weights named in `trainable`.
     """
     manifest = read_manifest(path)
     if manifest["identity"] != identity:
         raise MismatchError(f"{path} belongs to plan {manifest['identity']}, this run has {identity}.")
+    if differing := adapter_differences(manifest.get("adapter") or {}, adapter or {}):
+        raise MismatchError(f"{path} holds another adapter than this run trains. {'; '.join(differing)}.")
     keys = FileSystemReader(path).read_metadata().state_dict_metadata
     saved = {key.removeprefix("model.") for key in keys if key.startswith("model.")}
     if differing := sorted(saved.symmetric_difference(trainable)):

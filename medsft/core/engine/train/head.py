@@ -44,8 +44,10 @@ class LossHead:
         """Return scale * sum(weight * nll), differentiable, and add what it is made of to `sums`."""
         rows = head_rows(self.decoder)
         shard = vocab_shard(self.decoder, self.mesh)
-        tokens = gather_tokens(hidden)
-        result = weighted_nll(tokens, rows, micro.labels, micro.weights, vocab_size=self.vocab_size, shard=shard)
+        tokens, trained = gather_tokens(hidden), self.decoder.trained_head_rows()
+        result = weighted_nll(
+            tokens, rows, micro.labels, micro.weights, vocab_size=self.vocab_size, shard=shard, trained=trained
+        )
         loss = result.loss * scale
         if self.mesh.tp_rank == 0:
             self._add(sums, result.nll, result.correct, micro, float(loss.detach()))

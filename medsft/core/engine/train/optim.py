@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
+from medsft.core.config.lora import TRAINED_ROWS
 from medsft.core.config.run_config import RunConfig
 from medsft.core.engine.parallel.master_weights import MasterWeights, local_gradient
 from medsft.core.engine.parallel.mesh import Mesh
 
 TIED_TABLE = "model.embed_tokens.weight"
+TIED = (TIED_TABLE, TRAINED_ROWS[TIED_TABLE])
+"""What is trained of a tied embedding: the table, or beside an adapter some of its rows."""
 
 
 def make_optimizer(masters: MasterWeights, config: RunConfig) -> torch.optim.AdamW:
@@ -37,12 +40,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def squared_norm(masters: MasterWeights, mesh: Mesh, *, tied_copy: bool) -> Tensor:
     """Return this rank's share of the squared gradient norm, fp64 [1]: summed over all ranks it counts each value once.
 
-    A tensor of which every tensor-parallel rank has a copy counts on the first of them. `tied_copy` says that this stage's
-    embedding is a copy of the first stage's; it counts there.
+    A tensor of which every tensor-parallel or data-parallel rank has a copy counts on the first of them. `tied_copy` says that
+    this stage's embedding is a copy of the first stage's; it counts there.
     """
     total = torch.zeros(1, dtype=torch.float64, device=mesh.device)
+    if masters.copied_over_dp and mesh.dp_rank > 0:
+        return total
     for name, master in masters.by_name.items():
-        if master.grad is None or (tied_copy and name == TIED_TABLE):
+        if master.grad is None or (tied_copy and name in TIED):
             continue
         if mesh.tp_rank > 0 and _shared_over_tp(master):
             continue

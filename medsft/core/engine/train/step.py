@@ -62,4 +62,5 @@ class SingleStage:
         if isinstance(self.decoder, FSDPModule):
             self.decoder.set_is_last_backward(last)
             self.decoder.set_requires_gradient_sync(last)
-            self.decoder.set_reshard_after_backward(last)
+            # Frozen weights are not kept from one micro-batch to the next, see `sharding.shard_frozen_layers`.
+            self.decoder.set_reshard_after_backward(last or self.decoder.adapter is not None)

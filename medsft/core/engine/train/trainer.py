@@ -19,7 +19,7 @@ from medsft.core.engine.train.async_save import Saver
 from medsft.core.engine.train.batches import Batcher, RankBatch, prefetch
 from medsft.core.engine.train.checkpoint import TrainState, remove_old_checkpoints
 from medsft.core.engine.train.head import LossTotals
-from medsft.core.engine.train.optim import TIED_TABLE, clip_gradients, set_learning_rate, squared_norm
+from medsft.core.engine.train.optim import TIED, clip_gradients, set_learning_rate, squared_norm
 from medsft.core.engine.train.step import Executor
 from medsft.core.engine.train.validate import validate
 from medsft.core.planning.plan import RunPlan
@@ -253,9 +253,11 @@ class Trainer:
 
 def allreduce_tied_gradients(masters: MasterWeights, mesh: Mesh, *, tied: bool) -> None:
     """Sum the gradients of a tied embedding's two copies, on the first and on the last pipeline stage."""
-    held = (mesh.is_first_stage or mesh.is_last_stage) and TIED_TABLE in masters.by_name
-    if tied and mesh.embedding_group is not None and held:
-        dist.all_reduce(local_gradient(masters.by_name[TIED_TABLE]), group=mesh.embedding_group)
+    if not (tied and mesh.embedding_group is not None and (mesh.is_first_stage or mesh.is_last_stage)):
+        return
+    for name in TIED:
+        if name in masters.by_name:
+            dist.all_reduce(local_gradient(masters.by_name[name]), group=mesh.embedding_group)
 
 
 def peak_memory(device: torch.device) -> int:
