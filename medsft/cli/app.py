@@ -47,7 +47,7 @@ def _add_commands() -> None:
     for panel, commands in {
         _TRAIN: (runs.wizard, train.sft, train.plan, train.rehearse, data.tokenize, data.inspect, check.check),
         _RUNS: (runs.runs, runs.watch, runs.stop, train.resume, ask.ask, runs.serve),
-        _MODELS: (models.export, models.convert),
+        _MODELS: (models.export, models.convert, models.merge),
         _MORE: (doctor.doctor, demo.demo),
     }.items():
         for command in commands:

@@ -13,6 +13,7 @@ import typer
 from medsft.cli import console
 from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Json, Run, RunsFolder, find_run, takes_options
 from medsft.core.models.conversion import Conversion, look_at_source
+from medsft.core.models.merging import Merge, look_at_merge
 
 
 def export(
@@ -71,6 +72,32 @@ def _print_conversion(result: str) -> None:
         console.note(f"Rows were made for {counted(len(record['created_rows']), 'new token')}.")
     if record["largest_logit_difference"] is not None:
         console.note(f"Verified: logits differ by at most {record['largest_logit_difference']:.2g}.")
+    for warning in record["warnings"]:
+        console.note(f"warning: {warning}")
+
+
+@takes_options(Merge)
+def merge(values: Mapping[str, Any], *, json: Json = False) -> None:
+    """Merge a LoRA adapter, of medsft or PEFT, into its base model: a Hugging Face folder that needs no adapter."""
+    from medsft.core.run.launch import run_engine
+
+    job = Merge.of(values)
+    look_at_merge(job)
+    with busy("merging"):
+        result = run_engine("merge", [job.to_json()])
+    if json:
+        console.print_json_text(result)
+    else:
+        _print_merged(loads(result))
+
+
+def _print_merged(record: dict[str, Any]) -> None:
+    from medsft.core.units import byte_size, short_count
+
+    size = f"{short_count(record['parameters'])} parameters, {byte_size(record['bytes'])}, {record['dtype']}"
+    console.say(f"{record['destination']}: {size}, {record['vocab_size']} tokens; base {record['base']}")
+    for note in record["notes"]:
+        console.note(note)
     for warning in record["warnings"]:
         console.note(f"warning: {warning}")
 

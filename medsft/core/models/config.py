@@ -192,15 +192,22 @@ def read_hf_config(folder: Path) -> ModelConfig:
 
 def _with_generation_ends(config: ModelConfig, folder: Path) -> ModelConfig:
     """Add the ids that `generation_config.json` names: it may have more than `config.json` (Llama 3's chat models)."""
-    path = folder / "generation_config.json"
-    try:
-        named = _token_ids(Values(read_object(path), str(path)), "eos_token_id")
-    except FileNotFoundError:  # many models have none
+    named = named_end_tokens(folder)
+    if not named:
         return config
-    if config.eos_token_id is None and named:
+    if config.eos_token_id is None:
         config = replace(config, eos_token_id=named[0])
     others = dict.fromkeys((*config.other_end_token_ids, *named))
     return replace(config, other_end_token_ids=tuple(id_ for id_ in others if id_ != config.eos_token_id))
+
+
+def named_end_tokens(folder: Path) -> tuple[int, ...]:
+    """Return the ids at which a generation ends by the `generation_config.json` of a folder; none where it has no such file."""
+    path = folder / "generation_config.json"
+    try:
+        return tuple(_token_ids(Values(read_object(path), str(path)), "eos_token_id"))
+    except FileNotFoundError:  # many models have none
+        return ()
 
 
 def to_hf_config(config: ModelConfig, *, dtype: str) -> dict[str, Any]:

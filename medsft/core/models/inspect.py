@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medsft.core.models import gguf, megatron, run_folder
+from medsft.core.models.adapter_folder import is_adapter
 from medsft.core.models.checked_json import plain
 from medsft.core.models.config import ModelConfig, read_hf_config
 from medsft.core.models.other_folders import hub_snapshot, refuse_by_name, what_a_file_is
@@ -100,11 +101,7 @@ def lacks_weights(path: Path) -> bool:
     """Whether `path` is a Hugging Face folder that describes a model and has none of its weights."""
     weights = ("*.safetensors", "*.bin", "checkpoint-*", run_folder.PLAN_NAME, ".metadata")
     described = (path / "config.json").is_file() and not megatron.is_megatron(path)
-    return (
-        described
-        and not (path / "adapter_config.json").is_file()
-        and not any(True for pattern in weights for _ in path.glob(pattern))
-    )
+    return described and not is_adapter(path) and not any(True for pattern in weights for _ in path.glob(pattern))
 
 
 def describe_without_weights(path: Path) -> BaseModel:

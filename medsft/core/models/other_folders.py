@@ -6,6 +6,7 @@ import re
 from itertools import islice
 from pathlib import Path
 
+from medsft.core.models.adapter_folder import is_adapter
 from medsft.core.models.checked_json import plain, read_object
 from medsft.core.models.run_folder import PLAN_NAME
 from medsft.errors import MismatchError
@@ -39,18 +40,24 @@ def hub_snapshot(path: Path) -> Path | None:
 
 def name_in_cache(path: Path) -> str | None:
     """Return the model's name (`y`) for a snapshot in a `models--x--y`, or None."""
+    name = hub_name(path)
+    return name.rpartition("/")[2] if name else None
+
+
+def hub_name(path: Path) -> str | None:
+    """Return the name on Hugging Face's hub (`x/y`) of a snapshot in a `models--x--y`, or None for any other path."""
     match = _CACHED.fullmatch(path.parent.parent.name) if path.parent.name == "snapshots" else None
-    return match[2] if match else None
+    return f"{match[1]}/{match[2]}" if match else None
 
 
 def refuse_by_name(path: Path) -> None:
     """Raise `MismatchError` for a folder that is something else than a model in a format that is read, saying what it is."""
     has = {name for name in _TELLING if (path / name).exists()}
     weights = any(True for pattern in ("model*.safetensors", "pytorch_model*.bin") for _ in path.glob(pattern))
-    if "adapter_config.json" in has and not weights:
+    if is_adapter(path):
         raise MismatchError(
             f"{path}: an adapter (PEFT), not a model{_of_base(path)}.",
-            hint="Merge it into its base first: in Python, peft's `merge_and_unload()`, then `save_pretrained`.",
+            hint=f"Merge it into its base first: medsft merge {path} --base BASE --to DIR",
         )
     if "config.json" in has:
         return
@@ -76,7 +83,7 @@ def refuse_by_name(path: Path) -> None:
         )
 
 
-_TELLING = ("adapter_config.json", "config.json", "params.json", "tekken.json", "tokenizer.json", "tokenizer.model")
+_TELLING = ("config.json", "params.json", "tekken.json", "tokenizer.json", "tokenizer.model")
 
 
 def _of_base(path: Path) -> str:

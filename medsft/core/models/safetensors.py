@@ -43,15 +43,24 @@ class StoredTensor:
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a file by name. Raises `MismatchError` for one that is cut, damaged, or not safetensors at all."""
+    return dict(_read_once(path)[0])
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the texts that the head holds beside its tensors, by name. Raises `MismatchError` as `read_header` does."""
+    return dict(_read_once(path)[1])
+
+
+def _read_once(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     try:
         status = path.stat()
-        return dict(_read(path, status.st_size, status.st_mtime_ns))
+        return _read(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise MismatchError(f"{path}: cannot be read: {error.strerror or error}.") from None
 
 
 @lru_cache(maxsize=512)
-def _read(path: Path, size: int, _mtime_ns: int) -> dict[str, StoredTensor]:
+def _read(path: Path, size: int, _mtime_ns: int) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     with path.open("rb") as file:
         start = file.read(8)
         refuse_pointer(path, start + file.read(120))
@@ -61,13 +70,15 @@ def _read(path: Path, size: int, _mtime_ns: int) -> dict[str, StoredTensor]:
         file.seek(8)
         head = parse_object(file.read(length), where=f"{path}: the head of the file")
     begin = 8 + length
+    given = head.get("__metadata__")
+    metadata = {name: value for name, value in given.items() if isinstance(value, str)} if isinstance(given, dict) else {}
     found = {name: _tensor(path, name, entry, begin) for name, entry in head.items() if name != "__metadata__"}
     end = max((tensor.start + tensor.bytes for tensor in found.values() if tensor.start is not None), default=begin)
     if end > size:
         raise MismatchError(f"{path}: cut short: it has {size:,} of {end:,} bytes.", hint=_AGAIN)
     if end < size or sum(tensor.bytes for tensor in found.values()) != size - begin:
         raise MismatchError(f"{path}: damaged: its tensors are not the {size:,} bytes that it has.", hint=_AGAIN)
-    return found
+    return found, metadata
 
 
 def _tensor(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:

@@ -16,7 +16,8 @@ from medsft.errors import MismatchError
 
 STEMS = ("model.safetensors", "pytorch_model.bin")
 """Files of weights, single or with an index; the first kind that is there is read."""
-_PLAIN = ("F64", "F32", "F16", "BF16")
+PLAIN = ("F64", "F32", "F16", "BF16")
+"""Types of weights that are plain numbers, by safetensors' names."""
 _TORCH_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"} | {
     f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)
 }
@@ -56,11 +57,11 @@ def look_at_weights(files: Iterable[Path], config: ModelConfig, *, where: str) -
     """
     found: dict[str, StoredTensor] = {}
     for path in files:
-        found |= read_header(path) if path.suffix == ".safetensors" else _described(path)
+        found |= describe_file(path)
     refuse_quantized_names(found, where=where)
     shapes = {name: tensor.shape for name, tensor in found.items()}
     wanted = [name for name, _ in config.parameter_shapes()]
-    other = next((found[name] for name in wanted if name in found and found[name].dtype not in _PLAIN), None)
+    other = next((found[name] for name in wanted if name in found and found[name].dtype not in PLAIN), None)
     if other is not None:
         raise MismatchError(
             f"{other.file}: holds weights as {plain(other.dtype)}: a quantized model. Fine-tuning needs bf16, fp16 or fp32.",
@@ -71,6 +72,11 @@ def look_at_weights(files: Iterable[Path], config: ModelConfig, *, where: str) -
     if config.tie_embeddings and OUTPUT in found and _differ(found[EMBEDDING], found[OUTPUT]):
         raise MismatchError(tied_but_different(where), hint=TIED_HINT)
     return warnings
+
+
+def describe_file(path: Path) -> Mapping[str, StoredTensor]:
+    """Return the tensors of one file of safetensors, or of `torch.save`, by name. Raises `MismatchError` for a damaged one."""
+    return read_header(path) if path.suffix == ".safetensors" else _described(path)
 
 
 def tied_but_different(where: str) -> str:

@@ -1,4 +1,4 @@
-"""`medsft export` and `medsft convert`: what is wrong with a request is said before torch is loaded."""
+"""`medsft export`, `medsft convert` and `medsft merge`: what is wrong with a request is said before torch is loaded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from adapters import write_peft
 from typer.testing import CliRunner
 
 from medsft.cli.app import app
@@ -25,6 +26,11 @@ from medsft.errors import ExitCode
         ("convert base taken --to megatron --as_iteration 5", "taken/iter_0000005: exists already."),
         ("convert base new --to hf --optimizer", "--optimizer is for a run"),
         ("convert nowhere new --to hf", "nowhere: no such file or folder."),
+        ("merge adapter --to taken", "taken: exists already."),
+        ("merge base --to new", "no adapter_config.json there"),
+        ("merge adapter --base nowhere --to new", "nowhere: no such file or folder."),
+        ("merge adapter --base other --to new", "an adapter of another base than other"),
+        ("convert adapter new --to hf", "medsft merge adapter --base BASE --to DIR"),
     ],
 )
 def test_what_cannot_begin_is_refused_at_once(
@@ -34,6 +40,8 @@ def test_what_cannot_begin_is_refused_at_once(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     RunDir(Path("runs/one-a")).create("{}")
     tiny.write_base(tmp_path / "base")
+    tiny.write_base(tmp_path / "other", num_hidden_layers=2)
+    write_peft(tmp_path / "adapter", tmp_path / "base")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "theirs").touch()
     for saved in ("release", "iter_0000005"):

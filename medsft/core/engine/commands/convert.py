@@ -11,42 +11,35 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
-from torch import Tensor
 
-from medsft.core.data.tokenizers.gguf_cache import converted_tokenizer
 from medsft.core.disk import writing_to
 from medsft.core.engine.commands.entry_point import run_process
 from medsft.core.engine.commands.handover import RunState, run_state
-from medsft.core.engine.commands.verify import logit_difference
+from medsft.core.engine.commands.tokenizer_files import files_of_tokenizer
+from medsft.core.engine.commands.verify import fits_in_memory, logit_difference
 from medsft.core.engine.formats.dcp import fill_dcp
 from medsft.core.engine.formats.hf import fill_hf
 from medsft.core.engine.formats.megatron import open_megatron, write_megatron
 from medsft.core.engine.formats.megatron.layout import padded_rows
 from medsft.core.engine.formats.open import open_source
-from medsft.core.engine.formats.source import DTYPES, Slices, SourceAround, WeightSource
+from medsft.core.engine.formats.source import DTYPES, FreshSource, WeightSource, exact_dtype
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.files import new_folder, parents_of, sync_entry
-from medsft.core.models.config import ModelConfig
 from medsft.core.models.conversion import Conversion, iteration_to_write, look_at_source
 from medsft.core.models.inspect import BaseModel, inspect_base
 from medsft.core.run.integrity import damage, find_good
 from medsft.core.run.rundir import RunDir
-from medsft.errors import DataError, ExitCode, MismatchError
+from medsft.errors import ExitCode, MismatchError
 
 LARGEST_DIFFERENCE = 1e-3
 """Logits of the same weights may differ by this: kernels add up in an order that depends on where in memory a tensor lies."""
 _MEGATRON_DIVISOR = 128
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
-    *("added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt"),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,18 +71,18 @@ def convert(job: Conversion) -> Converted:
     job = replace(job, iteration=base.iteration) if base.kind == "medsft-run" else job
     state = run_state(base) if base.kind == "medsft-run" else None
     # Opening a GGUF file parses its vocabulary, which takes seconds; and quantized files are small.
-    source = _open(base, job) if base.kind == "gguf" else _Fresh(lambda: _open(base, job))
-    exact = _exact_dtype(source)
+    source = _open(base, job) if base.kind == "gguf" else FreshSource(lambda: _open(base, job))
+    exact = exact_dtype(source)
     dtype = exact if job.dtype == "keep" else DTYPES[job.dtype]
     tokens = job.true_vocab_size or (state.vocab_size if state else source.config.vocab_size)
     created = ResizedSource(source, tokens).created
     warnings = [*passed_over, *base.warnings, *_vocabulary_warning(job, base)]
-    tokenizer = _tokenizer_files(base, warnings)
+    tokenizer = files_of_tokenizer(base, warnings)
     with writing_to(job.destination, ExitCode.TRAINING):
         _write(_Opened(job=job, base=base, source=source, tokens=tokens, dtype=dtype, state=state, tokenizer=tokenizer))
     difference = None
-    if job.verify or (job.verify is None and _fits(source.config)):
-        difference = logit_difference(source, _Fresh(lambda: open_source(job.destination)))
+    if job.verify or (job.verify is None and fits_in_memory(source.config)):
+        difference = logit_difference(source, FreshSource(lambda: open_source(job.destination)))
         if not math.isfinite(difference):
             raise MismatchError(
                 f"{job.source}: the model computes logits that are not finite: weights are NaN, infinite or too large.",
@@ -214,58 +207,10 @@ def _write_megatron(opened: _Opened) -> None:
         )
 
 
-def _tokenizer_files(base: BaseModel, warnings: list[str]) -> list[Path]:
-    """Return the files of the source's tokenizer; that of a GGUF file is unpacked first."""
-    if base.tokenizer is None:
-        return []
-    folder = base.tokenizer.parent if base.tokenizer.is_file() else base.tokenizer
-    if base.kind == "gguf":
-        try:
-            folder = converted_tokenizer(base.weights).parent
-        except DataError as error:
-            warnings.append(f"The destination has no tokenizer: {error.message}")
-            return []
-    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-
-
 def _vocabulary_warning(job: Conversion, base: BaseModel) -> list[str]:
     if base.vocab_known or job.true_vocab_size is not None or base.config is None:
         return []
     return [f"All {base.config.vocab_size} rows of the tables were kept; --true_vocab_size N cuts those that are padding."]
-
-
-def _exact_dtype(source: WeightSource) -> torch.dtype:
-    """Return the narrowest dtype that holds every weight of `source` as it is."""
-    found = {source.dtype(name) for name in source.names()}
-    result = found.pop()
-    for dtype in found:
-        result = torch.promote_types(result, dtype)
-    return result
-
-
-def _fits(config: ModelConfig) -> bool:
-    return config.num_parameters() * torch.float32.itemsize < psutil.virtual_memory().available
-
-
-class _Fresh(SourceAround):
-    """A source that is opened anew from time to time.
-
-    Files are memory-mapped, and the pages that were read count as this process's memory until their file is closed.
-    """
-
-    def __init__(self, opener: Callable[[], WeightSource]) -> None:
-        super().__init__(opener())
-        self._opener = opener
-        self._read = 0
-        self._limit = self.config.num_parameters() * self._source.dtype("model.norm.weight").itemsize // 40
-
-    def read(self, name: str, slices: Slices | None = None) -> Tensor:
-        if self._read > self._limit:
-            del self._source  # before the next one is opened
-            self._source, self._read = self._opener(), 0
-        result = self._source.read(name, slices)
-        self._read += result.nbytes
-        return result
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -123,22 +123,47 @@ class _FromSource(DefaultSavePlanner):
         return self._source.read(index.fqn.removeprefix("model.")).to(self._dtype).contiguous()
 
 
+class DcpTensors:
+    """The tensors of one part of a checkpoint folder, whichever they are, saved at any layout.
+
+    Raises `MismatchError` when the list of contents, or a tensor that is asked for, is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, part: Part = "model") -> None:
+        self._folder = folder
+        self._part = part
+        self._metadata = _metadata(folder)
+        stored = self._metadata.state_dict_metadata
+        self.stored = {
+            key.removeprefix(f"{part}."): entry
+            for key, entry in stored.items()
+            if key.startswith(f"{part}.") and isinstance(entry, TensorStorageMetadata)
+        }
+        """What is there, by name."""
+
+    def read(self, name: str) -> Tensor:
+        """Return a whole tensor."""
+        if name not in self.stored:
+            raise MismatchError(f"{self._folder}: {name} is missing.", hint="Copy the checkpoint again.")
+        tensor = torch.empty(tuple(self.stored[name].size), dtype=self.stored[name].properties.dtype)
+        try:
+            with _alone():
+                reader = _CheckedReader(self._folder, self._metadata)
+                dcp.load({self._part: {name: tensor}}, storage_reader=reader, no_dist=True)
+        except (CheckpointException, OSError, RuntimeError, EOFError) as error:
+            raise MismatchError(f"{self._folder}: {name} cannot be read: {error}", hint="Copy the checkpoint again.") from None
+        return tensor
+
+
 class _DcpSource:
     """Weights in one folder of torch.distributed.checkpoint, saved at any layout."""
 
     def __init__(self, folder: Path, part: Part) -> None:
         self.config = read_hf_config(folder)
         self._folder = folder
-        self._part = part
         self._last: tuple[str, Tensor] | None = None
-        self._metadata = _metadata(folder)
-        stored = self._metadata.state_dict_metadata
-        self._stored = {
-            key.removeprefix(f"{part}."): entry
-            for key, entry in stored.items()
-            if key.startswith(f"{part}.") and isinstance(entry, TensorStorageMetadata)
-        }
-        shapes = {name: tuple(entry.size) for name, entry in self._stored.items()}
+        self._tensors = DcpTensors(folder, part)
+        shapes = {name: tuple(entry.size) for name, entry in self._tensors.stored.items()}
         check_complete(self.config, shapes, where=str(folder))
         check_left_over(self.config, shapes, where=str(folder))
 
@@ -146,16 +171,16 @@ class _DcpSource:
         return tuple(name for name, _ in self.config.parameter_shapes())
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._stored[name].size)
+        return tuple(self._tensors.stored[name].size)
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._stored[name].properties.dtype
+        return self._tensors.stored[name].properties.dtype
 
     def read(self, name: str, slices: Slices | None = None) -> Tensor:
         """Return a weight or a part of it. The last one is kept, because tables are read in blocks."""
         if self._last is None or self._last[0] != name:
             self._last = None
-            self._last = (name, self._load(name))
+            self._last = (name, self._tensors.read(name))
         whole = self._last[1]
         return whole.clone() if slices is None else whole[slices].clone()
 
@@ -164,13 +189,3 @@ class _DcpSource:
 
     def fingerprint(self) -> str:
         return sha256_of_files([self._folder / ".metadata", *self._folder.glob("*.distcp")])
-
-    def _load(self, name: str) -> Tensor:
-        tensor = torch.empty(self.shape(name), dtype=self.dtype(name))
-        try:
-            with _alone():
-                reader = _CheckedReader(self._folder, self._metadata)
-                dcp.load({self._part: {name: tensor}}, storage_reader=reader, no_dist=True)
-        except (CheckpointException, OSError, RuntimeError, EOFError) as error:
-            raise MismatchError(f"{self._folder}: {name} cannot be read: {error}", hint="Copy the checkpoint again.") from None
-        return tensor

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from medsft.core.engine.formats.safetensors_writer import SAFETENSORS_DTYPES, write_header, write_tensor
 from medsft.core.engine.formats.source import Slices, WeightSource, sha256_of_files
 from medsft.core.files import new_folder
 from medsft.core.models.config import ModelConfig, end_token_ids, read_hf_config, to_hf_config
 from medsft.core.models.tensors import EMBEDDING, OUTPUT, check_complete
 from medsft.core.models.weight_files import TIED_HINT, find_weight_files, look_at_weights, tied_but_different
 from medsft.errors import MismatchError
-
-_SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
 def open_hf(folder: Path) -> WeightSource:
@@ -68,8 +65,8 @@ def fill_hf(
 ) -> None:
     """Do what `write_hf` does in a folder that is there, and will be called `name`; the caller makes it durable."""
     _write_shards(folder, config, tensors, dtype, max_shard_bytes, where=str(name or folder))
-    _write_json(folder / "config.json", to_hf_config(config, dtype=str(dtype).removeprefix("torch.")))
-    _write_json(folder / "generation_config.json", _generation_config(config, eos_token_ids))
+    write_json(folder / "config.json", to_hf_config(config, dtype=str(dtype).removeprefix("torch.")))
+    write_json(folder / "generation_config.json", generation_config(config, eos_token_ids))
 
 
 class _SafetensorsSource:
@@ -92,7 +89,7 @@ class _SafetensorsSource:
                     stored = file.get_slice(name)
                     self._where[name] = path
                     self._shapes[name] = tuple(stored.get_shape())
-                    self._dtypes[name] = _SAFETENSORS_DTYPES[stored.get_dtype()]
+                    self._dtypes[name] = SAFETENSORS_DTYPES[stored.get_dtype()]
 
     def names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.config.parameter_shapes())
@@ -122,6 +119,22 @@ def _open_safetensors(path: Path) -> Any:
         raise MismatchError(f"{path}: cannot be read: {error}", hint="Copy the file again.") from None
 
 
+def open_tensors(path: Path) -> Callable[[str], Tensor]:
+    """Return what reads a tensor of one file of safetensors or `torch.save` by its name.
+
+    Raises `MismatchError`, as what it returns does, for a file that cannot be read.
+    """
+    if path.suffix != ".safetensors":
+        loaded = _load_pickle(path)
+        return lambda name: loaded[name].clone()
+
+    def read(name: str) -> Tensor:
+        with _open_safetensors(path) as file:
+            return file.get_tensor(name)
+
+    return read
+
+
 class _TorchSource:
     """Weights in files of `torch.save`, memory-mapped and read without running code from them."""
 
@@ -131,12 +144,9 @@ class _TorchSource:
         self._tensors: dict[str, Tensor] = {}
         self._where: dict[str, Path] = {}
         for path in files:
-            try:
-                loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-                self._tensors |= loaded
-                self._where |= dict.fromkeys(loaded, path)
-            except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
-                raise MismatchError(f"{path}: cannot be read: {error}", hint="Copy the file again.") from None
+            loaded = _load_pickle(path)
+            self._tensors |= loaded
+            self._where |= dict.fromkeys(loaded, path)
         if (
             config.tie_embeddings
             and OUTPUT in self._tensors
@@ -163,6 +173,14 @@ class _TorchSource:
         return sha256_of_files(self._files)
 
 
+def _load_pickle(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file of `torch.save`, memory-mapped."""
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+        raise MismatchError(f"{path}: cannot be read: {error}", hint="Copy the file again.") from None
+
+
 def _write_shards(
     folder: Path,
     config: ModelConfig,
@@ -182,20 +200,18 @@ def _write_shards(
             one = len(shards) == 1
             file_name = "model.safetensors" if one else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             file = stack.enter_context((folder / file_name).open("wb", buffering=0))
-            starts = _write_header(file, {name: shapes[name] for name in names}, dtype)
+            starts = write_header(file, {name: shapes[name] for name in names}, dtype)
             offsets |= {name: (file.fileno(), start) for name, start in starts.items()}
             weight_map |= dict.fromkeys(names, file_name)
         found: dict[str, tuple[int, ...]] = {}
         for name, tensor in tensors:
             found[name] = tuple(tensor.shape)
             if found[name] == shapes.get(name):
-                _write_tensor(*offsets[name], tensor.detach().to("cpu", dtype))
+                write_tensor(*offsets[name], tensor.detach().to("cpu", dtype))
         check_complete(config, found, where=where)
     if len(shards) > 1:
         total_bytes = config.num_parameters() * dtype.itemsize
-        _write_json(
-            folder / "model.safetensors.index.json", {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-        )
+        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
 
 
 def _plan_shards(shapes: Mapping[str, tuple[int, ...]], itemsize: int, max_shard_bytes: int) -> list[list[str]]:
@@ -212,36 +228,12 @@ def _plan_shards(shapes: Mapping[str, tuple[int, ...]], itemsize: int, max_shard
     return shards
 
 
-def _write_header(file: FileIO, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, int]:
-    """Write the head of a safetensors file and return where in the file each tensor begins.
-
-    The format (https://huggingface.co/docs/safetensors): length of the JSON as uint64, the JSON with offsets counted from
-    its end, the tensors. The JSON is filled up with blanks, so that tensors are aligned.
-    """
-    kind = next(name for name, known in _SAFETENSORS_DTYPES.items() if known == dtype)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    file.truncate(8 + len(text) + end)
-    return {name: 8 + len(text) + header[name]["data_offsets"][0] for name in shapes}
-
-
-def _write_tensor(file: int, offset: int, tensor: Tensor) -> None:
-    data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-    while data:  # one call writes at most 2 GiB
-        written = os.pwrite(file, data, offset)
-        offset, data = offset + written, data[written:]
-
-
-def _generation_config(config: ModelConfig, eos_token_ids: Sequence[int] | None) -> dict[str, Any]:
+def generation_config(config: ModelConfig, eos_token_ids: Sequence[int] | None) -> dict[str, Any]:
+    """Return the `generation_config.json` of a model; `eos_token_ids` end a generation (default: those of `config`)."""
     eos: int | list[int] | None = list(eos_token_ids) if eos_token_ids else end_token_ids(config)
     return {"bos_token_id": config.bos_token_id, "eos_token_id": eos, "pad_token_id": config.pad_token_id}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file as people read it."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

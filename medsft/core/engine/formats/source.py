@@ -7,7 +7,7 @@ a shard.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -79,6 +79,37 @@ class SourceAround:
     def fingerprint(self) -> str:
         """Return the fingerprint of the other source."""
         return self._source.fingerprint()
+
+
+class FreshSource(SourceAround):
+    """A source that is opened anew from time to time.
+
+    Files are memory-mapped, and the pages that were read count as this process's memory until their file is closed.
+    """
+
+    def __init__(self, opener: Callable[[], WeightSource]) -> None:
+        super().__init__(opener())
+        self._opener = opener
+        self._read = 0
+        self._limit = self.config.num_parameters() * self._source.dtype("model.norm.weight").itemsize // 40
+
+    def read(self, name: str, slices: Slices | None = None) -> Tensor:
+        """Return a weight, or the part of it in `slices`."""
+        if self._read > self._limit:
+            del self._source  # before the next one is opened
+            self._source, self._read = self._opener(), 0
+        result = self._source.read(name, slices)
+        self._read += result.nbytes
+        return result
+
+
+def exact_dtype(source: WeightSource) -> torch.dtype:
+    """Return the narrowest dtype that holds every weight of `source` as it is."""
+    found = {source.dtype(name) for name in source.names()}
+    result = found.pop()
+    for dtype in found:
+        result = torch.promote_types(result, dtype)
+    return result
 
 
 def sha256_of_files(paths: Iterable[Path]) -> str:
