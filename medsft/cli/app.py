@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from medsft.cli import ask, check, console, data, demo, doctor, models, runs, settings, train
+from medsft.cli import ask, check, console, data, demo, doctor, eval, models, runs, settings, train
 from medsft.cli.guard import Guard
 
 _TRAIN, _RUNS, _MODELS, _MORE = "Train", "Runs", "Models and settings", "This machine"
@@ -47,7 +47,7 @@ def _add_commands() -> None:
     for panel, commands in {
         _TRAIN: (runs.wizard, train.sft, train.plan, train.rehearse, data.tokenize, data.inspect, check.check),
         _RUNS: (runs.runs, runs.watch, runs.stop, train.resume, ask.ask, runs.serve),
-        _MODELS: (models.export, models.convert, models.merge),
+        _MODELS: (models.export, models.convert, models.merge, eval.eval),
         _MORE: (doctor.doctor, demo.demo),
     }.items():
         for command in commands:

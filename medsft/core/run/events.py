@@ -22,7 +22,7 @@ from medsft.core.disk import is_full
 from medsft.errors import MismatchError
 
 VERSION = 1
-Kind = Literal["run_started", "phase", "step", "eval", "checkpoint", "warning", "failed", "finished", "stopped"]
+Kind = Literal["run_started", "phase", "step", "eval", "checkpoint", "warning", "failed", "finished", "stopped", "benchmark"]
 TERMINAL: frozenset[str] = frozenset({"failed", "finished", "stopped"})
 _CHUNK = 1 << 15
 """Bytes read at once. Few, so that what is made of a chunk is still in the processor's cache when it is used."""
@@ -45,6 +45,7 @@ class Event(NamedTuple):  # a tuple, because a long log has 100,000
     - ``failed``: reason, remedy, exit_code
     - ``finished``: iteration, export
     - ``stopped``: iteration
+    - ``benchmark``: task, method, iteration, questions, accuracy, interval (95 %), file; after the run, by `medsft eval`
     """
 
     seq: int

@@ -51,4 +51,9 @@ def _text(kind: str, data: Mapping[str, Any]) -> str | None:
         return f"finished after {counted(data.get('iteration', 0), 'iteration')}" + (f", model in {export}" if export else "")
     if kind == "stopped":
         return f"stopped on request after iteration {count(data.get('iteration', 0))}"
+    if kind == "benchmark":
+        low, high = data.get("interval") or (0.0, 1.0)
+        certain = f"{100 * low:.1f} to {100 * high:.1f}"
+        asked = counted(data.get("questions", 0), "question")
+        return f"{data.get('task', '')} by {data.get('method', '')}: {data.get('accuracy', 0):.1%} ({certain}) of {asked}"
     return None

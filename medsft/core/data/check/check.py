@@ -61,7 +61,7 @@ def check_rows(request: CheckRequest, *, workers: int | None = None, progress: P
         indexes, before = [], 0
         for flag, files in {"--val": request.val, "--against": request.against}.items():
             if files:
-                references, places = _references(scan, files, workers, reporter, before)
+                references, places = collect_references(scan, files, workers, reporter, before)
                 indexes.append(stack.enter_context(references.index()))
                 compared[flag] = places
                 before += input_bytes(files)
@@ -105,7 +105,7 @@ def _items(files: Sequence[Path], *, most_bytes: int | None = None, until: float
         before += read
 
 
-def _references(
+def collect_references(
     scan: Scan, files: Sequence[Path], workers: int | None, reporter: ProgressReporter, before: int
 ) -> tuple[References, Places]:
     """Return the n-grams of files that others are compared with, and where their rows stand."""

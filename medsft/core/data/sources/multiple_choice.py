@@ -34,20 +34,49 @@ class Option(NamedTuple):
     label: str
     """A letter or a word of the row; empty where the row has none"""
     text: str
-    """Empty for one that is not there, such as the fifth of four"""
+    """Without spaces around it; empty for one that is not there, such as the fifth of four"""
+    written: str = ""
+    """The same as the row has it"""
+
+
+class Choice(NamedTuple):
+    """A question with its options, of which one is right."""
+
+    question: str
+    options: Sequence[Option]
+    letters: Sequence[str]
+    """One for each option"""
+    right: int
+    """The place of the right option"""
 
 
 def multiple_choice(row: Mapping[str, object], keys: Keys) -> Conversation:
     """The question with its lettered options, and the right one as the answer, such as ``B. Vitamin C``. Raises BadRow."""
-    question = text(row, keys.question)
-    if not question.strip():
-        raise BadRow(f"empty question under '{keys.question}'")
-    options = options_of(row, keys.options)
-    letters = _letters(options)
-    right = _right_option(under(row, keys.answer), options, letters, keys)
-    lines = [f"{letter}. {option.text}" for letter, option in zip(letters, options, strict=True) if option.text]
-    asked = "\n".join((f"{question}\n", *lines))
+    question, options, letters, right = choice_of(row, keys)
+    asked = asked_with_options(question, letters, [option.text for option in options])
     return conversation_of(row, keys, asked, f"{letters[right]}. {options[right].text}")
+
+
+def choice_of(row: Mapping[str, object], keys: Keys) -> Choice:
+    """Return what a row asks, with the option that its answer means. Raises BadRow."""
+    question = question_of(row, keys.question)
+    options = options_of(row, keys.options)
+    letters = letters_of(options)
+    return Choice(question, options, letters, _right_option(under(row, keys.answer), options, letters, keys))
+
+
+def question_of(row: Mapping[str, object], key: str) -> str:
+    """Return the question under a key. Raises BadRow where it is empty."""
+    question = text(row, key)
+    if not question.strip():
+        raise BadRow(f"empty question under '{key}'")
+    return question
+
+
+def asked_with_options(question: str, letters: Sequence[str], options: Sequence[str]) -> str:
+    """Return the text that asks a question with its options, each on a line behind its letter; empty ones are left out."""
+    lines = [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True) if option]
+    return "\n".join((f"{question}\n", *lines))
 
 
 def options_of(row: Mapping[str, object], keys: Sequence[str]) -> list[Option]:
@@ -56,7 +85,7 @@ def options_of(row: Mapping[str, object], keys: Sequence[str]) -> list[Option]:
         values = [found(row, key) for key in keys]
         if not any(there for there, _ in values):
             raise BadRow(f"no key '{keys[0]}'", names(row))
-        options = [Option("", _option_text(value, key)) for (_, value), key in zip(values, keys, strict=True)]
+        options = [_option("", value, key) for (_, value), key in zip(values, keys, strict=True)]
     else:
         options = _options_under(under(row, keys[0]), keys[0], row)
     if sum(bool(option.text) for option in options) < 2:
@@ -74,22 +103,22 @@ def _options_under(value: object, key: str, row: Mapping[str, object]) -> list[O
         raise BadRow(f"'{key}' is {kind_of(value)}, not a list or an object of options", names(row))
     texts, labels = fields.get("text"), fields.get("label")
     if isinstance(texts, list) and isinstance(labels, list) and len(texts) == len(labels):
-        return [Option(_label(label, key), _option_text(item, key)) for label, item in zip(labels, texts, strict=True)]
-    return [Option(label.strip(), _option_text(item, key)) for label, item in fields.items()]
+        return [_option(_label(label, key), item, key) for label, item in zip(labels, texts, strict=True)]
+    return [_option(label.strip(), item, key) for label, item in fields.items()]
 
 
 def _option_in_list(item: object, key: str) -> Option:
     fields = fields_of(item)
     if fields is None:
-        return Option("", _option_text(item, key))
+        return _option("", item, key)
     for label, content in (("key", "value"), ("label", "text"), ("aid", "atext")):
         if label in fields and content in fields:
-            return Option(_label(fields[label], key), _option_text(fields[content], key))
+            return _option(_label(fields[label], key), fields[content], key)
     raise BadRow(f"an option under '{key}' is an object without `key` and `value` or `label` and `text`")
 
 
 def _label(value: object, key: str) -> str:
-    number = _whole(value)
+    number = whole(value)
     if number is not None:
         return str(number)
     if not isinstance(value, str):
@@ -97,8 +126,13 @@ def _label(value: object, key: str) -> str:
     return value.strip()
 
 
+def _option(label: str, value: object, key: str) -> Option:
+    written = _option_text(value, key)
+    return Option(label, written.strip(), written)
+
+
 def _option_text(value: object, key: str) -> str:
-    """Return the text of an option, empty for one that is null. Numbers are options, too."""
+    """Return an option as it is written, empty for one that is null. Numbers are options, too."""
     if value is None:
         return ""
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -106,17 +140,17 @@ def _option_text(value: object, key: str) -> str:
     if not isinstance(value, str):
         raise BadRow(f"an option under '{key}' is {kind_of(value)}, not a string")
     refuse_surrogates(value, f"under '{key}'")
-    return value.strip()
+    return value
 
 
-def _letters(options: Sequence[Option]) -> list[str]:
+def letters_of(options: Sequence[Option]) -> list[str]:
     """Return the letter of each option: its own label where all have single letters, else by its place."""
     own = [option.label.upper() for option in options]
     usable = len(set(own)) == len(own) and all(len(label) == 1 and label in _LETTERS for label in own)
     return own if usable else list(_LETTERS[: len(options)])
 
 
-def _whole(value: object) -> int | None:
+def whole(value: object) -> int | None:
     """Return a number of a row as a whole one (a careful parser makes floats of all), None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -128,7 +162,7 @@ def _right_option(value: object, options: Sequence[Option], letters: Sequence[st
     if value is None or (isinstance(value, str) and not value.strip()):
         raise BadRow(f"no answer under '{keys.answer}'")
     meant = _by_label_or_text(value, options, letters, keys)
-    number = _number_of(value)
+    number = number_of(value)
     if number is not None and not _by_label(str(number), options, letters):
         places = _places(number, options)
         if keys.first_option is not None:
@@ -144,7 +178,7 @@ def _right_option(value: object, options: Sequence[Option], letters: Sequence[st
 
 def _by_label_or_text(value: object, options: Sequence[Option], letters: Sequence[str], keys: Keys) -> set[int]:
     """Return the places of options that have the answer as their label or their text."""
-    if (number := _whole(value)) is not None:
+    if (number := whole(value)) is not None:
         said = str(number)
     elif isinstance(value, str):
         said = value.strip()
@@ -166,11 +200,11 @@ def _by_label(said: str, options: Sequence[Option], letters: Sequence[str]) -> s
     return own or {place for place, letter in enumerate(letters) if options[place].text and letter in wanted}
 
 
-def _number_of(value: object) -> int | None:
+def number_of(value: object) -> int | None:
     """Return an answer that is a number, written as one or as text."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         return int(float(value))
-    return _whole(value)
+    return whole(value)
 
 
 def _places(number: int, options: Sequence[Option]) -> dict[int, int]:
@@ -186,7 +220,7 @@ def possible_first_options(row: Mapping[str, object], keys: Keys) -> set[int] | 
     """
     options = options_of(row, keys.options)
     value = under(row, keys.answer)
-    number = _number_of(value)
-    if number is None or _by_label_or_text(value, options, _letters(options), keys):
+    number = number_of(value)
+    if number is None or _by_label_or_text(value, options, letters_of(options), keys):
         return None
     return set(_places(number, options))
