@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def record(asking: Asking, results: Sequence[Result], source: ModelSource, *, mo
     task, ask = asking.task, asking.ask
     return {
         "format": _FORMAT,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "time": datetime.now().astimezone().isoformat(timespec="microseconds"),
         "task": task.name,
         "title": task.title,
         "source": task.source,
