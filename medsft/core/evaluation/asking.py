@@ -243,9 +243,9 @@ def _as_lm_eval(
     """Return requests in the harness's text. An option's tokens are those of the whole text behind the question's number."""
     contexts = [lm_eval_text(made.task, q, _form(one), s) for q, s, one in zip(questions, solved, some, strict=True)]
     texts = list(contexts)
-    for context, question, one in zip(contexts, questions, some, strict=True):
+    for asked, question, one in zip(contexts, questions, some, strict=True):
         if one.method != "generate":
-            texts += [f"{context} {option}" for option in (question.written if one.method == "text" else question.labels)]
+            texts += [f"{asked} {option}" for option in (question.written if one.method == "text" else question.labels)]
     ids = [tuple(one.tolist()) for one in made.opened.tokenizer.encode([_plain(text) for text in texts])]
     wholes = iter(ids[len(contexts) :])
     requests: list[Request] = []

@@ -116,9 +116,12 @@ def test_requests_in_a_template(tmp_path: Path) -> None:
     assert decoded(made, label) == prompt
     assert [decode(ids) for ids in label.continuations] == ["A", "B", "C"]
     assert decoded(made, by_id["medqa/generate/0/0"]) == prompt
-    assert by_id["medqa/generate/0/0"].ends == model.ends
+    written = by_id["medqa/generate/0/0"]
+    assert isinstance(written, Generate)
+    assert written.ends == model.ends
     assert "A. Drug 0\nB. Wait\nC. Rest 0" in decoded(made, by_id["medqa/label/0/1"])
     text = by_id["medqa/text/0/0"]
+    assert isinstance(text, Score)
     assert decoded(made, text) == "<|im_start|>user\nCase 0: what now?<|im_end|>\n<|im_start|>assistant\n"
     assert [decode(ids) for ids in text.continuations] == ["Rest 0", "Drug 0", "Wait"]
 
@@ -158,5 +161,8 @@ def test_what_a_model_cannot_read_is_cut_at_its_beginning_and_counted(tmp_path: 
     whole = asking(medqa(tmp_path, 1), Ask(forms=("label",)), model.open_tokenizer(), (), 4096)
     cut = asking(medqa(tmp_path, 1), Ask(forms=("label",)), model.open_tokenizer(), (), 20)
     assert (whole.cut, cut.cut) == (0, 1)
-    assert cut.requests[0].prefix == whole.requests[0].prefix[-19:]
+    [first, second] = [made.requests[0] for made in (whole, cut)]
+    assert isinstance(first, Score)
+    assert isinstance(second, Score)
+    assert second.prefix == first.prefix[-19:]
     assert cut.prompt_sha256() != whole.prompt_sha256()

@@ -29,9 +29,7 @@ GENERATE = Generate(id="g", prompt=(1,), max_new_tokens=3, ends=(2,), stop_strin
 
 @pytest.fixture
 def model(tmp_path: Path) -> ModelSource:
-    return ModelSource(
-        name="m", weights=tmp_path, tokens=10, tokenizer=tmp_path, template="meditron", ends=(2,), context=100
-    )
+    return ModelSource(name="m", weights=tmp_path, tokens=10, tokenizer=tmp_path, template="meditron", ends=(2,), context=100)
 
 
 @pytest.fixture
