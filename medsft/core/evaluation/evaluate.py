@@ -89,7 +89,7 @@ def find_candidates(paths: Sequence[Path], *, iteration: int | None = None, with
             if not any(base.source == other.source for other in found if other.is_base):
                 found.append(base)
         source = find_model(path, iteration=iteration)
-        found.append(Candidate(name=path.resolve().name, source=source, home=home, run=run, plan=plan))
+        found.append(Candidate(name=path.name or path.resolve().name, source=source, home=home, run=run, plan=plan))
     return _named(found)
 
 
@@ -184,9 +184,10 @@ def _answer(
 ) -> None:
     requests = [request for one in asked for request in one.requests]
     owner = {request.id: one for one in asked for request in one.requests}
-    started, settled = time.monotonic(), 0
+    started, settled = 0.0, 0
     for done, found in enumerate(answer(candidate.source, requests, keep), 1):
         owner[found.id].take(found)
+        started = started or time.monotonic()
         spent = time.monotonic() - started
         if spent < _SETTLED_SECONDS:
             settled = done
@@ -229,6 +230,8 @@ def _overlap(
 def _write_card(candidate: Candidate, tell: Callable[[str], None]) -> None:
     """Write all results of a model that medsft has exported into its card."""
     weights, fingerprint = candidate.source.weights, candidate.source.identity()
+    if not weights.is_dir():
+        return
     places = [candidate.home, weights, *([Path(candidate.plan.run_dir)] if candidate.plan else [])]
     folders = dict.fromkeys((place / FOLDER).resolve() for place in places)
     records = [
