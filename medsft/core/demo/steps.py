@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsft.core.config.run_config import RunConfig
-from medsft.core.data.tokenizers.gguf_cache import converted_tokenizer
 from medsft.core.data.sources.conversation import question_and_answer
+from medsft.core.data.tokenizers.gguf_cache import converted_tokenizer
 from medsft.core.demo.clinical import Row, check, generate
 from medsft.core.evaluation.answer_score import score_of_answer
 from medsft.core.evaluation.chat import Sampling, prompt_for

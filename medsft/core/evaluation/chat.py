@@ -81,9 +81,7 @@ def answers_to(
 class Chat:
     """A conversation with one model, whose engine process lives as long as the block."""
 
-    def __init__(
-        self, model: ModelSource, sampling: Sampling, *, system: str = "", precision: Precision | None = None
-    ) -> None:
+    def __init__(self, model: ModelSource, sampling: Sampling, *, system: str = "", precision: Precision | None = None) -> None:
         """Start the process; it loads the model while the person types."""
         self.model = model
         self._sampling = sampling

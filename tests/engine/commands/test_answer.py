@@ -28,17 +28,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def mixed() -> list[Request]:
     draw = random.Random(3)
-    scores = [
-        Score(id=f"s{n}", prefix=tuple(draw.choices(range(80), k=25)), continuations=((1,), (2, 3))) for n in range(8)
-    ]
+    scores = [Score(id=f"s{n}", prefix=tuple(draw.choices(range(80), k=25)), continuations=((1,), (2, 3))) for n in range(8)]
     return [*scores, *(Generate(id=f"g{n}", prompt=(n, n + 1), max_new_tokens=5) for n in range(4))]
 
 
 def test_processes_that_share_the_work_find_the_same(folder: Path) -> None:
     model = find_model(folder)
-    alone, shared = (
-        {each.id: each for each in answer(model, mixed(), precision="fp32", processes=count)} for count in (1, 2)
-    )
+    alone, shared = ({each.id: each for each in answer(model, mixed(), precision="fp32", processes=count)} for count in (1, 2))
     assert alone.keys() == shared.keys() == {request.id for request in mixed()}
     for id_, one in alone.items():
         other = shared[id_]

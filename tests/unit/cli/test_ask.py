@@ -82,7 +82,9 @@ def test_several_turns_are_one_conversation_until_another_begins(monkeypatch: py
 
 
 def test_the_answers_to_a_file_go_to_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "answers_to", lambda model, asked, *_, **__: ((n, f"answer {n}") for n in reversed(range(len(asked)))))
+    monkeypatch.setattr(
+        chat, "answers_to", lambda model, asked, *_, **__: ((n, f"answer {n}") for n in reversed(range(len(asked))))
+    )
     Path("q.jsonl").write_text('{"prompt": "a", "id": "x"}\n{"question": "b"}\n')
     result = invoke("model", "--in", "q.jsonl", "--out", "new/a.jsonl")
     assert result.exit_code == 0, result.stderr

@@ -44,9 +44,7 @@ class KeyRanges:
     """int64 [keys of all groups]: the rows that the ranges hold, on a device that gathers them; None on a CPU."""
 
     @classmethod
-    def of(
-        cls, lengths: Sequence[int], ranges: Sequence[Sequence[Range]], device: torch.device | str = "cpu"
-    ) -> KeyRanges:
+    def of(cls, lengths: Sequence[int], ranges: Sequence[Sequence[Range]], device: torch.device | str = "cpu") -> KeyRanges:
         """Describe groups of `lengths` queries (each at least 1) with the `ranges` of keys that each sees."""
         device = torch.device(device)
         flat = [piece for own in ranges for piece in own]
