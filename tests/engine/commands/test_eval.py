@@ -37,7 +37,7 @@ def log_likelihood(model: Any, tokenizer: Any, text: str, continuation: str) -> 
 
 
 def test_likelihoods_and_answers_are_those_of_transformers(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     monkeypatch.chdir(tmp_path)
     write_medqa(tmp_path / "medqa.jsonl", 3)
@@ -47,7 +47,7 @@ def test_likelihoods_and_answers_are_those_of_transformers(folder: Path, tmp_pat
     done = invoke(folder, *tasks, *how, "--json")
     assert done.exit_code == 0, done.output
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     medqa, pubmedqa = (json.loads(Path(file).read_text()) for file in json.loads(done.stdout)["files"])
     rows = [json.loads(line) for line in (tmp_path / "pubmedqa.jsonl").read_text().splitlines()]
 
