@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Shard
 
 from medsft.core.config.lora import B_SUFFIX, LoraSpec
 from medsft.core.engine.kernels import dtype_of_products
-from medsft.core.engine.nn.dtensor import local_part, local_part_of_sum
+from medsft.core.engine.nn.dtensor import arrived, local_part, local_part_of_sum
 from medsft.core.engine.nn.linear import Linear, add_product_, matmul
 
 
@@ -119,6 +119,7 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, base: FrozenLinear) -> Tensor:
         ctx.base = base
+        x = arrived(x)
         return base.product(x.to(dtype_of_products(x))).to(x.dtype)
 
     @staticmethod
@@ -126,6 +127,7 @@ class _FrozenProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.needs_input_grad[0]:
             return None, None
+        grad = arrived(grad)
         return ctx.base.product_of_gradient(grad.to(dtype_of_products(grad))).to(grad.dtype), None
 
 
@@ -137,6 +139,7 @@ class _LoraProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scaling: float, base: FrozenLinear) -> Tensor:
+        x = arrived(x)
         dtype = dtype_of_products(x)
         wide = x.to(dtype)
         low = matmul(wide, a.to(dtype).T).mul_(scaling)
@@ -148,7 +151,7 @@ class _LoraProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, low, a, b = ctx.saved_tensors
-        dtype = dtype_of_products(grad)
+        grad, dtype = arrived(grad), low.dtype
         wide = grad.to(dtype)
         grad_low = matmul(wide, b.to(dtype)).mul_(ctx.scaling)
         # The long factor first: products with few rows are slow.
