@@ -24,6 +24,15 @@ def export(
         int | None,
         typer.Option("--iteration", metavar="N", min=1, help="Saved iteration to export; the latest when not given."),
     ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--export",
+            metavar="FORM",
+            help="Of a run that trained an adapter: merged (needs none), adapter (alone, for PEFT) or both; by default as "
+            "the run says.",
+        ),
+    ] = None,
     save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER,
 ) -> None:
     """Write a run's model as a Hugging Face folder, with tokenizer, chat template, model card and manifest.
@@ -34,13 +43,18 @@ def export(
     from medsft.core.run.launch import run_engine
 
     found = find_run(run, save_checkpoint_dir)
-    check_request(found, to, iteration)  # before torch is loaded
+    check_request(found, to, iteration, form)  # before torch is loaded
     with busy("exporting"):
         chosen = [] if iteration is None else ["--iteration", str(iteration)]
+        chosen += [] if form is None else ["--export", form]
         result = run_engine("export", [str(found.path), "--to", str(to), *chosen])
     taken = loads(result)
     for line in taken["passed_over"]:
         console.note(f"warning: {line}")
+    for line in taken["notes"]:
+        console.note(line)
+    if taken["rounding"]:
+        console.note(f"warning: {taken['rounding']}" if taken["rounding_matters"] else taken["rounding"])
     console.note(f"The model of iteration {taken['iteration']:,} of {taken['total']:,}:")
     console.say(taken["folder"])
 

@@ -5,18 +5,21 @@ A model is finished when the manifest in its folder says so, not because the fol
 
 from __future__ import annotations
 
+import json
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
+from medsft.core.config.options import check_ranges
+from medsft.core.config.run_config import RunConfig
 from medsft.core.files import check_is_new, is_taken
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import EventWriter
 from medsft.core.run.integrity import EXPORT_MANIFEST, export_damage, read_export
-from medsft.core.run.launch import EngineError, run_engine
+from medsft.core.run.launch import EngineError, load_plan, run_engine
 from medsft.core.run.rundir import RunDir
-from medsft.errors import MedsftError, MismatchError
+from medsft.errors import ConfigError, MedsftError, MismatchError, Problem
 
 _ELSEWHERE = "Move it away, or give the run a name of its own: --id NAME"
 
@@ -33,12 +36,25 @@ class Exported:
     """What is wrong with its files."""
 
 
-def check_request(run: RunDir, to: Path, iteration: int | None) -> None:
-    """Raise `MismatchError` when an export cannot begin: `to` is taken, or the run has no such checkpoint."""
+def check_request(run: RunDir, to: Path, iteration: int | None, form: str | None = None) -> None:
+    """Raise `MismatchError` when an export cannot begin: `to` is taken, or the run has no such checkpoint.
+
+    Raises `ConfigError` when a `form` (of `--export`) is asked for that there is not, or of a run without an adapter.
+    """
     check_is_new(to)
+    if form is not None:
+        _check_form(run, form)
     if not run.checkpoints() or (iteration is not None and iteration not in run.checkpoints()):
         wanted = "" if iteration is None else f" of iteration {iteration:,}"
         raise MismatchError(f"{run.path}: no checkpoint{wanted} to export.", hint=checkpoints_there(run))
+
+
+def _check_form(run: RunDir, form: str) -> None:
+    if problems := check_ranges(replace(RunConfig(adapter="lora"), export=form)):
+        raise ConfigError(problems)
+    if load_plan(run).config.adapter == "none":
+        text = f"{run.path} trained all weights of its model: there is no adapter to choose"
+        raise ConfigError([Problem("--export", text, "Leave it away.")])
 
 
 def checkpoints_there(run: RunDir) -> str:
@@ -88,12 +104,15 @@ def finish(run: RunDir, plan: RunPlan) -> None:
         if not found.there or found.damage:
             events.write("phase", name="exporting")
             try:
-                run_engine("export", [str(run.path), "--to", plan.export_dir, "--iteration", str(plan.num_iterations)])
+                arguments = [str(run.path), "--to", plan.export_dir, "--iteration", str(plan.num_iterations)]
+                taken = json.loads(run_engine("export", arguments))
             except EngineError as error:
                 if not (run.requested("stop") and error.returncode == -signal.SIGTERM):
                     raise
                 events.write("stopped", iteration=plan.num_iterations)  # Slurm's SIGTERM reaches the export, too
                 return
+            if taken["rounding_matters"]:
+                events.write("warning", message=taken["rounding"])
         events.write("finished", iteration=plan.num_iterations, export=plan.export_dir)
     finally:
         events.close()

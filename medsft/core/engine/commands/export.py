@@ -1,10 +1,11 @@
 """Writes the model of a run as a Hugging Face folder.
 
-    python -m medsft.core.engine.commands.export RUN --to DIR [--iteration N]
+    python -m medsft.core.engine.commands.export RUN --to DIR [--iteration N] [--export FORM]
 
 The folder has the weights without padding rows, the tokenizer with its new tokens and a chat template that gives exactly the
 text of training, the end token for generation, a model card, and a manifest of what the model was made from. It appears when
-complete.
+complete. Of a run that trained an adapter, FORM says what is written: the model with the adapter in it (`merged`), the adapter
+by itself in a folder below (`adapter`), or `both`.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from medsft.core.data.tokenizers.end_tokens import end_tokens, other_ends, pad_i
 from medsft.core.data.tokenizers.export import export_tokenizer
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.disk import writing_to
+from medsft.core.engine.commands.adapter_card import adapter_card, merged_section
 from medsft.core.engine.commands.entry_point import run_process
+from medsft.core.engine.commands.export_adapter import ADAPTER_FOLDER, compare_with_merged, open_trained, write_adapter
 from medsft.core.engine.commands.model_card import model_card
+from medsft.core.engine.commands.rounding import rounding_matters, rounding_note
+from medsft.core.engine.commands.verify import LogitDifference
 from medsft.core.engine.formats.dcp import open_dcp
-from medsft.core.engine.formats.hf import fill_hf
-from medsft.core.engine.formats.source import DTYPES
+from medsft.core.engine.formats.hf import fill_hf, generation_config, write_json
+from medsft.core.engine.formats.source import DTYPES, WeightSource
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.files import new_folder, sealed
 from medsft.core.models.config import ModelConfig
@@ -41,14 +46,16 @@ from medsft.core.run.view import RunView
 from medsft.errors import ExitCode, MismatchError
 
 
-def export_run(run: RunDir, to: Path, *, iteration: int | None = None) -> Taken:
+def export_run(run: RunDir, to: Path, *, iteration: int | None = None, form: str | None = None) -> Taken:
     """Write the model of a checkpoint (the latest good one by default) to the folder `to` and return what was taken.
+
+    `form` is the one of `--export`; None: as the run says.
 
     Raises `MismatchError` when `to` exists, or when there is no such checkpoint or it is damaged;
     `DiskError`.
     """
     plan = load_plan(run)
-    check_request(run, to, iteration)
+    check_request(run, to, iteration, form)
     number, passed_over = (iteration, []) if iteration is not None else find_good(run)
     if number is None:
         raise MismatchError("\n".join([f"{run.path}: no checkpoint to export.", *passed_over]), hint=checkpoints_there(run))
@@ -58,8 +65,16 @@ def export_run(run: RunDir, to: Path, *, iteration: int | None = None) -> Taken:
         hint = f"{checkpoints_there(run)} Export another: --iteration N."
         raise MismatchError(f"{checkpoint} is damaged: {problem}", hint=hint)
     with writing_to(to, ExitCode.TRAINING), new_folder(to) as aside:
-        _write(plan, run, checkpoint, aside)
-    return Taken(folder=str(to), iteration=number, total=plan.num_iterations, passed_over=tuple(passed_over))
+        notes, rounding = _write(plan, run, checkpoint, aside, form or plan.config.export)
+    return Taken(
+        folder=str(to),
+        iteration=number,
+        total=plan.num_iterations,
+        passed_over=tuple(passed_over),
+        notes=tuple(notes),
+        rounding=None if rounding is None else rounding_note(rounding, plan.precision, over="of documents of the run"),
+        rounding_matters=rounding is not None and rounding_matters(rounding),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +87,64 @@ class Taken:
     """Iterations of the plan."""
     passed_over: tuple[str, ...]
     """A line for each later checkpoint that is damaged."""
+    notes: tuple[str, ...] = ()
+    """What to know to load an adapter that was written."""
+    rounding: str | None = None
+    """How far a merged model is from base and adapter, in words."""
+    rounding_matters: bool = False
+    """Whether it answers otherwise."""
 
 
-def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path) -> None:
+def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path, form: str) -> tuple[list[str], LogitDifference | None]:
+    """Write the folder; return what to know of an adapter in it, and how far rounding took the merged model from the
+    adapter."""
     opened = open_tokenizer(Path(plan.base.tokenizer), template=plan.config.template)
-    source = ResizedSource(open_dcp(checkpoint), plan.base.model.vocab_size)
+    made_from = read_manifest(checkpoint)
+    view = run.view().at(made_from["iteration"])
+    notes, rounding = list[str](), None
+    card = model_card(plan, view, writes_date=bool(opened.template.date))
+    if plan.config.lora is None:
+        _write_model(plan, ResizedSource(open_dcp(checkpoint), plan.base.model.vocab_size), opened, folder)
+    else:
+        trained = open_trained(plan, checkpoint)
+        if form != "merged":
+            notes = write_adapter(folder / ADAPTER_FOLDER, plan, view, trained)
+            _write_tokenizer(plan, opened, folder / ADAPTER_FOLDER)
+            ends = generation_config(named_config(trained.merged.config, opened), _ends(plan, opened))
+            write_json(folder / ADAPTER_FOLDER / "generation_config.json", ends)
+        if form != "adapter":
+            _write_model(plan, trained.merged, opened, folder)
+            rounding = compare_with_merged(plan, trained.merged, folder)
+            card += merged_section(plan, rounding, has_adapter=form == "both")
+        else:
+            card = adapter_card(plan, view, trained, folder=f"THIS_FOLDER/{ADAPTER_FOLDER}")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    files = {str(path.relative_to(folder)): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    record = {**provenance(plan, view, made_from), "files": files}
+    if rounding is not None:
+        record["rounding"] = asdict(rounding)
+    (folder / EXPORT_MANIFEST).write_text(sealed(record), encoding="utf-8")
+    return notes, rounding
+
+
+def _write_model(plan: RunPlan, source: WeightSource, opened: OpenedTokenizer, folder: Path) -> None:
+    """Write a model that needs no adapter, with its tokenizer."""
     fill_hf(
         folder,
         named_config(source.config, opened),
         ((name, source.read(name)) for name in source.names()),
         dtype=DTYPES[plan.precision],
-        eos_token_ids=end_tokens(opened, other_ends(plan.base.model)),
+        eos_token_ids=_ends(plan, opened),
     )
+    _write_tokenizer(plan, opened, folder)
+
+
+def _write_tokenizer(plan: RunPlan, opened: OpenedTokenizer, folder: Path) -> None:
     export_tokenizer(opened, folder, model_max_length=plan.base.model.max_position_embeddings)
-    made_from = read_manifest(checkpoint)
-    view = run.view().at(made_from["iteration"])
-    (folder / "README.md").write_text(model_card(plan, view, writes_date=bool(opened.template.date)), encoding="utf-8")
-    files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
-    record = {**provenance(plan, view, made_from), "files": files}
-    (folder / EXPORT_MANIFEST).write_text(sealed(record), encoding="utf-8")
+
+
+def _ends(plan: RunPlan, opened: OpenedTokenizer) -> list[int]:
+    return end_tokens(opened, other_ends(plan.base.model))
 
 
 def named_config(config: ModelConfig, opened: OpenedTokenizer) -> ModelConfig:
@@ -131,8 +185,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--iteration", type=int)
+    parser.add_argument("--export", choices=("merged", "adapter", "both"))
     options = parser.parse_args(arguments)
-    taken = export_run(RunDir(options.run), options.to, iteration=options.iteration)
+    taken = export_run(RunDir(options.run), options.to, iteration=options.iteration, form=options.export)
     print(json.dumps(asdict(taken)))  # noqa: T201 - its result
 
 

@@ -111,12 +111,13 @@ def _rows(adapter: AdapterFolder, base: ModelConfig, warnings: list[str]) -> int
 
 
 def _ends(config: ModelConfig, adapter: AdapterFolder) -> list[int]:
-    """Return the ids at which an answer ends: those that the adapter names, else its tokenizer's end of a text, then the
-    base's."""
-    ends: list[int | None] = [*named_end_tokens(adapter.path)]
-    if not ends and adapter.tokenizer is not None and adapter.tokenizer.is_dir():
-        ends = [HuggingFaceTokenizer(adapter.tokenizer / "tokenizer.json", ()).eos_id]
-    every = dict.fromkeys((*ends, config.eos_token_id, *config.other_end_token_ids))
+    """Return the ids at which an answer ends: those that the adapter names, else its tokenizer's end and the base's."""
+    if named := named_end_tokens(adapter.path):
+        return list(named)
+    end = None
+    if adapter.tokenizer is not None and adapter.tokenizer.is_dir():
+        end = HuggingFaceTokenizer(adapter.tokenizer / "tokenizer.json", ()).eos_id
+    every = dict.fromkeys((end, config.eos_token_id, *config.other_end_token_ids))
     return [id_ for id_ in every if id_ is not None]
 
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from medsft.core.engine.formats.hf import open_tensors
+from medsft.core.engine.formats.quantized import QuantizedSource
 from medsft.core.engine.formats.source import DTYPES, Slices, SourceAround, WeightSource
 from medsft.core.models.adapter_folder import AdapterFolder
-from medsft.core.models.lora import A_SUFFIX, B_SUFFIX, TARGETS, TRAINED_ROWS, LoraSpec
+from medsft.core.models.lora import A_SUFFIX, B_SUFFIX, TRAINED_ROWS, LoraSpec
+from medsft.core.models.nf4 import is_quantized
 from medsft.core.models.tensors import EMBEDDING, OUTPUT
 from medsft.errors import MismatchError
 
@@ -45,7 +47,7 @@ class _HeldSource(SourceAround):
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype that `read` gives."""
-        return (self._matrices if _is_matrix_of_layer(name) else self._others) or self._source.dtype(name)
+        return (self._matrices if is_quantized(name) else self._others) or self._source.dtype(name)
 
     def read(self, name: str, slices: Slices | None = None) -> Tensor:
         """Return a weight, or the part of it in `slices`."""
@@ -58,11 +60,8 @@ def base_as_held(base: WeightSource, precision: str, others: torch.dtype | None 
     `precision` is that of the matrices of its layers, empty where it is not known, and `others` the format of the other
     weights. What is not known is left as it is.
     """
-    return _HeldSource(base, DTYPES.get(precision), others)
-
-
-def _is_matrix_of_layer(name: str) -> bool:
-    return name.endswith(".weight") and name.removesuffix(".weight").rpartition(".")[2] in TARGETS
+    held = _HeldSource(base, DTYPES.get(precision), others)
+    return QuantizedSource(held) if precision == "nf4" else held
 
 
 class MergedSource(SourceAround):
