@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "gguf", "textual", "typer", "numpy")
 _BYTES_PER_PARAMETER = 16
 """Weights, gradients and both Adam moments in fp32; activations come on top."""
+_ADAPTER_BYTES = 0.1
+"""For each parameter of a model of 8e9: 16 bytes for each of an adapter of rank 16 on all linear layers."""
+_IN_LAYERS = 0.87
+"""Share of the parameters of such a model that lie in its linear layers; nf4 takes `_NF4_BYTES` for each of these."""
+_NF4_BYTES = 0.516
 _LITTLE_DISK = 20 << 30
 _LITTLE_SHARED_MEMORY = 1 << 30
 
@@ -111,12 +116,21 @@ def _advice(devices: Devices, facts: dict[str, Any]) -> Iterator[str]:
     billions = devices.memory_bytes * (devices.count if devices.kind == "cuda" else 1) / _BYTES_PER_PARAMETER / 1e9
     place = f"the {devices.count} GPUs" if devices.kind == "cuda" else "memory"
     yield f"Full fine-tuning fits {place} up to about {billions:.1f}e9 parameters; `medsft plan` gives the exact amount."
+    unit = 2 if devices.bf16 else 4
+    quantized = _IN_LAYERS * _NF4_BYTES + (1 - _IN_LAYERS) * unit
+    lora, qlora = (billions * _BYTES_PER_PARAMETER / (size + _ADAPTER_BYTES) for size in (unit, quantized))
+    yield f"--adapter lora goes up to about {_two_digits(lora)}e9, with --base_precision nf4 (QLoRA) {_two_digits(qlora)}e9."
     if devices.kind == "cpu":
         yield "No GPU was found: models above about 0.5e9 parameters will take days."
     if not devices.bf16:
         yield "This hardware has no bf16: --precision auto trains in fp32, which is slower on large models."
     if facts["disk_free"] < _LITTLE_DISK:
-        yield f"Only {byte_size(facts['disk_free'])} of disk space is free. A checkpoint takes 12 bytes for each parameter."
+        free = byte_size(facts["disk_free"])
+        yield f"Only {free} of disk space is free. A checkpoint takes 12 bytes for each parameter that is trained."
     shared = facts["shared_memory_free"]
     if devices.kind == "cuda" and devices.count > 1 and shared is not None and shared < _LITTLE_SHARED_MEMORY:
         yield f"/dev/shm has only {byte_size(shared)} free: NCCL between GPUs may fail. In Docker, use --shm-size 8g."
+
+
+def _two_digits(number: float) -> str:
+    return f"{float(f'{number:.2g}'):g}"

@@ -166,17 +166,23 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     from medsft.core.devices import Devices
-    from medsft.core.planning import auto_layout, folders, planner
+    from medsft.core.planning import alternatives, auto_layout, folders, planner
+    from medsft.core.planning.adapter import AdapterPlan
     from medsft.core.planning.memory import MemoryEstimate
 
-    memory = {"weights": 3 << 30, "gradients": 2 << 30, "optimizer": 4 << 30, "activations": 1 << 30, "process": 1 << 29}
+    def estimate(*_: object, adapter: AdapterPlan | None = None) -> MemoryEstimate:
+        """Return what the pictures show: they are not about the formula."""
+        memory = {"weights": 3 << 30, "gradients": 2 << 30, "optimizer": 4 << 30, "activations": 1 << 30, "process": 1 << 29}
+        part = 1 if adapter is None else 4 if adapter.base_precision == "nf4" else 2
+        return MemoryEstimate(**{name: size // part for name, size in memory.items()})
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setattr(planner, "find_devices", lambda: Devices("cuda", 2, 16 << 30, "a device", bf16=True))
-    monkeypatch.setattr(
-        auto_layout, "estimate_memory", lambda *_: MemoryEstimate(**memory)
-    )  # the pictures are not about its formula
+    for module in (alternatives, auto_layout):
+        monkeypatch.setattr(module, "estimate_memory", estimate)
+    monkeypatch.setattr(planner, "_not_trained_yet", lambda _: [])
     monkeypatch.setattr(folders, "free_bytes", lambda path: 500 << 30)
     monkeypatch.setattr(planner, "free_bytes", lambda path: 500 << 30)
     for name in ("base", "found/other"):

@@ -12,6 +12,8 @@ from medsft.core.cluster import rendezvous
 from medsft.core.config.file import load_toml
 from medsft.core.config.run_config import command_line
 from medsft.core.data.dataset import findings
+from medsft.core.devices import Devices
+from medsft.core.planning import planner
 from medsft.core.planning.planner import preview
 from medsft.core.run.draft import Draft, draft_path, save_draft
 from medsft.core.run.rundir import RunDir
@@ -89,7 +91,7 @@ async def test_leaving_and_coming_back_finds_the_draft(drafted, until):
     app = drafted()
     async with app.run_test(size=(80, 24)) as pilot:
         await chosen(app, pilot, until)
-        await pilot.press("escape", "3", "down", "2", ".", "5")
+        await pilot.press("escape", "3", "down", "down", "2", ".", "5")
         await until(pilot, lambda: app.screen.state.config.epochs == 2.5)
     again = drafted()
     async with again.run_test(size=(80, 24)) as pilot:
@@ -103,7 +105,7 @@ async def test_a_problem_stands_beside_its_field_and_in_the_list(drafted, until)
     app = drafted()
     async with app.run_test(size=(80, 24)) as pilot:
         await chosen(app, pilot, until)
-        await pilot.press("escape", "3", "down", *"many")
+        await pilot.press("escape", "3", "down", "down", *"many")
         await until(pilot, lambda: app.screen.state.problems)
         row = app.screen.query_one("#field-epochs", FieldRow)
         assert "must be a number" in str(row.query_one(".problem").render())
@@ -305,10 +307,10 @@ async def test_up_and_down_move_between_fields_and_scroll_the_review(drafted, un
     app = drafted()
     async with app.run_test(size=(60, 20)) as pilot:
         await chosen(app, pilot, until)
-        await pilot.press("escape", "3", "down", "down", "down", "up")
+        await pilot.press("escape", "3", "down", "down", "down", "down", "up")
         assert app.focused is app.screen.query_one("#field-global_batch Input")
         await pilot.press("up", "up", "up")
-        assert app.focused is app.screen.query_one("#field-epochs Input")
+        assert app.focused is app.screen.query_one("#field-adapter Choice")
         await pilot.press("escape", "6", "down")
         page = app.screen.query_one("#page-5")
         await until(pilot, lambda: page.scroll_y > 0)
@@ -344,3 +346,42 @@ async def test_a_key_that_the_rows_do_not_have_is_told(drafted, until):
         await pilot.press("escape", "2")
         app.screen.edit(answer_key="reply")
         await until(pilot, lambda: "Not in all of these rows: `reply`" in text_of(app, "#keys"))
+
+
+async def test_kinds_of_training_are_shown_beside_one_another_and_a_smaller_one_is_offered(drafted, until, monkeypatch):
+    monkeypatch.setattr(planner, "find_devices", lambda: Devices("cuda", 1, 6 << 30, "a device", bf16=True))
+    app = drafted()
+    async with app.run_test(size=(80, 40)) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "3")
+        await until(pilot, lambda: "does not fit" in text_of(app, "#kinds"))
+        full, lora, qlora = text_of(app, "#kinds").splitlines()
+        assert full.startswith("● full")
+        assert lora.startswith("○ LoRA")
+        assert (full.endswith("10.5 GiB, does not fit"), lora.endswith("5.2 GiB, fits")) == (True, True)
+        assert "2.6 GiB" in qlora
+        assert not app.screen.query_one("#field-lora_rank").display
+        assert app.screen.query_one("#field-lr Input", Input).placeholder == "2e-05 (default)"
+        button = app.screen.query_one("#train-adapter", Button)
+        assert str(button.label) == "Train with LoRA, which fits"
+        button.press()
+        await until(pilot, lambda: app.screen.state.config.adapter == "lora" and settled(app))
+        await until(pilot, lambda: "● LoRA" in text_of(app, "#kinds"))
+        assert app.screen.state.config.base_precision is None
+        assert app.screen.query_one("#field-lora_rank").display
+        assert not app.screen.query_one("#smaller").display
+        assert app.screen.query_one("#field-lr Input", Input).placeholder == "0.0002 (default)"
+        assert app.screen.state.outlook.plan.config.lr == 2e-4
+        assert "--adapter lora" in command_line(app.screen.state.config)
+
+
+async def test_where_lora_is_too_large_the_base_is_offered_in_four_bits(drafted, until, monkeypatch):
+    monkeypatch.setattr(planner, "find_devices", lambda: Devices("cuda", 1, 3 << 30, "a device", bf16=True))
+    app = drafted()
+    async with app.run_test(size=(80, 40)) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "3")
+        await until(pilot, lambda: "QLoRA" in str(app.screen.query_one("#train-adapter", Button).label))
+        app.screen.query_one("#train-adapter", Button).press()
+        await until(pilot, lambda: app.screen.state.config.base_precision == "nf4" and settled(app))
+        assert app.screen.query_one("#field-base_precision Choice", Choice).value == "nf4"

@@ -22,6 +22,10 @@ TRAINED_ROWS = {"model.embed_tokens.weight": "model.embed_tokens.trained_rows", 
 """By the name of a table of tokens, the name of those of its rows that are trained beside an adapter: the rows of tokens that
 the base model did not have."""
 
+FULL, LORA, QLORA = "full", "LoRA", "QLoRA"
+FLAGS = {FULL: "--adapter none", LORA: "--adapter lora", QLORA: "--adapter lora --base_precision nf4"}
+"""By the name of a kind of training, what asks for it."""
+
 
 class Shaped(Protocol):
     """What has weights with names and shapes: `core.models.config.ModelConfig`."""
@@ -53,6 +57,13 @@ class LoraSpec:
             if module != name and module.rpartition(".")[2] in self.targets:
                 yield module + A_SUFFIX, (self.rank, shape[1])
                 yield module + B_SUFFIX, (shape[0], self.rank)
+
+
+def kind_of(adapter: str, base_precision: str | None) -> str:
+    """Return the name of the kind of training that these options ask for, see `FLAGS`."""
+    if adapter == "none":
+        return FULL
+    return QLORA if base_precision == "nf4" else LORA
 
 
 def named_targets(text: str) -> tuple[str, ...]:

@@ -162,7 +162,7 @@ class RunConfig:
         "Linear layers that get low-rank matrices: all, attention, mlp, or names with commas, as q_proj,v_proj",
         "adapter",
     )
-    rslora: bool = option(False, "Scale by alpha / sqrt(rank), for high ranks", "adapter", advanced=True)
+    rslora: bool = option(False, "Scale by alpha / sqrt(rank), for high ranks", "adapter")
     base_precision: str | None = option(
         None,
         "Number format in which the frozen model is kept; that of the computation when not given. nf4 takes 4.13 bits a weight "

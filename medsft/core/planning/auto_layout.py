@@ -10,6 +10,7 @@ import numpy as np
 from medsft.core.config.run_config import RunConfig
 from medsft.core.devices import Devices
 from medsft.core.models.config import ModelConfig
+from medsft.core.planning.adapter import AdapterPlan
 from medsft.core.planning.layout import (
     Layout,
     check_layout,
@@ -48,6 +49,8 @@ class LayoutInputs:
     """Labels of the documents of some global batches; see `sample_batches`."""
     longest: int
     """Labels of the longest document."""
+    adapter: AdapterPlan | None = None
+    """What is trained beside a frozen model; None: all weights are trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,13 +166,7 @@ def _fits(inputs: LayoutInputs, choice: LayoutChoice) -> bool:
 def _with_micro_batch(inputs: LayoutInputs, layout: Layout, nproc: int, micro_batch: int) -> LayoutChoice:
     tokens = _largest_stream(inputs, layout.dp, micro_batch)
     count = micro_batches_per_rank(inputs.global_batch, dp=layout.dp, micro_batch=micro_batch)
-    workload = Workload(
-        stream_tokens=tokens,
-        num_micro_batches=count,
-        bf16=inputs.precision == "bf16",
-        recompute=inputs.config.recompute,
-        device_kind=inputs.devices.kind,
-    )
+    work = workload(inputs.config, inputs.devices, tokens, count, precision=inputs.precision)
     model = padded_model(inputs.model, tp=layout.tp, vocab_multiple=inputs.config.rules.vocab_multiple)
     return LayoutChoice(
         layout=layout,
@@ -177,7 +174,18 @@ def _with_micro_batch(inputs: LayoutInputs, layout: Layout, nproc: int, micro_ba
         micro_batch=micro_batch,
         num_micro_batches=count,
         stream_tokens=tokens,
-        memory=estimate_memory(model, layout, workload),
+        memory=estimate_memory(model, layout, work, adapter=inputs.adapter),
+    )
+
+
+def workload(config: RunConfig, devices: Devices, stream_tokens: int, num_micro_batches: int, *, precision: str) -> Workload:
+    """Return what a rank computes with streams of so many tokens."""
+    return Workload(
+        stream_tokens=stream_tokens,
+        num_micro_batches=num_micro_batches,
+        bf16=precision == "bf16",
+        recompute=config.recompute,
+        device_kind=devices.kind,
     )
 
 

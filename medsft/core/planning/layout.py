@@ -81,6 +81,22 @@ def stage_layers(model: ModelConfig, pp: int) -> list[range]:
     return stages
 
 
+def stage_shapes(model: ModelConfig, pp: int, stage: int) -> dict[str, tuple[int, ...]]:
+    """Return name and full shape of each weight of a pipeline stage; a tied embedding is on the first and on the last stage."""
+    first, last = stage == 0, stage == pp - 1
+    layers = set(stage_layers(model, pp)[stage])
+    ends = {
+        "model.embed_tokens.weight": first or (last and model.tie_embeddings),
+        "model.norm.weight": last,
+        "lm_head.weight": last,
+    }
+    return {
+        name: shape
+        for name, shape in model.parameter_shapes()
+        if (ends[name] if name in ends else int(name.split(".")[2]) in layers)
+    }
+
+
 def check_layout(model: ModelConfig, layout: Layout, *, global_batch: int) -> list[Problem]:
     """Return why these sizes cannot work for this model, each with the nearest that can."""
     problems = []

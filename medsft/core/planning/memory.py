@@ -11,7 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from medsft.core.models.config import ModelConfig
-from medsft.core.planning.layout import Layout, stage_layers
+from medsft.core.planning.adapter import AdapterPlan
+from medsft.core.planning.layout import Layout, stage_layers, stage_shapes
 from medsft.core.planning.trainable import trainable_names
 
 PROCESS_BYTES = {"cpu": 450 << 20, "cuda": 1 << 30}
@@ -55,33 +56,32 @@ class Workload:
 
 
 def estimate_memory(
-    model: ModelConfig, layout: Layout, work: Workload, trainable: Collection[str] | None = None
+    model: ModelConfig,
+    layout: Layout,
+    work: Workload,
+    trainable: Collection[str] | None = None,
+    *,
+    adapter: AdapterPlan | None = None,
 ) -> MemoryEstimate:
-    """Return the estimate for the heaviest pipeline stage. `trainable` names the weights that are trained (default: all).
+    """Return the estimate for the heaviest pipeline stage. `trainable` names the weights that are trained (default: all), or an
+    `adapter` is trained beside them.
 
     Master weights, gradients and both Adam moments are fp32 and divided over the data-parallel ranks; the copies that compute,
     and the gradients until they are added up over the ranks, are whole on each of them. Frozen weights have the compute format
     alone; with data parallel each rank holds its shard of them and the gathered whole.
+    An adapter has all of these whole on each data-parallel rank, and its frozen base in a format of its own (`AdapterPlan`).
     """
-    names = trainable_names(model) if trainable is None else trainable
-    stages = (_stage_memory(model, layout, work, stage, names) for stage in range(layout.pp))
+    if adapter is not None:
+        stages = [_stage_with_adapter(model, layout, work, stage, adapter) for stage in range(layout.pp)]
+    else:
+        names = trainable_names(model) if trainable is None else trainable
+        stages = [_stage_memory(model, layout, work, stage, names) for stage in range(layout.pp)]
     return max(stages, key=lambda estimate: estimate.total)
 
 
 def stage_weights(model: ModelConfig, pp: int, stage: int) -> dict[str, int]:
     """Return the parameters in each weight of a pipeline stage; a tied embedding is on the first and on the last stage."""
-    first, last = stage == 0, stage == pp - 1
-    layers = set(stage_layers(model, pp)[stage])
-    ends = {
-        "model.embed_tokens.weight": first or (last and model.tie_embeddings),
-        "model.norm.weight": last,
-        "lm_head.weight": last,
-    }
-    return {
-        name: math.prod(shape)
-        for name, shape in model.parameter_shapes()
-        if (ends[name] if name in ends else int(name.split(".")[2]) in layers)
-    }
+    return {name: math.prod(shape) for name, shape in stage_shapes(model, pp, stage).items()}
 
 
 def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int, trainable: Collection[str]) -> MemoryEstimate:
@@ -97,15 +97,13 @@ def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int
     num_layers = len(stage_layers(model, layout.pp)[stage])
     activations = activation_bytes(model, layout, work, num_layers) * in_flight
     if stage == layout.pp - 1:
-        activations += min(_LOGITS_COPIES * LOGITS_BYTES, 4 * work.stream_tokens * math.ceil(model.vocab_size / layout.tp))
+        activations += _logits_bytes(model, layout, work)
     gradients = 4 * (parameters if layout.dp > 1 else shard)
     if work.num_micro_batches == 1:  # gradients then take the place of the activations that they are computed from
         activations = max(0, activations - gradients)
-    process = PROCESS_BYTES[work.device_kind]
-    if work.device_kind == "cpu" and layout.world > 1:
-        process += _GLOO_BYTES
-        if layout.dp > 1:
-            process += int(_KEPT_BY_MALLOC * (computing + gathered + gradients))
+    process = _process_bytes(layout, work)
+    if work.device_kind == "cpu" and layout.dp > 1:
+        process += int(_KEPT_BY_MALLOC * (computing + gathered + gradients))
     return MemoryEstimate(
         weights=4 * shard + computing + frozen_bytes,
         gradients=gradients,
@@ -113,6 +111,38 @@ def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int
         activations=activations,
         process=process,
     )
+
+
+def _stage_with_adapter(model: ModelConfig, layout: Layout, work: Workload, stage: int, adapter: AdapterPlan) -> MemoryEstimate:
+    unit = 2 if work.bf16 else 4
+    trained = adapter.trained_on_rank(model, layout, stage)
+    copies = trained * unit if work.bf16 else 0
+    num_layers = len(stage_layers(model, layout.pp)[stage])
+    in_flight = min(work.num_micro_batches, layout.pp - stage)
+    kept = work.stream_tokens * adapter.kept_for_backward(num_layers, unit=unit)
+    frozen, gathered = adapter.frozen_on_rank(model, layout, stage, unit=unit)
+    activations = (activation_bytes(model, layout, work, num_layers) + kept) * in_flight
+    if stage == layout.pp - 1:
+        activations += _logits_bytes(model, layout, work)
+    process = _process_bytes(layout, work)
+    if work.device_kind == "cpu" and layout.dp > 1:
+        process += int(_KEPT_BY_MALLOC * gathered)
+    return MemoryEstimate(
+        weights=4 * trained + copies + frozen + gathered,
+        gradients=4 * trained,
+        optimizer=8 * trained,
+        activations=activations + adapter.converted(model, layout.tp, unit=unit),
+        process=process,
+    )
+
+
+def _logits_bytes(model: ModelConfig, layout: Layout, work: Workload) -> int:
+    return min(_LOGITS_COPIES * LOGITS_BYTES, 4 * work.stream_tokens * math.ceil(model.vocab_size / layout.tp))
+
+
+def _process_bytes(layout: Layout, work: Workload) -> int:
+    several = work.device_kind == "cpu" and layout.world > 1
+    return PROCESS_BYTES[work.device_kind] + (_GLOO_BYTES if several else 0)
 
 
 def activation_bytes(model: ModelConfig, layout: Layout, work: Workload, num_layers: int) -> int:

@@ -20,6 +20,8 @@ from medsft.core.config.run_config import NOT_PART_OF_A_RUN, OF_ADAPTER, RunConf
 from medsft.core.files import sealed, unsealed
 from medsft.core.models.config import ModelConfig
 from medsft.core.models.run_folder import PLAN_NAME
+from medsft.core.planning.adapter import AdapterPlan
+from medsft.core.planning.alternatives import Alternative, adapter_of
 from medsft.core.planning.layout import Layout, padded_model
 from medsft.core.planning.memory import MemoryEstimate
 from medsft.core.planning.schedule import epoch_ends, num_saves, plan_eval_interval
@@ -126,6 +128,8 @@ class Estimates:
     """Tokens of the largest micro-batch."""
     checkpoint_bytes: int
     disk_needed: int
+    alternatives: tuple[Alternative, ...] = ()
+    """Full fine-tuning, LoRA and QLoRA; nothing in plans of versions that had no choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,9 +182,9 @@ class RunPlan:
         return self.config.rules.validates_epochs and (iteration == 0 or iteration in self.epoch_ends)
 
     @property
-    def base_precision(self) -> str:
-        """Return the number format of the frozen weights, where a run trains an adapter: that of the computation by default."""
-        return self.config.base_precision or self.precision
+    def adapter(self) -> AdapterPlan | None:
+        """Return what is trained beside a frozen model; None where all weights are trained."""
+        return adapter_of(self.config, precision=self.precision, rows=len(self.base.added_tokens))
 
     @property
     def num_validations(self) -> int:
@@ -237,16 +241,16 @@ class RunPlan:
 
     def _adapter_fields(self) -> dict[str, Any]:
         """Return what the adapter and its frozen base are, where a run trains one."""
-        lora = self.config.lora
-        if lora is None:
+        if self.adapter is None:
             return {}
+        lora = self.adapter.lora
         return {
             "--adapter": self.config.adapter,
             "--lora_rank": lora.rank,
             "--lora_alpha": lora.alpha,
             "--lora_targets": ",".join(lora.targets),
             "--rslora": lora.rslora,
-            "--base_precision": self.base_precision,
+            "--base_precision": self.adapter.base_precision,
         }
 
     def _original_fields(self) -> dict[str, Any]:
@@ -285,7 +289,12 @@ class RunPlan:
                 train=DatasetStats.from_json(raw["train"]),
                 val=DatasetStats.from_json(raw["val"]) if raw["val"] else None,
                 layout=Layout(**raw["layout"]),
-                estimates=_build(Estimates, estimates, memory=MemoryEstimate(**estimates["memory"])),
+                estimates=_build(
+                    Estimates,
+                    estimates,
+                    memory=MemoryEstimate(**estimates["memory"]),
+                    alternatives=tuple(Alternative(**kind) for kind in estimates.get("alternatives", ())),
+                ),
                 warnings=tuple(raw["warnings"]),
                 **{name: raw[name] for name in _SCALARS},
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medsft.core.config.check import check, doubts
+from medsft.core.config.lora import FLAGS
 from medsft.core.config.options import format_number
 from medsft.core.config.run_config import RunConfig
 from medsft.core.devices import Devices, assumed_devices, find_devices
@@ -19,7 +20,8 @@ from medsft.core.disk import refusal
 from medsft.core.models.inspect import BaseModel
 from medsft.core.models.run_folder import PLAN_NAME
 from medsft.core.planning import trainable
-from medsft.core.planning.auto_layout import LayoutChoice, LayoutInputs, choose, sample_batches, sequential_batches
+from medsft.core.planning.alternatives import adapter_of, alternatives, checkpoint_bytes, export_bytes
+from medsft.core.planning.auto_layout import LayoutChoice, LayoutInputs, choose, sample_batches, sequential_batches, workload
 from medsft.core.planning.base import find_base, ids_in_use, plan_base
 from medsft.core.planning.context import check_context, context_to_watch
 from medsft.core.planning.folders import check_places, export_folder_name, family_in_names, free_bytes, run_folder
@@ -29,7 +31,6 @@ from medsft.core.planning.plan import BasePlan, Estimates, RunPlan, absolute
 from medsft.core.planning.row_concerns import row_concerns
 from medsft.core.planning.schedule import num_saves, plan_eval_interval, plan_global_batch, plan_iterations
 from medsft.core.planning.sets import PlannedSet, training_set, training_set_or_guess, validation_set, validation_set_or_guess
-from medsft.core.planning.trainable import count_trainable, trainable_names
 from medsft.core.settings import CheckpointEntry, Settings, check_with_settings
 from medsft.core.units import byte_size
 from medsft.errors import ConfigError, MedsftError, MismatchError, Problem
@@ -266,6 +267,7 @@ def _layout_inputs(found: _Found, base: BasePlan, precision: str, amount: _Amoun
         pp=pp,
         devices=found.devices,
         precision=precision,
+        adapter=adapter_of(config, precision=precision, rows=len(base.added_tokens)),
         batches=batches,
         longest=longest,
     )
@@ -273,12 +275,13 @@ def _layout_inputs(found: _Found, base: BasePlan, precision: str, amount: _Amoun
 
 def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision: str, num_iterations: int) -> Estimates:
     config, devices = found.config, found.devices
-    trained = padded_model(base.model, tp=choice.layout.tp, vocab_multiple=config.rules.vocab_multiple)
-    parameters = trained.num_parameters()
-    checkpoint = 12 * count_trainable(trained, trainable_names(trained))  # masters and both moments
+    model = padded_model(base.model, tp=choice.layout.tp, vocab_multiple=config.rules.vocab_multiple)
+    rows = len(base.added_tokens)
+    adapter = adapter_of(config, precision=precision, rows=rows)
+    work = workload(config, devices, choice.stream_tokens, choice.num_micro_batches, precision=precision)
+    checkpoint = checkpoint_bytes(model, adapter)
     saves = num_saves(num_iterations, config.save_interval)
     kept = min(saves, config.keep_last + 1 if config.keep_last else saves)
-    exported = (2 if precision == "bf16" else 4) * parameters
     return Estimates(
         memory=choice.memory,
         device_kind=devices.kind,
@@ -286,7 +289,23 @@ def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision
         device_memory=devices.memory_per_rank(choice.nproc_per_node),
         stream_tokens=choice.stream_tokens,
         checkpoint_bytes=checkpoint,
-        disk_needed=kept * checkpoint + exported,
+        disk_needed=kept * checkpoint + export_bytes(model, adapter, export=config.export, precision=precision),
+        alternatives=alternatives(config, model, choice.layout, work, precision=precision, rows=rows),
+    )
+
+
+def _too_large(plan: RunPlan) -> str:
+    """Return that a rank has not the memory that it needs, and what needs less."""
+    estimates = plan.estimates
+    smaller = [kind for kind in estimates.alternatives if kind.memory < estimates.memory.total and not kind.chosen]
+    needs = [
+        f"with {FLAGS[kind.name]} {'it needs ' if not number else ''}{kind.memory / 1e9:.1f} GB"
+        for number, kind in enumerate(smaller)
+    ]
+    remedy = f"W{', '.join(needs)[1:]}. Or use" if smaller else "Use"
+    return (
+        f"A rank needs about {estimates.memory.total / 1e9:.1f} GB and has {estimates.device_memory / 1e9:.1f} GB: it will "
+        f"run out of memory. {remedy} a smaller --micro_batch, --recompute full, or more --tp or --pp."
     )
 
 
@@ -358,10 +377,7 @@ def _concerns(found: _Found, plan: RunPlan) -> list[str]:
             f"lower --micro_batch or --pp, or raise --global_batch."
         )
     if estimates.memory.total > estimates.device_memory:
-        lines.append(
-            f"A rank needs about {estimates.memory.total / 1e9:.1f} GB and has {estimates.device_memory / 1e9:.1f} GB: it will "
-            "run out of memory. Use a smaller --micro_batch, --recompute full, or more --tp or --pp."
-        )
+        lines.append(_too_large(plan))
     needed = {"--save_checkpoint_dir": Path(plan.run_dir)}
     if not found.train.exact:
         needed["--tokenized_data_dir"] = Path(config.tokenized_data_dir)

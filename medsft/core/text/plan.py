@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from medsft.core.text.adapter import adapter_text, alternatives_rows, trained_text
 from medsft.core.units import byte_size, count, counted, duration, short_count
 
 if TYPE_CHECKING:
@@ -62,16 +63,31 @@ def plan_rows(plan: RunPlan, forecast: Forecast | None, disk_free: int, *, show_
         Row("layout", str(plan.layout), f"{counted(plan.nproc_per_node, 'process', 'processes')}{nodes}", brief=True),
         Row("micro-batches", f"{plan.num_micro_batches} of about {each}", "on each rank and iteration", brief=True),
         Row("precision", plan.precision, brief=True),
+        *_training(plan),
         Row("device", estimates.device_name, estimates.device_kind),
         Row(
             "memory per rank",
             f"{byte_size(memory.total)} of {byte_size(estimates.device_memory)}: {memory_verdict(plan)}",
             ", ".join(f"{part} {byte_size(getattr(memory, part))}" for part in MEMORY_PARTS),
         ),
+        *(Row(f"with {name}", text) for name, text in alternatives_rows(plan)),
         Row("disk", f"{byte_size(estimates.disk_needed)} needed, {byte_size(disk_free)} free", brief=True),
         time_row(forecast),
         Row("finished model", show_path(plan.export_dir)),
     ]
+
+
+def _training(plan: RunPlan) -> list[Row]:
+    """Return what is trained, and how fast."""
+    config = plan.config
+    rates = Row(
+        "learning rate",
+        f"{config.lr:g} to {config.min_lr:g}",
+        f"warm-up over {config.warmup_fraction:.0%} of the iterations, weight decay {config.weight_decay:g}",
+    )
+    if plan.adapter is None:
+        return [Row("trained", trained_text(plan)), rates]
+    return [Row("adapter", adapter_text(plan.adapter), brief=True), Row("trained", trained_text(plan), brief=True), rates]
 
 
 def memory_verdict(plan: RunPlan) -> str:

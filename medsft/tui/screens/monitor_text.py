@@ -11,6 +11,7 @@ from medsft.core.run.launch import load_plan
 from medsft.core.run.listing import BROKEN
 from medsft.core.run.rundir import LOST_AFTER_SECONDS, RunDir
 from medsft.core.run.snapshot import Snapshot
+from medsft.core.text.adapter import adapter_label
 from medsft.core.text.events import phase_word
 from medsft.core.text.steps import MEASURES, measured
 from medsft.core.units import age, byte_size, count, decimal, duration, short_count
@@ -37,6 +38,8 @@ class PlanFacts:
     device_memory: int | None = None
     supervised_tokens: int | None = None
     """Of the whole run."""
+    adapter: str = ""
+    """Kind and rank of the adapter that is trained, and its part of the parameters; empty where all weights are trained."""
 
     @classmethod
     def of(cls, run: RunDir) -> PlanFacts:
@@ -49,6 +52,7 @@ class PlanFacts:
             epochs=plan.epochs,
             device_memory=plan.estimates.device_memory,
             supervised_tokens=round(plan.train.supervised_tokens * plan.epochs),
+            adapter=adapter_label(plan),
         )
 
 
@@ -110,6 +114,7 @@ def numbers(snapshot: Snapshot, plan: PlanFacts, width: int) -> Content:
         ("epoch", epoch),
         ("answer tokens", supervised),
         ("memory per rank", memory),
+        ("adapter", plan.adapter),
     ]
     return _flow(pairs if view.steps else pairs[1:2], width)
 

@@ -98,8 +98,9 @@ class FieldRow(Vertical):
                 yield Choice(self._options, self._text or default, default=default)
             else:
                 default = default_text(self.field)
-                hint = f"{default} (default)" if default else ""
-                yield TextField(self._text, placeholder=hint, compact=True, suggester=self._suggester, select_on_focus=False)
+                yield TextField(
+                    self._text, placeholder=_hint(default), compact=True, suggester=self._suggester, select_on_focus=False
+                )
         yield Static(shown(help_of(self.field)), classes="help")
         yield Static(classes="problem")
 
@@ -138,6 +139,11 @@ class FieldRow(Vertical):
         for choice in self.query(Choice):
             choice.value = text or choice.default
 
+    def set_default(self, text: str) -> None:
+        """Show another default in a field that is typed."""
+        for field in self.query(Input):
+            field.placeholder = _hint(text)
+
     def set_options(self, options: Sequence[str]) -> None:
         """Offer other options; the chosen one stays visible although it may not work."""
         choice = self.query_one(Choice)
@@ -150,3 +156,7 @@ class FieldRow(Vertical):
         place.display = bool(problems)
         self.set_class(bool(problems), "-wrong")
         put(place, beside(problems))
+
+
+def _hint(default: str) -> str:
+    return f"{default} (default)" if default else ""

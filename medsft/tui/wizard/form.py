@@ -36,9 +36,9 @@ def to_text(value: Any) -> str:
     return str(value)
 
 
-def default_text(name: str) -> str:
-    """Return the default of a field as it would be typed."""
-    return to_text(FIELDS[name].default)
+def default_text(name: str, config: RunConfig | None = None) -> str:
+    """Return the default of a field as it would be typed: of some that of a config with or without an adapter."""
+    return to_text(FIELDS[name].default if config is None else config.default_of(FIELDS[name]))
 
 
 def parse(texts: Mapping[str, str]) -> tuple[RunConfig, list[Problem]]:

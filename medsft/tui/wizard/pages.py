@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from asyncio import Lock
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import Binding
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Horizontal
 from textual.content import Content
 from textual.widget import Widget
-from textual.widgets import Button, Collapsible, Input, OptionList, Static
+from textual.widgets import Button, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from medsft.core.config.row_options import USED_BY
@@ -25,7 +23,9 @@ from medsft.tui.wizard import plan_text as words
 from medsft.tui.wizard.fields import Choice, FieldRow
 from medsft.tui.wizard.form import AUTO, fields_in, problems_of, row_fields
 from medsft.tui.wizard.messages import Edited, State, Wanted
+from medsft.tui.wizard.page import Page
 from medsft.tui.wizard.paths import PathSuggester
+from medsft.tui.wizard.training import TrainingPage
 
 if TYPE_CHECKING:
     from medsft.core.data.sources.recognize import Recognized
@@ -33,73 +33,6 @@ if TYPE_CHECKING:
 
 _ROW_FIELDS = tuple(name for name in fields_in("data", advanced=False) if name in USED_BY)
 _MOST_STAGES = 16
-
-
-class Page(VerticalScroll, can_focus=False):
-    """A page: a title, its content, and the way on. It is empty until it is filled: five hidden pages would delay the first."""
-
-    BINDINGS = [  # instead of scrolling, which follows the focus
-        Binding("up", "app.focus_previous", "Field above", show=False),
-        Binding("down", "app.focus_next", "Field below", show=False),
-    ]
-    title = ""
-    lead = ""
-    to_read = False
-
-    def __init__(self, *, id: str) -> None:
-        super().__init__(id=id, classes="page")
-        self._texts: Mapping[str, str] | None = None
-        self._filling = Lock()
-        self.filled = False
-
-    async def fill(self, texts: Mapping[str, str]) -> None:
-        """Lay out the page with these texts, if it is not laid out yet."""
-        async with self._filling:
-            if not self.filled:
-                self._texts = texts
-                await self.recompose()
-                self.filled = True
-
-    def compose(self) -> ComposeResult:
-        """Lay out the lead, the content, and the buttons back and on."""
-        if self._texts is None:
-            return
-        yield Static(Content.assemble(Content.styled(self.title, "bold $primary"), "  ", Content(self.lead)), classes="lead")
-        yield from self.content()
-        with Horizontal(classes="way"):
-            yield Button("Back", id="back", compact=True)
-            yield Button("Next", id="next", compact=True, variant="primary")
-
-    def content(self) -> ComposeResult:
-        """Yield what is between lead and buttons."""
-        yield from ()
-
-    def row(self, name: str, options: Sequence[str] = (), suggester: PathSuggester | None = None) -> FieldRow:
-        """Return the row of a field with its text so far."""
-        return FieldRow(name, (self._texts or {}).get(name, ""), options=options, suggester=suggester)
-
-    def advanced(self, group: str, title: str = "Advanced") -> ComposeResult:
-        """Yield the folded fields of a group."""
-        names = fields_in(group, advanced=True)
-        with Collapsible(title=f"{title} ({len(names)})"):
-            for name in names:
-                yield self.row(name)
-
-    def first_field(self) -> Widget | None:
-        """Return where the cursor goes; None on a page that is there to be read."""
-        fields = [widget for widget in self.query("Input, OptionList, Choice") if widget.focusable]
-        return fields[0] if fields and not self.to_read else None
-
-    def show(self, state: State) -> None:
-        """Show a newer state."""
-        for row in self.query(FieldRow):
-            row.set_problems(problems_of(row.field, state.problems))
-
-    @on(Button.Pressed)
-    def pressed(self, event: Button.Pressed) -> None:
-        """Pass on what a button is named after."""
-        event.stop()
-        self.post_message(Wanted(event.button.name or event.button.id or ""))
 
 
 class BasePage(Page):
@@ -260,22 +193,6 @@ class DataPage(Page):
         self.post_message(Edited(run_name="" if event.value == "none" else event.value, data=""))
 
 
-class TrainingPage(Page):
-    """How to learn, and where to keep it."""
-
-    title = "Training"
-    lead = "The defaults are those of the original recipe. Empty fields keep the default."
-
-    def content(self) -> ComposeResult:
-        """Yield the fields of training and output."""
-        for name in fields_in("training", advanced=False):
-            if name != "iters":
-                yield self.row(name)
-        for name in fields_in("output", advanced=False):
-            yield self.row(name)
-        yield from self.advanced("training")
-
-
 class ParallelPage(Page):
     """How the model is divided over devices."""
 
@@ -288,6 +205,7 @@ class ParallelPage(Page):
         yield self.row("pp", (AUTO,))
         yield self.row("nproc_per_node")
         yield Static(id="memory")
+        yield Static(id="kinds-in-memory")
         yield self.row("nodes")
         yield self.row("addr")
         yield self.row("rank")
@@ -311,6 +229,7 @@ class ParallelPage(Page):
         beside = 61 if self.screen.has_class("-wide") else 6
         width = max(20, min(60, self.screen.size.width - beside))
         put(memory, words.memory_bar(plan.estimates, width) if plan else "Choose a base model and data to see the memory.")
+        put(self.query_one("#kinds-in-memory", Static), words.kinds_text(plan))
         several = state.config.nodes > 1
         for name in ("addr", "rank", "port"):
             self.query_one(f"#field-{name}").display = several

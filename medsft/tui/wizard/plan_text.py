@@ -11,6 +11,7 @@ from textual.content import Content
 from medsft.core.config.options import format_number
 from medsft.core.config.row_options import QA
 from medsft.core.config.run_config import RunConfig
+from medsft.core.text.adapter import kind_bars
 from medsft.core.text.plan import MEMORY_PARTS, Row, plan_rows
 from medsft.core.units import byte_size, count, counted, duration, short_count
 from medsft.errors import Problem
@@ -48,6 +49,18 @@ def memory_bar(estimates: Estimates, width: int) -> Content:
     for name, (sign, color) in zip(MEMORY_PARTS, _SIGNS, strict=True):
         bar += ["\n", Content.styled(sign, color), f" {name:<12}{byte_size(getattr(memory, name)):>10}"]
     return Content.assemble(*bar)
+
+
+def kinds_text(plan: RunPlan | None) -> Content:
+    """Return what full fine-tuning, LoRA and QLoRA need in memory beside one another; nothing before there is a plan."""
+    if plan is None:
+        return Content("")
+    lines: list[Content | str] = []
+    for kind, bar, needs in kind_bars(plan):
+        style = ("bold" if kind.chosen else "") if kind.memory <= plan.estimates.device_memory else "$error"
+        mark = "●" if kind.chosen else "○"
+        lines += ["\n" if lines else "", Content.styled(f"{mark} {kind.name:<6}{bar} {needs}", style)]
+    return Content.assemble(*lines)
 
 
 def panel(outlook: Outlook | None, problems: Sequence[Problem], width: int) -> Content:

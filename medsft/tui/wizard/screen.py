@@ -36,7 +36,8 @@ from medsft.tui.wizard.fields import FieldRow
 from medsft.tui.wizard.form import FIELDS, parse, proposals
 from medsft.tui.wizard.keys import DATA_PAGE, ITERATIONS_PAGE, KEYS, REVIEW_PAGE, TITLES, possible
 from medsft.tui.wizard.messages import Busy, Edited, Entries, Looked, Started, State, Wanted
-from medsft.tui.wizard.pages import PAGES, BasePage, Page
+from medsft.tui.wizard.page import Page
+from medsft.tui.wizard.pages import PAGES, BasePage
 from medsft.tui.wizard.paths import FilePicker
 from medsft.tui.wizard.state import renewed
 from medsft.tui.wizard.steps import Steps
@@ -393,8 +394,7 @@ you leave the wizard. Empty fields have their default.
         """Watch the run, or ask for the number of iterations again."""
         if isinstance(event.result, int):
             self.page = ITERATIONS_PAGE
-            self.notify(
-                f"The tokenized set gives {event.result:,} iterations. Check the number, then start again.", severity="warning"
-            )
+            text = f"The tokenized set gives {event.result:,} iterations. Check the number, then start again."
+            self.notify(text, severity="warning")
             return
         self.post_message(ShowMonitor(event.result))

@@ -8,6 +8,7 @@ from pathlib import Path
 from medsft.core.planning.plan import RunPlan
 from medsft.core.printable import one_line
 from medsft.core.run.view import RunView
+from medsft.core.text.adapter import adapter_text, trained_text
 from medsft.core.text.plan import mixture_text
 
 _DATE = "But it writes the date of the day; the documents of the training have that of the day on which they were tokenized."
@@ -34,6 +35,7 @@ def model_card(plan: RunPlan, view: RunView, *, writes_date: bool = False) -> st
         ("Longest document", f"{plan.train.longest:,} tokens"),
         ("Weight of question and system tokens in the loss", f"{config.loss_mask:g}"),
         ("Precision", f"{plan.precision}, master weights and optimizer in fp32"),
+        *_adapter(plan),
     ]
     if view.last_eval("loss") is not None:
         when = "" if view.eval_steps[-1] == view.iteration else f" after iteration {view.eval_steps[-1]:,}"
@@ -84,6 +86,13 @@ def _name(file: str) -> str:
 def _training_set(plan: RunPlan) -> str:
     each = " in each epoch" if plan.train.mixture else ""
     return f"{plan.train.documents:,} documents, {plan.train.tokens:,} tokens{each}, `{plan.train.fingerprint[:32]}`"
+
+
+def _adapter(plan: RunPlan) -> list[tuple[str, str]]:
+    """Return what the adapter was, where one was trained, and what was trained of the model."""
+    if plan.adapter is None:
+        return []
+    return [("Adapter", adapter_text(plan.adapter)), ("Trained", trained_text(plan))]
 
 
 def _held_out(plan: RunPlan) -> list[tuple[str, str]]:
