@@ -23,8 +23,8 @@ class Page(VerticalScroll, can_focus=False):
     """A page: a title, its content, and the way on. It is empty until it is filled: five hidden pages would delay the first."""
 
     BINDINGS = [  # instead of scrolling, which follows the focus
-        Binding("up", "app.focus_previous", "Field above", show=False),
-        Binding("down", "app.focus_next", "Field below", show=False),
+        Binding("up", "screen.move(-1)", "Field above", show=False),
+        Binding("down", "screen.move(1)", "Field below", show=False),
     ]
     title = ""
     lead = ""
