@@ -8,7 +8,7 @@ other folders    Hugging Face, Megatron-LLM, torch.distributed.checkpoint; a .gg
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from medsft.core.data.tokenizers.end_tokens import end_tokens, other_ends
 from medsft.core.data.tokenizers.open import no_tokenizer_beside, open_tokenizer
 from medsft.core.files import sizes_differ
 from medsft.core.models import run_folder
+from medsft.core.models.adapter_folder import check_fits, is_adapter, read_adapter
+from medsft.core.models.config import named_end_tokens
 from medsft.core.models.inspect import inspect_base
+from medsft.core.models.merging import base_of_adapter
 from medsft.core.planning.base import sampled_fingerprint
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.integrity import EXPORT_MANIFEST, read_export
@@ -37,6 +40,8 @@ class ModelSource:
     """Folder or file, as `inspect_base` takes it."""
     iteration: int | None = None
     """Which of several in `weights`."""
+    adapter: Path | None = None
+    """Folder of an adapter that is merged into these weights."""
     begins: Path | None = None
     """The run, or the model of one, whose base model this is: it answers as the run begins with it."""
     tokens: int
@@ -59,7 +64,8 @@ class ModelSource:
         """Return what tells it from another model, with a cheap hash of the weights."""
         of_run = self.iteration is not None and run_folder.is_run(self.weights)
         weights = run_folder.checkpoint_path(self.weights, self.iteration or 0) if of_run else self.weights
-        parts = sampled_fingerprint(weights), self.iteration, self.begins is not None, self.tokens
+        adapter = sampled_fingerprint(self.adapter) if self.adapter else ""
+        parts = sampled_fingerprint(weights), adapter, self.iteration, self.begins is not None, self.tokens
         return "-".join(map(str, parts))
 
     def to_json(self) -> dict[str, Any]:
@@ -70,7 +76,7 @@ class ModelSource:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> ModelSource:
         """Return what `to_json` was called on."""
-        paths = {name: Path(raw[name]) for name in ("weights", "tokenizer", "begins") if raw[name] is not None}
+        paths = {name: Path(raw[name]) for name in ("weights", "tokenizer", "adapter", "begins") if raw[name] is not None}
         return cls(**{**raw, **paths, "ends": tuple(raw["ends"]), "notes": tuple(raw["notes"])})
 
 
@@ -83,6 +89,8 @@ def find_model(path: Path, *, iteration: int | None = None, template: str | None
     """
     if run_folder.is_run(path):
         return _of_run(path, iteration)
+    if is_adapter(path):
+        return _of_adapter(path, template)
     base = inspect_base(path, iteration)
     if base.config is None:
         raise MismatchError(f"{path}: cannot tell which model this is.", hint="Convert it first: medsft convert.")
@@ -103,10 +111,12 @@ def find_model(path: Path, *, iteration: int | None = None, template: str | None
 
 
 def find_base_of(path: Path) -> ModelSource:
-    """Return the base model of a run, or of a model that a run was exported as, prompted with the run's template.
+    """Return the base model of a run, of a model that a run was exported as, or of an adapter, prompted in the same template.
 
     Raises `ConfigError` for a model that does not say what it was made from, `MismatchError` where its base model is gone.
     """
+    if is_adapter(path):
+        return replace(find_model(path), name="base", adapter=None, notes=())
     plan = plan_of(path)
     base = inspect_base(Path(plan.base.path), plan.base.iteration)
     return _prompted_as(plan, name="base", weights=base.path, iteration=base.iteration, notes=(), begins=path)
@@ -131,11 +141,35 @@ def plan_of(path: Path) -> RunPlan:
 def _of_run(path: Path, iteration: int | None) -> ModelSource:
     plan = load_plan(RunDir(path))
     exported = Path(plan.export_dir)
-    if iteration is None and _is_model_of(plan, exported):
+    if iteration is None and (exported / "config.json").is_file() and _is_model_of(plan, exported):
         return _prompted_as(plan, name=path.name, weights=exported, iteration=None, notes=())
     base = inspect_base(path, iteration)
     note = f"{path.name}: the checkpoint of iteration {base.iteration:,} of {plan.num_iterations:,} answers."
     return _prompted_as(plan, name=path.name, weights=path, iteration=base.iteration, notes=(*base.warnings, note))
+
+
+def _of_adapter(path: Path, template: str | None) -> ModelSource:
+    adapter = read_adapter(path)
+    base = inspect_base(base_of_adapter(adapter))
+    if base.config is None:
+        raise MismatchError(f"{base.path}: cannot tell which model this is.", hint="Convert it first: medsft convert.")
+    check_fits(adapter, base.config, where=str(base.path))
+    tokenizer = adapter.tokenizer or base.tokenizer
+    if tokenizer is None:
+        raise no_tokenizer_beside(base.weights)
+    name, opened, notes = _template_of(tokenizer, template)
+    return ModelSource(
+        name=path.name,
+        weights=base.path,
+        iteration=base.iteration,
+        adapter=path,
+        tokens=max(adapter.vocab_size(base.config), opened.tokenizer.vocab_size),
+        tokenizer=tokenizer,
+        template=name,
+        ends=tuple(end_tokens(opened, (*named_end_tokens(path), *other_ends(base.config)))),
+        context=base.config.context,
+        notes=(*base.warnings, *notes),
+    )
 
 
 def _is_model_of(plan: RunPlan, folder: Path) -> bool:

@@ -54,16 +54,15 @@ def look_at_merge(job: Merge) -> tuple[AdapterFolder, BaseModel]:
     """
     check_is_new(job.to)
     adapter = read_adapter(job.adapter)
-    base = inspect_base(_base(job, adapter))
+    base = inspect_base(job.base or base_of_adapter(adapter))
     if base.config is None:
         raise MismatchError(f"{base.path}: cannot tell which model this is.", hint="Convert it first: medsft convert.")
     check_fits(adapter, base.config, where=str(base.path))
     return adapter, base
 
 
-def _base(job: Merge, adapter: AdapterFolder) -> Path:
-    if job.base is not None:
-        return job.base
+def base_of_adapter(adapter: AdapterFolder) -> Path:
+    """Return the base model that an adapter names. Raises `ConfigError` when it names none, or one that is not here."""
     named = Path(adapter.base)
     if not adapter.base:
         raise ConfigError(

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import tiny
+from adapters import write_peft
 
 from medsft.core.data.sources.conversation import Message, question_and_answer
+from medsft.core.engine.commands.merge import merge
 from medsft.core.evaluation.answer_score import score_of_answer
 from medsft.core.evaluation.chat import Chat, Sampling, answers_to, prompt_for
 from medsft.core.evaluation.model import ModelSource, find_base_of, find_model
 from medsft.core.evaluation.requests import Generate, Request, Score, Scored, answer
+from medsft.core.models.merging import Merge
 from medsft.core.run.launch import EngineError
 from medsft.errors import ConfigError, DataError
 
@@ -131,3 +134,18 @@ def test_the_known_answer_is_all_that_has_its_role(folder: Path) -> None:
     assert "w5" not in opened.tokenizer.decode(asked.continuations[0])
     with pytest.raises(ValueError, match="no answer"):
         score_of_answer("q", two[:2], opened)
+
+
+def test_an_adapter_answers_as_the_model_that_it_is_merged_into(folder: Path, tmp_path: Path) -> None:
+    rows = {"embed_tokens": [3, 91], "lm_head": [91]}
+    adapter = write_peft(tmp_path / "adapter", folder, rows=rows, seed=1)
+    merge(Merge(adapter=adapter, to=tmp_path / "merged", base=None, dtype="fp32"))
+    found = find_model(adapter)
+    assert (found.weights, found.adapter) == (folder, adapter)
+    ours, merged, base, alone = (
+        {each.id: each for each in answer(model, mixed(), precision="fp32")}
+        for model in (found, find_model(tmp_path / "merged"), find_base_of(adapter), find_model(folder))
+    )
+    assert base == alone
+    assert ours == merged
+    assert ours != base

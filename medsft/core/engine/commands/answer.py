@@ -12,12 +12,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from medsft.core.devices import cpu_multiplies_bf16
 from medsft.core.engine.commands.entry_point import run_process
+from medsft.core.engine.formats.adapters import MergedSource, base_as_held, check_tied_tables, open_adapter
 from medsft.core.engine.formats.open import open_source
 from medsft.core.engine.formats.source import DTYPES, Slices, SourceAround, WeightSource
 from medsft.core.engine.formats.vocabulary import ResizedSource
@@ -30,6 +32,7 @@ from medsft.core.engine.train.base_weights import base_source
 from medsft.core.engine.train.weights import load_weights
 from medsft.core.evaluation.model import ModelSource, plan_of
 from medsft.core.evaluation.requests import Generate, Generated, Request, Score, from_json, to_json
+from medsft.core.models.adapter_folder import read_adapter
 from medsft.errors import LaunchError
 
 
@@ -56,7 +59,19 @@ def _source(model: ModelSource, ids: int) -> WeightSource:
         return ResizedSource(base_source(plan_of(model.begins))[0], model.tokens)
     source = open_source(model.weights, iteration=model.iteration)
     rows = source.config.vocab_size
+    if model.adapter is not None:
+        return _with_adapter(model.adapter, source, model.tokens if ids > rows else rows)
     return ResizedSource(source, model.tokens) if rows > model.tokens or ids > rows else source
+
+
+def _with_adapter(path: Path, base: WeightSource, rows: int) -> WeightSource:
+    """Return a base with the adapter of a folder in it, its tables at least `rows` long."""
+    folder = read_adapter(path)
+    adapter = open_adapter(folder)
+    if base.config.tie_embeddings:
+        check_tied_tables(adapter, path)
+    held = base_as_held(base, folder.base_precision)
+    return MergedSource(ResizedSource(held, max(rows, folder.vocab_size(base.config))), adapter)
 
 
 class _Rounded(SourceAround):
