@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import tiny
 from adapters import write_peft
 
 from medsft.core.data.sources.conversation import Message, question_and_answer
+from medsft.core.engine.commands.answer import load
 from medsft.core.engine.commands.merge import merge
+from medsft.core.engine.infer.generation import Generator, Limits
+from medsft.core.engine.infer.scoring import score
 from medsft.core.evaluation.answer_score import score_of_answer
 from medsft.core.evaluation.chat import Chat, Sampling, answers_to, prompt_for
 from medsft.core.evaluation.model import ModelSource, find_base_of, find_model
-from medsft.core.evaluation.requests import Generate, Request, Score, Scored, answer
+from medsft.core.evaluation.requests import Answer, Generate, Request, Score, Scored, answer, highest_ids
 from medsft.core.models.merging import Merge
 from medsft.core.run.launch import EngineError
 from medsft.errors import ConfigError, DataError
@@ -35,6 +39,16 @@ def mixed() -> list[Request]:
     return [*scores, *(Generate(id=f"g{n}", prompt=(n, n + 1), max_new_tokens=5) for n in range(4))]
 
 
+def here(model: ModelSource, asked: Sequence[Request], precision: str) -> dict[str, Answer]:
+    """The answers by id, computed in this process."""
+    decoder = load(model, precision, ids=1 + max(id_ for request in asked for id_ in highest_ids(request)))
+    limits = Limits(sequences=8, prompt_tokens=500, cache_tokens=10_000)
+    scores = [request for request in asked if isinstance(request, Score)]
+    prompts = [request for request in asked if isinstance(request, Generate)]
+    found = [*score(decoder, scores, most_tokens=500), *Generator(decoder, limits).generate(prompts)]
+    return {each.id: each for each in found}
+
+
 def test_processes_that_share_the_work_find_the_same(folder: Path) -> None:
     model = find_model(folder)
     alone, shared = ({each.id: each for each in answer(model, mixed(), precision="fp32", processes=count)} for count in (1, 2))
@@ -51,7 +65,7 @@ def test_processes_that_share_the_work_find_the_same(folder: Path) -> None:
 def test_bf16_is_near(folder: Path) -> None:
     model = find_model(folder)
     asked = [request for request in mixed() if isinstance(request, Score)]
-    exact, rounded = ({each.id: each for each in answer(model, asked, precision=p)} for p in ("fp32", "bf16"))
+    exact, rounded = (here(model, asked, precision) for precision in ("fp32", "bf16"))
     for id_, one in exact.items():
         other = rounded[id_]
         assert isinstance(one, Scored)
@@ -66,16 +80,16 @@ def test_a_conversation_is_that_of_single_requests(folder: Path) -> None:
     assert "no chat template of its own" in model.notes[0]
     opened = model.open_tokenizer()
     with Chat(model, SAMPLING, precision="fp32", system="w9") as chat:
+        asked, said = [], []
         for question in (QUESTION, "w4", QUESTION):
-            before = (*chat.messages, Message("user", question))
-            text = "".join(chat.ask(question)).strip()
-            [(_, alone)] = answers_to(model, [before], SAMPLING, precision="fp32")
-            assert text == alone
+            asked.append((*chat.messages, Message("user", question)))
+            said.append("".join(chat.ask(question)).strip())
         assert [message.role for message in chat.messages][:2] == ["system", "user"]
         chat.forget()
         assert chat.messages == (Message("system", "w9"),)
         with pytest.raises(DataError, match="longer than the context"):
             next(chat.ask("w1 " * 600))
+    assert dict(enumerate(said)) == dict(answers_to(model, asked, SAMPLING, precision="fp32"))
     assert prompt_for("q", (Message("user", "w1 " * 505),), model, opened, SAMPLING).max_new_tokens < 6
 
 
@@ -121,7 +135,7 @@ def test_a_run_answers_before_and_after_as_it_was_validated(tmp_path: Path) -> N
 def loss(model: ModelSource, conversations: list[tuple[Message, ...]]) -> float:
     opened = model.open_tokenizer()
     asked = [score_of_answer(str(n), each, opened) for n, each in enumerate(conversations)]
-    found = [each for each in answer(model, asked, precision="fp32") if isinstance(each, Scored)]
+    found = [each for each in here(model, asked, "fp32").values() if isinstance(each, Scored)]
     return -sum(sum(each.log_likelihoods) for each in found) / sum(sum(each.num_tokens) for each in found)
 
 
@@ -143,7 +157,7 @@ def test_an_adapter_answers_as_the_model_that_it_is_merged_into(folder: Path, tm
     found = find_model(adapter)
     assert (found.weights, found.adapter) == (folder, adapter)
     ours, merged, base, alone = (
-        {each.id: each for each in answer(model, mixed(), precision="fp32")}
+        here(model, mixed(), "fp32")
         for model in (found, find_model(tmp_path / "merged"), find_base_of(adapter), find_model(folder))
     )
     assert base == alone
