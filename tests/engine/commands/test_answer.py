@@ -45,7 +45,7 @@ def here(model: ModelSource, asked: Sequence[Request], precision: str) -> dict[s
     limits = Limits(sequences=8, prompt_tokens=500, cache_tokens=10_000)
     scores = [request for request in asked if isinstance(request, Score)]
     prompts = [request for request in asked if isinstance(request, Generate)]
-    found = [*score(decoder, scores, most_tokens=500), *Generator(decoder, limits).generate(prompts)]
+    found: list[Answer] = [*score(decoder, scores, most_tokens=500), *Generator(decoder, limits).generate(prompts)]
     return {each.id: each for each in found}
 
 
