@@ -91,14 +91,3 @@ def test_numbers_that_are_not_finite_are_refused_with_file_and_name(source):
     source.weights[DOWN][60, 7] = torch.inf
     with pytest.raises(MismatchError, match=r"base/model\.safetensors.*NaN or infinity, in model\.layers\.1\.mlp\.down_proj"):
         load_weights({DOWN: QuantizedWeight(Part.whole(64, 112), "cpu")}, source)
-
-
-def test_memory_for_the_numbers_is_one_and_stays(source):
-    small, large = (QuantizedWeight(Part.whole(64, 112), "cpu") for _ in range(2))
-    for weight in (small, large):
-        load_weights({DOWN: weight}, source)
-    first = in_format(small, torch.float32)
-    assert in_format(large, torch.float32).data_ptr() == first.data_ptr()
-    kept = torch.ones(3, dtype=torch.float32)
-    assert in_format(kept, torch.float32).data_ptr() == kept.data_ptr()
-    assert in_format(kept, torch.bfloat16).dtype == torch.bfloat16

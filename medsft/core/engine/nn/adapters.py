@@ -25,6 +25,7 @@ from medsft.core.config.lora import B_SUFFIX, LoraSpec
 from medsft.core.engine.kernels import dtype_of_products
 from medsft.core.engine.nn.dtensor import arrived, local_part, local_part_of_sum
 from medsft.core.engine.nn.linear import Linear, add_product_, matmul
+from medsft.core.engine.nn.quantized import QuantizedWeight, in_format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,22 +36,35 @@ class Adapter:
     rows: tuple[int, ...] = ()
     """Ascending: the rows of the tables of tokens that are trained."""
     base_precision: str
-    """Format of the frozen matrices of the layers: bf16 or fp32."""
+    """Format of the frozen matrices of the layers: bf16, fp32 or nf4."""
 
 
 class FrozenLinear(Linear):
     """x @ weight.T + bias for x [T, in], with a weight and a bias that are never trained.
 
-    `product` and `product_of_gradient` are all that is asked of the weight: one that is kept in another way replaces them.
+    The weight may be kept in another format than `x`: in another dtype, or in nf4 (`quantize`). Each product converts it
+    anew, into memory that stays (`quantized.in_format`).
     """
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.quantized: QuantizedWeight | None = None
+
+    def quantize(self) -> None:
+        """Put memory for nf4 in the place of the weight, which may be divided over tensor-parallel ranks."""
+        self.quantized = QuantizedWeight.like(self.weight)
+        self.register_parameter("weight", None)
 
     def product(self, x: Tensor) -> Tensor:
         """Return x W^T, [T, out], for this rank's part of W. Autograd does not see this product."""
-        return matmul(x, local_part(self.weight).to(x.dtype).T)
+        return matmul(x, self._weight_in(x.dtype).T)
 
     def product_of_gradient(self, grad: Tensor) -> Tensor:
         """Return the gradient of x [T, in] for a gradient [T, out] of x W^T."""
-        return matmul(grad, local_part(self.weight).to(grad.dtype))
+        return matmul(grad, self._weight_in(grad.dtype))
+
+    def _weight_in(self, dtype: torch.dtype) -> Tensor:
+        return in_format(self.weight if self.quantized is None else self.quantized, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [T, out]. A DTensor that is whole on each rank meets rows of W, one that is divided by features columns."""

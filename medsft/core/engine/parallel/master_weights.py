@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
 from medsft.core.config.lora import TRAINED_ROWS
+from medsft.core.engine.formats.source import DTYPES
 from medsft.core.engine.nn.adapters import FrozenLinear
 from medsft.core.engine.nn.dtensor import local_part
 from medsft.core.engine.nn.model import Decoder
+from medsft.core.engine.nn.quantized import QuantizedWeight
 from medsft.core.engine.nn.trained_rows import held_rows
 from medsft.core.engine.parallel.mesh import Mesh
 
@@ -39,6 +41,8 @@ class MasterWeights:
     """The model's bf16 copies of the masters; empty where the masters are the model's parameters."""
     frozen: dict[str, nn.Parameter] = field(default_factory=dict)
     """The model's parameters that are not trained, in the format that they are kept in."""
+    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
+    """The weights that are not trained and are kept in nf4."""
     tables: tuple[TrainedTable, ...] = ()
     """Frozen tables of tokens, rows of which are trained."""
     copied_over_dp: bool = False
@@ -74,19 +78,23 @@ class TrainedTable:
 
 
 def freeze(
-    decoder: Decoder, trainable: Collection[str], *, compute_dtype: torch.dtype, base_dtype: torch.dtype | None = None
+    decoder: Decoder, trainable: Collection[str], *, compute_dtype: torch.dtype, base_precision: str | None = None
 ) -> None:
     """Make every parameter that is not in `trainable` one that gets no gradient, in `compute_dtype`.
 
-    With an adapter the matrices of the layers are kept in `base_dtype`. Call it before FSDP divides the parameters, and while
-    they are on the meta device: no fp32 memory is then taken for them.
+    With an adapter the matrices of the layers are kept in `base_precision`. Call it before FSDP divides the parameters, and
+    while they are on the meta device: no fp32 memory is then taken for them.
     """
     for name, parameter in list(decoder.named_parameters()):
         if name not in trainable:
             owner, _, leaf = name.rpartition(".")
-            is_matrix = leaf == "weight" and isinstance(decoder.get_submodule(owner), FrozenLinear)
-            dtype = base_dtype if is_matrix and base_dtype is not None else compute_dtype
-            _replace(decoder, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+            module = decoder.get_submodule(owner)
+            own = base_precision if leaf == "weight" and isinstance(module, FrozenLinear) else None
+            if own == "nf4" and isinstance(module, FrozenLinear):
+                module.quantize()
+            else:
+                kept = parameter.detach().to(DTYPES[own] if own else compute_dtype)
+                _replace(decoder, name, nn.Parameter(kept, requires_grad=False))
 
 
 def make_master_weights(decoder: Decoder, *, compute_dtype: torch.dtype, data_parallel: bool) -> MasterWeights:
@@ -97,7 +105,13 @@ def make_master_weights(decoder: Decoder, *, compute_dtype: torch.dtype, data_pa
     """
     parameters = dict(decoder.named_parameters())
     masters = {name: p for name, p in parameters.items() if p.requires_grad}
-    frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
+    quantized = {
+        f"{name}.weight": module.quantized
+        for name, module in decoder.named_modules()
+        if isinstance(module, FrozenLinear) and module.quantized is not None
+    }
+    parts = {id(p) for weight in quantized.values() for p in weight.parameters()}
+    frozen = {name: p for name, p in parameters.items() if not (p.requires_grad or id(p) in parts)}
     adapter = decoder.adapter
     copies = {}
     if compute_dtype != torch.float32 and (adapter is not None or not data_parallel):
@@ -107,7 +121,8 @@ def make_master_weights(decoder: Decoder, *, compute_dtype: torch.dtype, data_pa
             _replace(decoder, name, copies[name])
     rows = adapter.rows if adapter else ()
     tables = [TrainedTable(frozen[table], masters[own], rows) for table, own in TRAINED_ROWS.items() if own in masters]
-    return MasterWeights(masters, copies, frozen, tuple(tables), copied_over_dp=adapter is not None and data_parallel)
+    copied = adapter is not None and data_parallel
+    return MasterWeights(masters, copies, frozen, quantized, tuple(tables), copied_over_dp=copied)
 
 
 def _replace(decoder: Decoder, name: str, parameter: nn.Parameter) -> None:

@@ -25,7 +25,6 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from medsft.core.engine.formats.source import DTYPES
 from medsft.core.engine.nn.adapters import Adapter
 from medsft.core.engine.nn.dtensor import local_range
 from medsft.core.engine.nn.model import Decoder, DecoderLayer
@@ -65,7 +64,7 @@ def build_stage(
         layer.recompute = recompute
     if layout.tp > 1:
         shard_tensors(decoder, mesh.devices["tp"])
-    freeze(decoder, trainable, compute_dtype=compute_dtype, base_dtype=DTYPES[adapter.base_precision] if adapter else None)
+    freeze(decoder, trainable, compute_dtype=compute_dtype, base_precision=adapter.base_precision if adapter else None)
     if layout.dp > 1 and adapter is not None:
         shard_frozen_layers(decoder, mesh.devices["dp"])
     elif layout.dp > 1:

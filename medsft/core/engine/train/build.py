@@ -6,10 +6,13 @@ import socket
 from collections.abc import Collection
 from dataclasses import replace
 
+from torch import Tensor
+
 from medsft.core.engine.formats.source import DTYPES
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.engine.nn.adapters import Adapter
 from medsft.core.engine.nn.model import Decoder
+from medsft.core.engine.nn.quantized import QuantizedWeight
 from medsft.core.engine.parallel.master_weights import make_master_weights
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.parallel.sharding import build_stage
@@ -82,7 +85,8 @@ def build_trainer(
         if events and iteration is None:
             for line in notes:
                 events.write("warning", message=line)
-        load_weights(masters.frozen if iteration is not None or adapter else {**masters.by_name, **masters.frozen}, source)
+        not_saved: dict[str, Tensor | QuantizedWeight] = {**masters.frozen, **masters.quantized}
+        load_weights(not_saved if iteration is not None or adapter else {**masters.by_name, **not_saved}, source)
         if iteration is None and adapter:
             begin_adapter(masters.by_name, adapter, source, plan.config.seed)
     if iteration is None:
