@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from medsft.core.engine.formats.adapters import base_as_held
 from medsft.core.engine.formats.quantized import QuantizedSource
 from medsft.core.engine.kernels.nf4 import Part
 from medsft.core.engine.nn.quantized import QuantizedWeight, in_format
@@ -76,6 +77,9 @@ def test_what_an_adapter_is_merged_into(source):
     assert made.read(DOWN, (slice(5, 5),)).shape == (0, 112)
     for name in (NORM, "model.embed_tokens.weight"):
         assert torch.equal(made.read(name), source.weights[name])
+    held = base_as_held(source, "nf4", torch.bfloat16)
+    assert torch.equal(held.read(DOWN), whole)
+    assert torch.equal(held.read(NORM), source.weights[NORM].bfloat16())
 
 
 def test_a_weight_is_never_read_as_a_whole_where_it_is_large(source, monkeypatch):

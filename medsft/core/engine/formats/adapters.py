@@ -58,7 +58,7 @@ def base_as_held(base: WeightSource, precision: str, others: torch.dtype | None 
     """Return a base model as a run holds it while it trains an adapter.
 
     `precision` is that of the matrices of its layers, empty where it is not known, and `others` the format of the other
-    weights. What is not known is left as it is.
+    weights. What is not known is left as it is. Matrices in nf4 are given as the numbers that it means, in fp32.
     """
     held = _HeldSource(base, DTYPES.get(precision), others)
     return QuantizedSource(held) if precision == "nf4" else held
