@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import pytest
 import tiny
@@ -26,7 +27,7 @@ from medsft.core.run.rundir import RunDir
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
 
-QLORA = {"adapter": "lora", "lora_rank": 4, "lora_alpha": 8, "base_precision": "nf4", "iters": 5, "lr": 1e-2}
+QLORA: dict[str, Any] = {"adapter": "lora", "lora_rank": 4, "lora_alpha": 8, "base_precision": "nf4", "iters": 5, "lr": 1e-2}
 LAYOUTS = [(1, 2, 1), (1, 1, 2), (2, 1, 1), (2, 2, 1), (1, 2, 2), (1, 1, 3)]
 """(pp, dp, tp)"""
 
@@ -117,7 +118,7 @@ def test_the_numbers_that_are_trained_on(made, alone, tmp_path):
     write_hf(tmp_path / "written/base", source.config, weights, dtype=torch.float32)
     tiny.write_tokenizer(tmp_path / "written/base")
     other = tiny.config_in(tmp_path / "written")
-    plan = tiny.plan_of(*other, **{**QLORA, "base_precision": "fp32"})
+    plan = tiny.plan_of(other[0], other[1], **{**QLORA, "base_precision": "fp32"})
     assert tiny.series(tiny.train(plan), "step", "loss", "grad_norm") == alone[0]
 
 
