@@ -22,7 +22,12 @@ def export(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="New folder for the model.")],
     iteration: Annotated[
         int | None,
-        typer.Option("--iteration", metavar="N", min=1, help="Saved iteration to export; the latest when not given."),
+        typer.Option(
+            "--iteration",
+            metavar="N",
+            min=1,
+            help="Saved iteration to export; otherwise the finished model's, or the latest.",
+        ),
     ] = None,
     form: Annotated[
         str | None,

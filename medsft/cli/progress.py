@@ -16,6 +16,8 @@ from medsft.core.printable import one_line, printable
 from medsft.core.run.events import TERMINAL, Event, EventReader
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView, ViewFold
+from medsft.core.text.best import best_validation
+from medsft.core.units import count
 from medsft.core.workflow import follow
 from medsft.errors import ExitCode, MedsftError
 
@@ -93,7 +95,9 @@ def end_with_outcome(run: RunDir, *, after: int = -1) -> None:
     if after >= 0 and not any(event.kind in TERMINAL and event.seq > after for event in EventReader(run.events_path).read()):
         state = "lost"
     if state == "finished":
-        console.note(f"Finished: {run.path}" + (f"\nModel: {view.export}" if view.export else ""))
+        of = f" (iteration {count(view.exported_iteration)})" if view.exported_iteration else ""
+        lines = (f"Finished: {run.path}", best_validation(view), f"Model: {view.export}{of}" if view.export else "")
+        console.note("\n".join(filter(None, lines)))
     elif state == "stopped":
         console.note(f"Stopped after iteration {view.iteration}. Resume it: medsft resume {run.path}")
     elif state == "failed":

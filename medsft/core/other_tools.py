@@ -74,6 +74,8 @@ _OURS: Mapping[str, str] = {
     "save_checkpoint_dir": "output_dir out_dir output save save_dir save_path checkpoint_dir logging_dir runs_dir",
     "save_interval": "save_steps save_strategy save_every checkpoint_interval saves_per_epoch save_freq",
     "keep_last": "save_total_limit max_checkpoints keep_checkpoints",
+    "keep_best": "load_best_model_at_end metric_for_best_model",
+    "patience": "early_stopping_patience early_stopping",
     "id": "run_id suffix tag",
     "no_autoaccept_iters": "confirm interactive ask",
     "verify": "check test_logits",

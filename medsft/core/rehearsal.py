@@ -177,6 +177,8 @@ def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Pa
         save_interval=_SAVED_AT,
         eval_interval=_SAVED_AT,
         keep_last=0,
+        keep_best="none",
+        patience=None,
         tp=plan.layout.tp,
         pp=plan.layout.pp,
         nproc_per_node=plan.nproc_per_node,

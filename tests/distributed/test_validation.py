@@ -91,7 +91,7 @@ def test_the_model_card_says_before_and_after(tmp_path):
     config, settings = tiny.project(tmp_path)
     plan = prepare(config, settings)
     found = evals(tiny.train(plan))
-    card = model_card(plan, RunDir(Path(plan.run_dir)).view())
+    card = model_card(plan, RunDir(Path(plan.run_dir)).view(), plan.num_iterations)
     assert f"| Validation | loss {found[-1][1]:.4f}" in card
     assert f"| Validation of the base model | loss {found[0][1]:.4f}" in card
 

@@ -25,6 +25,7 @@ from medsft.core.cluster.membership import Membership
 from medsft.core.cluster.rendezvous import local_address, network_environment
 from medsft.core.disk import trouble
 from medsft.core.planning.plan import RunPlan
+from medsft.core.run.best import end_of_training
 from medsft.core.run.causes import (
     START_MARK,
     first_failure,
@@ -148,14 +149,15 @@ def _supervise_node_0(run: RunDir, launch: Launch, membership: Membership, folde
             if not was_stopped_while_starting(run, launch, asked=_stop_unrecorded.is_set()):
                 first_failure(run, launch, code).raise_()
             _log_stop(run)
-    if plan.num_iterations in run.checkpoints():  # otherwise it was stopped on request: the reporting rank said so
-        finish(run, plan)
+    end = end_of_training(run, plan)
+    if end is not None:  # otherwise it was stopped on request: the reporting rank said so
+        finish(run, plan, end)
 
 
 def _is_trained(run: RunDir, plan: RunPlan) -> bool:
-    """Tell whether the checkpoint of the last iteration is there, and good. What is on the disk decides, no tracker."""
-    last = plan.num_iterations
-    return last in run.checkpoints() and damage(run.checkpoint_path(last)) is None
+    """Tell whether the checkpoint of the end of training is there, and good. What is on the disk decides, no tracker."""
+    end = end_of_training(run, plan)
+    return end is not None and damage(run.checkpoint_path(end)) is None
 
 
 def _log_stop(run: RunDir) -> None:

@@ -30,6 +30,8 @@ def check(config: RunConfig) -> list[Problem]:
         problems.append(
             Problem("--seed", f"{config.seed} is too large with --compat {config.compat}", f"Must be below {limit}.")
         )
+    if config.patience is not None:
+        problems.extend(_check_patience(config))
     problems.extend(check_row_options(config.format, config.row_options))
     named = {problem.where for problem in problems}
     problems.extend(problem for problem in _check_adapter(config) if problem.where not in named)
@@ -42,6 +44,15 @@ def check(config: RunConfig) -> list[Problem]:
     if config.rank >= config.nodes:
         problems.append(Problem("--rank", f"{config.rank} is not below --nodes {config.nodes}", "Ranks count from 0."))
     return problems
+
+
+def _check_patience(config: RunConfig) -> list[Problem]:
+    where = "--patience"
+    if not config.rules.keeps_best:
+        return [Problem(where, f"is not possible with --compat {config.compat}", "The original trains to the end.")]
+    if config.keep_best == "none":
+        return [Problem(where, "needs the best checkpoint, and --keep_best none keeps none", "Leave one of the two away.")]
+    return []
 
 
 def _check_shares(config: RunConfig) -> list[Problem]:

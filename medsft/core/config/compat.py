@@ -50,6 +50,8 @@ class CompatRules:
     """Iterations between validations where `--eval_interval` is not given; None chooses by the length of the run."""
     validates_epochs: bool = True
     """Validates before the first iteration and after each epoch, too."""
+    keeps_best: bool = True
+    """`--keep_best` and `--patience` are possible."""
     rate_counts_from: int = 1
     """Number of the first iteration in the learning-rate schedule."""
 
@@ -86,6 +88,7 @@ COMPAT_RULES: Mapping[str, CompatRules] = MappingProxyType(
             iterations_multiple=10,
             eval_interval=100,
             validates_epochs=False,
+            keeps_best=False,
             rate_counts_from=0,
             vocab_multiple=128,
             softmax_over_padding=True,

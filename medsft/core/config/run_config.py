@@ -233,6 +233,19 @@ class RunConfig:
         unit="iterations",
         minimum=1,
     )
+    keep_best: str = option(
+        "loss",
+        "Keep the checkpoint with the lowest loss on the validation set, beside the latest ones",
+        "training",
+        choices=("loss", "none"),
+    )
+    patience: int | None = option(
+        None,
+        "End after this many validations in a row that were not better than the best; never early when not given",
+        "training",
+        unit="validations",
+        minimum=1,
+    )
     seed: int = option(1234, "Seed of the sample order", "training", minimum=0, maximum=2**63 - 1, advanced=True)
     compat: str = option(
         "none",
@@ -274,6 +287,12 @@ class RunConfig:
     save_checkpoint_dir: Path = option(Path("runs"), "Folder of the run folders", "output")
     save_interval: int = option(800, "Iterations between checkpoints", "output", unit="iterations", minimum=1)
     keep_last: int = option(2, "Number of latest checkpoints to keep; 0 keeps all", "output", minimum=0)
+    export_checkpoint: str = option(
+        "best",
+        "Checkpoint that becomes the finished model: the best where one is kept, the last, or both",
+        "output",
+        choices=("best", "last", "both"),
+    )
     id: str | None = option(None, "Suffix of the folder names, to tell this run from another with the same settings", "output")
 
     def __post_init__(self) -> None:
@@ -338,6 +357,9 @@ NOT_PART_OF_A_RUN = frozenset(
         "keep_last",
         "save_interval",
         "recompute",
+        "keep_best",
+        "patience",
+        "export_checkpoint",
         "max_iters",
         "tokenized_data_dir",
         "save_checkpoint_dir",

@@ -187,6 +187,11 @@ class RunPlan:
         return adapter_of(self.config, precision=self.precision, rows=len(self.base.added_tokens))
 
     @property
+    def keeps_best(self) -> bool:
+        """Whether the run keeps the checkpoint with the lowest validation loss."""
+        return self.val is not None and self.config.keep_best != "none" and self.config.rules.keeps_best
+
+    @property
     def num_validations(self) -> int:
         """Return after how many iterations `validates_after` holds."""
         count = -(-self.num_iterations // self.eval_interval)
@@ -344,8 +349,11 @@ def read_plan_file(path: Path) -> dict[str, Any]:
 
 
 def _config(raw: Mapping[str, Any], where: str) -> RunConfig:
-    """Build the config. Its names are checked: a plan that came from elsewhere must not lead out of the folders it is for."""
-    config = from_mapping(raw, where=where)
+    """Build the config. Its names are checked: a plan that came from elsewhere must not lead out of the folders it is for.
+
+    A run that was planned before best checkpoints were kept goes on without.
+    """
+    config = from_mapping({"keep_best": "none", **raw}, where=where)
     problems = check_names(config)
     if problems:
         raise MismatchError(f"{where}: {problems[0]}")

@@ -38,6 +38,8 @@ from medsft.errors import ConfigError, MedsftError, MismatchError, Problem
 _TOLERATED_BUBBLE = 0.2
 _TOLERATED_EPOCHS = 1.25
 """Times --epochs that a plan may train before it says so."""
+_MANY_EPOCHS = 3
+"""Passes over the same documents after which fine-tunings mostly get worse on others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +170,9 @@ def _devices(config: RunConfig, base: BaseModel) -> Devices:
 
 def _decide(found: _Found) -> RunPlan:
     config, train = found.config, found.train
+    if config.patience is not None and found.val is None:
+        remedy = "Give validation rows, such as --val 0.05, or leave --patience away."
+        raise ConfigError([Problem("--patience", "there is no validation set", remedy)])
     in_use = ids_in_use(Path(train.stats.folder)) if train.exact else None
     base, notes = plan_base(config, found.entry, found.base, in_use=in_use)
     precision = _precision(config, found.devices)
@@ -282,6 +287,11 @@ def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision
     checkpoint = checkpoint_bytes(model, adapter)
     saves = num_saves(num_iterations, config.save_interval)
     kept = min(saves, config.keep_last + 1 if config.keep_last else saves)
+<<<<<<< HEAD
+=======
+    kept += found.val is not None and config.keep_best != "none" and config.rules.keeps_best
+    exported = (2 if precision == "bf16" else 4) * parameters
+>>>>>>> 1f9ac67 (The best checkpoint is kept and becomes the model; a run may end when it no longer improves)
     return Estimates(
         memory=choice.memory,
         device_kind=devices.kind,
@@ -323,6 +333,9 @@ def _amount_concerns(plan: RunPlan) -> list[str]:
             f"--epochs {format_number(config.epochs)} becomes {plan.epochs:.3g}, in whole iterations of "
             f"{plan.global_batch} documents; a smaller --global_batch comes nearer."
         )
+    if plan.epochs > _MANY_EPOCHS:
+        watched = "the best checkpoint is kept" if plan.keeps_best else "give --val, so that the best checkpoint is kept"
+        lines.append(f"{plan.epochs:.3g} epochs: after {_MANY_EPOCHS}, models mostly learn rows by heart; {watched}.")
     if plan.layout.dp > plan.global_batch:
         idle = plan.layout.dp - plan.global_batch
         lines.append(f"{idle} of {plan.layout.dp} data-parallel ranks get no document. Use a smaller --nproc_per_node.")

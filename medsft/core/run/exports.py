@@ -15,12 +15,20 @@ from medsft.core.config.options import check_ranges
 from medsft.core.config.run_config import RunConfig
 from medsft.core.files import check_is_new, is_taken
 from medsft.core.planning.plan import RunPlan
+from medsft.core.run.best import best_checkpoint
 from medsft.core.run.events import EventWriter
+<<<<<<< HEAD
 from medsft.core.run.integrity import EXPORT_MANIFEST, export_damage, read_export
 from medsft.core.run.launch import EngineError, load_plan, run_engine
+=======
+from medsft.core.run.integrity import EXPORT_MANIFEST, damage, export_damage, read_export
+from medsft.core.run.launch import EngineError, run_engine
+>>>>>>> 1f9ac67 (The best checkpoint is kept and becomes the model; a run may end when it no longer improves)
 from medsft.core.run.rundir import RunDir
 from medsft.errors import ConfigError, MedsftError, MismatchError, Problem
 
+LAST_SUFFIX = "-last"
+"""Follows the name of the finished model's folder for the model of the last checkpoint, where both are exported."""
 _ELSEWHERE = "Move it away, or give the run a name of its own: --id NAME"
 
 
@@ -62,12 +70,12 @@ def checkpoints_there(run: RunDir) -> str:
     return f"Checkpoints it has: {', '.join(f'{saved:,}' for saved in run.checkpoints()) or 'none'}."
 
 
-def look_at_export(plan: RunPlan, run: RunDir) -> Exported:
-    """Return what lies where the model of `plan` belongs. Reads all of its files.
+def look_at_export(plan: RunPlan, run: RunDir, folder: Path | None = None) -> Exported:
+    """Return what lies where the model of `plan` belongs, or at `folder`. Reads all of its files.
 
     Raises `MismatchError` when something lies there that is no model of medsft's.
     """
-    folder = Path(plan.export_dir)
+    folder = folder or Path(plan.export_dir)
     if not is_taken(folder):
         return Exported(there=False, of_this_plan=False, damage=None)
     if not (folder / EXPORT_MANIFEST).exists() and not _was_exported(run, folder):
@@ -87,14 +95,30 @@ def _identity(folder: Path) -> str | None:
         return None
 
 
-def finish(run: RunDir, plan: RunPlan) -> None:
-    """Export the model of a run that is trained, unless it is there already, and log that the run is finished.
+def finished_models(run: RunDir, plan: RunPlan, end: int) -> dict[Path, int]:
+    """Return the folder of each model of a run that was trained up to iteration `end`, with the iteration of its checkpoint.
+
+    The first is at `plan.export_dir`: the best checkpoint where one is kept and not damaged, unless `--export_checkpoint` asks
+    for the last. Reads all files of the best one.
+    """
+    folder, asked = Path(plan.export_dir), plan.config.export_checkpoint
+    best = best_checkpoint(run, plan) if asked != "last" else None
+    if best is None or best == end or damage(run.checkpoint_path(best)) is not None:
+        return {folder: end}
+    last = {folder.with_name(f"{folder.name}{LAST_SUFFIX}"): end} if asked == "both" else {}
+    return {folder: best, **last}
+
+
+def finish(run: RunDir, plan: RunPlan, end: int) -> None:
+    """Export the models of a run that is trained up to iteration `end`, unless they are there, and log that it is finished.
 
     A damaged model makes room: it is kept under another name. Raises the error of the export, `MismatchError` when something
     else is in the way.
     """
+    models = finished_models(run, plan, end)
     events = EventWriter(run.events_path)
     try:
+<<<<<<< HEAD
         found = look_at_export(plan, run)
         if found.there and found.damage:
             aside = _set_aside(Path(plan.export_dir))
@@ -114,10 +138,43 @@ def finish(run: RunDir, plan: RunPlan) -> None:
             if taken["rounding_matters"]:
                 events.write("warning", message=taken["rounding"])
         events.write("finished", iteration=plan.num_iterations, export=plan.export_dir)
+=======
+        best = best_checkpoint(run, plan)
+        if best not in (None, *models.values()) and plan.config.export_checkpoint != "last":
+            message = f"The best checkpoint, {run.checkpoint_path(best or 0).name}, is damaged: the last one is exported."
+            events.write("warning", message=message)
+        for folder, iteration in models.items():
+            if not _export(run, plan, folder, iteration, events):
+                events.write("stopped", iteration=end)
+                return
+        exported = models[Path(plan.export_dir)]
+        more = {"exported_iteration": exported} if exported != end else {}
+        events.write("finished", iteration=end, export=plan.export_dir, **more)
+>>>>>>> 1f9ac67 (The best checkpoint is kept and becomes the model; a run may end when it no longer improves)
     finally:
         events.close()
-    run.set_latest_checkpoint(plan.num_iterations)  # where a kill or a full disk came in between
+    run.set_latest_checkpoint(end)  # where a kill or a full disk came in between
     run.write_status("Training done")
+
+
+def _export(run: RunDir, plan: RunPlan, folder: Path, iteration: int, events: EventWriter) -> bool:
+    """Export a checkpoint unless its model is there; False where a stop was asked for meanwhile. Raises as `finish`."""
+    found = look_at_export(plan, run, folder)
+    if found.there and found.damage:
+        aside = _set_aside(folder)
+        events.write("warning", message=f"{folder} was damaged: {found.damage}. It is kept as {aside.name}.")
+    elif found.there and not found.of_this_plan:
+        raise MismatchError(f"{folder} holds the model of another plan.", hint=_ELSEWHERE)
+    elif found.there:
+        return True
+    events.write("phase", name="exporting")
+    try:
+        run_engine("export", [str(run.path), "--to", str(folder), "--iteration", str(iteration)])
+    except EngineError as error:
+        if not (run.requested("stop") and error.returncode == -signal.SIGTERM):  # Slurm's SIGTERM reaches the export, too
+            raise
+        return False
+    return True
 
 
 def _set_aside(folder: Path) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby, islice
+from math import isnan
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -68,6 +69,8 @@ class RunView:
     exit_code: int | None = None
     export: str = ""
     """Folder of the finished model."""
+    exported_iteration: int | None = None
+    """The iteration of its checkpoint, where that is not the last one."""
 
     def last(self, name: str) -> float | None:
         """Return the latest value of a step series, or None."""
@@ -90,6 +93,12 @@ class RunView:
         """Return the latest value of a validation series, or None."""
         values = self.eval_series.get(name)
         return values[-1] if values else None
+
+    def best_eval(self) -> tuple[int, float] | None:
+        """Return (iteration, loss) of the validation with the lowest loss after the first iteration, or None."""
+        pairs = zip(self.eval_steps, self.eval_series.get("loss", ()), strict=False)
+        found = [(loss, iteration) for iteration, loss in pairs if iteration > 0 and not isnan(loss)]
+        return (min(found)[1], min(found)[0]) if found else None
 
     def base_eval(self, name: str) -> float | None:
         """Return the value of the validation before the first iteration, which is the base model's, or None."""
@@ -243,7 +252,13 @@ class ViewFold:
         )
 
     def _on_finished(self, event: Event, data: Mapping[str, Any]) -> None:
-        self._set(outcome="finished", eta_seconds=0.0, export=str(data.get("export") or ""))
+        exported = data.get("exported_iteration")
+        self._set(
+            outcome="finished",
+            eta_seconds=0.0,
+            export=str(data.get("export") or ""),
+            exported_iteration=None if exported is None else int(exported),
+        )
 
     def _on_stopped(self, event: Event, data: Mapping[str, Any]) -> None:
         self._set(outcome="stopped", eta_seconds=None)

@@ -47,8 +47,10 @@ def _text(kind: str, data: Mapping[str, Any]) -> str | None:
     if kind == "failed":
         return f"FAILED {data.get('reason', '')} {data.get('remedy', '')}".rstrip()
     if kind == "finished":
-        export = data.get("export")
-        return f"finished after {counted(data.get('iteration', 0), 'iteration')}" + (f", model in {export}" if export else "")
+        export, exported = data.get("export"), data.get("exported_iteration")
+        of = f" of iteration {count(exported)}, the best" if exported else ""
+        done = f"finished after {counted(data.get('iteration', 0), 'iteration')}"
+        return f"{done}, model{of} in {export}" if export else done
     if kind == "stopped":
         return f"stopped on request after iteration {count(data.get('iteration', 0))}"
     if kind == "benchmark":

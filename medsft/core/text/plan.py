@@ -156,6 +156,8 @@ def _checkpoints(plan: RunPlan) -> Row:
     often = "after each iteration" if every == 1 else f"one every {count(every)} iterations and after the last"
     when = often if plan.num_saves > 1 else "after the last iteration"
     keeps = f", the latest {kept} are kept" if 0 < kept < plan.num_saves else ""
+    if plan.keeps_best:
+        keeps += ", and the best on the validation set is saved and kept"
     return Row("checkpoints", f"{count(plan.num_saves)}, {byte_size(plan.estimates.checkpoint_bytes)} each", f"{when}{keeps}")
 
 

@@ -24,20 +24,26 @@ def resume_run(run: RunDir, on_status: Callable[[str], None]) -> str:
 
 
 def export(run: RunDir) -> str:
-    """Start the export of the latest checkpoint into a folder of its own, and return what to tell. Raises `MedsftError`.
+    """Start the export of the finished model, or of the latest checkpoint into a folder of its own, and return what to tell.
 
-    The folder carries the iteration: the plain name is that of the finished model, and tells a later start that there is
-    nothing left to train.
+    The latter carries the iteration: the plain name is that of the finished model, and tells a later start that there is
+    nothing left to train. Raises `MedsftError`.
     """
     from medsft.core.files import is_taken
+    from medsft.core.run.best import end_of_training
+    from medsft.core.run.exports import finished_models
     from medsft.core.run.launch import load_plan, start_export
 
     plan = load_plan(run)
     iteration = run.latest_checkpoint()
     if iteration is None:
         raise MedsftError("There is no checkpoint to export.")
-    folder = Path(plan.export_dir)
-    to = folder if iteration == plan.num_iterations else folder.with_name(f"{folder.name}-iter{iteration:07d}")
+    to = Path(plan.export_dir)
+    end = end_of_training(run, plan)
+    if end is None:
+        to = to.with_name(f"{to.name}-iter{iteration:07d}")
+    else:
+        iteration = finished_models(run, plan, end)[to]
     if is_taken(to):
         return f"The model of iteration {iteration:,} is there already: {to}"
     start_export(run, to, iteration)

@@ -11,7 +11,11 @@ from medsft.core.run.launch import load_plan
 from medsft.core.run.listing import BROKEN
 from medsft.core.run.rundir import LOST_AFTER_SECONDS, RunDir
 from medsft.core.run.snapshot import Snapshot
+<<<<<<< HEAD
 from medsft.core.text.adapter import adapter_label
+=======
+from medsft.core.text.best import best_validation
+>>>>>>> 1f9ac67 (The best checkpoint is kept and becomes the model; a run may end when it no longer improves)
 from medsft.core.text.events import phase_word
 from medsft.core.text.steps import MEASURES, measured
 from medsft.core.units import age, byte_size, count, decimal, duration, short_count
@@ -106,10 +110,12 @@ def numbers(snapshot: Snapshot, plan: PlanFacts, width: int) -> Content:
     if plan.supervised_tokens and view.iteration < view.total:  # of a part of an epoch it is not known before
         supervised += f" of about {short_count(plan.supervised_tokens)}"
     epoch = f"{view.epoch:.2f}" + (f" of {decimal(plan.epochs)}" if plan.epochs else "")
-    validation = view.last_eval("loss")
+    validation, best = view.last_eval("loss"), view.best_eval()
+    is_last = best is None or best[0] == view.eval_steps[-1]
     pairs = [
         ("loss", measured("loss", view.last("loss"))),
         ("validation", measured("loss", validation) if validation is not None else ""),
+        ("best", "" if best is None or is_last else f"{measured('loss', best[1])} after {count(best[0])}"),
         *((MEASURES[name].label, measured(name, view.last(name))) for name in ("lr", "grad_norm", "tokens_per_second")),
         ("epoch", epoch),
         ("answer tokens", supervised),
@@ -148,7 +154,8 @@ def notice(snapshot: Snapshot, resume_command: str) -> str:
     if state == "stopped":
         return f"Stopped on request, with a checkpoint. {again}"
     if state == "finished":
-        return f"Finished. Model: {view.export}" if view.export else "Finished. Write the model with e (export)."
+        model = f"Model: {view.export}" if view.export else "Write the model with e (export)."
+        return "\n".join(part for part in (f"Finished. {model}", best_validation(view)) if part)
     if state == "failed":
         return "\n".join(part for part in (f"Failed: {view.reason or 'no reason given'}", view.remedy, again) if part)
     if state == "lost":
@@ -181,7 +188,9 @@ def checkpoints(snapshot: Snapshot) -> Content:
     saved = sorted((c for c in snapshot.view.checkpoints if c.iteration in snapshot.saved), key=lambda c: -c.iteration)
     if not saved:
         return Content.styled("none yet", "$text-muted")
-    rows = [(count(c.iteration), byte_size(c.bytes), age(snapshot.now - c.time)) for c in saved]
+    best = (snapshot.view.best_eval() or (None,))[0]
+    named = {best: ", the best"}
+    rows = [(count(c.iteration), byte_size(c.bytes), age(snapshot.now - c.time) + named.get(c.iteration, "")) for c in saved]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return Content("\n".join(f"{what:>{widths[0]}}  {size:>{widths[1]}}  {when}" for what, size, when in rows))
 

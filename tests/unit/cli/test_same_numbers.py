@@ -49,7 +49,7 @@ def test_every_place_has_the_same_numbers(tmp_path: Path, monkeypatch: pytest.Mo
         assert inspection["tokens_by_role"]["answer"] == plan["supervised_tokens"]
         assert plan["labels"] == plan["tokens"] - plan["documents"]
     train = inspected[0]
-    card = model_card(make_plan(config, settings), RunView())
+    card = model_card(make_plan(config, settings), RunView(), 0)
     assert f"| Training set | {train['documents']:,} documents, {train['tokens']:,} tokens," in card
     assert f"| Longest document | {train['longest']:,} tokens |" in card
     outlook = look_ahead(config, tmp_path / "medsft.toml", samples=False)

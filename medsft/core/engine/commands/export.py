@@ -38,7 +38,8 @@ from medsft.core.files import new_folder, sealed
 from medsft.core.models.config import ModelConfig
 from medsft.core.models.run_folder import read_manifest
 from medsft.core.planning.plan import RunPlan
-from medsft.core.run.exports import check_request, checkpoints_there
+from medsft.core.run.best import end_of_training
+from medsft.core.run.exports import check_request, checkpoints_there, finished_models
 from medsft.core.run.integrity import EXPORT_MANIFEST, damage, find_good, hash_file
 from medsft.core.run.launch import load_plan
 from medsft.core.run.rundir import RunDir
@@ -46,6 +47,7 @@ from medsft.core.run.view import RunView
 from medsft.errors import ExitCode, MismatchError
 
 
+<<<<<<< HEAD
 def export_run(run: RunDir, to: Path, *, iteration: int | None = None, form: str | None = None) -> Taken:
     """Write the model of a checkpoint (the latest good one by default) to the folder `to` and return what was taken.
 
@@ -53,10 +55,19 @@ def export_run(run: RunDir, to: Path, *, iteration: int | None = None, form: str
 
     Raises `MismatchError` when `to` exists, or when there is no such checkpoint or it is damaged;
     `DiskError`.
+=======
+def export_run(run: RunDir, to: Path, *, iteration: int | None = None) -> Taken:
+    """Write the model of a checkpoint to the folder `to` and return what was taken.
+
+    By default that is the checkpoint of the finished model, of a run that has not ended the latest good one. Raises
+    `MismatchError` when `to` exists, or when there is no such checkpoint or it is damaged; `DiskError`.
+>>>>>>> 1f9ac67 (The best checkpoint is kept and becomes the model; a run may end when it no longer improves)
     """
     plan = load_plan(run)
     check_request(run, to, iteration, form)
     number, passed_over = (iteration, []) if iteration is not None else find_good(run)
+    if iteration is None and number is not None and number == end_of_training(run, plan):
+        number = finished_models(run, plan, number)[Path(plan.export_dir)]
     if number is None:
         raise MismatchError("\n".join([f"{run.path}: no checkpoint to export.", *passed_over]), hint=checkpoints_there(run))
     checkpoint = run.checkpoint_path(number)
@@ -141,10 +152,20 @@ def _write_model(plan: RunPlan, source: WeightSource, opened: OpenedTokenizer, f
 
 def _write_tokenizer(plan: RunPlan, opened: OpenedTokenizer, folder: Path) -> None:
     export_tokenizer(opened, folder, model_max_length=plan.base.model.max_position_embeddings)
+<<<<<<< HEAD
 
 
 def _ends(plan: RunPlan, opened: OpenedTokenizer) -> list[int]:
     return end_tokens(opened, other_ends(plan.base.model))
+=======
+    made_from = read_manifest(checkpoint)
+    view, iteration = run.view(), made_from["iteration"]
+    card = model_card(plan, view, iteration, writes_date=bool(opened.template.date))
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
+    record = {**provenance(plan, view.at(iteration), made_from), "files": files}
+    (folder / EXPORT_MANIFEST).write_text(sealed(record), encoding="utf-8")
+>>>>>>> 1f9ac67 (The best checkpoint is kept and becomes the model; a run may end when it no longer improves)
 
 
 def named_config(config: ModelConfig, opened: OpenedTokenizer) -> ModelConfig:

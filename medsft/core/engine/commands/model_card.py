@@ -8,7 +8,11 @@ from pathlib import Path
 from medsft.core.planning.plan import RunPlan
 from medsft.core.printable import one_line
 from medsft.core.run.view import RunView
+<<<<<<< HEAD
 from medsft.core.text.adapter import adapter_text, trained_text
+=======
+from medsft.core.text.best import best_validation
+>>>>>>> 1f9ac67 (The best checkpoint is kept and becomes the model; a run may end when it no longer improves)
 from medsft.core.text.plan import mixture_text
 
 _DATE = "But it writes the date of the day; the documents of the training have that of the day on which they were tokenized."
@@ -20,8 +24,12 @@ def _figures(value: Callable[[str], float | None]) -> str:
     return "loss {:.4f}, perplexity {:.3f}, token accuracy {:.1%}".format(*figures)
 
 
-def model_card(plan: RunPlan, view: RunView, *, writes_date: bool = False) -> str:
-    """Return the Markdown text, with the front matter that model hubs read; `writes_date`: the chat template does."""
+def model_card(plan: RunPlan, run: RunView, iteration: int, *, writes_date: bool = False) -> str:
+    """Return the Markdown text, with the front matter that model hubs read, for a checkpoint of `run`.
+
+    `writes_date`: the chat template does.
+    """
+    view = run.at(iteration)
     config = plan.config
     date = f"\n{_DATE}" if writes_date else ""
     done = f"{view.iteration:,} of {plan.num_iterations:,}"
@@ -42,6 +50,8 @@ def model_card(plan: RunPlan, view: RunView, *, writes_date: bool = False) -> st
         rows.append((f"Validation{when}", _figures(view.last_eval)))
     if view.base_eval("loss") is not None:
         rows.append(("Validation of the base model", _figures(view.base_eval)))
+    if len(run.eval_steps) > len(view.eval_steps) and (best := best_validation(run)):
+        rows.append(("Of the whole run", best))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""---
 library_name: transformers

@@ -49,7 +49,7 @@ class Saved:
     """What a save left on disk."""
 
     path: Path
-    iteration: int
+    state: TrainState
     bytes: int
     seconds: float
     """From the begin of the save until it was durable."""
@@ -158,7 +158,7 @@ class Saver:
         now = time.monotonic()
         stalled = writing.stalled + now - waited
         size = sum(record["bytes"] for record in files.values())
-        return Saved(final, writing.state.iteration, size, now - writing.started, stalled)
+        return Saved(final, writing.state, size, now - writing.started, stalled)
 
     def _give_up(self, iteration: int, aside: Path, problem: str) -> NoReturn:
         if self._mesh.reports:

@@ -13,11 +13,12 @@ damaged checkpoint is named and the one before it is used.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,17 @@ class TrainState:
     """Completed iterations; the data position follows from it."""
     tokens: int = 0
     supervised_tokens: int = 0
+    best_iteration: int = 0
+    """After which the loss on the validation set was lowest, where the run keeps the best; 0: there was no validation yet."""
+    best_loss: float | None = None
+    validations_since_best: int = 0
+
+    def note_validation(self, loss: float) -> None:
+        """Count a validation after `iteration`. Of equal losses the first is the best; one that is not finite is not."""
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+            self.best_iteration, self.best_loss, self.validations_since_best = self.iteration, loss, 0
+        else:
+            self.validations_since_best += 1
 
 
 def commit(
@@ -85,8 +97,11 @@ def commit(
     return []
 
 
-def _state_fields(state: TrainState) -> dict[str, int]:
-    return {"iteration": state.iteration, "tokens": state.tokens, "supervised_tokens": state.supervised_tokens}
+def _state_fields(state: TrainState) -> dict[str, Any]:
+    """Return the fields for the manifest; without a validation those that every version of medsft reads."""
+    best = ("best_iteration", "best_loss", "validations_since_best")
+    validated = state.best_iteration or state.validations_since_best
+    return {name: value for name, value in asdict(state).items() if validated or name not in best}
 
 
 def describe(error: BaseException, folder: Path) -> str:
@@ -211,14 +226,16 @@ def _restore_random(path: Path, mesh: Mesh, keys: Collection[str]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def remove_old_checkpoints(run: RunDir, *, keep_last: int) -> None:
+def remove_old_checkpoints(run: RunDir, *, keep_last: int, best: int = 0) -> None:
     """Remove all before the latest `keep_last` whole checkpoints (0 keeps all), and what a killed save or removal left behind.
+
+    That of iteration `best` stays.
 
     A checkpoint is renamed before its files are removed: none keeps its name with some of its files. Reporting rank only.
     """
     kept = run.whole_checkpoints()[-keep_last:] if keep_last > 0 else []
     for iteration in run.checkpoints() if kept else []:
-        if iteration < kept[0]:
+        if iteration < kept[0] and iteration != best:
             with suppress(OSError):
                 run.checkpoint_path(iteration).rename(run.discarded_path(iteration, "removed"))
     for rest in run.unfinished_saves():

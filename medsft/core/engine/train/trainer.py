@@ -68,9 +68,10 @@ class Trainer:
     _rates: deque[float] = field(default_factory=lambda: deque(maxlen=50))
 
     def train(self) -> bool:
-        """Train to the end of the plan, or until a stop is asked for. Return whether the end was reached.
+        """Train to the end of the plan, until it no longer improves (`--patience`), or until a stop is asked for.
 
-        Raises `TrainingError` before the weights are touched when a loss or gradient is not finite.
+        Return whether the end was reached. Raises `TrainingError` before the weights are touched when a loss or gradient is
+        not finite.
         """
         signal.signal(signal.SIGTERM, self._on_signal)
         total = self.plan.num_iterations
@@ -86,15 +87,25 @@ class Trainer:
             self._report_step(batch, result, lr, time.monotonic() - started)
             if result.written:
                 self._finish_save()
-            last = iteration == total
             if self.validates_after(iteration):
                 self._validate()
-            if last or result.stop or result.save or iteration % self.plan.config.save_interval == 0:
+            ends = self._has_ended()
+            if ends or result.stop or result.save or self._is_best() or iteration % self.plan.config.save_interval == 0:
                 self._begin_save()
-            if result.stop and not last:
+            if ends or result.stop:
                 break
         self._finish_save()
-        return self.state.iteration == total
+        return self._has_ended()
+
+    def _has_ended(self) -> bool:
+        """Return whether all iterations are done, or as many validations as `--patience` says have brought nothing better."""
+        patience = self.plan.config.patience
+        worn_out = patience is not None and self.state.validations_since_best >= patience
+        return self.state.iteration == self.plan.num_iterations or worn_out
+
+    def _is_best(self) -> bool:
+        """Return whether the validation after this iteration is the best one of the run so far."""
+        return 0 < self.state.iteration == self.state.best_iteration
 
     def validates_after(self, iteration: int) -> bool:
         """Whether there is a validation after this iteration, of which 0 is before the first."""
@@ -222,6 +233,8 @@ class Trainer:
                 tokens=found.tokens,
                 seconds=round(time.monotonic() - started, 2),
             )
+        if self.plan.keeps_best and self.state.iteration:
+            self.state.note_validation(found.loss)
         self._phase("training")
 
     def _begin_save(self) -> None:
@@ -236,10 +249,10 @@ class Trainer:
         saved = self.saver.finish()
         if saved is None or self.events is None:
             return
-        remove_old_checkpoints(self.run, keep_last=self.plan.config.keep_last)
+        remove_old_checkpoints(self.run, keep_last=self.plan.config.keep_last, best=saved.state.best_iteration)
         self.events.write(
             "checkpoint",
-            iteration=saved.iteration,
+            iteration=saved.state.iteration,
             folder=saved.path.name,
             bytes=saved.bytes,
             seconds=round(saved.seconds, 2),
