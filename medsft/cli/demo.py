@@ -55,7 +55,7 @@ def _train(place: DemoFolder, *, plain: bool) -> Path:
 
     from medsft.cli.progress import run_in_foreground
     from medsft.cli.stages import tokenizing
-    from medsft.core.config.run_config import command_line
+    from medsft.core.config.command import command_line
     from medsft.core.planning.planner import make_plan
     from medsft.core.run.launch import load_plan, read_launch
     from medsft.core.settings import load_settings

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from medsft.cli.app import app as cli
 from medsft.core.cluster import rendezvous
+from medsft.core.config.command import command_line
 from medsft.core.config.file import load_toml
-from medsft.core.config.run_config import command_line
 from medsft.core.data.dataset import findings
 from medsft.core.devices import Devices
 from medsft.core.planning import planner

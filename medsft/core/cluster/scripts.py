@@ -6,7 +6,8 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from medsft.core.config.run_config import RunConfig, command_line
+from medsft.core.config.command import command_line
+from medsft.core.config.run_config import RunConfig
 
 ADDR_PLACEHOLDER = "ADDRESS_OF_NODE_0"
 """Stands where nobody has said what node 0 is called."""

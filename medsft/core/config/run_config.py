@@ -14,7 +14,7 @@ from medsft.core.config.compat import COMPAT_RULES, CompatRules
 from medsft.core.config.data_files import data_file, share_of_validation, shares_of
 from medsft.core.config.elsewhere import ADAPTERS, BASE_PRECISIONS, FORMATS_OF_ROWS, PRECISIONS
 from medsft.core.config.lora import LoraSpec, targets_in
-from medsft.core.config.options import Default, check_types, converted, flag, format_number, option, plain
+from medsft.core.config.options import Default, check_types, converted, format_number, option, plain
 from medsft.core.config.row_options import FORMATS, USED_BY
 from medsft.errors import ConfigError
 
@@ -391,18 +391,3 @@ def to_mapping(config: RunConfig, *, only_changed: bool = False) -> dict[str, An
         return values
     changed = [f.name for f in fields(config) if getattr(config, f.name) != config.default_of(f)]
     return {name: values[name] for name in changed if name in values}
-
-
-def command_line(config: RunConfig, *, command: str = "medsft sft") -> str:
-    """Return the shell command that asks for the same run, with only what differs from the defaults."""
-    import shlex
-
-    words = command.split()
-    for name, value in to_mapping(config, only_changed=True).items():
-        if value is True:
-            words.append(flag(name))
-        elif isinstance(value, list):
-            words += [flag(name), *value]
-        else:
-            words += [flag(name), format_number(value) if isinstance(value, float) else str(value)]
-    return shlex.join(words)

@@ -13,8 +13,8 @@ from textual.widget import Widget
 from textual.widgets import Button, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from medsft.core.config.command import command_line
 from medsft.core.config.row_options import USED_BY
-from medsft.core.config.run_config import command_line
 from medsft.core.data.sources.endings import ROW_FILE_ENDINGS
 from medsft.tui.widgets.samples import show_samples
 from medsft.tui.widgets.text import put, shown

@@ -18,9 +18,9 @@ from textual.timer import Timer
 from textual.widgets import ContentSwitcher, Footer, Input, Static
 from textual.worker import get_current_worker
 
+from medsft.core.config.command import command_line
 from medsft.core.config.file import save_toml
 from medsft.core.config.options import format_number
-from medsft.core.config.run_config import command_line
 from medsft.core.run.draft import Draft, draft_path, load_draft, save_draft
 from medsft.errors import MedsftError
 from medsft.tui.widgets.dialogs import TextDialog
