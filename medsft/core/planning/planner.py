@@ -287,11 +287,7 @@ def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision
     checkpoint = checkpoint_bytes(model, adapter)
     saves = num_saves(num_iterations, config.save_interval)
     kept = min(saves, config.keep_last + 1 if config.keep_last else saves)
-<<<<<<< HEAD
-=======
     kept += found.val is not None and config.keep_best != "none" and config.rules.keeps_best
-    exported = (2 if precision == "bf16" else 4) * parameters
->>>>>>> 1f9ac67 (The best checkpoint is kept and becomes the model; a run may end when it no longer improves)
     return Estimates(
         memory=choice.memory,
         device_kind=devices.kind,

@@ -17,13 +17,8 @@ from medsft.core.files import check_is_new, is_taken
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.best import best_checkpoint
 from medsft.core.run.events import EventWriter
-<<<<<<< HEAD
-from medsft.core.run.integrity import EXPORT_MANIFEST, export_damage, read_export
-from medsft.core.run.launch import EngineError, load_plan, run_engine
-=======
 from medsft.core.run.integrity import EXPORT_MANIFEST, damage, export_damage, read_export
-from medsft.core.run.launch import EngineError, run_engine
->>>>>>> 1f9ac67 (The best checkpoint is kept and becomes the model; a run may end when it no longer improves)
+from medsft.core.run.launch import EngineError, load_plan, run_engine
 from medsft.core.run.rundir import RunDir
 from medsft.errors import ConfigError, MedsftError, MismatchError, Problem
 
@@ -118,27 +113,6 @@ def finish(run: RunDir, plan: RunPlan, end: int) -> None:
     models = finished_models(run, plan, end)
     events = EventWriter(run.events_path)
     try:
-<<<<<<< HEAD
-        found = look_at_export(plan, run)
-        if found.there and found.damage:
-            aside = _set_aside(Path(plan.export_dir))
-            events.write("warning", message=f"{plan.export_dir} was damaged: {found.damage}. It is kept as {aside.name}.")
-        elif found.there and not found.of_this_plan:
-            raise MismatchError(f"{plan.export_dir} holds the model of another plan.", hint=_ELSEWHERE)
-        if not found.there or found.damage:
-            events.write("phase", name="exporting")
-            try:
-                arguments = [str(run.path), "--to", plan.export_dir, "--iteration", str(plan.num_iterations)]
-                taken = json.loads(run_engine("export", arguments))
-            except EngineError as error:
-                if not (run.requested("stop") and error.returncode == -signal.SIGTERM):
-                    raise
-                events.write("stopped", iteration=plan.num_iterations)  # Slurm's SIGTERM reaches the export, too
-                return
-            if taken["rounding_matters"]:
-                events.write("warning", message=taken["rounding"])
-        events.write("finished", iteration=plan.num_iterations, export=plan.export_dir)
-=======
         best = best_checkpoint(run, plan)
         if best not in (None, *models.values()) and plan.config.export_checkpoint != "last":
             message = f"The best checkpoint, {run.checkpoint_path(best or 0).name}, is damaged: the last one is exported."
@@ -150,7 +124,6 @@ def finish(run: RunDir, plan: RunPlan, end: int) -> None:
         exported = models[Path(plan.export_dir)]
         more = {"exported_iteration": exported} if exported != end else {}
         events.write("finished", iteration=end, export=plan.export_dir, **more)
->>>>>>> 1f9ac67 (The best checkpoint is kept and becomes the model; a run may end when it no longer improves)
     finally:
         events.close()
     run.set_latest_checkpoint(end)  # where a kill or a full disk came in between
@@ -169,11 +142,13 @@ def _export(run: RunDir, plan: RunPlan, folder: Path, iteration: int, events: Ev
         return True
     events.write("phase", name="exporting")
     try:
-        run_engine("export", [str(run.path), "--to", str(folder), "--iteration", str(iteration)])
+        taken = json.loads(run_engine("export", [str(run.path), "--to", str(folder), "--iteration", str(iteration)]))
     except EngineError as error:
         if not (run.requested("stop") and error.returncode == -signal.SIGTERM):  # Slurm's SIGTERM reaches the export, too
             raise
         return False
+    if taken["rounding_matters"]:
+        events.write("warning", message=taken["rounding"])
     return True
 
 

@@ -11,11 +11,8 @@ from medsft.core.run.launch import load_plan
 from medsft.core.run.listing import BROKEN
 from medsft.core.run.rundir import LOST_AFTER_SECONDS, RunDir
 from medsft.core.run.snapshot import Snapshot
-<<<<<<< HEAD
 from medsft.core.text.adapter import adapter_label
-=======
 from medsft.core.text.best import best_validation
->>>>>>> 1f9ac67 (The best checkpoint is kept and becomes the model; a run may end when it no longer improves)
 from medsft.core.text.events import phase_word
 from medsft.core.text.steps import MEASURES, measured
 from medsft.core.units import age, byte_size, count, decimal, duration, short_count

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from medsft.core.config.check import check, doubts
+from medsft.core.config.command import command_line
 from medsft.core.config.file import load_toml, save_toml
 from medsft.core.config.lora import ATTENTION, TARGETS, LoraSpec
-from medsft.core.config.run_config import RunConfig, command_line, from_mapping, to_mapping
+from medsft.core.config.run_config import RunConfig, from_mapping, to_mapping
 from medsft.core.models.config import from_hf_config
 
 FULL = RunConfig(run_name="r")

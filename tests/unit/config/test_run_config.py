@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from medsft.cli.argv import normalize
 from medsft.core.config.check import check
+from medsft.core.config.command import command_line
 from medsft.core.config.file import load_toml, save_toml
 from medsft.core.config.options import field_types
-from medsft.core.config.run_config import GROUPS, RunConfig, command_line, from_mapping, to_mapping
+from medsft.core.config.run_config import GROUPS, RunConfig, from_mapping, to_mapping
 from medsft.errors import ConfigError
 
 GOOD = RunConfig(run_name="pubmedqa")

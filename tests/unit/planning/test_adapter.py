@@ -217,11 +217,11 @@ def test_the_card_and_the_monitor_name_the_adapter(project, tmp_path: Path) -> N
     config, settings = project
     lora, full = make_plan(replace(config, adapter="lora"), settings), make_plan(config, settings)
     assert lora.adapter is not None
-    card = model_card(lora, RunView())
+    card = model_card(lora, RunView(), 0)
     assert f"| Adapter | {adapter_text(lora.adapter)} |" in card
     assert f"| Trained | {trained_text(lora)} |" in card
     assert "| Learning rate | 0.0002 to 2e-05, cosine" in card
-    assert "Adapter" not in model_card(full, RunView())
+    assert "Adapter" not in model_card(full, RunView(), 0)
     for plan, label in ((lora, "LoRA of rank 16, "), (full, "")):
         run = RunDir(tmp_path / (label[:4] or "full"))
         run.create(plan.to_json())

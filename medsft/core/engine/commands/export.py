@@ -47,21 +47,12 @@ from medsft.core.run.view import RunView
 from medsft.errors import ExitCode, MismatchError
 
 
-<<<<<<< HEAD
 def export_run(run: RunDir, to: Path, *, iteration: int | None = None, form: str | None = None) -> Taken:
-    """Write the model of a checkpoint (the latest good one by default) to the folder `to` and return what was taken.
-
-    `form` is the one of `--export`; None: as the run says.
-
-    Raises `MismatchError` when `to` exists, or when there is no such checkpoint or it is damaged;
-    `DiskError`.
-=======
-def export_run(run: RunDir, to: Path, *, iteration: int | None = None) -> Taken:
     """Write the model of a checkpoint to the folder `to` and return what was taken.
 
-    By default that is the checkpoint of the finished model, of a run that has not ended the latest good one. Raises
-    `MismatchError` when `to` exists, or when there is no such checkpoint or it is damaged; `DiskError`.
->>>>>>> 1f9ac67 (The best checkpoint is kept and becomes the model; a run may end when it no longer improves)
+    By default that is the checkpoint of the finished model, of a run that has not ended the latest good one. `form` is the
+    one of `--export`; None: as the run says. Raises `MismatchError` when `to` exists, or when there is no such checkpoint or
+    it is damaged; `DiskError`.
     """
     plan = load_plan(run)
     check_request(run, to, iteration, form)
@@ -111,9 +102,10 @@ def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path, form: str
     adapter."""
     opened = open_tokenizer(Path(plan.base.tokenizer), template=plan.config.template)
     made_from = read_manifest(checkpoint)
-    view = run.view().at(made_from["iteration"])
+    whole, iteration = run.view(), made_from["iteration"]
+    view = whole.at(iteration)
     notes, rounding = list[str](), None
-    card = model_card(plan, view, writes_date=bool(opened.template.date))
+    card = model_card(plan, whole, iteration, writes_date=bool(opened.template.date))
     if plan.config.lora is None:
         _write_model(plan, ResizedSource(open_dcp(checkpoint), plan.base.model.vocab_size), opened, folder)
     else:
@@ -152,20 +144,10 @@ def _write_model(plan: RunPlan, source: WeightSource, opened: OpenedTokenizer, f
 
 def _write_tokenizer(plan: RunPlan, opened: OpenedTokenizer, folder: Path) -> None:
     export_tokenizer(opened, folder, model_max_length=plan.base.model.max_position_embeddings)
-<<<<<<< HEAD
 
 
 def _ends(plan: RunPlan, opened: OpenedTokenizer) -> list[int]:
     return end_tokens(opened, other_ends(plan.base.model))
-=======
-    made_from = read_manifest(checkpoint)
-    view, iteration = run.view(), made_from["iteration"]
-    card = model_card(plan, view, iteration, writes_date=bool(opened.template.date))
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
-    record = {**provenance(plan, view.at(iteration), made_from), "files": files}
-    (folder / EXPORT_MANIFEST).write_text(sealed(record), encoding="utf-8")
->>>>>>> 1f9ac67 (The best checkpoint is kept and becomes the model; a run may end when it no longer improves)
 
 
 def named_config(config: ModelConfig, opened: OpenedTokenizer) -> ModelConfig:

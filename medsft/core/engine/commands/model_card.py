@@ -8,11 +8,8 @@ from pathlib import Path
 from medsft.core.planning.plan import RunPlan
 from medsft.core.printable import one_line
 from medsft.core.run.view import RunView
-<<<<<<< HEAD
 from medsft.core.text.adapter import adapter_text, trained_text
-=======
 from medsft.core.text.best import best_validation
->>>>>>> 1f9ac67 (The best checkpoint is kept and becomes the model; a run may end when it no longer improves)
 from medsft.core.text.plan import mixture_text
 
 _DATE = "But it writes the date of the day; the documents of the training have that of the day on which they were tokenized."
