@@ -52,12 +52,12 @@ class AdapterPlan:
         """Return the bytes of the frozen weights that a rank of a pipeline stage keeps, and of those that it gathers at a time.
 
         `unit` is the size of a number that is computed with. Data-parallel ranks divide the layers and gather them one after
-        the other; matrices in nf4 and the tables of tokens are whole on each.
+        the other; the tables of tokens are whole on each.
         """
         whole, layers = 0.0, dict[str, float]()
         for name, shape in stage_shapes(model, layout.pp, stage).items():
             size = self._frozen_bytes(name, shape, unit) / layout.tp
-            if not name.startswith("model.layers.") or (self.base_precision == "nf4" and is_quantized(name)):
+            if not name.startswith("model.layers."):
                 whole += size
             else:
                 number = name.split(".")[2]

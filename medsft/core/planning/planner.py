@@ -19,7 +19,6 @@ from medsft.core.devices import Devices, assumed_devices, find_devices
 from medsft.core.disk import refusal
 from medsft.core.models.inspect import BaseModel
 from medsft.core.models.run_folder import PLAN_NAME
-from medsft.core.planning import trainable
 from medsft.core.planning.alternatives import adapter_of, alternatives, checkpoint_bytes, export_bytes
 from medsft.core.planning.auto_layout import LayoutChoice, LayoutInputs, choose, sample_batches, sequential_batches, workload
 from medsft.core.planning.base import find_base, ids_in_use, plan_base
@@ -78,7 +77,7 @@ def make_plan(config: RunConfig, settings: Settings, *, ahead: bool = False, res
 
     Raises `ConfigError` (flags), `DataError` (sets, truncation) or `MismatchError` (base model).
     """
-    found = [*check_with_settings(config, settings), *check_places(config), *_not_trained_yet(config)]
+    found = [*check_with_settings(config, settings), *check_places(config)]
     problems = [problem for problem in found if not (ahead and problem.where == "--addr")]
     if problems:
         raise ConfigError(problems)
@@ -115,7 +114,7 @@ def replan(plan: RunPlan, *, run_dir: Path, changes: Mapping[str, object]) -> Ru
 
 def preview(config: RunConfig, settings: Settings) -> Preview:
     """Plan what can be planned, as `make_plan` does ahead. Never raises for what a person got wrong."""
-    wrong_values = [*check(config), *check_places(config), *_not_trained_yet(config)]
+    wrong_values = [*check(config), *check_places(config)]
     problems = list(wrong_values)
     entry: CheckpointEntry | None = None
     base: BaseModel | None = None
@@ -144,16 +143,6 @@ def preview(config: RunConfig, settings: Settings) -> Preview:
         except MedsftError as error:
             problems.extend(_as_problems(error, ""))
     return Preview(problems=tuple(problems), plan=plan, exact=train is not None and train.exact)
-
-
-def _not_trained_yet(config: RunConfig) -> list[Problem]:
-    """Return what the engine of this version cannot train."""
-    remedy = "Leave it away."
-    if config.adapter != "none" and not hasattr(trainable, "trainable_shapes"):
-        return [Problem("--adapter", "this version does not train adapters yet", remedy)]
-    if config.base_precision == "nf4" and not (Path(__file__).parents[1] / "engine" / "nn" / "quantized.py").exists():
-        return [Problem("--base_precision", "this version does not keep the base model in nf4 yet", remedy)]
-    return []
 
 
 def _as_problems(error: MedsftError, where: str) -> Iterable[Problem]:

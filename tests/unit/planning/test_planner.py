@@ -40,7 +40,6 @@ LLAMA_2_70B = {
 
 @pytest.fixture(autouse=True)
 def _laptop(monkeypatch):
-    monkeypatch.setattr(planner, "_not_trained_yet", lambda _: [])
     monkeypatch.setattr(planner, "find_devices", lambda: tiny.LAPTOP)
 
 
