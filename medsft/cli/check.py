@@ -52,6 +52,7 @@ def check(
     from medsft.core.data.check.check import check_rows
     from medsft.core.data.check.clean import refuse_folder
     from medsft.core.data.check.clean import write_clean as write
+    from medsft.core.data.dataset.findings import given_twice
     from medsft.core.data.sources.open import no_rows
     from medsft.core.workflow import check_request
     from medsft.errors import ConfigError, DataError, Problem
@@ -66,6 +67,8 @@ def check(
         report = check_rows(request, progress=progress)
     if not report.rows:
         raise no_rows(request.files)
+    for line in given_twice([str(path) for path in request.files], [path.resolve() for path in request.files], "FILE"):
+        console.note(f"warning: {line}")
     if not json:
         note_rows(config)
     if strict and report.not_checked:

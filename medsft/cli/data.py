@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as to_json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from medsft.core.data.dataset.dataset import TokenizedDataset
     from medsft.core.data.dataset.lengths import LengthReport
     from medsft.core.data.dataset.samples import Sample, SamplePart
+    from medsft.core.data.dataset.spec import InputFile
+    from medsft.core.data.sources.row_format import RowFormats
     from medsft.core.data.tokenizers.base import Tokenizer
 
 TokenizerPath = Annotated[
@@ -110,8 +112,15 @@ def _findings_record(name: str, sets: Mapping[str, TokenizedDataset]) -> dict[st
     findings = sets[name].manifest.findings
     counted = {} if findings is None else {"repeated": findings.repeated, "unused_text": dict(findings.unused_text)}
     if (recipe := sets[name].manifest.recipe) is not None:
-        counted["rows"] = {"format": recipe.rows.name, **recipe.rows.to_json()}
+        counted["rows"] = _rows_record(recipe.rows, recipe.inputs)
     return counted | {"warnings": _sentences(name, sets)}
+
+
+def _rows_record(rows: RowFormats, inputs: Sequence[InputFile]) -> dict[str, Any] | list[dict[str, Any]]:
+    """Return how rows were read; where files have formats of their own, a list with that of each."""
+    if not isinstance(rows, tuple):
+        return {"format": rows.name, **rows.to_json()}
+    return [{"file": file.path, "format": of.name, **of.to_json()} for file, of in zip(inputs, rows, strict=True)]
 
 
 def _print_findings(name: str, sets: Mapping[str, TokenizedDataset]) -> None:

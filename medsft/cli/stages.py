@@ -44,9 +44,9 @@ def tokenizing(*, plain: bool) -> Iterator[write.ProgressCallback]:
 
 def note_rows(config: RunConfig) -> None:
     """Say how the rows of a run are read, and why. Raises `DataError`."""
-    from medsft.core.planning.sets import rows_sentence
+    from medsft.core.planning.sets import rows_sentences
 
-    if sentence := rows_sentence(config):
+    for sentence in rows_sentences(config):
         console.note(sentence)
 
 

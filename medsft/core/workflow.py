@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from medsft.core.cluster.connection import StatusCallback
 from medsft.core.cluster.rendezvous import start_node
 from medsft.core.config.check import check
+from medsft.core.config.row_options import check_row_options
 from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import set_exists
 from medsft.core.data.dataset.manifest import read_manifest
@@ -27,7 +28,13 @@ from medsft.core.models.inspect import inspect_base
 from medsft.core.planning.folders import check_places
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
-from medsft.core.planning.sets import has_validation_set, row_format_of, training_folder, validation_folder
+from medsft.core.planning.sets import (
+    has_validation_set,
+    recognize_rows,
+    refuse_other_rows,
+    training_folder,
+    validation_folder,
+)
 from medsft.core.run.events import Event, tail
 from medsft.core.run.exports import look_at_export
 from medsft.core.run.launch import load_plan
@@ -53,10 +60,13 @@ def tokenize_sets(
     problems = [*(check(config) if tokenizer else check_with_settings(config, settings)), *check_places(config)]
     if problems:
         raise ConfigError(problems)
-    _tokenize(config, spec_for(config, settings, config.data_files, tokenizer=tokenizer), training_folder(config), progress)
+    sets = [(config.data_files, training_folder(config))]
     if config.val_files or has_validation_set(config):
-        spec = spec_for(config, settings, config.val_files, tokenizer=tokenizer)
-        _tokenize(config, spec, validation_folder(config), progress)
+        sets.append((config.val_files, validation_folder(config)))
+    for files, folder in sets:
+        if not files and set_exists(folder):
+            refuse_other_rows(config, folder)
+        _tokenize(config, spec_for(config, settings, files, tokenizer=tokenizer), folder, progress)
 
 
 def trust_sets(config: RunConfig, settings: Settings) -> None:
@@ -83,7 +93,7 @@ def _tokenize(config: RunConfig, spec: TokenizeSpec, folder: Path, progress: Pro
 def spec_for(
     config: RunConfig, settings: Settings, data: tuple[Path, ...] = (), *, tokenizer: Path | None = None
 ) -> TokenizeSpec:
-    """Return how `config` wants these files tokenized; `tokenizer` stands in for the base model's.
+    """Return how `config` wants these files tokenized, which are of its own; `tokenizer` stands in for the base model's.
 
     Without files the row format means nothing, and none is looked at: those of a run may be gone. Raises `DataError`.
     """
@@ -91,7 +101,7 @@ def spec_for(
         data=data,
         tokenizer=tokenizer or _tokenizer(config, settings),
         template=config.template,
-        rows=row_format_of(config) if data else RowFormat(),
+        rows=recognize_rows(config).rows_of(data) if data else RowFormat(),
         bad_rows=config.bad_rows,  # type: ignore[arg-type]
         special_in_text=config.rules.special_in_text or config.special_in_text,  # type: ignore[arg-type]
         turns=config.turns,  # type: ignore[arg-type]
@@ -103,7 +113,7 @@ def spec_for(
 def check_request(config: RunConfig, *, against: tuple[Path, ...] = (), ngram: int = 8) -> CheckRequest:
     """Return what `check_rows` is to look at: the rows of `config`, beside its validation rows and those of `against`.
 
-    Raises `ConfigError` when there are no rows, or two flags name the same file.
+    Raises `ConfigError` when there are no rows, two flags name the same file, or options of rows contradict each other.
     """
     from medsft.core.data.check.check import CheckRequest
 
@@ -114,11 +124,12 @@ def check_request(config: RunConfig, *, against: tuple[Path, ...] = (), ngram: i
         for path in paths
         if path.resolve() in files
     ]
+    problems += check_row_options(config.format, config.row_options, files=len(config.data) + len(config.val_files))
     if not config.data:
         problems.append(Problem("FILE", "no rows are named", "Such as: medsft check train.jsonl"))
     if problems:
         raise ConfigError(problems)
-    rows = row_format_of(config)
+    rows = recognize_rows(config).rows
     return CheckRequest(files=config.data_files, rows=rows, val=config.val_files, against=against, ngram=ngram)
 
 
@@ -129,7 +140,7 @@ def faults_in_rows(config: RunConfig) -> str:
 
     if not config.data:
         return ""
-    request = CheckRequest(files=config.data_files, rows=row_format_of(config))
+    request = CheckRequest(files=config.data_files, rows=recognize_rows(config).rows_of(config.data_files))
     found = quick_check(request, seconds=_QUICK_LOOK_SECONDS).summary(AT_START)
     return found and f"--data: {found}. `medsft check` looks at all rows and shows where they are."
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from medsft.core.config.check import check
 from medsft.core.config.run_config import RunConfig, from_mapping, to_mapping
 from medsft.core.data.sources.columns import KeyProposal
-from medsft.core.data.sources.recognize import Recognized
+from medsft.core.data.sources.recognize import Recognized, RecognizedFiles
 from medsft.core.data.sources.row_format import RowFormat
 from medsft.errors import Problem
 from medsft.tui.wizard.form import (
@@ -106,24 +106,30 @@ def test_a_run_is_named_after_its_data(path, name):
     assert name_for((Path(path),)) == name
 
 
+def recognized(rows: RowFormat, reason: str = "") -> RecognizedFiles:
+    return RecognizedFiles((Path("a.jsonl"),), (Recognized(rows, reason),))
+
+
 def test_only_what_nobody_typed_and_what_the_rows_do_not_tell_is_proposed():
     config = RunConfig(data=(Path("clinic/train.jsonl"),))
     keys = KeyProposal(question="input", answer="gold", system="system", keys=("input", "gold", "system"))
-    unclear = Recognized(RowFormat(), "")
+    unclear = recognized(RowFormat(), "")
     assert proposals({}, {}, config, keys, unclear) == {"run_name": "clinic", "question_key": "input", "system_key": "system"}
     assert "run_name" not in proposals({"run_name": "mine"}, {}, config, keys, unclear)
     assert proposals({"question_key": "q"}, {"question_key": "q"}, config, keys, unclear)["question_key"] == "input"
-    told = Recognized(RowFormat(name="sharegpt"), "so")
+    told = recognized(RowFormat(name="sharegpt"), "so")
     assert proposals({}, {}, config, keys, told) == proposals({}, {}, config, keys, None) == {"run_name": "clinic"}
-    assert proposals({}, {}, config, keys, Recognized(RowFormat(), "so")) == {"run_name": "clinic", "system_key": "system"}
+    assert proposals({}, {}, config, keys, recognized(RowFormat(), "so")) == {"run_name": "clinic", "system_key": "system"}
 
 
 def test_keys_are_offered_where_they_mean_something():
     assert row_fields(None, {}) == ["question_key", "answer_key", "system_key", "reasoning_key", "group_key"]
-    assert row_fields(Recognized(RowFormat(name="text"), ""), {"answer_key": "a"}) == ["answer_key", "text_key", "group_key"]
-    shown = row_fields(Recognized(RowFormat(name="messages"), ""), {})
+    assert row_fields(recognized(RowFormat(name="text")), {"answer_key": "a"}) == ["answer_key", "text_key", "group_key"]
+    shown = row_fields(recognized(RowFormat(name="messages")), {})
     assert {"messages_key", "role_map"} < set(shown)
     assert "question_key" not in shown
+    both = RecognizedFiles((Path("a"), Path("b")), (Recognized(RowFormat(name="text"), ""), Recognized(RowFormat(), "")))
+    assert {"text_key", "question_key"} < set(row_fields(both, {}))
 
 
 def test_paths_are_completed(tmp_path, monkeypatch):

@@ -32,7 +32,8 @@ def check(config: RunConfig) -> list[Problem]:
         )
     if config.patience is not None:
         problems.extend(_check_patience(config))
-    problems.extend(check_row_options(config.format, config.row_options))
+    files = len(config.data) + len(config.val_files)
+    problems.extend(check_row_options(config.format, config.row_options, files=files))
     named = {problem.where for problem in problems}
     problems.extend(problem for problem in _check_adapter(config) if problem.where not in named)
     if config.question_key == config.answer_key:

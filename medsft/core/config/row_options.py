@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 from medsft.core.config.options import flag
 from medsft.errors import Problem
 
-QA, MESSAGES, SHAREGPT, ALPACA, MCQ, TEXT = FORMATS = ("qa", "messages", "sharegpt", "alpaca", "mcq", "text")
+FormatName = Literal["qa", "messages", "sharegpt", "alpaca", "mcq", "text"]
+FORMATS: tuple[FormatName, ...] = get_args(FormatName)
+QA, MESSAGES, SHAREGPT, ALPACA, MCQ, TEXT = FORMATS
 _CONVERSATIONS = (MESSAGES, SHAREGPT)
-USED_BY: Mapping[str, tuple[str, ...]] = {
+USED_BY: Mapping[str, tuple[FormatName, ...]] = {
     "question_key": (QA, ALPACA, MCQ),
     "answer_key": (QA, ALPACA, MCQ),
     "system_key": (QA, *_CONVERSATIONS, ALPACA, MCQ),
@@ -25,20 +28,23 @@ USED_BY: Mapping[str, tuple[str, ...]] = {
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def possible_formats(chosen: str, given: Mapping[str, object]) -> tuple[str, ...]:
+def possible_formats(chosen: str, given: Mapping[str, object]) -> tuple[FormatName, ...]:
     """Return the formats that `--format` and the row options that were given (name -> value, None: not given) leave open.
 
     A key of the question or of the answer means `qa`, as in the original, unless `--format` or `--options_key` says otherwise.
     """
     if chosen != "auto":
-        return (chosen,)
+        return tuple(name for name in FORMATS if name == chosen)
     names = [name for name, value in given.items() if value is not None]
     left = tuple(name for name in FORMATS if all(name in USED_BY[option] for option in names))
     return (QA,) if QA in left and {"question_key", "answer_key"} & set(names) else left
 
 
-def check_row_options(chosen: str, given: Mapping[str, object]) -> list[Problem]:
-    """Return row options that contradict the format or each other, and values that cannot be read."""
+def check_row_options(chosen: str, given: Mapping[str, object], *, files: int = 1) -> list[Problem]:
+    """Return row options that contradict the format or each other, and values that cannot be read.
+
+    Options of several formats contradict each other where there is one file: of several `files` each has its own.
+    """
     problems = []
     names = [name for name, value in given.items() if value is not None]
     if chosen != "auto":
@@ -46,7 +52,7 @@ def check_row_options(chosen: str, given: Mapping[str, object]) -> list[Problem]
             if chosen in FORMATS and chosen not in USED_BY[name]:
                 hint = f"It belongs to --format {' or '.join(USED_BY[name])}."
                 problems.append(Problem(flag(name), f"has no meaning with --format {chosen}", hint))
-    elif not possible_formats(chosen, given):
+    elif files <= 1 and not possible_formats(chosen, given):
         listed = ", ".join(map(flag, names))
         problems.append(Problem(flag(names[0]), f"no format of rows has all of {listed}", "Leave out what is not meant."))
     role_map = given.get("role_map")

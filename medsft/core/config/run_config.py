@@ -69,7 +69,7 @@ class RunConfig:
     tokenized_data_dir: Path = option(Path("tokenized"), "Folder of the tokenized sets", "data")
     format: str = option(
         "auto",
-        "What rows look like; auto tells it from the first rows of all files",
+        "What rows look like; auto tells it of each file by its first rows",
         "data",
         choices=("auto", *FORMATS),
         elsewhere=FORMATS_OF_ROWS,

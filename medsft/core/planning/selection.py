@@ -19,6 +19,7 @@ import numpy.typing as npt
 from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import TokenizedDataset, open_tokenized
 from medsft.core.data.dataset.subset import Reading, Subset, apply_truncation, refuse_unsupervised
+from medsft.core.data.sources.row_format import distinct_formats
 from medsft.core.planning.mixture import file_shares
 from medsft.core.planning.order import FileShare, SampleOrder, hidden_split, split_by_hash
 from medsft.core.planning.plan import DatasetStats, RunPlan
@@ -130,7 +131,8 @@ def _hashes(config: RunConfig, data: TokenizedDataset, documents: npt.NDArray[np
     if config.val_share is None:
         return None
     recipe = data.manifest.recipe
-    if config.group_key is not None and (recipe is None or recipe.rows.keys.group != config.group_key):
+    groups = set() if recipe is None else {rows.keys.group for rows in distinct_formats(recipe.rows)}
+    if config.group_key is not None and groups != {config.group_key}:
         raise DataError(
             f"--group_key: the tokenized set in {data.folder} was made without the groups of `{config.group_key}`",
             hint="tokenize again with --retokenize",

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from medsft.core.config.row_options import TEXT
 from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import is_validation_folder, open_tokenized, set_exists, validation_folder_of
 from medsft.core.data.dataset.findings import BYTES_PER_TOKEN, Survey, given_twice, survey
-from medsft.core.data.dataset.manifest import turns_differences
+from medsft.core.data.dataset.manifest import read_manifest, turns_differences
 from medsft.core.data.dataset.outlines import in_pieces
 from medsft.core.data.dataset.subset import Reading, Subset, count_cut, cut_sentence
 from medsft.core.data.dataset.write import refuse_rows
 from medsft.core.data.sources.open import open_rows, refuse_unreadable
-from medsft.core.data.sources.recognize import Recognized, RowOptions, recognize
-from medsft.core.data.sources.row_format import RowFormat
+from medsft.core.data.sources.recognize import Recognized, RecognizedFiles, recognize
+from medsft.core.data.sources.row_format import format_of
+from medsft.core.data.sources.row_keys import differences_from
+from medsft.core.data.sources.row_looks import RowOptions
 from medsft.core.planning.mixture import file_shares, mixture_parts
 from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.plan import DatasetStats, absolute
@@ -52,28 +55,27 @@ class PlannedSet:
     """What a person should know about its documents."""
 
 
-def recognize_rows(config: RunConfig) -> Recognized:
-    """Return how the rows of a run are read, by its options and the first rows of its files, and why.
+def recognize_rows(config: RunConfig) -> RecognizedFiles:
+    """Return how the rows of `--data` and `--val` are read, by the options and the first rows of each file, and why.
 
-    Raises `DataError` for files that cannot be read and for rows that are not all of one format.
+    Raises `DataError` for files that cannot be read and for rows of a file that are not all of one format.
     """
     return recognize((*config.data_files, *config.val_files), RowOptions.of(config.format, config.row_options))
 
 
-def row_format_of(config: RunConfig) -> RowFormat:
-    """Return how the rows of a run are read. Raises `DataError` as `recognize_rows` does."""
-    return recognize_rows(config).rows
-
-
-def rows_sentence(config: RunConfig) -> str:
+def rows_sentences(config: RunConfig) -> tuple[str, ...]:
     """Return how the rows of a run are read, and why, or how those of its tokenized set were; nothing where neither is known.
 
     Raises `DataError` as `recognize_rows` does.
     """
     if config.data_files or config.val_files:
-        return recognize_rows(config).sentence
+        return recognize_rows(config).sentences
     recipe = open_tokenized(training_folder(config)).manifest.recipe if set_exists(training_folder(config)) else None
-    return "" if recipe is None else Recognized(recipe.rows, "").sentence
+    if recipe is None:
+        return ()
+    return RecognizedFiles(
+        recipe.data, tuple(Recognized(format_of(recipe.rows, n), "") for n in range(len(recipe.data)))
+    ).sentences
 
 
 def training_folder(config: RunConfig) -> Path:
@@ -215,7 +217,8 @@ def _guess(
     The first rows of each file are read as tokenizing reads them, so that a plan refuses what tokenizing would refuse. With
     `withheld` the result is the part of the training set that is validated on.
     """
-    seen = survey(files, row_format_of(config), split=config.turns == "split")
+    rows = recognize_rows(config).rows_of(files)
+    seen = survey(files, rows, split=config.turns == "split")
     refuse_rows(seen.bad, seen.tally, files, config.bad_rows, then="as the first rows of the files show")
     if seen.complete:  # else a later row may have it
         seen.tally.refuse_unknown_keys()
@@ -226,8 +229,8 @@ def _guess(
         for sizes in (open_rows(path).estimate() for path in files)
     ]
     sizes = np.concatenate(of_files)
-    texts = bool(seen.outlines.texts.any())
-    everything = _estimated(sizes, config.seq, texts=texts)
+    texts = np.repeat([format_of(rows, file).name == TEXT for file in range(len(files))], [len(sizes) for sizes in of_files])
+    everything = _estimated(sizes, config.seq, texts)
     row_hashes, group_hashes = seen.tally.hashes(), seen.tally.group_hashes()
     hashes = row_hashes if group_hashes is None else group_hashes
     known = hashes[everything.indices] if len(hashes) == len(sizes) else None
@@ -237,7 +240,7 @@ def _guess(
     mixture = file_shares(config, shares, [len(sizes) for sizes in of_files], estimated.indices)
     order = order_of(config, len(estimated), mixture=mixture)
     return PlannedSet(
-        stats=_stats(config, folder, "", estimated, order, pieces=np.full(len(estimated), texts)),
+        stats=_stats(config, folder, "", estimated, order, pieces=texts[estimated.indices]),
         subset=estimated,
         order=order,
         withheld=0 if withheld else len(everything) - len(estimated),
@@ -247,11 +250,11 @@ def _guess(
     )
 
 
-def _estimated(sizes: np.ndarray, seq: int, *, texts: bool) -> Subset:
-    """Return what rows of these bytes, [n], may become; nobody knows where their answers are."""
-    tokens = (sizes / BYTES_PER_TOKEN).astype(np.int64)
-    lengths = np.maximum(tokens, 2) + 1 if texts else np.clip(tokens, 2, seq) + 1
-    pieces = in_pieces(lengths, np.full(len(lengths), texts), seq)
+def _estimated(sizes: np.ndarray, seq: int, texts: np.ndarray) -> Subset:
+    """Return what rows of these bytes, [n], may become; nobody knows where answers are. `texts`, bool [n]: plain text."""
+    tokens = np.maximum((sizes / BYTES_PER_TOKEN).astype(np.int64), 2)
+    lengths = np.where(texts, tokens, np.minimum(tokens, seq)) + 1
+    pieces = in_pieces(lengths, texts, seq)
     nothing = np.zeros_like(pieces.lengths)
     return Subset(
         indices=pieces.documents, starts=pieces.starts, lengths=pieces.lengths, trained_from=nothing, answer_labels=nothing
@@ -277,14 +280,29 @@ def _refuse_stale(config: RunConfig, folder: Path, files: Sequence[Path], flag: 
     if other := turns_differences(manifest, config.turns):
         hint = "tokenize again with --retokenize, or choose another --run_name"
         raise DataError(f"{flag}: the tokenized set in {folder} is another: {other[0]}", hint=hint)
+    if not files:
+        refuse_other_rows(config, folder)
     if not files or (recipe is None and config.trust_cache):
         return
-    wanted = row_format_of(config)
+    wanted = recognize_rows(config).rows_of(files)
     sizes = [path.stat().st_size for path in files]
     if recipe is None or recipe.rows != wanted or [file.bytes for file in recipe.inputs] != sizes:
         raise DataError(
             f"{flag}: the tokenized set in {folder} was made of other files or keys than these",
             hint="tokenize again with --retokenize, or choose another --run_name",
+        )
+
+
+def refuse_other_rows(config: RunConfig, folder: Path) -> None:
+    """Raise `DataError` when options say that rows are read otherwise than those of a set, of which no files are given."""
+    manifest = read_manifest(folder)  # without one it is a set of another program, of whose rows nothing is known
+    recipe = None if manifest is None else manifest.recipe
+    changed = [] if recipe is None else differences_from(recipe.rows, RowOptions.of(config.format, config.row_options))
+    if changed:
+        lines = "\n".join(f"  - {line}" for line in changed)
+        raise DataError(
+            f"the rows of the tokenized set in {folder} were read otherwise:\n{lines}",
+            hint="give --data with --retokenize, or leave these options away",
         )
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from medsft.core.data.dataset.spec import TokenizeSpec
     from medsft.core.data.dataset.write import Progress
     from medsft.core.data.sources.columns import KeyProposal
-    from medsft.core.data.sources.recognize import Recognized
+    from medsft.core.data.sources.recognize import RecognizedFiles
+    from medsft.core.data.sources.row_format import RowFormat
     from medsft.core.data.tokenizers.base import OpenedTokenizer
     from medsft.core.forecast import Forecast
     from medsft.core.models.inspect import BaseModel
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from medsft.core.settings import CheckpointEntry, Settings
 
 _SHOWN_SAMPLES = 2
+"""Of rows of one format; of several at least one of each"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +64,8 @@ class Outlook:
     forecast: Forecast | None = None
     """How long the run will take; None where nothing like it has run yet."""
     keys: KeyProposal | None = None
-    found: Recognized | None = None
-    """How the rows are read; None while that cannot be told."""
+    found: RecognizedFiles | None = None
+    """How the rows of each file are read; None while that cannot be told."""
     sets: tuple[str, ...] = ()
     """Tokenized sets that exist."""
     report: LengthReport | None = None
@@ -157,7 +159,7 @@ def _keys(config: RunConfig) -> KeyProposal | None:
         return None  # the plan names the problem
 
 
-def _found(config: RunConfig) -> Recognized | None:
+def _found(config: RunConfig) -> RecognizedFiles | None:
     from medsft.core.planning.sets import recognize_rows
 
     try:
@@ -197,18 +199,26 @@ def _read_samples(config: RunConfig, settings: Settings) -> tuple[Sample, ...]:
     from medsft.core.data.dataset.subset import Reading
     from medsft.core.data.sources.conversation import parts_up_to_answers
     from medsft.core.data.sources.read import read_conversations
-    from medsft.core.planning.sets import row_format_of
+    from medsft.core.data.sources.row_format import format_of
+    from medsft.core.planning.sets import recognize_rows
     from medsft.core.workflow import spec_for
 
     if not config.data:
         return ()
     spec = spec_for(config, settings)
     opened = _opened(spec)
-    rows = read_conversations(config.data_files, row_format_of(config), skip_bad=True)
-    documents = (part for row in rows for part in (parts_up_to_answers(row) if config.turns == "split" else (row,)))
-    shown = list(islice(documents, _SHOWN_SAMPLES))
-    control = spec.allows_control_tokens
-    return tuple(conversation_samples(shown, opened, Reading.of(config), control=control)[:_SHOWN_SAMPLES])
+    rows = recognize_rows(config).rows_of(config.data_files)
+    of_format: dict[RowFormat, list[Path]] = {}
+    for file, path in enumerate(config.data_files):
+        of_format.setdefault(format_of(rows, file), []).append(path)
+    samples: list[Sample] = []
+    most = max(1, _SHOWN_SAMPLES // len(of_format))
+    for row_format, files in of_format.items():
+        found = read_conversations(files, row_format, skip_bad=True)
+        documents = (part for row in found for part in (parts_up_to_answers(row) if config.turns == "split" else (row,)))
+        shown = list(islice(documents, most))
+        samples += conversation_samples(shown, opened, Reading.of(config), control=spec.allows_control_tokens)[:most]
+    return tuple(samples)
 
 
 def check(config: RunConfig, progress: Callable[[Progress], None]) -> CheckReport:

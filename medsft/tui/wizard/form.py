@@ -17,7 +17,7 @@ from medsft.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from medsft.core.data.sources.columns import KeyProposal
-    from medsft.core.data.sources.recognize import Recognized
+    from medsft.core.data.sources.recognize import RecognizedFiles
 
 FIELDS: dict[str, Field[Any]] = {f.name: f for f in fields(RunConfig)}
 YES, NO, AUTO = "yes", "no", "auto"
@@ -126,14 +126,15 @@ def proposals(
     proposed: Mapping[str, str],
     config: RunConfig,
     keys: KeyProposal,
-    found: Recognized | None,
+    found: RecognizedFiles | None,
 ) -> dict[str, str]:
     """Return what rows and file name suggest, for fields that hold nothing or what was suggested before.
 
     Keys are suggested only where it could not be told from the rows how they are read: a key that is given decides that.
     """
     told = found is None or bool(found.reason)
-    no_system = found is not None and found.rows.name == QA and not found.rows.keys.system
+    rows = None if found is None else found.rows
+    no_system = rows is not None and not isinstance(rows, tuple) and rows.name == QA and not rows.keys.system
     wanted = {
         "run_name": name_for(config.data_files) if config.data else "",
         "question_key": "" if told else keys.question or "",
@@ -149,10 +150,10 @@ def proposals(
     return changes
 
 
-def row_fields(found: Recognized | None, texts: Mapping[str, str]) -> list[str]:
-    """Return the fields for the keys of rows that mean something in their format, and those that a person has filled in.
+def row_fields(found: RecognizedFiles | None, texts: Mapping[str, str]) -> list[str]:
+    """Return the fields for the keys of rows that mean something in their formats, and those that a person has filled in.
 
     While it is not known how the rows are read, these are the keys of a question and an answer.
     """
-    name = QA if found is None else found.rows.name
-    return [field for field, formats in USED_BY.items() if name in formats or texts.get(field)]
+    names = {QA} if found is None else {one.rows.name for one in found.each}
+    return [field for field, formats in USED_BY.items() if names.intersection(formats) or texts.get(field)]

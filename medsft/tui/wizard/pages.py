@@ -28,7 +28,7 @@ from medsft.tui.wizard.paths import PathSuggester
 from medsft.tui.wizard.training import TrainingPage
 
 if TYPE_CHECKING:
-    from medsft.core.data.sources.recognize import Recognized
+    from medsft.core.data.sources.recognize import RecognizedFiles
     from medsft.tui.wizard.backend import BaseEntry
 
 _ROW_FIELDS = tuple(name for name in fields_in("data", advanced=False) if name in USED_BY)
@@ -160,9 +160,9 @@ class DataPage(Page):
         for button in ("#tokenize", "#check"):
             self.query_one(button, Button).disabled = bool(state.busy)
 
-    def _show_rows(self, found: Recognized | None, texts: Mapping[str, str]) -> None:
+    def _show_rows(self, found: RecognizedFiles | None, texts: Mapping[str, str]) -> None:
         """Say how rows are read, and offer the keys that mean something then."""
-        put(self.query_one("#rows", Static), "" if found is None else found.sentence)
+        put(self.query_one("#rows", Static), "" if found is None else "\n".join(found.sentences))
         wanted = row_fields(found, texts)
         for row in self.query(FieldRow):
             if row.field in _ROW_FIELDS:

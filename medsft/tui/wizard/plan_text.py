@@ -20,7 +20,7 @@ from medsft.tui.wizard.paths import near
 if TYPE_CHECKING:
     from medsft.core.data.dataset.lengths import LengthReport
     from medsft.core.data.sources.columns import KeyProposal
-    from medsft.core.data.sources.recognize import Recognized
+    from medsft.core.data.sources.recognize import RecognizedFiles
     from medsft.core.planning.plan import Estimates, RunPlan
     from medsft.tui.wizard.backend import BaseEntry, Outlook
 
@@ -137,11 +137,12 @@ def meaning(outlook: Outlook | None) -> str:
     return "\n".join(lines)
 
 
-def keys_text(keys: KeyProposal | None, found: Recognized | None) -> Content:
-    """Return the keys of the rows with a text, and which of those that are read as one is not among them."""
+def keys_text(keys: KeyProposal | None, found: RecognizedFiles | None) -> Content:
+    """Return the keys of the first file's rows with a text, and which of those that are read as one is not among them."""
     if keys is None or not keys.keys:
         return Content("")
-    read = found.rows.keys if found is not None and found.rows.name == QA else None
+    first = None if found is None else found.each[0].rows
+    read = first.keys if first is not None and first.name == QA else None
     chosen = () if read is None else (read.question, read.answer, read.system)
     missing = [f"`{key}`" for key in chosen if key and key not in keys.keys]
     text = f"Keys in these rows: {', '.join(keys.keys)}"

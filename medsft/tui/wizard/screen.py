@@ -44,7 +44,7 @@ from medsft.tui.wizard.steps import Steps
 
 if TYPE_CHECKING:
     from medsft.core.data.sources.columns import KeyProposal
-    from medsft.core.data.sources.recognize import Recognized
+    from medsft.core.data.sources.recognize import RecognizedFiles
 
 _SCROLLED_LINES = 3
 _BETWEEN_PAGES_SECONDS = 0.05
@@ -235,7 +235,7 @@ you leave the wizard. Empty fields have their default.
         self._refresh(outlook=seen)
         self._propose(seen.keys, seen.found)
 
-    def _propose(self, keys: KeyProposal | None, found: Recognized | None) -> None:
+    def _propose(self, keys: KeyProposal | None, found: RecognizedFiles | None) -> None:
         """Fill in what the rows and the file's name suggest, where a person has not typed anything."""
         if keys is None:
             return

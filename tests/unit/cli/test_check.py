@@ -155,3 +155,19 @@ def test_strict_needs_its_libraries(good: Path, monkeypatch: pytest.MonkeyPatch)
     strict = invoke(good, "--question_key", "q", "--answer_key", "a", "--strict")
     assert strict.exit_code == 2
     assert "pip install 'medsft[check]'" in strict.stderr
+
+
+def test_a_file_that_is_given_twice_is_named(good: Path) -> None:
+    keys = ("--question_key", "q", "--answer_key", "a")
+    assert f"warning: FILE: {good} is given twice." in invoke(good, good, *keys).stderr
+    assert "given twice" not in invoke(good, *keys).stderr
+
+
+def test_options_that_cannot_be_read_are_refused(good: Path) -> None:
+    for options, said in (
+        (("--role_map", "doctor"), "is not NAME=ROLE"),
+        (("--format", "text", "--system_key", "s"), "no meaning"),
+    ):
+        refused = invoke(good, *options)
+        assert refused.exit_code == 2
+        assert said in refused.stderr

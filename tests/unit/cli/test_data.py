@@ -109,10 +109,16 @@ def test_how_rows_are_read_is_said_and_stays_what_the_set_was_made_with(
     assert "Rows are read as sharegpt: messages `conversations`." in CliRunner().invoke(app, ["tokenize", *flags]).stderr
     other = CliRunner().invoke(app, ["tokenize", *flags, *chat, "--format", "messages", "--messages_key", "conversations"])
     assert (other.exit_code, "--format was sharegpt, now messages" in other.stderr) == (3, True)
-    mixed = CliRunner().invoke(app, ["tokenize", *flags[:2], "--run_name", "y", *chat, "--val", str(ALPACA)])
-    assert mixed.exit_code == 3
-    assert f"sharegpt: {chat[1]}:1" in mixed.stderr
-    assert f"alpaca: {ALPACA}:1" in mixed.stderr
+    mixed = CliRunner().invoke(app, ["tokenize", *flags[:2], "--run_name", "y", *chat, str(ALPACA), "--val", str(ALPACA)])
+    assert mixed.exit_code == 0
+    assert f"Rows of {chat[1]} are read as sharegpt: messages `conversations` (" in mixed.stderr
+    assert f"Rows of {ALPACA} are read as alpaca: " in mixed.stderr
+    again = CliRunner().invoke(app, ["inspect", *flags[:2], "--run_name", "y", "--json", "--samples", "0"])
+    train, val = json.loads(again.stdout)
+    assert [(one["file"], one["format"]) for one in train["rows"]] == [(chat[1], "sharegpt"), (str(ALPACA), "alpaca")]
+    assert val["rows"]["format"] == "alpaca"
+    unused = CliRunner().invoke(app, ["tokenize", *flags[:2], "--run_name", "y", "--format", "text"])
+    assert (unused.exit_code, "--format was sharegpt, now text" in unused.stderr) == (3, True)
     wrong = CliRunner().invoke(app, ["tokenize", *flags, *chat, "--format", "qa", "--messages_key", "conversations"])
     assert (wrong.exit_code, "has no meaning with --format qa" in wrong.stderr) == (2, True)
 

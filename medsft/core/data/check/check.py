@@ -28,7 +28,7 @@ from medsft.core.data.dataset.workers import read_chunks
 from medsft.core.data.dataset.write import ProgressCallback, ProgressReporter, input_bytes
 from medsft.core.data.sources.bad_rows import BadRows
 from medsft.core.data.sources.open import open_rows, refuse_unreadable
-from medsft.core.data.sources.row_format import RowFormat
+from medsft.core.data.sources.row_format import RowFormat, RowFormats, distinct_formats, format_of
 
 _QUICK_BYTES = 8 * 2**20
 """Read of each file by a quick look, spread over it"""
@@ -39,7 +39,8 @@ class CheckRequest:
     """Which rows are looked at, and what they are compared with."""
 
     files: tuple[Path, ...]
-    rows: RowFormat
+    rows: RowFormats
+    """One format for all, or one for each of `files` and then of `val`; others are read by any of these, else as they are"""
     val: tuple[Path, ...] = ()
     against: tuple[Path, ...] = ()
     ngram: int = 8
@@ -55,13 +56,15 @@ def check_rows(request: CheckRequest, *, workers: int | None = None, progress: P
     everything = (*request.val, *request.against, *request.files)
     refuse_unreadable(everything)
     reporter = ProgressReporter("check", input_bytes(everything), progress or (lambda _: None))
-    scan = Scan(rows=request.rows, ngram=request.ngram, near=libraries.has_minhash(), languages=libraries.has_languages())
+    scan = Scan(ngram=request.ngram, near=libraries.has_minhash(), languages=libraries.has_languages())
     with ExitStack() as stack:
         compared: dict[str, Places] = {}
         indexes, before = [], 0
-        for flag, files in {"--val": request.val, "--against": request.against}.items():
+        own, every = _formats(request), distinct_formats(request.rows)
+        of_val, of_others = own[len(request.files) :], [every] * len(request.against)
+        for flag, files, formats in (("--val", request.val, of_val), ("--against", request.against, of_others)):
             if files:
-                references, places = collect_references(scan, files, workers, reporter, before)
+                references, places = collect_references(scan, files, formats, workers, reporter, before)
                 indexes.append(stack.enter_context(references.index()))
                 compared[flag] = places
                 before += input_bytes(files)
@@ -69,7 +72,7 @@ def check_rows(request: CheckRequest, *, workers: int | None = None, progress: P
         near = stack.enter_context(NearRepeats()) if scan.near else None
         collected = _Collected(Places(sources=[open_rows(path) for path in request.files]))
         process = stack.enter_context(mapping(scan, input_bytes=input_bytes(request.files), workers=workers))
-        for scanned in process(_items(request.files)):
+        for scanned in process(_items(request.files, own)):
             collected.add(scanned, near)
             reporter.tell(before + scanned.bytes_read, collected.places.total)
         return judge(
@@ -83,15 +86,29 @@ def quick_check(request: CheckRequest, *, seconds: float) -> CheckReport:
     Blocks are taken from the whole of each file. Repeats, overlap and languages are not looked for.
     """
     refuse_unreadable(request.files)
-    work = Scan(rows=request.rows, ngram=request.ngram, near=False, languages=False).open()
+    work = Scan(ngram=request.ngram, near=False, languages=False).open()
     collected, until = _Collected(Places(sources=[open_rows(path) for path in request.files])), time.monotonic() + seconds
-    for item in _items(request.files, most_bytes=_QUICK_BYTES, until=until):
+    for item in _items(request.files, _formats(request), most_bytes=_QUICK_BYTES, until=until):
         collected.add(work(item), None)
     return judge(collected.columns(), None, [], languages_told=False)
 
 
-def _items(files: Sequence[Path], *, most_bytes: int | None = None, until: float = math.inf) -> Iterator[ScanItem]:
-    """Yield the blocks of all files; with `most_bytes` only some of a large file, and none after `until` (monotonic time)."""
+def _formats(request: CheckRequest) -> list[tuple[RowFormat, ...]]:
+    """Return how each file is read, and then each of `--val`."""
+    return [(format_of(request.rows, number),) for number in range(len(request.files) + len(request.val))]
+
+
+def _items(
+    files: Sequence[Path],
+    formats: Sequence[tuple[RowFormat, ...]],
+    *,
+    most_bytes: int | None = None,
+    until: float = math.inf,
+) -> Iterator[ScanItem]:
+    """Yield the blocks of all files, each with its formats.
+
+    With `most_bytes` only some of a large file, and none after `until` (monotonic time).
+    """
     before = 0
     for number, path in enumerate(files):
         step = 1 if most_bytes is None else max(1, math.ceil(path.stat().st_size / most_bytes))
@@ -101,17 +118,25 @@ def _items(files: Sequence[Path], *, most_bytes: int | None = None, until: float
                 return
             read = chunk.bytes_read
             if place % step == 0:
-                yield ScanItem(replace(chunk, bytes_read=before + read), number)
+                yield ScanItem(replace(chunk, bytes_read=before + read), number, formats[number])
         before += read
 
 
 def collect_references(
-    scan: Scan, files: Sequence[Path], workers: int | None, reporter: ProgressReporter, before: int
+    scan: Scan,
+    files: Sequence[Path],
+    formats: Sequence[tuple[RowFormat, ...]],
+    workers: int | None,
+    reporter: ProgressReporter,
+    before: int,
 ) -> tuple[References, Places]:
-    """Return the n-grams of files that others are compared with, and where their rows stand."""
+    """Return the n-grams of files that others are compared with, and where their rows stand.
+
+    Rows of a file are read by the first of its formats that can.
+    """
     references, places = References(), Places(sources=[open_rows(path) for path in files])
     with mapping(scan, input_bytes=input_bytes(files), workers=workers) as process:
-        for scanned in process(replace(item, reference=True) for item in _items(files)):
+        for scanned in process(replace(item, reference=True) for item in _items(files, formats)):
             assert scanned.grams is not None
             assert scanned.begins is not None
             references.add(scanned.grams, scanned.begins, scanned.exact)

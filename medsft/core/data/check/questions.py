@@ -13,7 +13,7 @@ from medsft.core.data.check.overlap import ReferenceIndex
 from medsft.core.data.check.scan import Scan
 from medsft.core.data.check.words import WordHashes, ngrams, words_of
 from medsft.core.data.dataset.write import ProgressCallback, ProgressReporter, input_bytes
-from medsft.core.data.sources.row_format import RowFormat
+from medsft.core.data.sources.row_format import RowFormats, format_of
 
 NGRAM = 8
 """Words in a run, as `medsft check` compares rows"""
@@ -22,15 +22,19 @@ NGRAM = 8
 def among_rows(
     texts: Sequence[str],
     files: Sequence[Path],
-    rows: RowFormat,
+    rows: RowFormats,
     *,
     workers: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> npt.NDArray[np.bool_]:
-    """Return which texts overlap with a row of the files, by n-grams as `overlap` says. Raises DataError, LaunchError."""
-    scan = Scan(rows=rows, ngram=NGRAM, near=False, languages=False)
+    """Return which texts overlap with a row of the files, by n-grams as `overlap` says. Raises DataError, LaunchError.
+
+    `rows` is how the files are read: one format, or one for each.
+    """
+    scan = Scan(ngram=NGRAM, near=False, languages=False)
     reporter = ProgressReporter("check", input_bytes(files), progress or (lambda _: None))
-    references, _ = collect_references(scan, files, workers, reporter, 0)
+    formats = [(format_of(rows, file),) for file in range(len(files))]
+    references, _ = collect_references(scan, files, formats, workers, reporter, 0)
     grams, begins = ngrams(*WordHashes().flat([words_of(text) for text in texts]), NGRAM)
     found = np.zeros(len(texts), bool)
     with references.index() as folder:

@@ -5,10 +5,11 @@ ScanItem (a block of rows) --scan--> Scanned (arrays with an entry for each row)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from medsft.core.data.check.words import Hashes, Offsets, WordHashes, mixed, ngr
 from medsft.core.data.dataset.findings import digest
 from medsft.core.data.dataset.workers import Chunk
 from medsft.core.data.sources.bad_rows import BadRows
-from medsft.core.data.sources.base import BadRow
+from medsft.core.data.sources.base import BadRow, EmptyRow
 from medsft.core.data.sources.columns import find, string_names
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.sources.row_format import RowFormat
@@ -33,6 +34,8 @@ _LEAST_NEAR_WORDS = 8
 """A row of fewer words is compared as a whole only: one other word makes it another question."""
 NO_QUESTION = 0
 """In place of a question's hash, where a row has none"""
+_NOT_NEAR = (np.zeros((0, BANDS), np.uint64), np.zeros((0, libraries.HASHES), np.uint8))
+"""In place of band keys and low bytes, where near repeats are not looked for"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class ScanItem:
     chunk: Chunk
     file: int
     """Which of the files, from 0"""
+    rows: tuple[RowFormat, ...]
+    """How they are read: by the first of these that can"""
     reference: bool = False
     """These rows are only what others are compared with"""
 
@@ -82,9 +87,8 @@ class Scanned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """The work: how rows are read, and what they are compared with."""
+    """The work: what is looked for in rows, and what they are compared with."""
 
-    rows: RowFormat
     ngram: int
     near: bool
     """Make MinHashes"""
@@ -132,6 +136,47 @@ def _texts(conversation: Conversation) -> _Texts:
     return _Texts("\n".join(contents[:last]), contents[last], True, before_words, words[last], compared)
 
 
+class _Row(NamedTuple):
+    """What is kept of one row, see `Scanned`."""
+
+    number: int
+    exact: bytes
+    compared: list[str]
+    """The words by which the row is compared with others"""
+    flags: int = 0
+    question: int = NO_QUESTION
+    answer: int = 0
+    ending: int = 0
+    lengths: tuple[int, int] = (0, 0)
+    language: str = ""
+
+
+_COLUMNS = {"number": "i8", "flags": "u4", "question": "u8", "answer": "u8", "ending": "u8", "language": "S3"}
+"""Values of a row that become a column of `Scanned`, with its type"""
+
+
+def _scanned(
+    item: ScanItem, bad: BadRows, rows: Sequence[_Row], *, shared: tuple[Shared, ...] = (), **of_texts: npt.NDArray[Any]
+) -> Scanned:
+    """Return the columns of rows, beside those that are made of the texts of all together."""
+    columns = {name: np.array([getattr(row, name) for row in rows], kind) for name, kind in _COLUMNS.items()}
+    return Scanned(
+        file=item.file,
+        bytes_read=item.chunk.bytes_read,
+        bad=bad,
+        numbers=columns.pop("number"),
+        exact=_exact(rows),
+        lengths=np.array([row.lengths for row in rows], np.uint32).reshape(-1, 2),
+        shared=shared,
+        **columns,
+        **of_texts,
+    )
+
+
+def _exact(rows: Sequence[_Row]) -> Hashes:
+    return np.frombuffer(b"".join(row.exact for row in rows), np.uint64)
+
+
 def _scan(
     item: ScanItem,
     scan: Scan,
@@ -139,57 +184,50 @@ def _scan(
     detect: Callable[[str], str] | None,
     indexes: Sequence[ReferenceIndex],
 ) -> Scanned:
-    source, block = item.chunk.source, item.chunk.block
-    bad, numbers, flags, exact, languages = BadRows(), [], [], bytearray(), []
-    question, answer, ending, lengths = [], [], [], []
-    compared: list[list[str]] = []
-    for row in source.rows(block):
-        numbers.append(row.number)
+    source = item.chunk.source
+    bad = BadRows()
+    rows: list[_Row] = []
+    for row in source.rows(item.chunk.block):
         try:
-            conversation = scan.rows.conversation(row.fields())
+            rows.append(_row(row.number, _read(row.fields(), item.rows), detect))
         except BadRow as error:
-            reason = str(error)
-            kind = kinds.EMPTY if reason.startswith("empty ") or reason.endswith(" is empty") else kinds.UNUSABLE
             bad.add(source.place(row.number), error)
-            flags.append(1 << kinds.BITS[kind])
-            exact += mixed(np.array([row.number], np.uint64) + np.uint64(item.file)).tobytes()
-            question.append(NO_QUESTION)
-            answer.append(0)
-            ending.append(0)
-            lengths.append((0, 0))
-            languages.append("")
-            compared.append([])
-            continue
-        texts = _texts(conversation)
-        exact += digest(conversation)
-        flags.append(_flags(conversation, texts))
-        question.append(text_hash(texts.before_words) if texts.before_words else NO_QUESTION)
-        answer.append(text_hash(texts.answer_words))
-        ending.append(_ending(texts.answer, texts.answer_words) if texts.is_question else 0)
-        lengths.append((len(texts.before), len(texts.answer)))
-        languages.append(detect(texts.answer) or detect(texts.before) if detect else "")
-        compared.append(texts.compared)
-    flat, offsets = hashes.flat(compared)
-    bands, low = (
-        _near(flat, offsets) if scan.near else (np.zeros((0, BANDS), np.uint64), np.zeros((0, libraries.HASHES), np.uint8))
-    )
-    exact_hashes = np.frombuffer(bytes(exact), np.uint64)
+            kind = kinds.EMPTY if isinstance(error, EmptyRow) else kinds.UNUSABLE
+            unlike_others = mixed(np.array([row.number], np.uint64) + np.uint64(item.file)).tobytes()
+            rows.append(_Row(row.number, unlike_others, [], flags=1 << kinds.BITS[kind]))
+    flat, offsets = hashes.flat([row.compared for row in rows])
+    bands, low = _near(flat, offsets) if scan.near else _NOT_NEAR
     grams, begins = ngrams(flat, offsets, scan.ngram) if indexes else (flat[:0], offsets)
-    return Scanned(
-        file=item.file,
-        bytes_read=item.chunk.bytes_read,
-        bad=bad,
-        numbers=np.array(numbers, np.int64),
-        flags=np.array(flags, np.uint32),
-        exact=exact_hashes,
-        question=np.array(question, np.uint64),
-        answer=np.array(answer, np.uint64),
-        ending=np.array(ending, np.uint64),
-        lengths=np.array(lengths, np.uint32).reshape(-1, 2),
-        language=np.array(languages, "S3"),
-        bands=bands,
-        low=low,
-        shared=tuple(index.shared(grams, begins, exact_hashes) for index in indexes),
+    exact = _exact(rows)
+    return _scanned(
+        item, bad, rows, bands=bands, low=low, shared=tuple(index.shared(grams, begins, exact) for index in indexes)
+    )
+
+
+def _read(fields: Mapping[str, object], formats: Sequence[RowFormat]) -> Conversation:
+    """Return what a row says, by the first format that can read it. Raises BadRow as the first one does."""
+    first: BadRow | None = None
+    for row_format in formats:
+        try:
+            return row_format.conversation(fields)
+        except BadRow as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _row(number: int, conversation: Conversation, detect: Callable[[str], str] | None) -> _Row:
+    texts = _texts(conversation)
+    return _Row(
+        number=number,
+        exact=digest(conversation),
+        compared=texts.compared,
+        flags=_flags(conversation, texts),
+        question=text_hash(texts.before_words) if texts.before_words else NO_QUESTION,
+        answer=text_hash(texts.answer_words),
+        ending=_ending(texts.answer, texts.answer_words) if texts.is_question else 0,
+        lengths=(len(texts.before), len(texts.answer)),
+        language=detect(texts.answer) or detect(texts.before) if detect else "",
     )
 
 
@@ -235,39 +273,21 @@ def _scan_reference(item: ScanItem, scan: Scan, hashes: WordHashes) -> Scanned:
 
     A row that is of another format (benchmarks have keys of their own) is compared by all the text that it has.
     """
-    source, block = item.chunk.source, item.chunk.block
-    bad, numbers, exact = BadRows(), [], bytearray()
-    compared: list[list[str]] = []
-    for row in source.rows(block):
+    source = item.chunk.source
+    bad = BadRows()
+    rows: list[_Row] = []
+    for row in source.rows(item.chunk.block):
         try:
             fields = row.fields()
         except BadRow as error:
             bad.add(source.place(row.number), error)
             continue
-        numbers.append(row.number)
         try:
-            conversation = scan.rows.conversation(fields)
-            compared.append(_texts(conversation).compared)
-            exact += digest(conversation)
+            conversation = _read(fields, item.rows)
+            rows.append(_Row(row.number, digest(conversation), _texts(conversation).compared))
         except BadRow:
-            compared.append(words_of("\n".join(str(find(fields, key)[1]) for key in string_names(fields))))
-            exact += bytes(8)
-    grams, begins = ngrams(*hashes.flat(compared), scan.ngram)
-    none = np.zeros(0, np.uint64)
-    return Scanned(
-        file=item.file,
-        bytes_read=item.chunk.bytes_read,
-        bad=bad,
-        numbers=np.array(numbers, np.int64),
-        flags=np.zeros(0, np.uint32),
-        exact=np.frombuffer(bytes(exact), np.uint64),
-        question=none,
-        answer=none,
-        ending=none,
-        lengths=np.zeros((0, 2), np.uint32),
-        language=np.zeros(0, "S3"),
-        bands=np.zeros((0, BANDS), np.uint64),
-        low=np.zeros((0, libraries.HASHES), np.uint8),
-        grams=grams,
-        begins=begins,
-    )
+            words = words_of("\n".join(str(find(fields, key)[1]) for key in string_names(fields)))
+            rows.append(_Row(row.number, bytes(8), words))
+    grams, begins = ngrams(*hashes.flat([row.compared for row in rows]), scan.ngram)
+    bands, low = _NOT_NEAR
+    return _scanned(item, bad, rows, bands=bands, low=low, grams=grams, begins=begins)

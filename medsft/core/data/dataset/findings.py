@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,11 @@ from medsft.core.data.dataset.answers import find_answers
 from medsft.core.data.dataset.outlines import Outlines
 from medsft.core.data.sources.bad_rows import BadRows
 from medsft.core.data.sources.base import BadRow, all_rows
-from medsft.core.data.sources.columns import find, names, shown, unused_text
+from medsft.core.data.sources.columns import Keys, find, names, shown, unused_text
 from medsft.core.data.sources.conversation import Conversation, Message, parts_up_to_answers
+from medsft.core.data.sources.grouping import short_hash
 from medsft.core.data.sources.open import open_rows
-from medsft.core.data.sources.row_format import RowFormat
+from medsft.core.data.sources.row_format import RowFormat, RowFormats, format_of
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.units import count
 from medsft.errors import DataError
@@ -36,54 +37,49 @@ _MUCH_UNKNOWN = 1e-3
 """Share of the tokens. A stray sign in a text is less; a tokenizer that spells bytes has none."""
 _MOST_COLUMNS = 50
 _SHOWN_COLUMNS = 8
-_HASH_BYTES = 8
-"""Two of a million different rows share one with a chance of 3 in 100 million."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts over some rows."""
+    """Counts over some rows, of files of any formats."""
 
-    row_format: RowFormat
     rows: int = 0
     unused: Counter[str] = field(default_factory=Counter)
     """Key -> rows with text under it that is not read"""
-    with_system: int = 0
-    with_key: Counter[str] = field(default_factory=Counter)
-    """`system` and `reasoning` -> rows that have the key of it"""
-    other_keys: tuple[str, ...] = ()
-    """Keys of the first row without one of these keys"""
+    without_system: int = 0
+    """Rows without a system message that are read with a key of one"""
+    having: set[tuple[str, str]] = field(default_factory=set)
+    """(`system` or `reasoning`, the key of it) that some row has"""
+    lacking: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    """The same of those that some row has not -> the keys of the first such row"""
     digests: bytearray = field(default_factory=bytearray)
     group_digests: bytearray = field(default_factory=bytearray)
     """Of the values under the group's key; empty without one"""
-    used: tuple[str, ...] = ()
-    """Keys that are read, once it is looked for others"""
 
-    def add(self, row: Mapping[str, object], conversation: Conversation, *, documents: int = 1) -> None:
-        """Count one row that can be used, of which so many documents are made."""
-        keys = self.row_format.keys
+    def add(self, row: Mapping[str, object], conversation: Conversation, row_format: RowFormat, *, documents: int = 1) -> None:
+        """Count one row that can be used, with how it is read; so many documents are made of it."""
+        keys = row_format.keys
         self.rows += 1
         self.digests += digest(conversation) * documents
         if keys.group is not None:
-            self.group_digests += self.row_format.group(row) * documents
+            self.group_digests += row_format.group(row) * documents
         alone = keys.messages in row if len(row) == 1 else len(row) == 2 and keys.question in row and keys.answer in row
         if not alone:  # there is more than what is read
-            self._count_unused(row)
+            self._count_unused(row, keys)
         if keys.system is not None:
-            self.with_system += any(message.role == "system" for message in conversation)
+            self.without_system += not any(message.role == "system" for message in conversation)
             self._count_key("system", keys.system, row)
         if keys.reasoning:
             self._count_key("reasoning", keys.reasoning, row)
 
     def _count_key(self, name: str, key: str, row: Mapping[str, object]) -> None:
         if find(row, key)[0]:
-            self.with_key[name] += 1
-        elif not self.other_keys:
-            self.other_keys = tuple(names(row))
+            self.having.add((name, key))
+        elif (name, key) not in self.lacking:
+            self.lacking[name, key] = tuple(names(row))
 
-    def _count_unused(self, row: Mapping[str, object]) -> None:
-        self.used = self.used or self.row_format.keys.used
-        for key in unused_text(row, self.used):
+    def _count_unused(self, row: Mapping[str, object], keys: Keys) -> None:
+        for key in unused_text(row, _used(keys)):
             if key in self.unused or len(self.unused) < _MOST_COLUMNS:
                 self.unused[key] += 1
 
@@ -91,9 +87,9 @@ class Tally:
         """Add the counts of later rows."""
         self.rows += later.rows
         self.unused += later.unused
-        self.with_system += later.with_system
-        self.with_key += later.with_key
-        self.other_keys = self.other_keys or later.other_keys
+        self.without_system += later.without_system
+        self.having |= later.having
+        self.lacking = later.lacking | self.lacking
         self.digests += later.digests
         self.group_digests += later.group_digests
 
@@ -102,8 +98,8 @@ class Tally:
         return np.frombuffer(bytes(self.digests), "<u8")
 
     def group_hashes(self) -> Hashes | None:
-        """A number for the group of each row, in their order; None where the rows were read without a key for it."""
-        return np.frombuffer(bytes(self.group_digests), "<u8") if self.row_format.keys.group is not None else None
+        """A number for the group of each document, in their order; None where rows were read without a key for it."""
+        return np.frombuffer(bytes(self.group_digests), "<u8") if self.group_digests else None
 
     def findings(self) -> Findings:
         """What they amount to."""
@@ -112,18 +108,22 @@ class Tally:
             rows=self.rows,
             repeated=self.rows - len(np.unique(hashes)),
             unused_text=dict(self.unused.most_common()),
-            without_system=self.rows - self.with_system if self.row_format.keys.system is not None else 0,
+            without_system=self.without_system,
         )
 
     def refuse_unknown_keys(self) -> None:
         """Raise DataError when no row at all has the key of the system message, or of the reasoning: that is a slip."""
-        keys = {"system": self.row_format.keys.system, "reasoning": self.row_format.keys.reasoning}
-        for name, key in keys.items():
-            if key and self.rows and not self.with_key[name]:
+        for (name, key), keys in self.lacking.items():
+            if (name, key) not in self.having:
                 raise DataError(
-                    f"--{name}_key: no row has the key '{key}'. The keys of the first row: {shown(self.other_keys)}",
+                    f"--{name}_key: no row has the key '{key}'. The keys of the first row: {shown(keys)}",
                     hint=f"correct the key, or leave --{name}_key away",
                 )
+
+
+@lru_cache(maxsize=64)
+def _used(keys: Keys) -> tuple[str, ...]:
+    return keys.used
 
 
 def digest(conversation: Conversation) -> bytes:
@@ -136,7 +136,7 @@ def digest(conversation: Conversation) -> bytes:
     else:
         heads = (f"{message.role} {len(message.content)}{_extras(message)}" for message in conversation)
         text = " ".join((*heads, *(message.reasoning + message.content for message in conversation)))
-    return sha256(text.encode("utf-8")).digest()[:_HASH_BYTES]  # most processors have it built in, and hashlib uses that
+    return short_hash(text.encode("utf-8"))
 
 
 def _extras(message: Message) -> str:
@@ -188,15 +188,15 @@ class Survey:
     """Of the rows that can be used, by the bytes of their messages: an estimate"""
 
 
-def survey(files: Sequence[Path], row_format: RowFormat, *, split: bool = False) -> Survey:
+def survey(files: Sequence[Path], rows: RowFormats, *, split: bool = False) -> Survey:
     """Look at the first `SURVEYED_ROWS` rows of each file as tokenizing would. Raises DataError for files that it refuses.
 
     With `split` each answer of a row gives a document.
     """
-    tally, bad, complete = Tally(row_format), BadRows(), True
+    tally, bad, complete = Tally(), BadRows(), True
     conversations: list[Conversation] = []
-    for path in files:
-        source = open_rows(path)
+    for file, path in enumerate(files):
+        source, row_format = open_rows(path), format_of(rows, file)
         for index, row in enumerate(all_rows(source)):
             if index == SURVEYED_ROWS:
                 complete = False
@@ -205,7 +205,7 @@ def survey(files: Sequence[Path], row_format: RowFormat, *, split: bool = False)
                 fields = row.fields()
                 conversation = row_format.conversation(fields)
                 parts = parts_up_to_answers(conversation) if split else (conversation,)
-                tally.add(fields, conversation, documents=len(parts))
+                tally.add(fields, conversation, row_format, documents=len(parts))
                 conversations += parts
             except BadRow as error:
                 bad.add(source.place(row.number), error)

@@ -11,6 +11,7 @@ from typing import Any
 
 from medsft.core.data.dataset.findings import Findings, given_twice, unknown_sentence
 from medsft.core.data.dataset.spec import InputFile, TokenizeSpec
+from medsft.core.data.sources.row_format import RowFormat, format_of
 from medsft.core.files import write_atomically
 from medsft.core.units import counted
 from medsft.errors import DataError
@@ -131,7 +132,7 @@ def differences(made: Manifest, wanted: TokenizeSpec) -> list[str]:
         return ["the set was made by another program, so it cannot be compared with the data"]
     lines = _input_differences(old.inputs, wanted.inputs) + tokenizer_differences(made, wanted.tokenizer_fingerprint)
     lines += template_differences(made, wanted.template, wanted.template_sha256) or _date_difference(old, wanted)
-    lines += old.rows.differences(wanted.rows)
+    lines += row_differences(old, wanted)
     if made.bad_rows and wanted.bad_rows == "error":
         lines.append(f"{sum(made.bad_rows.values())} bad rows were skipped, now they are an error")
     if made.special_in_text and old.special_in_text != wanted.special_in_text:
@@ -140,6 +141,22 @@ def differences(made: Manifest, wanted: TokenizeSpec) -> list[str]:
     if old.data_layer != wanted.data_layer:
         lines.append(f"it was made by version {old.data_layer} of the tokenizing code, this is {wanted.data_layer}")
     return lines
+
+
+def row_differences(old: TokenizeSpec, wanted: TokenizeSpec) -> list[str]:
+    """One line for each thing that was decided otherwise of the rows; where files have formats of their own, for each file.
+
+    Files are told apart by content, and only those of both are compared.
+    """
+    if isinstance(old.rows, RowFormat) and isinstance(wanted.rows, RowFormat):
+        return old.rows.differences(wanted.rows)
+    was = {file.sha256: format_of(old.rows, number) for number, file in enumerate(old.inputs)}
+    return [
+        f"{file.path}: {line}"
+        for number, file in enumerate(wanted.inputs)
+        if file.sha256 in was
+        for line in was[file.sha256].differences(format_of(wanted.rows, number))
+    ]
 
 
 def turns_differences(made: Manifest, turns: str) -> list[str]:

@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-from medsft.core.data.sources.row_format import RowFormat
+from medsft.core.data.sources.row_format import RowFormat, RowFormats, formats_from_json, formats_to_json
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.open import MEDITRON_EXTRA_IDS, open_tokenizer
 from medsft.core.data.tokenizers.special_tokens import SpecialInText
@@ -41,7 +41,8 @@ class TokenizeSpec:
     """Files of rows; empty: use the set that is there"""
     tokenizer: Path
     template: str = "meditron"
-    rows: RowFormat = RowFormat()
+    rows: RowFormats = RowFormat()
+    """How the rows of `data` are read: one format for all files, or one for each"""
     bad_rows: Literal["error", "skip"] = "error"
     special_in_text: SpecialInText = "escape"
     turns: Turns = "all"
@@ -89,14 +90,14 @@ class TokenizeSpec:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the recipe of a manifest, under the keys of medsft 0.1.0 and three that it did not know."""
+        """Return the recipe of a manifest, under the keys of medsft 0.1.0 and some that it did not know."""
         return {
             "inputs": [asdict(file) for file in self.inputs],
             "tokenizer": self.tokenizer_fingerprint,
             "tokenizer_path": str(self.tokenizer),
             "template": self.template,
             "template_sha256": self.template_sha256,
-            **self.rows.to_json(),
+            **formats_to_json(self.rows),
             "bad_rows": self.bad_rows,
             "special_in_text": self.special_in_text,
             **({} if self.turns == "all" else {"turns": self.turns}),
@@ -108,13 +109,16 @@ class TokenizeSpec:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> TokenizeSpec:
-        """Return the spec that `to_json` wrote, here or in medsft 0.1.0. Raises KeyError or TypeError when it is no recipe."""
+        """Return the spec that `to_json` wrote, here or in medsft 0.1.0.
+
+        Raises KeyError, TypeError or ValueError when it is no recipe.
+        """
         inputs = tuple(InputFile(**file) for file in raw["inputs"])
         return cls(
             data=tuple(Path(file.path) for file in inputs),
             tokenizer=Path(raw["tokenizer_path"]),
             template=raw["template"],
-            rows=RowFormat.from_json(raw),
+            rows=formats_from_json(raw, len(inputs)),
             bad_rows=raw["bad_rows"],
             special_in_text=raw["special_in_text"],
             turns=raw.get("turns", "all"),

@@ -19,6 +19,7 @@ from medsft.core.data.sources.bad_rows import BadRows
 from medsft.core.data.sources.base import BadRow, Block, RowSource
 from medsft.core.data.sources.conversation import Conversation, parts_up_to_answers
 from medsft.core.data.sources.open import open_rows
+from medsft.core.data.sources.row_format import format_of
 from medsft.core.data.tokenizers.base import OpenedTokenizer, TokenizerError
 from medsft.core.data.tokenizers.turns import RewrittenError
 from medsft.errors import DataError
@@ -68,14 +69,14 @@ def read_chunks(files: Sequence[Path], *, encode: bool) -> Iterator[Chunk]:
 
 def process_chunk(chunk: Chunk, spec: TokenizeSpec, opened: OpenedTokenizer) -> ChunkResult:
     """Read the rows of a chunk and, unless it is only a check, tokenize the good ones."""
-    bad, tally = BadRows(), Tally(spec.rows)
+    bad, tally, row_format = BadRows(), Tally(), format_of(spec.rows, chunk.file)
     documents: list[Document] = []
     numbers: list[int] = []
     writer = _Writer(spec, opened, only_check=not chunk.encode)
     for row in chunk.source.rows(chunk.block):
         try:
             fields = row.fields()
-            conversation = spec.rows.conversation(fields)
+            conversation = row_format.conversation(fields)
             of_row = writer.documents(conversation)
         except BadRow as error:
             bad.add(chunk.source.place(row.number), error)
@@ -85,7 +86,7 @@ def process_chunk(chunk: Chunk, spec: TokenizeSpec, opened: OpenedTokenizer) -> 
             documents += of_row
             numbers += [row.number] * len(of_row)
             if not chunk.encode:  # once is enough
-                tally.add(fields, conversation, documents=len(of_row))
+                tally.add(fields, conversation, row_format, documents=len(of_row))
     encoded = None
     if chunk.encode:
         try:

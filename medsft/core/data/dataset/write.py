@@ -143,7 +143,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def _check(process: Process, spec: TokenizeSpec, reporter: ProgressReporter) -> tuple[BadRows, Tally]:
     """Read every row once before the slow part, so that the last row of a large file is not refused after an hour."""
-    bad, tally = BadRows(), Tally(spec.rows)
+    bad, tally = BadRows(), Tally()
     for result in process(read_chunks(spec.data, encode=False)):
         bad.merge(result.bad)
         tally.merge(result.tally)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from medsft.core.data.sources.base import BadRow
+from medsft.core.data.sources.base import EmptyRow
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.sources.question_answer import conversation_of
@@ -21,6 +21,6 @@ def alpaca(row: Mapping[str, object], keys: Keys) -> Conversation:
     """
     instruction, given = text(row, keys.question), optional_text(row, keys.input) if keys.input else ""
     if not instruction.strip():
-        raise BadRow(f"empty instruction under '{keys.question}'")
+        raise EmptyRow(f"empty instruction under '{keys.question}'")
     question = f"{instruction}\n\n{given}" if given.strip() else instruction
     return conversation_of(row, keys, question, text(row, keys.answer))

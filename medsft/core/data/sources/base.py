@@ -27,6 +27,10 @@ class BadRow(ValueError):
         """Those that the row has, where that helps."""
 
 
+class EmptyRow(BadRow):
+    """A row in which a text that it cannot do without is empty, such as the answer."""
+
+
 class Row(NamedTuple):
     """One row of a file."""
 

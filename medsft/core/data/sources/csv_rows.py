@@ -2,7 +2,7 @@
 
 file --open_stream--> bytes --blocks--> whole rows, about a MiB at a time --rows--> (line, cells by column | reason)
 
-All cells are text. An empty one is as if the row had no such key, and a row of nothing but empty ones is no row.
+All cells are text, be it an empty one, and a row of nothing but empty ones is no row.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from medsft.core.data.sources.base import BadRow, Block, Row
 from medsft.core.data.sources.jsonl import MAX_LINE_BYTES
 from medsft.core.data.sources.streams import open_stream, refuse_flood
+from medsft.core.units import counted
 from medsft.errors import DataError
 
 _BLOCK_BYTES = 2**20
@@ -155,11 +156,11 @@ class CsvSource:
                 yield Row(block.number + record.line, content)
 
     def _fields(self, cells: list[str]) -> Mapping[str, object] | BadRow:
-        """The cells that are not empty, by their columns."""
+        """The cells by their columns, nothing where all are empty."""
         columns = len(self.columns)
         if cells and len(cells) != columns and (len(cells) < columns or any(cells[columns:])):
-            return BadRow(f"{len(cells)} cells in {columns} columns")
-        return {name: cell for name, cell in zip(self.columns, cells, strict=False) if cell}
+            return BadRow(f"{counted(len(cells), 'cell')} in {counted(columns, 'column')}")
+        return dict(zip(self.columns, cells, strict=False)) if any(cells) else {}
 
     def place(self, number: int) -> str:
         """``FILE:LINE``, the first of the row's lines."""

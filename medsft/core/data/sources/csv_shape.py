@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
@@ -13,6 +14,8 @@ from medsft.core.data.sources.csv_rows import CsvSource, Dialect, Record
 from medsft.errors import DataError
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_NAMED = re.compile(r"\.(csv|tsv)(\.\w+)?", re.IGNORECASE)
+"""The ending of a file that is called a table, packed or not"""
 _COMPARED_RECORDS = 50
 _LONGEST_NAME = 40
 _MOST_WORDS = 5
@@ -30,13 +33,17 @@ def csv_source(path: Path, head: bytes, text: bytes, *, whole: bool) -> CsvSourc
         begins, text = begins + before, text[before:]
     decoded = text.decode("utf-8", "surrogateescape")
     found = [(dialect, records) for dialect in _dialects(decoded, declared) if (records := _records(dialect, decoded, whole))]
-    if not found:
+    several = [(dialect, records) for dialect, records in found if len(_cells(records[0])) > 1]
+    best = (
+        max(several, key=lambda one: (_alike(one[1]), len(_cells(one[1][0])))) if several else _one_column(path, decoded, whole)
+    )
+    if best is None:
         return None
-    dialect, records = max(found, key=lambda one: (_alike(one[1]), len(_cells(one[1][0]))))
+    dialect, records = best
     names = [name.strip() for name in _cells(records[0])]
     usual = proposal(names)
-    known = bool(declared or usual.question or usual.answer)
-    if len(names) < 2 or not (known or 2 * _alike(records) >= len(records) - 1):
+    known = bool(declared or usual.question or usual.answer or len(names) == 1)
+    if not (known or 2 * _alike(records) >= len(records) - 1):
         return None
     _refuse_bad_names(path, names, dialect)
     line_ends = decoded.split("\n", records[0].line + records[0].lines)
@@ -64,14 +71,28 @@ def _records(dialect: Dialect, text: str, whole: bool) -> list[Record]:
     return some if some and not isinstance(some[0].cells, BadRow) else []
 
 
+def _one_column(path: Path, text: str, whole: bool) -> tuple[Dialect, list[Record]] | None:
+    """The dialect and the first records of a file that is called CSV and has a name for one column in its first row.
+
+    None for another file: nothing but its name tells such a table from text.
+    """
+    called = _NAMED.search("".join(path.suffixes[-2:]))
+    if called is None:
+        return None
+    dialect = Dialect("\t" if called[1].lower() == "tsv" else ",")
+    records = _records(dialect, text, whole)
+    names = _cells(records[0]) if records else []
+    return (dialect, records) if len(names) == 1 and _may_be_name(names[0].strip()) else None
+
+
 def _cells(record: Record) -> list[str]:
     return [] if isinstance(record.cells, BadRow) else record.cells
 
 
 def _alike(records: Sequence[Record]) -> int:
-    """How many records have as many cells as the first, if those are several."""
+    """How many records have as many cells as the first."""
     columns = len(_cells(records[0]))
-    return sum(len(_cells(record)) == columns for record in records[1:]) if columns > 1 else -1
+    return sum(len(_cells(record)) == columns for record in records[1:])
 
 
 def _refuse_bad_names(path: Path, names: Sequence[str], dialect: Dialect) -> None:

@@ -1,6 +1,6 @@
 """Which rows belong together, such as those of one patient: rows with the same value under `--group_key`.
 
-Of the value only a hash is kept: the value itself may name a person.
+Of the value only a hash is kept: the value itself may name a person. Two values with one hash stay together, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from medsft.core.data.sources.columns import names
 from medsft.core.data.sources.values import found
 
 _HASH_BYTES = 8
-"""Two of a million different values share one with a chance of 3 in 100 million: their rows stay together, too."""
+"""Two of a million different texts share a hash with a chance of 3 in 100 million."""
+
+
+def short_hash(text: bytes) -> bytes:
+    """Return a hash of eight bytes. It must stay as it is: hashes of rows and of groups lie beside sets on disk."""
+    return sha256(text).digest()[:_HASH_BYTES]  # most processors have it built in, and hashlib uses that
 
 
 def group_hash(row: Mapping[str, object], key: str) -> bytes:
@@ -31,4 +36,4 @@ def group_hash(row: Mapping[str, object], key: str) -> bytes:
     text = str(value).strip()
     if not text:
         raise BadRow(f"empty value under '{key}'")
-    return sha256(text.encode("utf-8", "surrogatepass")).digest()[:_HASH_BYTES]
+    return short_hash(text.encode("utf-8", "surrogatepass"))

@@ -2,7 +2,8 @@
 
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
-As OpenAI's fine-tuning documents it, with what chat templates take beside: content in text parts, reasoning, `weight`.
+As OpenAI's fine-tuning documents it, with what chat templates take beside: content in text parts, reasoning, `weight`. In a
+table (CSV, or a column of strings in Parquet) the list is often written as text, in JSON.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from medsft.core.data.sources.base import BadRow
+from medsft.core.data.sources.base import BadRow, EmptyRow
 from medsft.core.data.sources.columns import Keys, names
 from medsft.core.data.sources.conversation import Conversation, Message, MessageRole
+from medsft.core.data.sources.json_object import read_object
 from medsft.core.data.sources.values import fields_of, kind_of, optional_text, refuse_surrogates, under, with_reasoning
 
 ROLE_AND_CONTENT = ("role", "content")
@@ -46,6 +48,11 @@ def conversation_in(row: Mapping[str, object], keys: Keys, *spellings: tuple[str
     other is left to the chat template.
     """
     listed = under(row, keys.messages)
+    if is_written_list(listed):
+        try:
+            listed = read_written_list(str(listed))
+        except BadRow as bad:
+            raise BadRow(f"'{keys.messages}' is a string with a list in it that cannot be read: {bad}") from None
     if not isinstance(listed, list):
         raise BadRow(f"'{keys.messages}' is {kind_of(listed)}, not a list of messages", names(row))
     roles = _roles(keys.role_map)
@@ -61,6 +68,19 @@ def conversation_in(row: Mapping[str, object], keys: Keys, *spellings: tuple[str
         _refuse_media(row)
     _refuse_unanswered(conversation, keys)
     return with_reasoning(conversation, row, keys) if keys.reasoning else conversation
+
+
+def is_written_list(value: object) -> bool:
+    """Tell whether a value is text that begins as a list of objects does in JSON."""
+    return isinstance(value, str) and value[:1] == "[" and value[1:].lstrip()[:1] == "{"
+
+
+def read_written_list(text: str) -> object:
+    """Return what a text says in JSON. Raises BadRow as the rows of a file do."""
+    fields = read_object(b'{"list":%b}' % text.encode("utf-8", "surrogatepass"))
+    if len(fields) > 1:
+        raise BadRow("not JSON")
+    return fields["list"]
 
 
 def _plain_message(item: Any, roles: Mapping[str, MessageRole], spelling: tuple[str, str]) -> Message | None:
@@ -95,7 +115,7 @@ def _message(item: object, number: int, roles: Mapping[str, MessageRole], spelli
     if len(fields) > 2:
         return _with_extras(role, text, number, fields)
     if role in ("user", "assistant") and not text.strip():
-        raise BadRow(f"message {number} is empty")
+        raise EmptyRow(f"message {number} is empty")
     return Message(role, text)
 
 
@@ -153,7 +173,7 @@ def _with_extras(role: MessageRole, text: str, number: int, fields: Mapping[str,
         reasoning = next((value for name in _REASONING if isinstance(value := fields.get(name), str) and value.strip()), "")
         refuse_surrogates(reasoning, f"in message {number}")
     if role in ("user", "assistant") and trained and not text.strip():
-        raise BadRow(f"message {number} is empty")
+        raise EmptyRow(f"message {number} is empty")
     return Message(role, text, reasoning, trained)
 
 

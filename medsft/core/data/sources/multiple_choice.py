@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from medsft.core.data.sources.base import BadRow
+from medsft.core.data.sources.base import BadRow, EmptyRow
 from medsft.core.data.sources.columns import Keys, names
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.sources.question_answer import conversation_of
@@ -69,7 +69,7 @@ def question_of(row: Mapping[str, object], key: str) -> str:
     """Return the question under a key. Raises BadRow where it is empty."""
     question = text(row, key)
     if not question.strip():
-        raise BadRow(f"empty question under '{key}'")
+        raise EmptyRow(f"empty question under '{key}'")
     return question
 
 
@@ -160,7 +160,7 @@ def whole(value: object) -> int | None:
 def _right_option(value: object, options: Sequence[Option], letters: Sequence[str], keys: Keys) -> int:
     """Return the place of the right option. Raises BadRow when it is none of them, or not clear which."""
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise BadRow(f"no answer under '{keys.answer}'")
+        raise EmptyRow(f"no answer under '{keys.answer}'")
     meant = _by_label_or_text(value, options, letters, keys)
     number = number_of(value)
     if number is not None and not _by_label(str(number), options, letters):

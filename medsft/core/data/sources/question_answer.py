@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from medsft.core.data.sources.base import BadRow
+from medsft.core.data.sources.base import EmptyRow
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.conversation import Conversation, question_and_answer
 from medsft.core.data.sources.values import optional_text, text, with_reasoning
@@ -14,7 +14,7 @@ def question_answer(row: Mapping[str, object], keys: Keys) -> Conversation:
     """The question and the answer of a row, after its system message if it has one. Raises BadRow."""
     question, answer = text(row, keys.question), text(row, keys.answer)
     if not question.strip():
-        raise BadRow(f"empty question under '{keys.question}'")
+        raise EmptyRow(f"empty question under '{keys.question}'")
     return conversation_of(row, keys, question, answer)
 
 
@@ -25,6 +25,6 @@ def conversation_of(row: Mapping[str, object], keys: Keys, question: str, answer
     """
     system = "" if keys.system is None else optional_text(row, keys.system)
     if not answer.strip():
-        raise BadRow(f"empty answer under '{keys.answer}'")
+        raise EmptyRow(f"empty answer under '{keys.answer}'")
     conversation = question_and_answer(question, answer, system or None)
     return with_reasoning(conversation, row, keys) if keys.reasoning else conversation

@@ -7,23 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from medsft.core.config.row_options import check_row_options
+from medsft.core.config.row_options import FormatName, check_row_options
 from medsft.core.data.sources.bad_rows import BadRows
 from medsft.core.data.sources.base import BadRow, all_rows
 from medsft.core.data.sources.columns import KeyProposal, proposal, string_names
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.sources.open import open_rows
-from medsft.core.data.sources.recognize import RowOptions, recognize
-from medsft.core.data.sources.row_format import FormatName, RowFormat
+from medsft.core.data.sources.recognize import recognize
+from medsft.core.data.sources.row_format import RowFormats, format_of
+from medsft.core.data.sources.row_looks import RowOptions
 from medsft.errors import ConfigError
 
 _PROPOSAL_ROWS = 50
 
 
-def read_conversations(files: Iterable[Path], row_format: RowFormat, *, skip_bad: bool = False) -> Iterator[Conversation]:
+def read_conversations(files: Iterable[Path], rows: RowFormats, *, skip_bad: bool = False) -> Iterator[Conversation]:
     """Stream the conversations of several files in order. Raises DataError at the first bad row, or leaves bad rows out."""
-    for path in files:
-        source = open_rows(path)
+    for file, path in enumerate(files):
+        source, row_format = open_rows(path), format_of(rows, file)
         for row in all_rows(source):
             try:
                 yield row_format.conversation(row.fields())
@@ -39,8 +40,8 @@ class Rows:
     """The rows of some files as conversations. Iterating reads the files, each time anew and in constant memory."""
 
     files: tuple[Path, ...]
-    rows: RowFormat
-    """How they are read"""
+    rows: RowFormats
+    """How they are read: one format, or one for each file"""
     reason: str
     """Why, as a clause for people; empty where everything was given"""
     skip_bad: bool = False
@@ -68,11 +69,12 @@ def rows_of_files(
     """Open files of rows (JSONL and the other kinds that `--data` takes) to read their conversations.
 
     The options are those of `medsft tokenize`, without defaults: a key that is not given is looked for under its usual names,
-    and `format="auto"` tells the format from the first rows of all files. `skip_bad` leaves out rows that cannot be used.
+    and `format="auto"` tells the format of each file from its first rows. `skip_bad` leaves out rows that cannot be used.
 
-    Raises ConfigError for options that contradict each other, DataError for files that cannot be read and for rows that are not
-    all of one format.
+    Raises ConfigError for options that contradict each other, DataError for files that cannot be read and for rows of a file
+    that are not all of one format.
     """
+    paths = tuple(map(Path, [files] if isinstance(files, (str, Path)) else files))
     given = {
         "question_key": question_key,
         "answer_key": answer_key,
@@ -84,10 +86,9 @@ def rows_of_files(
         "role_map": role_map,
         "first_option": first_option,
     }
-    problems = check_row_options(format, given)
+    problems = check_row_options(format, given, files=len(paths))
     if problems:
         raise ConfigError(problems)
-    paths = tuple(map(Path, [files] if isinstance(files, (str, Path)) else files))
     found = recognize(paths, RowOptions.of(format, given))
     return Rows(files=paths, rows=found.rows, reason=found.reason, skip_bad=skip_bad)
 

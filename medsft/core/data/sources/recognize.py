@@ -1,334 +1,281 @@
-"""Which row format files have: told by the first rows of all of them, with the reason in one sentence.
+"""Which row format each file has: told by its first rows, with the reason in one sentence.
 
-    first rows --_look--> what each row is like --_agreed--> one format --_keys--> RowFormat
+    first rows of a file --_look--> what they are like --_agreed--> its format
+    all files of a format --_keys_of_files--> their keys, together where that fits all of them --> RowFormat of each
 
-A format and keys that a person gives are taken; only the others are looked for. Rows with the original's `prompt` and `gold`
-are read as they always were.
+A format and keys that a person gives are taken; only the others are looked for. A key that is given counts for the files of the
+formats that use it, and some file must be of one of them. Rows with `prompt` and `gold`, the original's keys, are read as ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import NamedTuple
 
-from medsft.core.config.row_options import possible_formats, read_keys, read_role_map
-from medsft.core.data.sources import usual_names
+from medsft.core.config.options import flag
+from medsft.core.config.row_options import FORMATS, USED_BY, FormatName
 from medsft.core.data.sources.base import BadRow, all_rows
-from medsft.core.data.sources.columns import Keys, RepeatedKey, members, nodes, shown
-from medsft.core.data.sources.conversation import MessageRole
-from medsft.core.data.sources.messages import USUAL_ROLES
+from medsft.core.data.sources.columns import Keys, nodes
 from medsft.core.data.sources.multiple_choice import possible_first_options
 from medsft.core.data.sources.open import open_rows
-from medsft.core.data.sources.row_format import FormatName, RowFormat
+from medsft.core.data.sources.row_format import RowFormat, RowFormats, one_or_each
+from medsft.core.data.sources.row_keys import Seen, find_keys, named, together
+from medsft.core.data.sources.row_looks import RowOptions, format_of_row
 from medsft.errors import DataError
 
 _LOOKED_AT = 50
 """Rows of each file whose format is told."""
 _COUNTED = 1000
 """Rows of each file that are looked at for the number of the first option: of four options, one tells it."""
-_SHOWN_PLACES = 3
-_ORIGINAL = Keys()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowOptions:
-    """What a person says of the rows; None and empty: not said."""
-
-    format: FormatName | Literal["auto"] = "auto"
-    question: str | None = None
-    answer: str | None = None
-    system: str | None = None
-    messages: str | None = None
-    options: tuple[str, ...] = ()
-    reasoning: str | None = None
-    text: str | None = None
-    group: str | None = None
-    role_map: tuple[tuple[str, MessageRole], ...] = ()
-    first_option: int | None = None
-
-    given: tuple[str, ...] = ()
-    """Names of the options that were given"""
-
-    @classmethod
-    def of(cls, chosen: str, options: Mapping[str, Any]) -> RowOptions:
-        """Build them from `--format` and the values of options, None for one that is not given. Raises ValueError."""
-        role_map, first_option = options.get("role_map"), options.get("first_option")
-        keys = {name.removesuffix("_key"): value for name, value in options.items() if name.endswith("_key")}
-        keys["options"] = read_keys(keys["options"]) if keys.get("options") else ()
-        return cls(
-            format=cast(FormatName, chosen),
-            role_map=cast(Any, read_role_map(role_map) if role_map else ()),
-            first_option=first_option,
-            given=tuple(name for name, value in options.items() if value is not None),
-            **keys,
-        )
+_SHOWN_FILES = 3
+_SETTLED_NS = 2 * 10**9
+"""A file changed less than this ago may be changed again without another time or size: the clocks of disks are coarse."""
+_NOTHING_SAID = RowOptions()
+_Look = Mapping[FormatName | None, Seen]
+"""The first rows of a file by their format; None: those that are of none that is possible"""
 
 
 class Recognized(NamedTuple):
-    """How rows are read, and why."""
+    """How the rows of a file are read, and why."""
 
     rows: RowFormat
     reason: str
     """A clause for people; empty where a person chose the format and every key, or there are no rows to look at"""
 
+
+@dataclass(frozen=True, slots=True)
+class RecognizedFiles:
+    """How the rows of some files are read, and why."""
+
+    files: tuple[Path, ...]
+    each: tuple[Recognized, ...]
+    """Of each file, in their order"""
+
     @property
-    def sentence(self) -> str:
-        """What a person should know of it."""
-        reason = f" ({self.reason})" if self.reason else ""
-        return f"{self.rows.sentence()}{reason}."
+    def rows(self) -> RowFormats:
+        """How the files are read, in their order."""
+        return one_or_each([found.rows for found in self.each])
+
+    def rows_of(self, files: Sequence[Path]) -> RowFormats:
+        """Return how some of the files are read, in the order of these."""
+        by_path = dict(zip(self.files, self.each, strict=True))
+        return one_or_each([by_path[path].rows for path in files])
+
+    @property
+    def reason(self) -> str:
+        """Why, as a clause for people; where files are read in several ways, of which files each clause is."""
+        groups = self._groups()
+        if len(groups) == 1:
+            return self.each[0].reason
+        return "; ".join(f"{_listed(files)}: {found.reason}" for found, files in groups.items() if found.reason)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What a person should know of it: a sentence for each way in which files are read."""
+        groups = self._groups()
+        several = len(groups) > 1
+        return tuple(
+            found.rows.sentence(f" of {_listed(files)}" if several else "") + (f" ({found.reason})." if found.reason else ".")
+            for found, files in groups.items()
+        )
+
+    def _groups(self) -> dict[Recognized, list[Path]]:
+        """Return the files that are read in the same way, under the reason of the first of them."""
+        groups: dict[RowFormat, list[Path]] = {}
+        first: dict[RowFormat, Recognized] = {}
+        for path, found in zip(self.files, self.each, strict=True):
+            groups.setdefault(found.rows, []).append(path)
+            first.setdefault(found.rows, found)
+        return {first[rows]: files for rows, files in groups.items()}
 
 
-@dataclass(slots=True)
-class _Seen:
-    """The first rows of one format."""
-
-    places: list[str] = field(default_factory=list)
-    rows: int = 0
-    keys: dict[str, int] = field(default_factory=dict)
-    """Key -> rows that have it, in the order of the first row"""
-    strings: dict[str, None] = field(default_factory=dict)
-    """Keys with a string in one of the rows, in that order"""
-    messages: str = ""
-    """The key of the messages"""
-
-    def add(self, place: str, found: Mapping[str, object]) -> None:
-        self.rows += 1
-        if len(self.places) < _SHOWN_PLACES:
-            self.places.append(place)
-        for key, value in found.items():
-            self.keys[key] = self.keys.get(key, 0) + 1
-            if isinstance(value, str):
-                self.strings[key] = None
+def _listed(files: Sequence[Path]) -> str:
+    """Return paths in a sentence: of many, the first few."""
+    shown = [str(path) for path in dict.fromkeys(files)]
+    if len(shown) > _SHOWN_FILES:
+        shown = [*shown[:_SHOWN_FILES], f"{len(shown) - _SHOWN_FILES} more"]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
-def recognize(files: Sequence[Path], wanted: RowOptions = RowOptions()) -> Recognized:
-    """Return how the rows of files are read. Reads the first rows of each; without files, only what was given counts.
+def recognize(files: Sequence[Path], wanted: RowOptions = _NOTHING_SAID) -> RecognizedFiles:
+    """Return how the rows of each file are read, by the first rows of all. Asked again for the same files, it reads none.
 
-    Raises DataError for a file that cannot be read, for rows that are not all of one format, and for answers that are numbers
-    of options where nothing tells from which number options count.
+    Raises DataError for a file that cannot be read, for rows of a file that are not all of one format, for a given key that no
+    file's format uses, and for answers that are numbers of options where nothing tells from which number options count.
     """
-    possible = possible_formats(wanted.format, dict.fromkeys(wanted.given, True))
-    seen = _look(files, wanted, possible)
-    name = _agreed(seen, possible)
-    keys, reason = _KEYS[name](wanted, seen.get(name, _Seen()), seen.get(None, _Seen()))
-    if name == "mcq" and name in seen and wanted.first_option is None:
-        keys, counted = _with_first_option(files, keys)
-        reason += counted
-    return Recognized(RowFormat(name=name, keys=replace(keys, group=wanted.group)), reason)
+    stamps = tuple(map(_stamp, files))
+    return _look_at_all(tuple(files), wanted) if None in stamps else _remembered(tuple(files), stamps, wanted)
 
 
-def _look(files: Sequence[Path], wanted: RowOptions, possible: Sequence[str]) -> dict[FormatName | None, _Seen]:
-    """Return what the first rows of all files are like, by format; None for rows that are of none that is possible."""
-    seen: dict[FormatName | None, _Seen] = {}
-    for place, row in _first_rows(files, _LOOKED_AT):
-        found = dict(nodes(row))
-        name = next((name for name, fits in _FITS if name in possible and fits(found, wanted)), None)
-        of_format = seen.setdefault(name, _Seen())
-        of_format.add(place, found)
-        if name in ("messages", "sharegpt") and not of_format.messages:
-            of_format.messages = _messages_key(found, wanted) or ""
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return size and time of a file, by which a change is seen; None for one of which they do not tell."""
+    try:
+        status = path.stat()
+    except OSError:  # whoever opens it says what is wrong
+        return None
+    return (status.st_size, status.st_mtime_ns) if time.time_ns() - status.st_mtime_ns > _SETTLED_NS else None
+
+
+@lru_cache(maxsize=4)
+def _remembered(files: tuple[Path, ...], stamps: tuple[object, ...], wanted: RowOptions) -> RecognizedFiles:
+    """Look at files that are as `stamps` say, once: the start of a run asks several times, the wizard after each change."""
+    return _look_at_all(files, wanted)
+
+
+def _look_at_all(files: tuple[Path, ...], wanted: RowOptions) -> RecognizedFiles:
+    looks = [_look(path, wanted) for path in files]
+    names = _names(looks, wanted)
+    _refuse_unused(files, names, wanted)
+    each: dict[int, Recognized] = {}
+    for name in dict.fromkeys(names):
+        numbers = [number for number, other in enumerate(names) if other == name]
+        found = _of_format(name, [files[number] for number in numbers], [looks[number] for number in numbers], wanted)
+        each |= zip(numbers, found, strict=True)
+    return RecognizedFiles(files, tuple(each[number] for number in range(len(files))))
+
+
+# --- the format of a file ------------------------------------------------------------------------------------------
+
+
+def _look(path: Path, wanted: RowOptions) -> _Look:
+    """Return what the first rows of a file are like. Raises DataError for one that cannot be read."""
+    rows = [(place, dict(nodes(row))) for place, row in _first_rows(path, _LOOKED_AT)]
+    possible = _possible([found for _, found in rows], wanted)
+    seen: dict[FormatName | None, Seen] = {}
+    for place, found in rows:
+        seen.setdefault(format_of_row(found, wanted, possible), Seen()).add(place, found, wanted)
     return seen
 
 
-def _first_rows(files: Sequence[Path], most: int) -> Iterator[tuple[str, Mapping[str, object]]]:
-    for path in files:
-        source = open_rows(path)
-        for row in islice(all_rows(source), most):
-            if not isinstance(row.content, BadRow):
-                yield source.place(row.number), row.content
+def _first_rows(path: Path, most: int) -> Iterator[tuple[str, Mapping[str, object]]]:
+    source = open_rows(path)
+    for row in islice(all_rows(source), most):
+        if not isinstance(row.content, BadRow):
+            yield source.place(row.number), row.content
 
 
-def _agreed(seen: Mapping[FormatName | None, _Seen], possible: Sequence[str]) -> FormatName:
-    """Return the one format of the rows, or the one to name what is missing by. Raises DataError when there are several."""
-    found = [name for name in seen if name is not None]
+def _possible(rows: Sequence[Mapping[str, object]], wanted: RowOptions) -> Sequence[FormatName]:
+    """Return the formats that a file may have: those that the options name, unless these are for other files."""
+    if wanted.format != "auto":
+        return wanted.named
+    for found in rows:
+        name = format_of_row(found, wanted, wanted.named)
+        if name is not None and wanted.there(name, found):
+            return wanted.named
+    others = [name for name in FORMATS if name not in wanted.named and any(wanted.there(name, found) for found in rows)]
+    return others if any(format_of_row(found, wanted, others) for found in rows) else wanted.named
+
+
+def _names(looks: Sequence[_Look], wanted: RowOptions) -> list[FormatName]:
+    """Return the format of each file; one whose rows are of none gets that of others, or the one to name what is missing by."""
+    told = [_agreed(look) for look in looks]
+    possible = wanted.named or FORMATS
+    usual = next((name for name in told if name is not None and name in possible), possible[0])
+    return [name or usual for name in told]
+
+
+def _agreed(look: _Look) -> FormatName | None:
+    """Return the one format of a file's rows, None where none has one. Raises DataError when there are several."""
+    found = [name for name in look if name is not None]
     if len(found) > 1:
-        lines = [f"{name}: {', '.join(seen[name].places)}" for name in found]
+        lines = [f"{name}: {', '.join(look[name].places)}" for name in found]
         raise DataError(
             "the rows are not all of one format:\n" + "\n".join(lines),
-            hint=f"make them alike, or choose one such as --format {found[0]} and leave the others out with --bad_rows skip",
+            hint="put the rows of each format into a file of their own, or choose one such as "
+            f"--format {found[0]} and leave the others out with --bad_rows skip",
         )
-    return found[0] if found else next(name for name in _KEYS if name in possible)
+    return next(iter(found), None)
 
 
-# --- what a row is like --------------------------------------------------------------------------------------------
-
-_Found = Mapping[str, object]
-"""The keys of a row, and with dots those inside it, with what stands under them"""
-
-
-def _is_original(found: _Found, wanted: RowOptions) -> bool:
-    """Whether a row has the keys of the question and the answer that were given, or else the original's."""
-    keys = (wanted.question or _ORIGINAL.question, wanted.answer or _ORIGINAL.answer)
-    return all(isinstance(found.get(key), str) for key in keys)
-
-
-def _messages_key(found: _Found, wanted: RowOptions) -> str | None:
-    lists = [key for key, value in found.items() if isinstance(value, list)]
-    return wanted.messages or usual_names.first(lists, usual_names.MESSAGES)
+def _refuse_unused(files: Sequence[Path], names: Sequence[FormatName], wanted: RowOptions) -> None:
+    """Raise DataError for an option that was given and that no file's format uses: it would count for nothing."""
+    for option in wanted.given:
+        if names and not set(names).intersection(USED_BY[option]):
+            formats = ", ".join(USED_BY[option])
+            lines = [f"{path}: {name}" for path, name in zip(files, names, strict=True)]
+            raise DataError(
+                f"{flag(option)}: no file has rows of a format that uses it ({formats}):\n" + "\n".join(lines),
+                hint=f"leave {flag(option)} away, correct it, or choose the format with --format",
+            )
 
 
-def _first_message(found: _Found, wanted: RowOptions) -> _Found:
-    value = found.get(_messages_key(found, wanted) or "")
-    try:
-        return (members(value[0]) or {}) if isinstance(value, list) and value else {}
-    except RepeatedKey:
-        return {}
+# --- the keys of a file --------------------------------------------------------------------------------------------
 
 
-def _is_messages(found: _Found, wanted: RowOptions) -> bool:
-    key = _messages_key(found, wanted) or ""
-    if wanted.format == "auto" and key.lower().rpartition(".")[2] == "conversations":
-        return False  # ShareGPT's, whatever the fields of its turns are called
-    return "role" in _first_message(found, wanted)
+def _of_format(name: FormatName, files: Sequence[Path], looks: Sequence[_Look], wanted: RowOptions) -> list[Recognized]:
+    """Return how the files of a format are read. Raises DataError where the number of the first option is not clear."""
+    found = _keys_of_files(name, looks, wanted)
+    if name == "mcq" and wanted.first_option is None:
+        by_keys: dict[Keys, list[int]] = {}
+        for number, (keys, _) in enumerate(found):
+            by_keys.setdefault(keys, []).append(number)
+        for keys, numbers in by_keys.items():
+            counted = _first_options([files[number] for number in numbers], keys)
+            for number, (first_option, why) in zip(numbers, counted, strict=True):
+                found[number] = (replace(keys, first_option=first_option), found[number][1] + why)
+    return [Recognized(RowFormat(name=name, keys=keys), reason) for keys, reason in found]
 
 
-def _is_sharegpt(found: _Found, wanted: RowOptions) -> bool:
-    return not {"from", "role"}.isdisjoint(_first_message(found, wanted))
+def _keys_of_files(name: FormatName, looks: Sequence[_Look], wanted: RowOptions) -> list[tuple[Keys, str]]:
+    """Return the keys of each file of a format, with the reason.
+
+    They are looked for in the rows of all these files together. A file that alone would be read by other keys, which it has,
+    keeps those.
+    """
+    told = [look for look in looks if name in look] or looks
+    nobody = Seen()
+    of_all = find_keys(name, wanted, *(together(look.get(of, nobody) for look in told) for of in (name, None)))
+    found = []
+    for look in looks:
+        alone = find_keys(name, wanted, look.get(name, nobody), look.get(None, nobody))
+        found.append(alone if len(told) > 1 and _has_others(alone[0], of_all[0], look.get(name, nobody)) else of_all)
+    return found
 
 
-def _is_mcq(found: _Found, wanted: RowOptions) -> bool:
-    question, options, answer = _mcq_keys(found, wanted)
-    if not (question and options and answer):
-        return False
-    return len(options) > 1 or isinstance(found.get(options[0]), list | dict | tuple)
+def _has_others(alone: Keys, of_all: Keys, seen: Seen) -> bool:
+    """Tell whether rows have texts under keys of their own that the keys of all files do not name."""
+    others = [value for name, value in asdict(alone).items() if value != getattr(of_all, name)]
+    names = [key for value in others for key in (value if isinstance(value, tuple) else (value,))]
+    return any(isinstance(key, str) and key in seen.keys for key in names)
 
 
-def _mcq_keys(found: Iterable[str], wanted: RowOptions) -> tuple[str | None, tuple[str, ...], str | None]:
-    """Return the keys of the question, of the options and of the right one; of several the first."""
-    keys = list(found)
-    question = wanted.question or usual_names.first(keys, usual_names.MCQ_QUESTION)
-    options = wanted.options
-    if not options:
-        one = usual_names.first(keys, usual_names.OPTIONS)
-        beside = [key for key in keys if key.rpartition(".")[0] == (question or "").rpartition(".")[0]]
-        options = (one,) if one else usual_names.option_columns(beside)
-    outside = [key for key in keys if not (options and key.startswith(f"{options[0]}."))]
-    right = usual_names.usual(outside, usual_names.RIGHT_OPTION)
-    return question, options, wanted.answer or next(iter(right), None)
+def _first_options(files: Sequence[Path], keys: Keys) -> list[tuple[int | None, str]]:
+    """Return for each file the number of the first option, None where no answer is a number, and how that is told.
+
+    A file that does not tell it has the number of the others. Raises DataError where it is not clear.
+    """
+    counted = [_count_options(path, keys) for path in files]
+    telling = {number: place for of_file in reversed(counted) if of_file for number, place in of_file.items()}
+    if not any(of_file is not None for of_file in counted):
+        return [(None, "")] * len(files)
+    answer = named(keys.answer)
+    for_all = len(telling) == 1
+    found: list[tuple[int | None, str]] = []
+    for path, of_file in zip(files, counted, strict=True):
+        told = telling if for_all else of_file
+        if told is None:
+            found.append((None, ""))
+            continue
+        if len(told) != 1:
+            raise _unclear(path, answer, told)
+        ((number, place),) = told.items()
+        found.append((number, f"; the numbers under {answer} count from {number}, as {place} shows"))
+    return found
 
 
-def _is_alpaca(found: _Found, wanted: RowOptions) -> bool:
-    keys = (usual_names.first(found, usual_names.INSTRUCTION), usual_names.first(found, usual_names.OUTPUT))
-    return all(key is not None and isinstance(found[key], str) for key in keys)
+def _count_options(path: Path, keys: Keys) -> dict[int, str] | None:
+    """Return the numbers that the first option of a file can only have, each with a row that shows it.
 
-
-def _is_qa(found: _Found, wanted: RowOptions) -> bool:
-    question = wanted.question or usual_names.first(found, usual_names.QUESTION)
-    answer = wanted.answer or usual_names.first(found, usual_names.ANSWER)
-    return question is not None and answer is not None and question != answer
-
-
-def _is_text(found: _Found, wanted: RowOptions) -> bool:
-    if wanted.text or wanted.format == "text":
-        return isinstance(found.get(wanted.text or usual_names.first(found, usual_names.TEXT) or ""), str)
-    others = usual_names.usual(found, (*usual_names.QUESTION, *usual_names.ANSWER))
-    return not others and any(isinstance(value, str) for key, value in found.items() if key.lower() in usual_names.TEXT)
-
-
-_FITS: Sequence[tuple[FormatName, Callable[[_Found, RowOptions], bool]]] = (
-    ("qa", _is_original),
-    ("messages", _is_messages),
-    ("sharegpt", _is_sharegpt),
-    ("mcq", _is_mcq),
-    ("alpaca", _is_alpaca),
-    ("qa", _is_qa),
-    ("text", _is_text),
-)
-"""In this order: the first that fits a row is its format"""
-
-
-# --- keys ----------------------------------------------------------------------------------------------------------
-
-
-def _qa(wanted: RowOptions, seen: _Seen, others: _Seen) -> tuple[Keys, str]:
-    question, answer = wanted.question or _ORIGINAL.question, wanted.answer or _ORIGINAL.answer
-    keys = Keys(question=question, answer=answer, system=wanted.system, reasoning=wanted.reasoning or "")
-    if (wanted.question and wanted.answer) or not seen.rows:
-        return keys, ""
-    if question in seen.strings and answer in seen.strings:
-        return keys, f"they have {_named(question, answer)}"
-    rows = seen.rows + others.rows
-    in_all = [key for key in seen.strings if seen.keys[key] + others.keys.get(key, 0) == rows]
-    questions = [question] if wanted.question else usual_names.usual(in_all, usual_names.QUESTION)
-    answers = [answer] if wanted.answer else usual_names.usual(in_all, usual_names.ANSWER)
-    if len(questions) != 1 or len(answers) != 1:
-        return keys, ""  # a person has to choose: the rows lack the original's keys, which is an error that proposes others
-    system = wanted.system or usual_names.first(seen.strings, usual_names.SYSTEM)
-    reason = (
-        f"the usual names, as they have no {' and '.join(_named(key) for key in (question, answer) if key not in seen.keys)}"
-    )
-    return replace(keys, question=questions[0], answer=answers[0], system=system), reason
-
-
-def _conversations(usual_key: str, what: str) -> Callable[[RowOptions, _Seen, _Seen], tuple[Keys, str]]:
-    def keys_of(wanted: RowOptions, seen: _Seen, others: _Seen) -> tuple[Keys, str]:
-        key = wanted.messages or seen.messages or usual_key
-        system = wanted.system or usual_names.first(seen.strings, usual_names.SYSTEM)
-        role_map = tuple((name, role) for name, role in wanted.role_map if USUAL_ROLES.get(name) != role)
-        keys = Keys(question="", answer="", messages=key, system=system, reasoning=wanted.reasoning or "", role_map=role_map)
-        return keys, f"{_named(key)} is a list of {what}" if seen.rows else ""
-
-    return keys_of
-
-
-def _alpaca(wanted: RowOptions, seen: _Seen, others: _Seen) -> tuple[Keys, str]:
-    question = wanted.question or usual_names.first(seen.strings, usual_names.INSTRUCTION) or "instruction"
-    beside = [key for key in seen.strings if key.rpartition(".")[0] == question.rpartition(".")[0] and key != question]
-    answer = wanted.answer or usual_names.first(beside, usual_names.OUTPUT) or "output"
-    given = usual_names.first([key for key in beside if key != answer], usual_names.INPUT)
-    keys = Keys(
-        question=question,
-        input=given or f"{question.removesuffix(question.rpartition('.')[2])}input",
-        answer=answer,
-        system=wanted.system or usual_names.first(beside, usual_names.SYSTEM),
-        reasoning=wanted.reasoning or "",
-    )
-    return keys, f"they have {_named(question, answer)}" if seen.rows else ""
-
-
-def _mcq(wanted: RowOptions, seen: _Seen, others: _Seen) -> tuple[Keys, str]:
-    question, options, answer = _mcq_keys(seen.keys, wanted)
-    if not wanted.answer:  # a letter or a text is safer than a number
-        answer = _mcq_keys([key for key in seen.keys if key in seen.strings], wanted)[2] or answer
-    keys = Keys(
-        question=question or "question",
-        options=options or usual_names.OPTIONS[:1],
-        answer=answer or "answer",
-        system=wanted.system,
-        reasoning=wanted.reasoning or "",
-        first_option=wanted.first_option,
-    )
-    return keys, f"they have options, and the right one under {_named(keys.answer)}" if seen.rows else ""
-
-
-def _text(wanted: RowOptions, seen: _Seen, others: _Seen) -> tuple[Keys, str]:
-    key = wanted.text or usual_names.first(seen.strings, usual_names.TEXT) or usual_names.TEXT[0]
-    return Keys(question="", answer="", text=key), f"they have {_named(key)}" if seen.rows else ""
-
-
-_KEYS: Mapping[FormatName, Callable[[RowOptions, _Seen, _Seen], tuple[Keys, str]]] = {
-    "qa": _qa,
-    "messages": _conversations("messages", "messages with a role"),
-    "sharegpt": _conversations("conversations", "turns of ShareGPT"),
-    "alpaca": _alpaca,
-    "mcq": _mcq,
-    "text": _text,
-}
-"""What finds the keys of a format: (what a person said, rows of this format, other rows) -> (keys, the reason)"""
-
-
-def _named(*keys: str) -> str:
-    return " and ".join(shown([key]) for key in keys)
-
-
-def _with_first_option(files: Sequence[Path], keys: Keys) -> tuple[Keys, str]:
-    """Return the keys with the number of the first option, where answers are numbers. Raises DataError when it is not clear."""
+    None where no answer of the file is a number.
+    """
     telling: dict[int, str] = {}
     numbers = False
-    for place, row in _first_rows(files, _COUNTED):
+    for place, row in _first_rows(path, _COUNTED):
         try:
             possible = possible_first_options(row, keys)
         except BadRow:
@@ -336,14 +283,12 @@ def _with_first_option(files: Sequence[Path], keys: Keys) -> tuple[Keys, str]:
         numbers = numbers or possible is not None
         if possible is not None and len(possible) == 1:
             telling.setdefault(next(iter(possible)), place)
-    if not numbers:
-        return keys, ""
-    answer = _named(keys.answer)
-    if len(telling) == 1:
-        ((number, place),) = telling.items()
-        return replace(keys, first_option=number), f"; the numbers under {answer} count from {number}, as {place} shows"
+    return telling if numbers else None
+
+
+def _unclear(path: Path, answer: str, telling: Mapping[int, str]) -> DataError:
     if telling:
         found = f"the numbers under {answer} count options from 0 in {telling[0]} and from 1 in {telling[1]}"
     else:
-        found = f"the numbers under {answer} may count options from 0 or from 1: no row tells which"
-    raise DataError(found, hint="give --first_option 0 or 1 (MedMCQA: 1 in its original files, 0 in those of the hub)")
+        found = f"{path}: the numbers under {answer} may count options from 0 or from 1: no row tells which"
+    return DataError(found, hint="give --first_option 0 or 1 (MedMCQA: 1 in its original files, 0 in those of the hub)")

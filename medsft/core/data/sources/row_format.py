@@ -1,11 +1,15 @@
-"""What kind of row a file has, and under which names its texts stand: `RowFormat`, the one way from a row to a conversation."""
+"""What kind of row a file has, and under which names its texts stand: `RowFormat`, the one way from a row to a conversation.
+
+Each file has its own. `RowFormats` is the one of all files, or one for each; what is written for one is as medsft 0.1.0 had it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
+from medsft.core.config.row_options import FormatName
 from medsft.core.data.sources.alpaca import alpaca
 from medsft.core.data.sources.columns import Keys, shown
 from medsft.core.data.sources.conversation import Conversation
@@ -16,12 +20,10 @@ from medsft.core.data.sources.plain_text import plain_text
 from medsft.core.data.sources.question_answer import question_answer
 from medsft.core.data.sources.sharegpt import sharegpt
 
-FormatName = Literal["qa", "messages", "sharegpt", "alpaca", "mcq", "text"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowFormat:
-    """How the rows of a set are read. Small, and can be pickled."""
+    """How the rows of a file are read. Small, and can be pickled."""
 
     name: FormatName = "qa"
     keys: Keys = Keys()
@@ -36,14 +38,14 @@ class RowFormat:
         """Return a hash that rows which belong together share, see `grouping`; nothing without a key. Raises `BadRow`."""
         return b"" if self.keys.group is None else group_hash(row, self.keys.group)
 
-    def sentence(self) -> str:
-        """Return in a few words how rows are read, without the full stop."""
+    def sentence(self, of: str = "") -> str:
+        """Return in a few words how rows are read, without the full stop; `of` says which, such as " of a.jsonl"."""
         keys = self.keys
         parts = [f"{what} {shown([key])}" for name, what in _CALLED.items() if (key := getattr(keys, name))]
         parts += [f"options {shown(keys.options)}"] if keys.options else []
         parts += [f"options count from {keys.first_option}"] if keys.first_option is not None else []
         parts += [f"roles {', '.join('='.join(pair) for pair in keys.role_map)}"] if keys.role_map else []
-        return f"Rows are read as {self.name}: {', '.join(parts)}"
+        return f"Rows{of} are read as {self.name}: {', '.join(parts)}"
 
     def differences(self, now: RowFormat) -> list[str]:
         """Return what is decided otherwise now, one line each."""
@@ -71,6 +73,41 @@ class RowFormat:
         keys["options"] = tuple(keys.get("options", ()))
         keys["role_map"] = tuple((theirs, ours) for theirs, ours in keys.get("role_map", ()))
         return cls(name=name, keys=Keys(**keys))
+
+
+RowFormats: TypeAlias = RowFormat | tuple[RowFormat, ...]
+"""How the rows of some files are read: one format for all of them, or one for each, in their order."""
+
+
+def one_or_each(formats: Sequence[RowFormat]) -> RowFormats:
+    """Return the format of all files where they have the same, else those of each. No files have the original's."""
+    distinct = set(formats)
+    return tuple(formats) if len(distinct) > 1 else next(iter(distinct), RowFormat())
+
+
+def format_of(rows: RowFormats, file: int) -> RowFormat:
+    """Return how the rows of a file are read, by its number among the files."""
+    return rows if isinstance(rows, RowFormat) else rows[file]
+
+
+def distinct_formats(rows: RowFormats) -> tuple[RowFormat, ...]:
+    """Return each format of some files once, in the order of the first file of each."""
+    return (rows,) if isinstance(rows, RowFormat) else tuple(dict.fromkeys(rows))
+
+
+def formats_to_json(rows: RowFormats) -> dict[str, Any]:
+    """Return what a manifest keeps: of one format its fields, of several `rows`, a list with those of each file."""
+    return rows.to_json() if isinstance(rows, RowFormat) else {"rows": [of_file.to_json() for of_file in rows]}
+
+
+def formats_from_json(raw: Mapping[str, Any], files: int) -> RowFormats:
+    """Return the formats in a manifest of so many files. Raises KeyError, TypeError or ValueError when it has none."""
+    if "rows" not in raw:
+        return RowFormat.from_json(raw)
+    formats = tuple(map(RowFormat.from_json, raw["rows"]))
+    if len(formats) != files:
+        raise ValueError("a format for each file is needed")
+    return one_or_each(formats)
 
 
 _CALLED = {

@@ -64,7 +64,7 @@ def load_chat_template(
     stop, missing = _end_token(ending, special_strings, added_strings, named.get("eos_token", ""))
     end = stop if missing else ""
     marks = None if end else _own_marks(turns, source, named, clock, stop)
-    turns = replace(turns, marks=marks, end=end)
+    turns = replace(turns, marks=marks, end=end, by_message=_by_message(source, named, clock))
     turns = replace(turns, rewrites=_rewrites(turns))
     pattern = re.compile("|".join(map(re.escape, dict.fromkeys((*special_strings, stop)))))
 
@@ -95,6 +95,20 @@ def _own_marks(turns: Turns, source: str, named: Mapping[str, str], clock: _Cloc
 
     answer = answer_of(replace(turns, marks=marks), _PROBE)
     return marks if stop in answer else None
+
+
+def _by_message(source: str, named: Mapping[str, str], clock: _Clock) -> Callable[[str], Fill] | None:
+    """Return what compiles the template with a sign between messages; None where it does not write them one by one."""
+
+    @lru_cache(maxsize=4)
+    def compiled(sign: str) -> Fill:
+        return _compiled(source, named, clock, between=sign)
+
+    try:
+        compiled("-")
+    except DataError:
+        return None
+    return compiled
 
 
 def _rewrites(turns: Turns) -> bool:
@@ -152,14 +166,14 @@ def _marked(source: str, end: str) -> str:
     return with_marks(plain, end)
 
 
-def _compiled(source: str, named: Mapping[str, str], clock: _Clock, *, mark: str = "") -> Fill:
+def _compiled(source: str, named: Mapping[str, str], clock: _Clock, *, mark: str = "", between: str = "") -> Fill:
     """A function (messages, add_generation_prompt) -> text that raises DataError. See `sandbox`."""
     import jinja2
 
     from medsft.core.data.tokenizers.sandbox import compile_template
 
     try:
-        filled = compile_template(source, named, clock.strftime, mark=mark)
+        filled = compile_template(source, named, clock.strftime, mark=mark, between=between)
     except jinja2.TemplateError as error:
         raise DataError(f"the tokenizer's chat template is not valid jinja: {error}", hint=REMEDY) from None
 

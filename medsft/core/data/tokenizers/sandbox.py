@@ -23,6 +23,8 @@ from jinja2.filters import make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from medsft.core.data.tokenizers.message_loop import mark_messages
+
 Messages = Sequence[Mapping[str, str]]
 Fill = Callable[[Messages, bool], str]
 """(messages, add_generation_prompt) -> text. Raises `jinja2.TemplateError`."""
@@ -59,11 +61,14 @@ class _Budget:
 _budget: ContextVar[_Budget | None] = ContextVar("budget", default=None)
 
 
-def compile_template(source: str, named: Mapping[str, str], strftime: Callable[[str], str], *, mark: str = "") -> Fill:
+def compile_template(
+    source: str, named: Mapping[str, str], strftime: Callable[[str], str], *, mark: str = "", between: str = ""
+) -> Fill:
     """Return the function that fills a chat template in, with the names that templates of transformers expect.
 
     `named` are the tokens that a template may ask for, `strftime` formats the date. What stands between `{% generation %}` and
-    `{% endgeneration %}` is put between two `mark`. Raises `jinja2.TemplateError` for a template that is none.
+    `{% endgeneration %}` is put between two `mark`, and `between` before each message and behind the last one. Raises
+    `jinja2.TemplateError` for a template that is none, and with `between` for one that does not write messages one by one.
     """
     if len(source) > MAX_SOURCE:
         raise jinja2.TemplateError(f"it has {len(source):,} characters, and {MAX_SOURCE:,} are the most that is read")
@@ -73,7 +78,10 @@ def compile_template(source: str, named: Mapping[str, str], strftime: Callable[[
     del environment.globals["lipsum"]
     environment.filters = {name: _limited(name, function) for name, function in environment.filters.items()}
     environment.filters |= {"tojson": _to_json, "join": environment.join_filter, "replace": _replace_filter}
-    compiled = _guarded(lambda: environment.from_string(_Counted().visit(environment.parse(source))))
+    tree = _guarded(lambda: environment.parse(source))
+    if between and not mark_messages(tree, between):
+        raise jinja2.TemplateError("it does not write messages one by one")
+    compiled = _guarded(lambda: environment.from_string(_Counted().visit(tree)))
 
     def fill(messages: Messages, add_generation_prompt: bool) -> str:
         ends = time.monotonic() + _SECONDS, time.thread_time() + _SECONDS

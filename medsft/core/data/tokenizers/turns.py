@@ -1,7 +1,8 @@
 """Where the answers of a conversation lie in the text of a chat template, be there one or several.
 
 Each answer is found by rendering the messages up to it twice: the text with the answer must begin with the text without it
-(plus the generation prompt), and the whole text must begin with both. What the answer adds is the assistant's part; of that
+(plus the generation prompt), and the whole text must begin with both. (Of a template that writes messages one by one, as its
+syntax shows, one rendering tells all of these, see `message_loop`.) What the answer adds is the assistant's part; of that
 what stands between the template's own `{% generation %}` marks has the role ANSWER where it has such marks, else all of it. All
 other text has the role QUESTION.
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from medsft.core.data.sources.conversation import Conversation, Message
 from medsft.core.data.tokenizers.template import Role, Segment, with_reasoning
@@ -64,6 +65,8 @@ class Turns:
     """It asks for `reasoning_content`; otherwise what an answer thinks is written into its content"""
     marks: Callable[[str], Fill] | None = None
     """By a sign: the template with that sign in the place of each of its own marks of answers, if these are used"""
+    by_message: Callable[[str], Fill] | None = None
+    """By a sign: the template with that sign before each message and behind the last, if it writes messages one by one"""
     end: str = ""
     """The token that is added after each answer, for the template writes none"""
     rewrites: bool = False
@@ -107,12 +110,13 @@ class Turns:
         must_be_exact = () if add_generation_prompt else trained[-1:] if only_last else trained
         segments: list[Segment] = []
         end = 0
+        beginnings = self._beginnings(conversation, messages, text, add_generation_prompt)
         for index, message in enumerate(conversation):
             if message.role != "assistant":
                 continue
             last = index + 1 == len(messages) and not add_generation_prompt
-            prompt = self.fill(messages[:index], True)
-            whole = text if last else self.fill(messages[: index + 1], False)
+            prompt = beginnings(index, True)
+            whole = text if last else beginnings(index + 1, False)
             if not (text.startswith(whole) and whole.startswith(prompt) and end <= len(prompt) < len(whole)):
                 if index not in must_be_exact:
                     continue
@@ -133,6 +137,30 @@ class Turns:
                 segments.append(Segment(text[first:behind] + self.end, role))
                 end = behind
         return [*segments, Segment(text[end:], Role.QUESTION)] if end < len(text) else segments
+
+    def _beginnings(
+        self, conversation: Conversation, messages: Messages, text: str, add_generation_prompt: bool
+    ) -> Callable[[int, bool], str]:
+        """Return what gives the text of so many messages: (messages, add_generation_prompt) -> text."""
+
+        def rendered(number: int, prompt: bool) -> str:
+            return self.fill(messages[:number], prompt)
+
+        if self.by_message is None or sum(message.role == "assistant" for message in conversation) < 2:
+            return rendered
+        *_, sign = unused_signs(conversation)
+        fill = self.by_message(sign)
+        *written, behind = fill(messages, False).split(sign)
+        prompt_behind = fill(messages[:1], True).rpartition(sign)[2]
+        first = len(messages) + 1 - len(written)  # messages that are written before the loop: a system message, or none
+        if first not in (0, 1) or "".join(written) + (prompt_behind if add_generation_prompt else behind) != text:
+            return rendered
+        ends = list(accumulate(map(len, written)))
+
+        def cut(number: int, prompt: bool) -> str:
+            return text[: ends[number - first]] + (prompt_behind if prompt else behind) if number else rendered(number, prompt)
+
+        return cut
 
     def _message(self, message: Message) -> dict[str, str]:
         if not message.reasoning:

@@ -12,7 +12,7 @@ from pathlib import Path
 from medsft.core.data.sources.base import BadRow
 from medsft.core.data.sources.multiple_choice import Option, choice_of
 from medsft.core.data.sources.open import open_rows
-from medsft.core.data.sources.recognize import RowOptions, recognize
+from medsft.core.data.sources.recognize import recognize
 from medsft.core.evaluation.benchmark import Question, Task
 from medsft.core.evaluation.tasks.rows import Shape, TaskRow, choice_question, identified, read_questions, read_rows, row_id
 from medsft.errors import DataError
@@ -20,8 +20,8 @@ from medsft.errors import DataError
 
 def read_own(path: Path) -> Task:
     """Read questions of one's own. Raises DataError, also for rows that hold no questions."""
-    recognized = recognize([path], RowOptions())
-    row_format = recognized.rows
+    recognized = recognize([path])
+    row_format = recognized.each[0].rows
     if row_format.name == "text":
         raise DataError(f"{path}: rows of plain text ask nothing", hint="rows need a question and an answer")
 
@@ -54,5 +54,5 @@ def read_own(path: Path) -> Task:
         kind="choice" if choices else "open",
         questions=tuple(replace(question, id=id_) for question, id_ in zip(questions, ids, strict=True)),
         files=(path,),
-        notes=(recognized.sentence,),
+        notes=recognized.sentences,
     )

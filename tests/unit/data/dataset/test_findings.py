@@ -10,8 +10,8 @@ from medsft.core.data.sources.row_format import RowFormat
 
 
 def _hash(conversation: Conversation) -> int:
-    tally = Tally(RowFormat())
-    tally.add({}, conversation)
+    tally = Tally()
+    tally.add({}, conversation, RowFormat())
     return int(tally.hashes()[0])
 
 

@@ -351,7 +351,7 @@ def test_a_tokenizer_library_that_fails_is_an_error_with_the_row(
         return encode(self, texts)
 
     row = json.loads(request_.spec.data[1].read_text().splitlines()[1])
-    marked = row[request_.spec.rows.keys.question]
+    marked = row[Keys().question]
     monkeypatch.setattr(HuggingFaceTokenizer, "_encode_native", failing)
     with pytest.raises(DataError) as caught:
         request_.make()

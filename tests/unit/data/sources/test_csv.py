@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 
 from medsft.core.data.sources import csv_rows
 from medsft.core.data.sources.base import BadRow, all_rows
+from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.csv_rows import CsvSource
 from medsft.core.data.sources.open import open_rows
+from medsft.core.data.sources.read import read_conversations
+from medsft.core.data.sources.row_format import RowFormat
 from medsft.errors import DataError
 
 CELLS = st.text(st.sampled_from("ab\",;\t\r\n 'é🙂|"), max_size=8)
@@ -52,8 +56,7 @@ def test_rows_are_those_that_were_written(tmp_path_factory, rows, delimiter, lin
         assert isinstance(source, CsvSource)
         found = [row.fields() for row in all_rows(source)]
         assert len(source.estimate()) <= len(rows)
-    expected = [{name: cell for name, cell in zip(("prompt", "gold"), row, strict=True) if cell} for row in rows]
-    assert found == [row for row in expected if row]
+    assert found == [dict(zip(("prompt", "gold"), row, strict=True)) for row in rows if any(row)]
 
 
 @settings(max_examples=50, deadline=None)
@@ -68,13 +71,8 @@ def test_odd_quotes_are_read_alike_wherever_the_text_is_cut(tmp_path_factory, te
         strict = list(csv.reader(io.StringIO(text, newline="\n"), strict=True))
     except csv.Error:
         return
-    pairs = [
-        {name: cell for name, cell in zip(("prompt", "gold"), cells, strict=True) if cell}
-        for cells in strict
-        if len(cells) == 2
-    ]
     found = [row for _, row in expected[1:] if isinstance(row, dict)]
-    rows = [{name: cell for name, cell in pair.items() if cell} for pair in pairs if any(pair.values())]
+    rows = [dict(zip(("prompt", "gold"), cells, strict=True)) for cells in strict if len(cells) == 2 and any(cells)]
     assert rows == found or any(len(cells) > 2 for cells in strict)
 
 
@@ -97,13 +95,13 @@ def test_what_is_wrong_with_a_row_is_said_of_it_alone(tmp_path: Path) -> None:
     ]
     path = written(tmp_path, "\n".join(rows).encode().replace(b"9;i;j", b"9;\xff;j\n9;i;j"))
     assert read(path) == [
-        (2, {"prompt": "1", "gold": "a"}),
+        (2, {"prompt": "1", "gold": "a", "note": ""}),
         (3, "2 cells in 3 columns"),
         (4, "4 cells in 3 columns"),
         (5, {"prompt": "4", "gold": "d", "note": "e"}),
         (8, "text follows the quote that closes a cell (a quote inside a cell is written twice)"),
         (9, {"prompt": "6", "gold": '5" tall', "note": "'"}),
-        (10, {"prompt": '7 "a"\n\nb', "note": "z"}),
+        (10, {"prompt": '7 "a"\n\nb', "gold": "", "note": "z"}),
         (13, "CR alone inside the row (the line ends of old Macs)"),
         (14, "broken UTF-8"),
         (15, {"prompt": "9", "gold": "i", "note": "j"}),
@@ -144,3 +142,37 @@ def test_a_quote_that_never_closes_takes_little_memory(tmp_path: Path, monkeypat
 def test_a_cell_longer_than_pythons_own_limit(tmp_path: Path) -> None:
     path = written(tmp_path, f'prompt,gold\n"{"x" * 2**20}",y\n')
     assert [len(str(row["prompt"])) for _, row in read(path) if isinstance(row, dict)] == [2**20]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "rows"),
+    [
+        ("a.csv", 'text\n"Fever, in children"\nx\n', [(2, {"text": "Fever, in children"}), (3, {"text": "x"})]),
+        ("a.CSV", "guideline\nx; y\tz\n", [(2, {"guideline": "x; y\tz"})]),
+        ("a.tsv", 'text\nx, y\n"two\nlines"\n', [(2, {"text": "x, y"}), (3, {"text": "two\nlines"})]),
+        ("a.csv", "text\nx, y\n", [(2, "2 cells in 1 column")]),
+        ("a.csv", "text\n", []),
+        ("a.txt", "text\nx\n", None),
+        ("a.csv", "Fever in children is to be treated.\nx\n", None),
+    ],
+)
+def test_a_table_of_one_column_is_told_by_its_name(tmp_path: Path, name: str, text: str, rows: object) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    packed = tmp_path / f"{name}.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    for file in (path, packed):
+        if rows is None:
+            with pytest.raises(DataError):
+                open_rows(file)
+        else:
+            assert read(file) == rows
+
+
+def test_an_empty_cell_is_said_to_be_empty(tmp_path: Path) -> None:
+    path = written(tmp_path, "prompt,gold,system\nq,a,\n,a,\nq,,s\n,,\n")
+    assert read(path)[0][1] == {"prompt": "q", "gold": "a", "system": ""}
+    with pytest.raises(DataError, match=r"rows:3: empty question under 'prompt'"):
+        list(read_conversations([path], RowFormat()))
+    found = list(read_conversations([path], RowFormat(keys=Keys(system="system")), skip_bad=True))
+    assert [len(conversation) for conversation in found] == [2]

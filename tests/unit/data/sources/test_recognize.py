@@ -15,8 +15,9 @@ from medsft.core.config.row_options import USED_BY, check_row_options
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.conversation import Conversation
 from medsft.core.data.sources.read import read_conversations
-from medsft.core.data.sources.recognize import Recognized, RowOptions, recognize
+from medsft.core.data.sources.recognize import Recognized, recognize
 from medsft.core.data.sources.row_format import RowFormat
+from medsft.core.data.sources.row_looks import RowOptions
 from medsft.errors import DataError
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -31,12 +32,17 @@ def options(chosen: str = "auto", **given: Any) -> RowOptions:
 def look(tmp_path: Path, *rows: Mapping[str, Any], chosen: str = "auto", **given: Any) -> Recognized:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return recognize([path], options(chosen, **given))
+    return of_one(path, chosen, **given)
+
+
+def of_one(path: Path, chosen: str = "auto", **given: Any) -> Recognized:
+    (found,) = recognize([path], options(chosen, **given)).each
+    return found
 
 
 def said(path: Path, chosen: str = "auto", **given: Any) -> tuple[str, list[list[tuple[str, str]]]]:
     """The format of a file, and (role, content) of each message of each row."""
-    found = recognize([path], options(chosen, **given))
+    found = of_one(path, chosen, **given)
     return found.rows.name, [pairs(conversation) for conversation in read_conversations([path], found.rows)]
 
 
@@ -86,7 +92,7 @@ def test_d07_the_number_of_the_first_option_is_never_guessed() -> None:
 
 def test_d08_d09_keys_without_a_usual_name_are_given() -> None:
     assert said(case("d08"), question_key="QUESTION", answer_key="LONG_ANSWER")[1][0] == turn("Does X help?", "It does.")
-    found = recognize([case("d09")], options(reasoning_key="Complex_CoT"))
+    found = of_one(case("d09"), reasoning_key="Complex_CoT")
     conversation = next(read_conversations([case("d09")], found.rows))
     assert conversation[-1].reasoning == "Scurvy is collagen..."
     assert (found.rows.keys.question, found.rows.keys.reasoning) == ("Question", "Complex_CoT")
@@ -94,7 +100,7 @@ def test_d08_d09_keys_without_a_usual_name_are_given() -> None:
 
 @pytest.mark.parametrize("start", ["d12", "d19", "d23", "d24", "d25", "d26", "d29"])
 def test_rows_of_no_format_keep_the_keys_of_the_original(start: str) -> None:
-    assert recognize([case(start)]) == (RowFormat(), "")
+    assert of_one(case(start)) == (RowFormat(), "")
 
 
 SENTENCES = [
@@ -129,17 +135,16 @@ def test_every_format_has_its_reason(tmp_path: Path, rows: list[dict[str, Any]],
     numbered = (
         f"they have options, and the right one under `answer`; the numbers under `answer` count from 0, as {path}:2 shows"
     )
-    assert look(tmp_path, *rows).sentence == f"Rows are read as {sentence.replace('NUMBERED', numbered)}"
+    look(tmp_path, *rows)
+    assert recognize([path]).sentences == (f"Rows are read as {sentence.replace('NUMBERED', numbered)}",)
 
 
-def test_rows_that_disagree_are_named_by_place_in_one_file_and_in_two(tmp_path: Path) -> None:
+def test_rows_of_one_file_that_disagree_are_named_by_place(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the rows are not all of one format") as caught:
         look(tmp_path, {"messages": [Q, A]}, {"question": "q", "answer": "a"}, {"messages": [Q, A]})
     path = tmp_path / "rows.jsonl"
     assert caught.value.exit_code == 3
     assert f"messages: {path}:1, {path}:3\nqa: {path}:2" in str(caught.value)
-    with pytest.raises(DataError, match=r"alpaca: .*d03_alpaca.jsonl:1, .*\nsharegpt: .*d05_sharegpt.jsonl:1"):
-        recognize([case("d03"), case("d05")])
     assert look(tmp_path, {"messages": [Q, A]}, {"question": "q", "answer": "a"}, chosen="messages").rows.name == "messages"
 
 
@@ -176,7 +181,7 @@ def test_by_hand_and_by_itself_is_the_same_recipe(tmp_path: Path) -> None:
         ("d06", "mcq", {"options_key": "options", "answer_key": "answer_idx"}),
         ("d09", "qa", {"question_key": "Question", "answer_key": "Response"}),
     ):
-        by_hand, found = recognize([case(start)], options(chosen, **given)).rows, recognize([case(start)]).rows
+        by_hand, found = of_one(case(start), chosen, **given).rows, of_one(case(start)).rows
         assert by_hand == found
         assert RowFormat.from_json(json.loads(json.dumps(found.to_json()))) == found
         assert found.differences(by_hand) == []
@@ -216,8 +221,14 @@ def test_options_that_contradict_the_format_or_each_other(chosen: str, given: di
     assert [problem.where for problem in check_row_options(chosen, dict.fromkeys(USED_BY) | given)] == where
 
 
+def test_options_of_several_formats_are_for_several_files() -> None:
+    given = dict.fromkeys(USED_BY) | {"messages_key": "m", "text_key": "t"}
+    assert check_row_options("auto", given, files=2) == []
+
+
 def test_the_library_reads_rows_with_and_without_options() -> None:
     rows = medsft.open_rows(case("d05"))
+    assert isinstance(rows.rows, RowFormat)
     assert (rows.rows.name, rows.reason) == ("sharegpt", "`conversations` is a list of turns of ShareGPT")
     first = next(iter(rows))
     assert first[0] == medsft.Message("user", SCURVY)
