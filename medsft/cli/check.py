@@ -98,6 +98,8 @@ def _print(report: CheckReport, clean: CleanFiles | None) -> None:
         console.print_table(("rows", "", "found", "the first are"), lines, numbers=(0,))
     for reason, rows in report.reasons.items():
         console.say(f"{counted(rows, 'row')}: {reason}")
+    if report.advice:
+        console.say(report.advice)
     if report.languages:
         told = ", ".join(f"{code or 'not sure'} {count(rows)}" for code, rows in report.languages.items())
         console.say(f"languages: {told}")

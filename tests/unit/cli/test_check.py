@@ -171,3 +171,11 @@ def test_options_that_cannot_be_read_are_refused(good: Path) -> None:
         refused = invoke(good, *options)
         assert refused.exit_code == 2
         assert said in refused.stderr
+
+
+def test_rows_under_other_names_are_said_to_have_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("Frage;Antwort\nWas?;Das.\n")
+    result = invoke(path)
+    assert "1 row: no key 'prompt'" in result.stdout
+    assert "The keys of the first of them: `Frage`, `Antwort`. Choose --format or other keys." in result.stdout

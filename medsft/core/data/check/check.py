@@ -175,4 +175,4 @@ class _Collected:
             for name in ("flags", "exact", "question", "answer", "ending", "lengths", "language")
             if self.blocks
         }
-        return Columns(places=self.places, reasons=dict(self.bad.reasons), shared=self.shared, **joined)
+        return Columns(places=self.places, bad=self.bad, shared=self.shared, **joined)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from medsft.core.data.check.libraries import INSTALL
 from medsft.core.data.check.overlap import Shared
 from medsft.core.data.check.report import CheckReport, Found, Places, Rows
 from medsft.core.data.check.words import Hashes
+from medsft.core.data.sources.bad_rows import BadRows
 
 _LEAST_ROWS = 20
 """Below this many rows nobody can say what is usual."""
@@ -34,7 +35,7 @@ class Columns:
     """What is kept of all rows, see `scan.Scanned`."""
 
     places: Places
-    reasons: Mapping[str, int]
+    bad: BadRows
     flags: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
     exact: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
     question: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
@@ -87,7 +88,8 @@ def judge(
         places=own,
         found={kind: by_kind[kind] for kind in KINDS if kind in by_kind and len(by_kind[kind].rows)},
         languages=languages,
-        reasons=columns.reasons,
+        reasons=dict(columns.bad.reasons),
+        advice=columns.bad.advice(),
         compared={flag: places.total for flag, places in compared},
         not_checked=[f"{missing[0].upper()}{missing[1:]} were not looked for: {INSTALL}"] if missing else [],
     )

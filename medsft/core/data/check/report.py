@@ -77,6 +77,8 @@ class CheckReport:
     """ISO 639 code -> rows, the most frequent first; "" for rows whose language nobody can tell"""
     reasons: Mapping[str, int]
     """Why rows cannot be used -> rows"""
+    advice: str
+    """What may help against that, in a sentence; "" where nothing is known"""
     compared: Mapping[str, int]
     """Flag -> rows of its files that others were compared with"""
     not_checked: Sequence[str]
@@ -136,6 +138,7 @@ class CheckReport:
             "rows_with_errors": self.errors,
             "found": found,
             "unusable_reasons": dict(self.reasons),
+            "unusable_advice": self.advice,
             "languages": dict(self.languages),
             "compared_with": dict(self.compared),
             "not_checked": list(self.not_checked),

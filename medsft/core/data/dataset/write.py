@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from medsft.core.config.row_options import TEXT
 from medsft.core.data.dataset.answers import count_by_role, counts_of, find_answers, joined
 from medsft.core.data.dataset.dataset import (
     answers_path,
@@ -36,6 +37,7 @@ from medsft.core.data.dataset.spec import TokenizeSpec
 from medsft.core.data.dataset.workers import Process, processing, read_chunks
 from medsft.core.data.sources.bad_rows import BadRows
 from medsft.core.data.sources.open import no_rows
+from medsft.core.data.sources.row_format import distinct_formats
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.disk import writing_to
@@ -113,6 +115,8 @@ def make_set(
     Raises DataError and then leaves what was there. The caller holds the set's lock.
     """
     files = spec.data
+    if any(rows.name == TEXT for rows in distinct_formats(spec.rows)):
+        _ = opened.tokenizer.frame  # one that has none is to blame, and not each row
     total = input_bytes(files)
     stamps = [_stamp(path) for path in files]
     with processing(spec, opened, input_bytes=total, workers=workers) as process:

@@ -63,11 +63,17 @@ class BadRows:
                 "these are tasks of Label Studio: the question is `--question_key data.NAME`; move the answers out of "
                 "`annotations` to a key of their own and name that with --answer_key"
             )
-        missing = any(reason.startswith("no key ") for reason in self.reasons)
-        likely = _likely_options(self.keys, outer) if missing else ""
-        choice = f" (these rows look like {likely})" if likely else ""
         encoding = "save the file as UTF-8, " if "broken UTF-8" in self.reasons else ""
-        return f"{encoding}correct them, choose --format or other keys{choice}, or leave such rows out with --bad_rows skip"
+        return f"{encoding}correct them, choose {self._choice()}, or leave such rows out with --bad_rows skip"
+
+    def advice(self) -> str:
+        """Return which keys the first of the rows has that lacks others, and how such rows may be read; "" without one."""
+        return f"The keys of the first of them: {shown(self.keys)}. Choose {self._choice()}." if self.keys else ""
+
+    def _choice(self) -> str:
+        missing = any(reason.startswith("no key ") for reason in self.reasons)
+        likely = _likely_options(self.keys, {key.partition(".")[0] for key in self.keys}) if missing else ""
+        return "--format or other keys" + (f" (these rows look like {likely})" if likely else "")
 
 
 def _likely_options(keys: Sequence[str], outer: Collection[str]) -> str:

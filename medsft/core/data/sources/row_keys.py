@@ -106,9 +106,10 @@ def _qa(wanted: RowOptions, seen: Seen, others: Seen) -> tuple[Keys, str]:
     if len(questions) != 1 or len(answers) != 1:
         return keys, ""  # a person has to choose: the rows lack the original's keys, which is an error that proposes others
     system = wanted.system or usual_names.first(seen.strings, usual_names.SYSTEM)
-    reason = (
-        f"the usual names, as they have no {' and '.join(named(key) for key in (question, answer) if key not in seen.keys)}"
-    )
+    missing = [
+        key for key, given in ((question, wanted.question), (answer, wanted.answer)) if not given and key not in seen.keys
+    ]
+    reason = f"the usual names, as they have no {named(*missing)}"
     return replace(keys, question=questions[0], answer=answers[0], system=system), reason
 
 
