@@ -182,7 +182,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(planner, "find_devices", lambda: Devices("cuda", 2, 16 << 30, "a device", bf16=True))
     for module in (alternatives, auto_layout):
         monkeypatch.setattr(module, "estimate_memory", estimate)
-    monkeypatch.setattr(planner, "_not_trained_yet", lambda _: [])
     monkeypatch.setattr(folders, "free_bytes", lambda path: 500 << 30)
     monkeypatch.setattr(planner, "free_bytes", lambda path: 500 << 30)
     for name in ("base", "found/other"):

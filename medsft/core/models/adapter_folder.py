@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medsft.core.config.lora import A_SUFFIX, ATTENTION, B_SUFFIX, MLP, TARGETS, TRAINED_ROWS, LoraSpec
 from medsft.core.models.checked_json import Values, plain, read_object, shown
 from medsft.core.models.config import ModelConfig
-from medsft.core.models.lora import A_SUFFIX, ATTENTION, B_SUFFIX, MLP, TARGETS, TRAINED_ROWS, LoraSpec
 from medsft.core.models.safetensors import StoredTensor, read_metadata
 from medsft.core.models.tensors import EMBEDDING, OUTPUT, listed
 from medsft.core.models.weight_files import PLAIN, describe_file

@@ -12,7 +12,7 @@ nearer (half the error that bitsandbytes adds, on normal numbers), and no sum de
 
 from __future__ import annotations
 
-from medsft.core.models.lora import TARGETS
+from medsft.core.config.lora import TARGETS
 
 CONSTANTS = (
     -1.0,

@@ -12,10 +12,10 @@ from adapters import logits_with, write_peft
 from safetensors.torch import load_file, save_file
 from tiny_tokenizers import write_sentence_piece
 
+from medsft.core.config.lora import TARGETS
 from medsft.core.data.tokenizers.export import export_tokenizer
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.engine.commands.merge import merge
-from medsft.core.models.lora import TARGETS
 from medsft.core.models.merging import Merge
 from medsft.core.planning.base import sampled_fingerprint
 from medsft.errors import ConfigError, MismatchError

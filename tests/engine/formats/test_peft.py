@@ -14,11 +14,11 @@ from adapters import PREFIX, logits_with, stored
 from safetensors.torch import load_file
 from torch import Tensor
 
+from medsft.core.config.lora import TRAINED_ROWS, LoraSpec
 from medsft.core.engine.formats.adapters import StoredAdapter, open_adapter
 from medsft.core.engine.formats.peft import fill_peft
 from medsft.core.models.adapter_folder import check_fits, read_adapter
 from medsft.core.models.config import read_hf_config
-from medsft.core.models.lora import TRAINED_ROWS, LoraSpec
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

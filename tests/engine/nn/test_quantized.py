@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from medsft.core.config.lora import ATTENTION, LoraSpec
 from medsft.core.engine.kernels.nf4 import Part
 from medsft.core.engine.nn.adapters import Adapter, FrozenLinear, LoraLinear
 from medsft.core.engine.nn.attention import PackedSequences
 from medsft.core.engine.nn.model import Decoder
 from medsft.core.engine.nn.quantized import QuantizedWeight, in_format
 from medsft.core.engine.parallel.master_weights import freeze, make_master_weights
-from medsft.core.models.lora import ATTENTION, LoraSpec
 from medsft.core.models.nf4 import is_quantized, stored_bytes
 from medsft.core.planning.trainable import trainable_names
 

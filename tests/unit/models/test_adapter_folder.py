@@ -10,9 +10,9 @@ import pytest
 import tiny
 from adapters import write_peft
 
+from medsft.core.config.lora import TARGETS, LoraSpec
 from medsft.core.models.adapter_folder import check_fits, is_adapter, read_adapter
 from medsft.core.models.config import read_hf_config
-from medsft.core.models.lora import TARGETS, LoraSpec
 from medsft.errors import MismatchError
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"

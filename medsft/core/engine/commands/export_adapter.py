@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medsft.core.config.lora import LoraSpec
 from medsft.core.data.dataset.dataset import open_tokenized
 from medsft.core.engine.commands.adapter_card import TrainedAdapter, adapter_card, loading_notes
 from medsft.core.engine.commands.verify import LogitDifference, compare_logits, fits_in_memory
@@ -18,7 +19,6 @@ from medsft.core.engine.formats.source import DTYPES, FreshSource, WeightSource
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.engine.train.base_weights import base_source
 from medsft.core.models.inspect import inspect_base
-from medsft.core.models.lora import LoraSpec
 from medsft.core.models.run_folder import read_manifest
 from medsft.core.models.tensors import EMBEDDING, OUTPUT
 from medsft.core.planning.base import sampled_fingerprint

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from medsft.core.config.lora import A_SUFFIX, B_SUFFIX, TRAINED_ROWS, LoraSpec
 from medsft.core.engine.formats.hf import open_tensors
 from medsft.core.engine.formats.quantized import QuantizedSource
 from medsft.core.engine.formats.source import DTYPES, Slices, SourceAround, WeightSource
 from medsft.core.models.adapter_folder import AdapterFolder
-from medsft.core.models.lora import A_SUFFIX, B_SUFFIX, TRAINED_ROWS, LoraSpec
 from medsft.core.models.nf4 import is_quantized
 from medsft.core.models.tensors import EMBEDDING, OUTPUT
 from medsft.errors import MismatchError

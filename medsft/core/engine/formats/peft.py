@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
+from medsft.core.config.lora import TRAINED_ROWS, LoraSpec
 from medsft.core.engine.formats.adapters import StoredAdapter
 from medsft.core.engine.formats.safetensors_writer import write_header, write_tensor
 from medsft.core.models.adapter_folder import BASE_KEY, BASE_PRECISION_KEY, CONFIG_NAME, PREFIX, ROWS_SUFFIX, WEIGHTS_NAME
 from medsft.core.models.config import ModelConfig
-from medsft.core.models.lora import TRAINED_ROWS, LoraSpec
 
 
 def fill_peft(
