@@ -15,8 +15,12 @@ from tiny_tokenizers import write_sentence_piece
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.engine.commands.export import export_run
 from medsft.core.engine.commands.merge import merge
+from medsft.core.engine.formats.adapters import base_as_held
+from medsft.core.engine.formats.open import open_source
 from medsft.core.models.adapter_folder import read_adapter
+from medsft.core.models.conversion import Conversion, look_at_source
 from medsft.core.models.merging import Merge
+from medsft.core.models.tensors import EMBEDDING
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.exports import check_request, look_at_export
 from medsft.core.run.integrity import export_damage, read_export
@@ -48,11 +52,21 @@ def loaded(folder: Path, rows: int | None = None):
     return model
 
 
+def held(folder: Path, rows: int, precision: str):
+    """The base as it was while the adapter was trained."""
+    model, source = loaded(folder), base_as_held(open_source(folder), precision)
+    model.load_state_dict({name: source.read(name).float() for name in source.names()}, strict=False)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    return model
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"model": {"tie_word_embeddings": True}, "lora_targets": "attention", "rslora": True},
         {"sentence_piece": True},
+        {"base_precision": "nf4", "lora_targets": "mlp"},
+        {"base_precision": "bf16"},
     ],
 )
 def test_merged_and_adapter_compute_the_same(tmp_path, changes):
@@ -69,7 +83,7 @@ def test_merged_and_adapter_compute_the_same(tmp_path, changes):
     with torch.no_grad():
         merged = loaded(folder)(input_ids=tokens[None]).logits[0]
         base = loaded(tmp_path / "base")(input_ids=torch.tensor([[5, 9, 60]])).logits[0]
-    apart = logits_with(folder / "adapter", loaded(tmp_path / "base", size), tokens)
+    apart = logits_with(folder / "adapter", held(tmp_path / "base", size, changes.get("base_precision", "")), tokens)
     assert (merged - apart).abs().max() < 1e-5
     assert (merged[:2, : base.shape[1]] - base[:2]).abs().max() > 1e-2
     # The same through the command, by the folder alone.
@@ -85,6 +99,12 @@ def test_merged_and_adapter_compute_the_same(tmp_path, changes):
     ]
     assert ends[0] == ends[1]
     assert [ends[2]["eos_token_id"]] in (ends[0]["eos_token_id"], [ends[0]["eos_token_id"]])
+    # And a run as it is: what it is asked by, and what another run starts from.
+    source = open_source(run.path)
+    assert all(torch.equal(source.read(name), one[name]) for name in one)
+    assert source.read("lm_head.weight" if "lm_head.weight" in one else EMBEDDING, (slice(3, 5),)).shape[0] == 2
+    with pytest.raises(MismatchError, match="--export merged"):
+        look_at_source(Conversion(source=run.path, destination=tmp_path / "other", to="hf"))
     assert "vLLM does not load it" in "".join(taken.notes)
     assert "over" in taken.rounding
     assert not taken.rounding_matters

@@ -173,7 +173,12 @@ def _of_adapter(path: Path, template: str | None) -> ModelSource:
 
 
 def _is_model_of(plan: RunPlan, folder: Path) -> bool:
-    """Tell whether the finished model of a plan lies in a folder, by the names and sizes of its files."""
+    """Tell whether the finished model of a plan lies in a folder, by the names and sizes of its files.
+
+    An adapter by itself (`--export adapter`) is no model.
+    """
+    if not (folder / "config.json").is_file():
+        return False
     try:
         record = read_export(folder)
         made_by = RunPlan.from_json(record["plan"], where=str(folder)).identity

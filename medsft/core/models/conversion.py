@@ -12,6 +12,7 @@ from medsft.core.config.options import check_ranges, converted, option, plain
 from medsft.core.files import check_is_new
 from medsft.core.models.inspect import BaseModel, inspect_base
 from medsft.core.models.megatron import saved_folder
+from medsft.core.models.run_folder import UNREADABLE_MANIFEST, read_manifest
 from medsft.errors import ConfigError, MismatchError
 
 _TO, _FROM = "To a Megatron-LLM folder", "From a Megatron-LLM folder"
@@ -84,8 +85,20 @@ def look_at_source(job: Conversion) -> BaseModel:
     is asked for where there is none. A Megatron-LLM folder may have other iterations: of it, only the one to write must be new.
     """
     base = inspect_base(job.source, job.iteration)
+    if base.kind == "medsft-run" and _has_adapter(base):
+        raise MismatchError(
+            f"{job.source}: a run that trains an adapter, whose checkpoints hold no whole model.",
+            hint=f"Convert its finished model, or write one: medsft export {job.source} --to DIR --export merged",
+        )
     to_megatron = job.to == "megatron"
     check_is_new(saved_folder(job.destination, iteration_to_write(job, base)) if to_megatron else job.destination)
     if job.optimizer and (not to_megatron or base.kind != "medsft-run"):
         raise MismatchError("--optimizer is for a run of medsft as the source and --to megatron.")
     return base
+
+
+def _has_adapter(base: BaseModel) -> bool:
+    try:
+        return "adapter" in read_manifest(base.weights)
+    except UNREADABLE_MANIFEST:  # `core.run.integrity` says so
+        return False

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from medsft.core.engine.commands.rounding import rounding_note
 from medsft.core.engine.commands.verify import LogitDifference
-from medsft.core.engine.formats.adapters import MergedSource, StoredAdapter
+from medsft.core.engine.formats.run_adapter import TrainedAdapter
 from medsft.core.models.other_folders import hub_name
 from medsft.core.planning.plan import RunPlan
 from medsft.core.printable import one_line
@@ -20,23 +19,11 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _VLLM_DEFAULT = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedAdapter:
-    """The adapter in a checkpoint of a run, with its base."""
-
-    adapter: StoredAdapter
-    merged: MergedSource
-    """Base and adapter in one, in fp32 where the adapter changes something, with one row for each token."""
-    weights: Path
-    """The folder or file that holds the weights of the base."""
-    base_precision: str
-    """Format of the matrices of the base's layers while the adapter was trained."""
-
-
-def adapter_card(plan: RunPlan, view: RunView, trained: TrainedAdapter, *, folder: str = "THIS_FOLDER") -> str:
+def adapter_card(view: RunView, trained: TrainedAdapter, *, folder: str = "THIS_FOLDER") -> str:
     """Return the Markdown text, with the front matter that model hubs read; `folder` is where its reader finds the adapter."""
+    plan = trained.plan
     config, lora, base = plan.config, trained.adapter.lora, trained.weights
-    notes = "\n".join(f"- {note}" for note in loading_notes(plan, trained))
+    notes = "\n".join(f"- {note}" for note in loading_notes(trained))
     path = one_line(str(base))
     return f"""---
 library_name: peft
@@ -85,9 +72,10 @@ patient on its output.
 """
 
 
-def loading_notes(plan: RunPlan, trained: TrainedAdapter) -> list[str]:
+def loading_notes(trained: TrainedAdapter) -> list[str]:
     """Return what a person must know to load the adapter, one sentence or two each."""
-    adapter, notes = trained.adapter, []
+    plan, adapter = trained.plan, trained.adapter
+    notes = []
     if plan.base.kind != "hf":
         notes.append(
             f"The base is {one_line(plan.base.path)}, in a format that PEFT does not read. Convert it (medsft convert BASE DIR "

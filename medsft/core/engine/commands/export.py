@@ -26,12 +26,14 @@ from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.disk import writing_to
 from medsft.core.engine.commands.adapter_card import adapter_card, merged_section
 from medsft.core.engine.commands.entry_point import run_process
-from medsft.core.engine.commands.export_adapter import ADAPTER_FOLDER, compare_with_merged, open_trained, write_adapter
+from medsft.core.engine.commands.export_adapter import ADAPTER_FOLDER, compare_with_merged, write_adapter
 from medsft.core.engine.commands.model_card import model_card
 from medsft.core.engine.commands.rounding import rounding_matters, rounding_note
 from medsft.core.engine.commands.verify import LogitDifference
 from medsft.core.engine.formats.dcp import open_dcp
 from medsft.core.engine.formats.hf import fill_hf, generation_config, write_json
+from medsft.core.engine.formats.open import open_source
+from medsft.core.engine.formats.run_adapter import open_trained
 from medsft.core.engine.formats.source import DTYPES, WeightSource
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.files import new_folder, sealed
@@ -106,12 +108,13 @@ def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path, form: str
     view = whole.at(iteration)
     notes, rounding = list[str](), None
     card = model_card(plan, whole, iteration, writes_date=bool(opened.template.date))
-    if plan.config.lora is None:
+    adapter = made_from.get("adapter")
+    if adapter is None:
         _write_model(plan, ResizedSource(open_dcp(checkpoint), plan.base.model.vocab_size), opened, folder)
     else:
-        trained = open_trained(plan, checkpoint)
+        trained = open_trained(checkpoint, adapter, lambda path, of: open_source(path, iteration=of))
         if form != "merged":
-            notes = write_adapter(folder / ADAPTER_FOLDER, plan, view, trained)
+            notes = write_adapter(folder / ADAPTER_FOLDER, view, trained)
             _write_tokenizer(plan, opened, folder / ADAPTER_FOLDER)
             ends = generation_config(named_config(trained.merged.config, opened), _ends(plan, opened))
             write_json(folder / ADAPTER_FOLDER / "generation_config.json", ends)
@@ -120,7 +123,7 @@ def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path, form: str
             rounding = compare_with_merged(plan, trained.merged, folder)
             card += merged_section(plan, rounding, has_adapter=form == "both")
         else:
-            card = adapter_card(plan, view, trained, folder=f"THIS_FOLDER/{ADAPTER_FOLDER}")
+            card = adapter_card(view, trained, folder=f"THIS_FOLDER/{ADAPTER_FOLDER}")
     (folder / "README.md").write_text(card, encoding="utf-8")
     files = {str(path.relative_to(folder)): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     record = {**provenance(plan, view, made_from), "files": files}

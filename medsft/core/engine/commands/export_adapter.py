@@ -7,24 +7,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medsft.core.config.lora import LoraSpec
 from medsft.core.data.dataset.dataset import open_tokenized
-from medsft.core.engine.commands.adapter_card import TrainedAdapter, adapter_card, loading_notes
+from medsft.core.engine.commands.adapter_card import adapter_card, loading_notes
 from medsft.core.engine.commands.verify import LogitDifference, compare_logits, fits_in_memory
-from medsft.core.engine.formats.adapters import MergedSource, StoredAdapter, base_as_held
-from medsft.core.engine.formats.dcp import DcpTensors
+from medsft.core.engine.formats.adapters import MergedSource
 from medsft.core.engine.formats.hf import open_hf
 from medsft.core.engine.formats.peft import fill_peft
-from medsft.core.engine.formats.source import DTYPES, FreshSource, WeightSource
-from medsft.core.engine.formats.vocabulary import ResizedSource
-from medsft.core.engine.train.base_weights import base_source
-from medsft.core.models.inspect import inspect_base
-from medsft.core.models.run_folder import read_manifest
-from medsft.core.models.tensors import EMBEDDING, OUTPUT
-from medsft.core.planning.base import sampled_fingerprint
+from medsft.core.engine.formats.run_adapter import TrainedAdapter
+from medsft.core.engine.formats.source import FreshSource, WeightSource
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.view import RunView
-from medsft.errors import DataError, MismatchError
+from medsft.errors import DataError
 
 ADAPTER_FOLDER = "adapter"
 """In the folder of a model: the adapter by itself, in PEFT's format."""
@@ -34,34 +27,12 @@ _WORK = 2e11
 _FEWEST_TOKENS, _MOST_TOKENS = 32, 2048
 
 
-def open_trained(plan: RunPlan, checkpoint: Path) -> TrainedAdapter:
-    """Open the adapter in a checkpoint of a run, and the base model that it was trained on.
-
-    Raises `MismatchError` when the base is not there, or is not the one of the training.
-    """
-    record = read_manifest(checkpoint)["adapter"]
-    model, weights = plan.base.model, inspect_base(Path(plan.base.path), plan.base.iteration).weights
-    if record["base model"] != sampled_fingerprint(weights):
-        raise MismatchError(
-            f"{plan.base.path}: its files are not those of the base model that the adapter was trained on.",
-            hint="Put the model back that the run was started with.",
-        )
-    source, _ = base_source(plan)
-    rows = [row for row in record["trained rows"] if row < model.vocab_size]
-    tables = (EMBEDDING,) if model.tie_embeddings else (EMBEDDING, OUTPUT)
-    lora = LoraSpec(rank=record["rank"], alpha=record["alpha"], targets=tuple(record["targets"]), rslora=record["rslora"])
-    adapter = StoredAdapter(lora=lora, rows=dict.fromkeys(tables, rows) if rows else {}, read=DcpTensors(checkpoint).read)
-    held = base_as_held(ResizedSource(source, model.vocab_size), record["base precision"], DTYPES[plan.precision])
-    return TrainedAdapter(
-        adapter=adapter, merged=MergedSource(held, adapter), weights=weights, base_precision=record["base precision"]
-    )
-
-
-def write_adapter(folder: Path, plan: RunPlan, view: RunView, trained: TrainedAdapter) -> list[str]:
+def write_adapter(folder: Path, view: RunView, trained: TrainedAdapter) -> list[str]:
     """Write the adapter by itself into a new folder below one that is there, and return what to know to load it.
 
     It names the base by the path that it was trained from.
     """
+    plan = trained.plan
     folder.mkdir()
     fill_peft(
         folder,
@@ -71,8 +42,8 @@ def write_adapter(folder: Path, plan: RunPlan, view: RunView, trained: TrainedAd
         fingerprint=plan.base.fingerprint,
         base_precision=trained.base_precision,
     )
-    (folder / "README.md").write_text(adapter_card(plan, view, trained), encoding="utf-8")
-    return loading_notes(plan, trained)
+    (folder / "README.md").write_text(adapter_card(view, trained), encoding="utf-8")
+    return loading_notes(trained)
 
 
 def compare_with_merged(plan: RunPlan, merged: MergedSource, folder: Path) -> LogitDifference | None:
