@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from medsft.core.data.dataset.encode import encode_documents, encode_prompt
-from medsft.core.data.sources.conversation import Conversation, Message
+from medsft.core.data.dataset.encode import encode_prompt
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.template import Role, Segment
+from medsft.core.evaluation.answer_ids import answered
 from medsft.core.evaluation.benchmark import Question, Task
 from medsft.core.evaluation.parse import chosen_option, normalized, token_f1
 from medsft.core.evaluation.prompts import Examples, Form, Style, as_conversation, lm_eval_text, shifted
@@ -193,40 +193,26 @@ def _in_template(
     opened = made.opened
     conversations = [as_conversation(q, _form(one), s) for q, s, one in zip(questions, solved, some, strict=True)]
     scored = [number for number, one in enumerate(some) if one.method != "generate"]
-    answered = [
-        (*conversations[number], Message("assistant", answer))
+    # For the text an empty answer, too: its end is where an answer begins.
+    wanted = [
+        [*_answers(questions[number], _form(some[number])), *([""] if some[number].method == "text" else [])]
         for number in scored
-        for answer in _answers(questions[number], _form(some[number]))
     ]
-    documents = _encoded(answered, opened)
+    documents = iter(answered([conversations[number] for number in scored], wanted, opened))
     requests: list[Request] = []
-    for question, conversation, one in zip(questions, conversations, some, strict=True):
+    for conversation, one in zip(conversations, some, strict=True):
         id_ = _id(made.task, one)
-        prompt = () if one.method == "label" else tuple(encode_prompt(conversation, opened))
         if one.method == "generate":
+            prompt = tuple(encode_prompt(conversation, opened))
             requests.append(Generate(id=id_, prompt=prompt, max_new_tokens=made.ask.max_new_tokens, ends=tuple(ends)))
             continue
-        answers = [_without_end(ids, opened) for ids in islice(documents, len(question.options))]
+        answers = next(documents)
         shared = _shared(answers)
         if one.method == "text":  # compared a byte, so what the options share counts; by their labels it cancels out
-            shared = min(shared, _shared([(*prompt, -1), *answers]))
+            *answers, empty = answers
+            shared = min(_shared(answers), _shared([(*empty, -1), *answers]))
         requests.append(Score(id=id_, prefix=answers[0][:shared], continuations=tuple(ids[shared:] for ids in answers)))
     return requests
-
-
-def _encoded(conversations: Sequence[Conversation], opened: OpenedTokenizer) -> Iterator[tuple[int, ...]]:
-    documents = encode_documents(conversations, opened, control=False, only_last=True)
-    start = 0
-    for size in documents.sizes.tolist():
-        yield tuple(documents.tokens[start : start + size].tolist())
-        start += size
-
-
-def _without_end(ids: tuple[int, ...], opened: OpenedTokenizer) -> tuple[int, ...]:
-    """Return a document up to the token that ends its last answer."""
-    if opened.stop_id not in ids:
-        return ids
-    return ids[: len(ids) - 1 - ids[::-1].index(opened.stop_id)]
 
 
 def _shared(texts: Sequence[tuple[int, ...]]) -> int:

@@ -88,7 +88,7 @@ def as_conversation(question: Question, form: Form, examples: Sequence[Question]
     turns = [
         message
         for example in examples
-        for message in (Message("user", asked(example, form)), Message("assistant", solution(example, form)))
+        for message in (Message("user", asked(example, form)), Message("assistant", solution(example, form), trained=False))
     ]
     return (*system, *turns, Message("user", asked(question, form)))
 

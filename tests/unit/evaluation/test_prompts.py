@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from asked import medqa, pubmedqa, source
 
+from medsft.core.data.dataset.encode import encode_documents
 from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.conversation import Message
 from medsft.core.data.sources.multiple_choice import multiple_choice
+from medsft.core.evaluation.answer_ids import answered
 from medsft.core.evaluation.asking import Ask, Asking, asking
 from medsft.core.evaluation.benchmark import Question, Task
 from medsft.core.evaluation.prompts import Examples, as_conversation, asked, lm_eval_text, shifted
@@ -76,7 +78,7 @@ def test_options_are_listed_as_rows_are_trained_on() -> None:
     trained = multiple_choice(row, Keys(question="question", answer="answer", options=("options",)))
     question = replace(CHOICE, question="Which?", options=("Vitamin A", "Vitamin C"), labels=("A", "B"))
     assert trained[0].content == asked(question, "label")
-    assert as_conversation(question, "label", [question])[1] == Message("assistant", trained[1].content)
+    assert as_conversation(question, "label", [question])[1] == Message("assistant", trained[1].content, trained=False)
     assert asked(question, "text") == "Which?"
 
 
@@ -166,3 +168,15 @@ def test_what_a_model_cannot_read_is_cut_at_its_beginning_and_counted(tmp_path: 
     assert isinstance(second, Score)
     assert second.prefix == first.prefix[-19:]
     assert cut.prompt_sha256() != whole.prompt_sha256()
+
+
+@pytest.mark.parametrize("template", ["chatml", "model"])
+def test_answers_to_one_conversation_are_encoded_as_each_alone(tmp_path: Path, template: str) -> None:
+    opened = source(tmp_path / "model", template=template).open_tokenizer()
+    conversation = as_conversation(CHOICE, "label", [replace(CHOICE, question="Other?")])
+    answers = ["A", "Vitamin C", "an <|im_end|> inside", "5 mg"]
+    [together] = answered([conversation], [answers], opened)
+    for answer, ids in zip(answers, together, strict=True):
+        document = encode_documents([(*conversation, Message("assistant", answer))], opened, control=False).tokens.tolist()
+        assert document[: len(ids) + 1] == [*ids, opened.stop_id]
+        assert opened.tokenizer.decode(ids).endswith(f"assistant\n{answer}")

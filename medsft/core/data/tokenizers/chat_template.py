@@ -26,6 +26,8 @@ _ANSWER = "2f6c1answer"
 _PROBE = question_and_answer("question", _ANSWER)
 _THOUGHT = "7b3dthought"
 _REASONING = "reasoning_content"
+_KEPT_TEXTS = 64
+"""Texts of a template that are remembered: many documents may begin with the same turns, as questions behind solved examples."""
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 
 
@@ -177,12 +179,17 @@ def _compiled(source: str, named: Mapping[str, str], clock: _Clock, *, mark: str
     except jinja2.TemplateError as error:
         raise DataError(f"the tokenizer's chat template is not valid jinja: {error}", hint=REMEDY) from None
 
-    def fill(messages: Messages, add_generation_prompt: bool) -> str:
+    @lru_cache(maxsize=_KEPT_TEXTS)
+    def fill_once(fields: tuple[tuple[tuple[str, str], ...], ...], add_generation_prompt: bool) -> str:
+        messages = [dict(message) for message in fields]
         try:
             return filled(messages, add_generation_prompt)
         except jinja2.TemplateError as error:
             reason = _without_records(str(error), source, messages)
             raise DataError(f"the tokenizer's chat template refuses such a document: {reason}", hint=REMEDY) from None
+
+    def fill(messages: Messages, add_generation_prompt: bool) -> str:
+        return fill_once(tuple(tuple(message.items()) for message in messages), add_generation_prompt)
 
     return fill
 
