@@ -27,7 +27,7 @@ _PROBE = question_and_answer("question", _ANSWER)
 _THOUGHT = "7b3dthought"
 _REASONING = "reasoning_content"
 _KEPT_TEXTS = 64
-"""Texts of a template that are remembered: many documents may begin with the same turns, as questions behind solved examples."""
+"""Texts of a template that are kept: many documents may begin with the same turns, as questions behind solved examples."""
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 
 
