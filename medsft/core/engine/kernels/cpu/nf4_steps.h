@@ -65,6 +65,16 @@ void NAME(nf4_numbers)(INPUT *out, const uint8_t *codes, const int8_t *scales, c
             int64_t i = block ? block * BLOCK - begins : 0;
             const int64_t end = lesser(columns, (block + 1) * BLOCK - begins);
             if (i < end && i & 1) to[i] = numbers[from[i / 2] & 15], i++;
+#ifdef LOOKED_UP
+            int32_t table[16];
+            for (int n = 0; n < 16; n++) table[n] = NAME(bits)(numbers[n]);
+            for (; i + LOOKED_UP <= end; i += LOOKED_UP) {
+                lanes found[2];
+                look_up(from + i / 2, table, found);
+                NAME(store)(to + i, found[0]);
+                NAME(store)(to + i + LOOKED_UP / 2, found[1]);
+            }
+#endif
             for (; i + 1 < end; i += 2) {
                 const uint8_t both = from[i / 2];
                 to[i] = numbers[both >> 4];
