@@ -54,16 +54,13 @@ class AdapterPlan:
         `unit` is the size of a number that is computed with. Data-parallel ranks divide the layers and gather them one after
         the other; the tables of tokens are whole on each.
         """
-        whole, layers = 0.0, dict[str, float]()
-        for name, shape in stage_shapes(model, layout.pp, stage).items():
-            size = self._frozen_bytes(name, shape, unit) / layout.tp
-            if not name.startswith("model.layers."):
-                whole += size
-            else:
-                number = name.split(".")[2]
-                layers[number] = layers.get(number, 0) + size
+        tables, layers = self._frozen(model, layout, stage, unit)
         gathered = _GATHERED_LAYERS * max(layers.values()) if layout.dp > 1 else 0
-        return math.ceil(whole + sum(layers.values()) / layout.dp), math.ceil(gathered)
+        return math.ceil(tables + sum(layers.values()) / layout.dp), math.ceil(gathered)
+
+    def layer_bytes(self, model: ModelConfig, layout: Layout, stage: int, *, unit: int) -> int:
+        """Return the bytes of all frozen layers of a stage before data-parallel ranks divide them."""
+        return math.ceil(sum(self._frozen(model, layout, stage, unit)[1].values()))
 
     def converted(self, model: ModelConfig, tp: int, *, unit: int) -> int:
         """Return the bytes of the largest frozen matrix in the computing format: of those in another, one at a time has it."""
@@ -71,13 +68,25 @@ class AdapterPlan:
             return 0
         return math.ceil(unit * max(math.prod(shape) for name, shape in model.parameter_shapes() if is_quantized(name)) / tp)
 
-    def kept_for_backward(self, num_layers: int, *, unit: int) -> int:
-        """Return the bytes a token that adapters of so many layers keep for the backward pass: x A^T, as wide as the rank."""
-        return num_layers * len(self.lora.targets) * self.lora.rank * unit
+    def kept_for_backward(self) -> int:
+        """Return the numbers a token that the adapters of a layer keep for the backward pass: x A^T, as wide as the rank."""
+        return len(self.lora.targets) * self.lora.rank
 
     def file_bytes(self, model: ModelConfig) -> int:
         """Return what the adapter takes on the disk in PEFT's format: fp32."""
         return 4 * self.trained(model)
+
+    def _frozen(self, model: ModelConfig, layout: Layout, stage: int, unit: int) -> tuple[float, dict[str, float]]:
+        """Return the bytes of a rank's frozen tables and last norm, and of each of its frozen layers, by number."""
+        tables, layers = 0.0, dict[str, float]()
+        for name, shape in stage_shapes(model, layout.pp, stage).items():
+            size = self._frozen_bytes(name, shape, unit) / layout.tp
+            if not name.startswith("model.layers."):
+                tables += size
+            else:
+                number = name.split(".")[2]
+                layers[number] = layers.get(number, 0) + size
+        return tables, layers
 
     def _frozen_bytes(self, name: str, shape: tuple[int, ...], unit: int) -> int:
         if not is_quantized(name):

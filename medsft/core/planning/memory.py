@@ -119,14 +119,14 @@ def _stage_with_adapter(model: ModelConfig, layout: Layout, work: Workload, stag
     copies = trained * unit if work.bf16 else 0
     num_layers = len(stage_layers(model, layout.pp)[stage])
     in_flight = min(work.num_micro_batches, layout.pp - stage)
-    kept = work.stream_tokens * adapter.kept_for_backward(num_layers, unit=unit)
     frozen, gathered = adapter.frozen_on_rank(model, layout, stage, unit=unit)
-    activations = (activation_bytes(model, layout, work, num_layers) + kept) * in_flight
+    kept, at_work = adapter_activation_bytes(model, layout, work, num_layers, adapter)
+    activations = kept * in_flight + at_work
     if stage == layout.pp - 1:
         activations += _logits_bytes(model, layout, work)
     process = _process_bytes(layout, work)
     if work.device_kind == "cpu" and layout.dp > 1:
-        process += int(_KEPT_BY_MALLOC * gathered)
+        process += adapter.layer_bytes(model, layout, stage, unit=unit)  # activations come to lie where layers were gathered
     return MemoryEstimate(
         weights=4 * trained + copies + frozen + gathered,
         gradients=4 * trained,
@@ -143,6 +143,28 @@ def _logits_bytes(model: ModelConfig, layout: Layout, work: Workload) -> int:
 def _process_bytes(layout: Layout, work: Workload) -> int:
     several = work.device_kind == "cpu" and layout.world > 1
     return PROCESS_BYTES[work.device_kind] + (_GLOO_BYTES if several else 0)
+
+
+def adapter_activation_bytes(model: ModelConfig, layout: Layout, work: Workload, num_layers: int, adapter: AdapterPlan) -> int:
+    """Return the bytes of the activations of one micro-batch beside a frozen model, as they peak in the backward pass.
+
+    Per token and layer, in units of the computing format: the residual stream twice; what queries, keys and values, and gate
+    and up are made from (whole with tensor parallel); queries, keys, values and the output of attention; gate and up; x A^T of
+    each adapter. No product is made for the gradient of a frozen weight, so less is there beside that than in full fine-tuning:
+    in one layer at a time gate, up, their product and the gradients of these.
+    """
+    unit = 2 if work.bf16 else 4
+    h, d, inner = model.hidden_size, model.head_dim, model.intermediate_size / layout.tp
+    attention = 2 * (model.num_heads + model.num_kv_heads) * d / layout.tp
+    without_mlp = 2 * h / layout.tp + 2 * h + attention + adapter.kept_for_backward()
+    at_work = 4 * inner + 2 * h
+    if work.recompute == "full":
+        kept, at_work = num_layers * h / layout.tp, at_work + without_mlp + 2 * inner
+    elif work.recompute == "selective":
+        kept, at_work = num_layers * without_mlp, at_work + 2 * inner
+    else:
+        kept = num_layers * (without_mlp + 2 * inner)
+    return math.ceil(work.stream_tokens * unit * kept), math.ceil(work.stream_tokens * unit * at_work)
 
 
 def activation_bytes(model: ModelConfig, layout: Layout, work: Workload, num_layers: int) -> int:
