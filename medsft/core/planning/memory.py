@@ -145,8 +145,10 @@ def _process_bytes(layout: Layout, work: Workload) -> int:
     return PROCESS_BYTES[work.device_kind] + (_GLOO_BYTES if several else 0)
 
 
-def adapter_activation_bytes(model: ModelConfig, layout: Layout, work: Workload, num_layers: int, adapter: AdapterPlan) -> int:
-    """Return the bytes of the activations of one micro-batch beside a frozen model, as they peak in the backward pass.
+def adapter_activation_bytes(
+    model: ModelConfig, layout: Layout, work: Workload, num_layers: int, adapter: AdapterPlan
+) -> tuple[int, int]:
+    """Return the bytes that one micro-batch keeps beside a frozen model for its backward pass, and those that are at work then.
 
     Per token and layer, in units of the computing format: the residual stream twice; what queries, keys and values, and gate
     and up are made from (whole with tensor parallel); queries, keys, values and the output of attention; gate and up; x A^T of
