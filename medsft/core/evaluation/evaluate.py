@@ -15,7 +15,7 @@ from pathlib import Path
 from medsft.core.data.dataset.write import ProgressCallback
 from medsft.core.evaluation.asking import Ask, Asking, asking
 from medsft.core.evaluation.benchmark import Task
-from medsft.core.evaluation.card import update_card
+from medsft.core.evaluation.card import CARD, update_card
 from medsft.core.evaluation.measure import NO_OVERLAP, Overlap, Pair, Result, compare, measure
 from medsft.core.evaluation.model import ModelSource, find_base_of, find_model, plan_of
 from medsft.core.evaluation.overlap import overlap_with_training
@@ -24,6 +24,7 @@ from medsft.core.evaluation.requests import Answer, Request
 from medsft.core.evaluation.results import FOLDER, read_records, record, write_event, write_record
 from medsft.core.models.run_folder import is_run
 from medsft.core.planning.plan import RunPlan
+from medsft.core.run.integrity import read_export
 from medsft.core.run.rundir import RunDir
 from medsft.core.units import counted
 from medsft.errors import MedsftError
@@ -158,10 +159,9 @@ def evaluate(
             content = record(one, results, candidate.source, model=candidate.name, precision=precision)
             file = write_record(folder, content, suffix="-base" if candidate.is_base else "")
             evaluation.files.append(file)
-            if candidate.run is not None and not candidate.is_base:
-                iteration = candidate.source.iteration or (candidate.plan.num_iterations if candidate.plan else None)
-                if not write_event(candidate.run, results, file, iteration):
-                    tell(f"{candidate.name} is running, so its log has no event of this.")
+            run = None if candidate.is_base else candidate.run
+            if run is not None and not write_event(run, results, file, _iteration(candidate.source)):
+                tell(f"{candidate.name} is running, so its log has no event of this.")
         keep.unlink(missing_ok=True)
         if not candidate.is_base:
             _write_card(candidate, tell)
@@ -227,12 +227,21 @@ def _overlap(
     return known[key]
 
 
+def _iteration(source: ModelSource) -> int | None:
+    """Return after which iteration of its run a model was saved, None where it does not say."""
+    if source.iteration is not None:
+        return source.iteration
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(read_export(source.weights)["checkpoint"]["iteration"])
+    return None
+
+
 def _write_card(candidate: Candidate, tell: Callable[[str], None]) -> None:
     """Write all results of a model that medsft has exported into its card."""
-    weights, fingerprint = candidate.source.weights, candidate.source.identity()
-    if not weights.is_dir():
+    model, fingerprint = candidate.source.adapter or candidate.source.weights, candidate.source.identity()
+    if not model.is_dir():
         return
-    places = [candidate.home, weights, *([Path(candidate.plan.run_dir)] if candidate.plan else [])]
+    places = [candidate.home, model, *([Path(candidate.plan.run_dir)] if candidate.plan else [])]
     folders = dict.fromkeys((place / FOLDER).resolve() for place in places)
     records = [
         one
@@ -242,7 +251,7 @@ def _write_card(candidate: Candidate, tell: Callable[[str], None]) -> None:
     ]
     records.sort(key=lambda one: str(one.get("time")))
     try:
-        if update_card(weights, records):
-            tell(f"The model card has the results: {weights / 'README.md'}")
+        if update_card(model, records):
+            tell(f"The model card has the results: {model / CARD}")
     except OSError as error:
-        tell(f"The model card in {weights} could not be written: {error.strerror or error}.")
+        tell(f"The model card in {model} could not be written: {error.strerror or error}.")

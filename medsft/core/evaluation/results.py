@@ -41,6 +41,7 @@ def record(asking: Asking, results: Sequence[Result], source: ModelSource, *, mo
         "model": {
             "name": model,
             "weights": str(source.weights),
+            "adapter": str(source.adapter) if source.adapter else None,
             "iteration": source.iteration,
             "fingerprint": source.identity(),
             "precision": precision,
