@@ -57,7 +57,7 @@ def export(
     for line in taken["passed_over"]:
         console.note(f"warning: {line}")
     for line in taken["notes"]:
-        console.note(line)
+        console.note(f"adapter/: {line}")
     if taken["rounding"]:
         console.note(f"warning: {taken['rounding']}" if taken["rounding_matters"] else taken["rounding"])
     console.note(f"The model of iteration {taken['iteration']:,} of {taken['total']:,}:")

@@ -12,6 +12,7 @@ from medsft.core.models.other_folders import hub_name
 from medsft.core.planning.plan import RunPlan
 from medsft.core.printable import one_line
 from medsft.core.run.view import RunView
+from medsft.core.text.adapter import adapter_text, trained_text
 from medsft.core.units import counted
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -22,7 +23,8 @@ _VLLM_DEFAULT = 16
 def adapter_card(view: RunView, trained: TrainedAdapter, *, folder: str = "THIS_FOLDER") -> str:
     """Return the Markdown text, with the front matter that model hubs read; `folder` is where its reader finds the adapter."""
     plan = trained.plan
-    config, lora, base = plan.config, trained.adapter.lora, trained.weights
+    assert plan.adapter is not None
+    config, base = plan.config, trained.weights
     notes = "\n".join(f"- {note}" for note in loading_notes(trained))
     path = one_line(str(base))
     return f"""---
@@ -40,8 +42,8 @@ An adapter of `{config.checkpoint}` ({config.size:g}B parameters), trained on `{
 | | |
 |---|---|
 | Base model | `{path}`, fingerprint `{plan.base.fingerprint}` |
-| Adapter | LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on {", ".join(lora.targets)} |
-| Base held in | {trained.base_precision} |
+| Adapter | {adapter_text(plan.adapter)} |
+| Trained | {trained_text(plan)} |
 | Iterations | {view.iteration:,} of {plan.num_iterations:,} |
 
 ## Use
