@@ -149,8 +149,7 @@ def test_every_layout_trains_the_same_adapter(made, alone, tmp_path, layout):
     for part in parts:
         for name, gradient in part["gradients"].items():
             difference, expected = gradient - gradients[name], gradients[name]
-            assert difference.abs().max() <= 1e-6, name
-            assert difference.norm() <= 1e-5 * expected.norm(), name
+            assert difference.norm() <= 3e-6 * expected.norm(), name
             seen.add(name)
     assert seen == gradients.keys() == trainable_names(plan.trained_model, LORA, len(NEW_ROWS))
     copies: dict[tuple[str, tuple[int, ...]], Tensor] = {}
