@@ -23,7 +23,8 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Shard
 
 from medsft.core.config.lora import B_SUFFIX, LoraSpec
 from medsft.core.engine.kernels import dtype_of_products
-from medsft.core.engine.nn.dtensor import arrived, local_part, local_part_of_sum
+from medsft.core.engine.kernels.scratch import Scratch
+from medsft.core.engine.nn.dtensor import arrived, local_part, local_part_of_sum, local_range
 from medsft.core.engine.nn.linear import Linear, add_product_, matmul
 from medsft.core.engine.nn.quantized import QuantizedWeight, in_format
 
@@ -55,13 +56,19 @@ class FrozenLinear(Linear):
         self.quantized = QuantizedWeight.like(self.weight)
         self.register_parameter("weight", None)
 
-    def product(self, x: Tensor) -> Tensor:
-        """Return x W^T, [T, out], for this rank's part of W. Autograd does not see this product."""
-        return matmul(x, self._weight_in(x.dtype).T)
+    def product(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return x W^T, [T, out], for this rank's part of W, in `out` if that is given. Autograd does not see this product."""
+        return matmul(x, self._weight_in(x.dtype).T, out)
 
-    def product_of_gradient(self, grad: Tensor) -> Tensor:
-        """Return the gradient of x [T, in] for a gradient [T, out] of x W^T."""
-        return matmul(grad, self._weight_in(grad.dtype))
+    def product_of_gradient(self, grad: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the gradient of x [T, in] for a gradient [T, out] of x W^T, in `out` if that is given."""
+        return matmul(grad, self._weight_in(grad.dtype), out)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of this rank's part of the weight."""
+        rows, columns = local_range(self.weight)[1] if self.quantized is None else self.quantized.part.size
+        return rows, columns
 
     def _weight_in(self, dtype: torch.dtype) -> Tensor:
         return in_format(self.weight if self.quantized is None else self.quantized, dtype)
@@ -129,12 +136,26 @@ def initial_factor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
+_scratch = Scratch()
+
+
+def _in_dtype(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `x` in the dtype of products; what is converted is valid until this thread asks for the name again."""
+    return x if x.dtype == dtype else _scratch.take(name, x.shape, dtype, x.device).copy_(x)
+
+
+def _room_for_product(x: Tensor, columns: int, dtype: torch.dtype) -> Tensor | None:
+    """Return memory for a product that is then converted to the dtype of `x`; None where it is in it already."""
+    return None if x.dtype == dtype else _scratch.take("product", (len(x), columns), dtype, x.device)
+
+
 class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, base: FrozenLinear) -> Tensor:
         ctx.base = base
         x = arrived(x)
-        return base.product(x.to(dtype_of_products(x))).to(x.dtype)
+        dtype = dtype_of_products(x)
+        return base.product(_in_dtype("x", x, dtype), _room_for_product(x, base.size[0], dtype)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -142,7 +163,9 @@ class _FrozenProduct(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, None
         grad = arrived(grad)
-        return ctx.base.product_of_gradient(grad.to(dtype_of_products(grad))).to(grad.dtype), None
+        dtype = dtype_of_products(grad)
+        wide, room = _in_dtype("grad", grad, dtype), _room_for_product(grad, ctx.base.size[1], dtype)
+        return ctx.base.product_of_gradient(wide, room).to(grad.dtype), None
 
 
 class _LoraProduct(torch.autograd.Function):
@@ -155,22 +178,23 @@ class _LoraProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scaling: float, base: FrozenLinear) -> Tensor:
         x = arrived(x)
         dtype = dtype_of_products(x)
-        wide = x.to(dtype)
+        wide = _in_dtype("x", x, dtype)
         low = matmul(wide, a.to(dtype).T).mul_(scaling)
         ctx.base, ctx.scaling = base, scaling
         ctx.save_for_backward(x, low, a, b)
-        return add_product_(base.product(wide), low, b.to(dtype).T).to(x.dtype)
+        return add_product_(base.product(wide, _room_for_product(x, len(b), dtype)), low, b.to(dtype).T).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, low, a, b = ctx.saved_tensors
         grad, dtype = arrived(grad), low.dtype
-        wide = grad.to(dtype)
+        wide = _in_dtype("grad", grad, dtype)
         grad_low = matmul(wide, b.to(dtype)).mul_(ctx.scaling)
         # The long factor first: products with few rows are slow.
-        grad_a, grad_b = matmul(x.to(dtype).T, grad_low).T, matmul(wide.T, low)
+        grad_a, grad_b = matmul(_in_dtype("x", x, dtype).T, grad_low).T, matmul(wide.T, low)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = add_product_(ctx.base.product_of_gradient(wide), grad_low, a.to(dtype)).to(grad.dtype)
+            room = _room_for_product(grad, a.shape[1], dtype)
+            grad_x = add_product_(ctx.base.product_of_gradient(wide, room), grad_low, a.to(dtype)).to(grad.dtype)
         return grad_x, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None
