@@ -47,7 +47,7 @@ LAST = 12
 def plan_in(folder: Path) -> RunPlan:
     """The plan of `medsft sft` in a copy of the project."""
     config, _ = tiny.config_in(folder)
-    changes = {"iters": LAST, "save_interval": 4, "keep_last": 0, "nproc_per_node": 1, "tp": 1, "pp": 1}
+    changes = {"iters": LAST, "save_interval": 4, "keep_last": 0, "keep_best": "none", "nproc_per_node": 1, "tp": 1, "pp": 1}
     return prepare(tiny.from_mapping(changes, base=config), load_settings(folder / "medsft.toml"))
 
 

@@ -65,6 +65,8 @@ def test_when_it_validates(made):
 )
 def test_how_many_checkpoints_it_saves(made, changes, words):
     config, settings = made
-    plan = make_plan(replace(config, iters=12, **changes), settings)
+    plan = make_plan(replace(config, iters=12, keep_best="none", **changes), settings)
     sized = replace(plan, estimates=replace(plan.estimates, checkpoint_bytes=1 << 30))
     assert rows(sized)["checkpoints"] == words
+    best = replace(sized, config=replace(sized.config, keep_best="loss"))
+    assert rows(best)["checkpoints"] == f"{words[:-1]}, and the best on the validation set is saved and kept)"
