@@ -12,6 +12,8 @@ import tiny
 from adapters import write_peft
 
 from medsft.core.data.sources.conversation import Message, question_and_answer
+from medsft.core.demo import steps
+from medsft.core.demo.clinical import Row
 from medsft.core.engine.commands.answer import load
 from medsft.core.engine.commands.merge import merge
 from medsft.core.engine.infer.generation import Generator, Limits
@@ -163,3 +165,14 @@ def test_an_adapter_answers_as_the_model_that_it_is_merged_into(folder: Path, tm
     assert base == alone
     assert ours == merged
     assert ours != base
+
+
+def test_the_demonstration_scores_and_answers_in_one_process(folder: Path, tmp_path: Path) -> None:
+    rows: list[Row] = [{"prompt": "w1 w2", "gold": "w3 w4", "rule": "r"}, {"prompt": "w5", "gold": "w6", "rule": "r"}]
+    place = steps.DemoFolder(tmp_path)
+    place.held_out.touch()
+    found = steps.score(place, folder, rows, "before")
+    model = find_model(folder, template="meditron")
+    conversations = [question_and_answer(row["prompt"], row["gold"]) for row in rows]
+    assert found.loss == pytest.approx(loss(model, conversations), abs=1e-4)
+    assert len(found.answers) == 2
