@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -64,8 +65,8 @@ def write_large_model(folder: Path) -> None:
     write_hf(folder, model, weights, dtype=torch.float32)
 
 
-def plan_of_large_model(folder: Path) -> RunPlan:
-    """Return the plan of a run of it on eight ranks."""
+def plan_of_large_model(folder: Path, **changes: Any) -> RunPlan:
+    """Return the plan of a run of it, on eight ranks where `changes` do not say otherwise."""
     write_large_model(folder / "base")
     tiny.write_tokenizer(folder / "base")
     row = json.dumps({"prompt": " ".join(tiny.WORDS[:30]), "gold": " ".join(tiny.WORDS[:30])})
@@ -86,7 +87,7 @@ def plan_of_large_model(folder: Path) -> RunPlan:
         "pp": 2,
         "nproc_per_node": 8,
     }
-    return tiny.plan_of(from_mapping(config), load_settings(folder / "medsft.toml"))
+    return tiny.plan_of(from_mapping({**config, **changes}), load_settings(folder / "medsft.toml"))
 
 
 def train_two_iterations(plan: RunPlan, log: Path) -> int:
@@ -122,6 +123,14 @@ def train_two_iterations(plan: RunPlan, log: Path) -> int:
 def test_a_rank_takes_what_the_plan_says(tmp_path):
     plan = plan_of_large_model(tmp_path)
     assert str(plan.layout) == "pp 2 x dp 2 x tp 2"
+    measured = train_two_iterations(plan, tmp_path / "log")
+    assert plan.estimates.memory.total == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("base_precision", ["fp32", "nf4"])
+def test_a_process_that_trains_an_adapter_takes_what_the_plan_says(tmp_path, base_precision):
+    one = {"tp": 1, "pp": 1, "nproc_per_node": 1}
+    plan = plan_of_large_model(tmp_path, adapter="lora", base_precision=base_precision, **one)
     measured = train_two_iterations(plan, tmp_path / "log")
     assert plan.estimates.memory.total == pytest.approx(measured, rel=0.15)
 
