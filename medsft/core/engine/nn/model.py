@@ -12,12 +12,13 @@ around it:
 from __future__ import annotations
 
 import zlib
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from medsft.core.engine.nn.adapters import Adapter, projection
@@ -99,6 +100,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: ModelConfig, adapter: Adapter | None = None) -> None:
         super().__init__()
         self.recompute = "none"
+        self.frozen = adapter is not None
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.self_attn = Attention(config, adapter)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -111,13 +113,26 @@ class DecoderLayer(nn.Module):
         return self._forward(x, tables, sequences)
 
     def _forward(self, x: Tensor, tables: Rotary, sequences: Sequences) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), tables, sequences)
+        normed = self.input_layernorm(x)
+        with self._without(normed, self.input_layernorm, x):
+            x = x + self.self_attn(normed, tables, sequences)
         if self.recompute == "selective" and torch.is_grad_enabled():
             return x + checkpoint(self._feed_forward, x, use_reentrant=False)
         return x + self._feed_forward(x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.post_attention_layernorm(x), lean=self.recompute == "none")
+        normed = self.post_attention_layernorm(x)
+        with self._without(normed, self.post_attention_layernorm, x):
+            return self.mlp(normed, lean=self.recompute == "none")
+
+    def _without(self, normed: Tensor, norm: nn.Module, x: Tensor) -> AbstractContextManager[None]:
+        """Keep autograd from saving `normed`, which is `norm(x)`, where weights are frozen and memory is what is short.
+
+        An adapter leaves little else to save: without this the outputs of norms are a sixth of what a layer keeps.
+        """
+        if not self.frozen or self.recompute != "none" or isinstance(normed, DTensor):
+            return nullcontext()
+        return recompute_in_backward(normed, partial(norm, x.detach()))
 
 
 class Trunk(nn.Module):

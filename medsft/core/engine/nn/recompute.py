@@ -14,21 +14,32 @@ from medsft.core.engine.nn.dtensor import local_part
 
 @contextmanager
 def recompute_in_backward(value: Tensor, compute: Callable[[], Tensor]) -> Iterator[None]:
-    """Inside this context autograd does not save `value`; the backward pass calls `compute()` each time it needs it.
+    """Inside this context autograd does not save `value`; the backward pass calls `compute()` for all that need it.
 
     The same holds for a DTensor made from `value`. `compute` must return the same numbers; it is kept until the backward pass,
     with all that it refers to. Do not use this inside a checkpoint, which cannot free what `compute` refers to.
     """
     memory, shape = value.data_ptr(), value.shape
+    uses, left, kept = 0, 0, list[Tensor]()
+
+    def again() -> Tensor:
+        nonlocal left
+        if not kept:
+            kept.append(compute())
+            left = uses
+        left -= 1
+        return kept.pop() if left == 0 else kept[0]
 
     def pack(saved: Tensor) -> Tensor | Callable[[], Tensor]:
         local = local_part(saved)
         if local.data_ptr() != memory or local.shape != shape:
             return saved
+        nonlocal uses
+        uses += 1
         if not isinstance(saved, DTensor):
-            return compute
+            return again
         mesh, placements = saved.device_mesh, saved.placements
-        return lambda: DTensor.from_local(compute(), mesh, placements, run_check=False)
+        return lambda: DTensor.from_local(again(), mesh, placements, run_check=False)
 
     def unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
         return packed if isinstance(packed, Tensor) else packed()
