@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from medsft.core.data.sources import usual_names
 from medsft.core.data.sources.base import BadRow
 from medsft.core.data.sources.columns import proposal, shown
 from medsft.core.data.sources.csv_rows import CsvSource, Dialect, Record
@@ -16,6 +17,9 @@ from medsft.errors import DataError
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NAMED = re.compile(r"\.(csv|tsv)(\.\w+)?", re.IGNORECASE)
 """The ending of a file that is called a table, packed or not"""
+_ALONE = frozenset((*usual_names.TEXT, *usual_names.QUESTION, *usual_names.ANSWER, *usual_names.MESSAGES))
+"""Names of the only column of a table; another first line may be the first record's"""
+_DATE = re.compile(r"\d{4}([-/.])\d\d?\1\d|\d\d?([-/.])\d\d?\2\d\d")
 _COMPARED_RECORDS = 50
 _LONGEST_NAME = 40
 _MOST_WORDS = 5
@@ -72,9 +76,9 @@ def _records(dialect: Dialect, text: str, whole: bool) -> list[Record]:
 
 
 def _one_column(path: Path, text: str, whole: bool) -> tuple[Dialect, list[Record]] | None:
-    """The dialect and the first records of a file that is called CSV and has a name for one column in its first row.
+    """The dialect and the first records of a file that is called CSV and has a usual name for one column in its first row.
 
-    None for another file: nothing but its name tells such a table from text.
+    None for another file: nothing but these names tells such a table from text.
     """
     called = _NAMED.search("".join(path.suffixes[-2:]))
     if called is None:
@@ -82,7 +86,7 @@ def _one_column(path: Path, text: str, whole: bool) -> tuple[Dialect, list[Recor
     dialect = Dialect("\t" if called[1].lower() == "tsv" else ",")
     records = _records(dialect, text, whole)
     names = _cells(records[0]) if records else []
-    return (dialect, records) if len(names) == 1 and _may_be_name(names[0].strip()) else None
+    return (dialect, records) if len(names) == 1 and names[0].strip().lower() in _ALONE else None
 
 
 def _cells(record: Record) -> list[str]:
@@ -110,4 +114,4 @@ def _refuse_bad_names(path: Path, names: Sequence[str], dialect: Dialect) -> Non
 
 def _may_be_name(name: str) -> bool:
     short = len(name) <= _LONGEST_NAME and len(name.split()) <= _MOST_WORDS and name.isprintable()
-    return short and not name.endswith((".", "!")) and not name.replace(".", "").isdigit()
+    return short and not name.endswith((".", "!")) and not name.replace(".", "").isdigit() and not _DATE.search(name)

@@ -78,4 +78,5 @@ def text_kind(text: bytes) -> Kind:
         return Kind("HTML or XML", "give rows; a page that was saved in place of a file has to be fetched again")
     if b"\0" in text[:1024]:
         return Kind("binary data", f"give rows as {ROW_FILES}")
-    return Kind("plain text", "give rows with a question and an answer in each, or with a `text`")
+    named = "a table of one column needs a usual name of it in its first row, such as `text`"
+    return Kind("plain text", f"give rows with a question and an answer in each, or with a `text` ({named})")
