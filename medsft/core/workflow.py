@@ -37,7 +37,7 @@ from medsft.core.planning.sets import (
 )
 from medsft.core.run.events import Event, tail
 from medsft.core.run.exports import look_at_export
-from medsft.core.run.launch import load_plan
+from medsft.core.run.launch import load_plan, with_latest_options
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView
 from medsft.core.settings import Settings, check_with_settings
@@ -282,7 +282,7 @@ def resume(folder: RunDir, **changes: object) -> RunPlan:
     Raises `AlreadyFinishedError`, `ConfigError` for a layout that cannot work, or `MismatchError` when its data or base model
     have changed.
     """
-    recorded = RunPlan.read(folder.plan_path)
+    recorded = with_latest_options(folder, RunPlan.read(folder.plan_path))
     plan = replan(recorded, run_dir=folder.path, changes=changes)
     check_against_existing(plan)
     return plan

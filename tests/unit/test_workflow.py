@@ -6,6 +6,7 @@ import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -13,7 +14,7 @@ import tiny
 from medsft.core.cluster import rendezvous
 from medsft.core.config.run_config import RunConfig
 from medsft.core.planning.plan import RunPlan
-from medsft.core.run.launch import load_launched_plan, read_launch
+from medsft.core.run.launch import load_launched_plan, load_plan, read_launch, write_start
 from medsft.core.run.rundir import RunDir
 from medsft.core.settings import Settings
 from medsft.core.workflow import faults_in_rows, prepare, prepare_and_start, resume, start
@@ -142,3 +143,21 @@ def test_faults_in_rows_are_told_in_one_sentence_before_a_start(tmp_path: Path) 
         "--data: of 7 rows that were looked at, 1 has an empty question or answer, 1 has an answer that refuses, "
         "1 holds a phone number. `medsft check` looks at all rows and shows where they are."
     )
+
+
+def test_what_is_typed_on_a_stopped_run_holds_from_then_on(tmp_path: Path) -> None:
+    config, settings = tiny.plannable(tmp_path, keep_best="none", micro_batch=1)
+    run = write_start(prepare(config, settings))
+    first = run.plan_path.read_bytes()
+    typed: dict[str, Any] = {"recompute": "full", "keep_best": "loss", "patience": 3, "keep_last": 1, "save_interval": 7}
+    typed |= {"export_checkpoint": "both", "micro_batch": 2}
+    plan = prepare(replace(config, **typed), settings)
+    write_start(plan)
+    launched = load_launched_plan(run)
+    assert launched.config == replace(config, **{**typed, "micro_batch": 1})
+    assert (launched.micro_batch, launched.keeps_best) == (2, True)
+    assert load_plan(run).config == launched.config
+    again = resume(run)
+    assert {name: getattr(again.config, name) for name in typed} == {**typed, "micro_batch": 1}
+    assert run.plan_path.read_bytes() == first
+    assert again.identity == launched.identity == load_plan(run).identity

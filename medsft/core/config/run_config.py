@@ -350,21 +350,13 @@ class RunConfig:
         return {name: None if value == defaults[name] else value for name, value in given.items()}
 
 
-NOT_PART_OF_A_RUN = frozenset(
-    {"rank", "addr", "port", "nproc_per_node", "nodes", "max_restarts", "tp", "pp", "micro_batch", "retokenize", "export"}
-    | {
-        "trust_cache",
-        "keep_last",
-        "save_interval",
-        "recompute",
-        "keep_best",
-        "patience",
-        "export_checkpoint",
-        "max_iters",
-        "tokenized_data_dir",
-        "save_checkpoint_dir",
-    }
-)
+OF_A_START = frozenset({"recompute", "save_interval", "keep_last", "keep_best", "patience", "export", "export_checkpoint"})
+"""Fields that a run takes from the command that starts it, each time: they are no other training."""
+
+NOT_PART_OF_A_RUN = OF_A_START | {
+    *("rank", "addr", "port", "nproc_per_node", "nodes", "max_restarts", "tp", "pp", "micro_batch", "retokenize"),
+    *("trust_cache", "max_iters", "tokenized_data_dir", "save_checkpoint_dir"),
+}
 """Fields that may change between a run and its resumption without making it another run."""
 
 OF_ADAPTER = frozenset({"adapter", "lora_rank", "lora_alpha", "lora_targets", "rslora", "base_precision", "export"})

@@ -18,7 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from medsft.core.config.run_config import OF_A_START
 from medsft.core.disk import trouble, writing_to
 from medsft.core.files import write_atomically
 from medsft.core.planning.layout import Layout
@@ -35,7 +37,7 @@ STOP_SECONDS = 600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """What may change each time a run is started: its layout, and how it finds the other nodes."""
+    """What may change each time a run is started: its layout, some options, and how it finds the other nodes."""
 
     layout: Layout
     nproc_per_node: int
@@ -49,17 +51,24 @@ class Launch:
     """Tells this start from every other."""
     places: Mapping[str, str] = field(default_factory=dict)
     """Where base model, tokenizer, sets and finished model are at this start, see `planning.places`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the fields `OF_A_START` at this start; nothing where an earlier version started it."""
     after: int = -1
     """Number of the last event before this start, -1 for none. What a command shows of this start begins after that event."""
 
     def apply(self, plan: RunPlan) -> RunPlan:
-        """Return the plan at this layout."""
-        return with_places(plan, self.places).with_launch(
+        """Return the plan at this layout, with the options and the places of this start."""
+        return self.with_options(with_places(plan, self.places)).with_launch(
             self.layout,
             nproc_per_node=self.nproc_per_node,
             micro_batch=self.micro_batch,
             num_micro_batches=self.num_micro_batches,
         )
+
+    def with_options(self, plan: RunPlan) -> RunPlan:
+        """Return the plan with the options of this start."""
+        known = {name: value for name, value in self.options.items() if name in OF_A_START}
+        return replace(plan, config=replace(plan.config, **known))
 
     @classmethod
     def of(cls, plan: RunPlan) -> Launch:
@@ -74,6 +83,7 @@ class Launch:
             port=plan.config.port,
             max_restarts=plan.config.max_restarts,
             places=places_of(plan),
+            options={name: getattr(plan.config, name) for name in sorted(OF_A_START)},
         )
 
 
@@ -88,8 +98,29 @@ def read_launch(run: RunDir) -> Launch:
 
 
 def load_plan(run: RunDir) -> RunPlan:
-    """Return the plan of a run, its paths where they are now. Raises `MismatchError` when it cannot be read."""
-    return moved_to(RunPlan.read(run.plan_path), run.path)
+    """Return the plan of a run with the options of its latest start, its paths where they are now.
+
+    What is not where it was planned is taken from where the latest start has found it, if it is there. Raises `MismatchError`
+    when the plan cannot be read.
+    """
+    plan = moved_to(with_latest_options(run, RunPlan.read(run.plan_path)), run.path)
+    latest = _latest_launch(run)
+    then = latest.places if latest else {}
+    gone = [name for name, path in places_of(plan).items() if path and name != "export" and not Path(path).exists()]
+    return with_places(plan, {name: then[name] for name in gone if name in then and Path(then[name]).exists()})
+
+
+def with_latest_options(run: RunDir, plan: RunPlan) -> RunPlan:
+    """Return the plan of a run with the options of its latest start; as it is where the run was never started."""
+    latest = _latest_launch(run)
+    return latest.with_options(plan) if latest else plan
+
+
+def _latest_launch(run: RunDir) -> Launch | None:
+    try:
+        return read_launch(run)
+    except LaunchError:
+        return None
 
 
 def load_launched_plan(run: RunDir) -> RunPlan:

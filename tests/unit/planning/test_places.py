@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,21 @@ def test_paths_outside_the_project_stay(planned):
     outside = with_places(plan, {"base": "/models/base", "tokenizer": ""})
     assert moved_to(outside, run.path).base.path == "/models/base"
     assert moved_to(outside, run.path).base.tokenizer == ""
+
+
+def test_what_the_latest_start_has_found_elsewhere_is_taken_from_there(planned, tmp_path):
+    now, run, plan = planned
+    away = tmp_path / "away"
+    (now / "base").rename(away)
+    found = with_places(load_plan(run), {"base": str(away), "tokenizer": str(away), "train": str(tmp_path / "nowhere")})
+    run.launch_path.parent.mkdir(parents=True, exist_ok=True)
+    run.launch_path.write_text(json.dumps(asdict(Launch.of(found))))
+    here = load_plan(run)
+    assert places_of(here) == {
+        "base": str(away),
+        "tokenizer": str(away),
+        "train": str(now / "tokenized" / "words"),
+        "val": str(now / "tokenized" / "words-val"),
+        "export": str(now / "runs" / Path(plan.export_dir).name),
+    }
+    assert here.identity == plan.identity
