@@ -41,7 +41,7 @@ bench-peers: .venv-trl/.ready
 
 .venv-trl/.ready: constraints.txt
 	$(PYTHON) -m venv .venv-trl
-	.venv-trl/bin/pip install --quiet --constraint constraints.txt trl==1.16.0 datasets torch
+	.venv-trl/bin/pip install --quiet --constraint constraints.txt trl==1.16.0 peft datasets torch
 	touch $@
 
 clean:
