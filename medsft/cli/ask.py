@@ -77,6 +77,8 @@ def ask(
 def _check(
     question: str | None, questions: Path | None, out: Path | None, beside: str | None, precision: str | None, *, json: bool
 ) -> None:
+    from medsft.core.disk import refusal
+
     problems = []
     if beside not in (None, "base"):
         problems.append(Problem("--with", f"knows base, not {beside}"))
@@ -88,6 +90,8 @@ def _check(
         problems.append(Problem("--in", "gives the questions: leave out the one on the command line"))
     if out is not None and out.exists():
         problems.append(Problem("--out", f"{out} exists already", "Choose another name, or move it away."))
+    if out is not None and (trouble := refusal(out.parent)) is not None:  # before the answers are computed
+        problems.append(Problem("--out", trouble.message))
     if json and questions is not None:
         problems.append(Problem("--json", "--out is JSON already"))
     if problems:

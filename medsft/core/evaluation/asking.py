@@ -148,7 +148,7 @@ def asking(task: Task, ask: Ask, opened: OpenedTokenizer, ends: Sequence[int], l
         if ask.style == "template":
             requests = _in_template(questions, solved, some, made, ends)
         else:
-            requests = _as_lm_eval(questions, solved, some, made)
+            requests = _as_lm_eval(questions, solved, some, made, ends)
         for one, request in zip(some, requests, strict=True):
             fitting = _fitting(request, longest)
             made.cut += fitting is not request
@@ -224,7 +224,7 @@ def _shared(texts: Sequence[tuple[int, ...]]) -> int:
 
 
 def _as_lm_eval(
-    questions: Sequence[Question], solved: Sequence[list[Question]], some: Sequence[_Asked], made: Asking
+    questions: Sequence[Question], solved: Sequence[list[Question]], some: Sequence[_Asked], made: Asking, ends: Sequence[int]
 ) -> list[Request]:
     """Return requests in the harness's text. An option's tokens are those of the whole text behind the question's number."""
     contexts = [lm_eval_text(made.task, q, _form(one), s) for q, s, one in zip(questions, solved, some, strict=True)]
@@ -238,9 +238,8 @@ def _as_lm_eval(
     for question, one, context in zip(questions, some, ids[: len(contexts)], strict=True):
         id_ = _id(made.task, one)
         if one.method == "generate":
-            requests.append(
-                Generate(id=id_, prompt=context, max_new_tokens=made.ask.max_new_tokens, stop_strings=LM_EVAL_STOPS)
-            )
+            most, stops = made.ask.max_new_tokens, LM_EVAL_STOPS
+            requests.append(Generate(id=id_, prompt=context, max_new_tokens=most, ends=tuple(ends), stop_strings=stops))
         else:
             continuations = tuple(_behind(whole, context) for whole in islice(wholes, len(question.options)))
             requests.append(Score(id=id_, prefix=context, continuations=continuations))

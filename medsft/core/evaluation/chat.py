@@ -88,6 +88,7 @@ class Chat:
         self._opened = model.open_tokenizer()
         self._system: Conversation = (Message("system", system),) if system else ()
         self.messages: Conversation = self._system
+        self._begun = 0  # how often it began anew
         arguments = engine_arguments(model, precision or default_precision(), model.tokens)
         self._engine = EngineLines("answer", [*arguments, "--interactive"])
         self._ready = False
@@ -105,6 +106,7 @@ class Chat:
     def forget(self) -> None:
         """Begin anew, with the system message alone."""
         self.messages = self._system
+        self._begun += 1
 
     def wait(self) -> None:
         """Wait until the model is loaded. Raises `EngineError` when it cannot be."""
@@ -117,7 +119,7 @@ class Chat:
 
         Raises `EngineError`, and `DataError` as `prompt_for` does.
         """
-        asked = (*self.messages, Message("user", question))
+        asked, begun = (*self.messages, Message("user", question)), self._begun
         request = prompt_for(str(len(asked)), asked, self.model, self._opened, self._sampling)
         self.wait()
         self._engine.send(to_json(request))
@@ -134,6 +136,6 @@ class Chat:
         whole = self._opened.tokenizer.decode(from_json(line).ids)
         if whole != text:
             yield whole[len(text) :]
-        if not whole.strip():
+        if not whole.strip() or begun != self._begun:  # forgotten meanwhile
             return
         self.messages = (*asked, Message("assistant", whole.strip()))

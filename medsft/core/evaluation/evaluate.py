@@ -102,7 +102,7 @@ def _named(found: Sequence[Candidate]) -> list[Candidate]:
     for candidate in found:
         name = candidate.name
         if names.count(name) > 1:
-            name = f"base of {candidate.home.name}" if candidate.is_base else str(candidate.source.weights)
+            name = f"base of {candidate.home.name}" if candidate.is_base else str(candidate.source.adapter or candidate.home)
         number, unique = 1, name
         while unique in taken:
             number += 1
@@ -138,8 +138,11 @@ def evaluate(
     for task in tasks:
         for sentence in (task.source, *task.notes, Examples(task, ask.shots, ask.seed).sentence()):
             tell(f"{task.title}: {sentence}" if sentence else "")
+        if ask.shifts and not (task.kind == "choice" and "likelihood" in ask.methods and "label" in ask.forms):
+            tell(f"{task.title}: --shifts all changes nothing: it is for the likelihood of the labels of options.")
     overlaps: dict[tuple[str, str], Overlap] = {}
-    for candidate in candidates:
+    answered: list[tuple[Candidate, list[Asking], Path, Path]] = []
+    for candidate in candidates:  # all answers first: a call that is killed then goes on with all that it has
         for sentence in candidate.source.notes:
             tell(f"{candidate.name}: {sentence}" if not sentence.startswith(candidate.name) else sentence)
         asked = _requests(candidate, tasks, ask)
@@ -152,6 +155,8 @@ def evaluate(
         folder = _results_folder(candidate.home)
         keep = folder / f".answers-{_hash(candidate, asked)}.jsonl"
         _answer(candidate, asked, answer, keep, progress)
+        answered.append((candidate, asked, folder, keep))
+    for candidate, asked, folder, _ in answered:
         for one in asked:
             overlap = _overlap(candidate, one.task, overlaps, looking)
             results = [measure(candidate.name, one, method, overlap) for method in one.methods]
@@ -162,9 +167,10 @@ def evaluate(
             run = None if candidate.is_base else candidate.run
             if run is not None and not write_event(run, results, file, _iteration(candidate.source)):
                 tell(f"{candidate.name} is running, so its log has no event of this.")
-        keep.unlink(missing_ok=True)
         if not candidate.is_base:
             _write_card(candidate, tell)
+    for *_, keep in answered:
+        keep.unlink(missing_ok=True)
     evaluation.pairs = compare(evaluation.results)
     return evaluation
 
@@ -197,7 +203,7 @@ def _answer(
 
 
 def _hash(candidate: Candidate, asked: Sequence[Asking]) -> str:
-    parts = [str(candidate.is_base), *(f"{one.task.name} {one.prompt_sha256()}" for one in asked)]
+    parts = [candidate.source.identity(), str(candidate.is_base), *(f"{one.task.name} {one.prompt_sha256()}" for one in asked)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 

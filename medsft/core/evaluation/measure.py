@@ -143,7 +143,7 @@ class Result:
             "f1": {"f1": self.f1.value, "interval": list(self.f1.interval)} if self.f1 else None,
             "overlap": self.share_of_overlap,
             "overlap_note": self.overlap.note,
-            "accuracy_without_overlap": without.to_json() if without else None,
+            "accuracy_without_overlap": without.to_json() if without and without.questions else None,
             "accuracy_of_overlap": with_.to_json() if with_ and with_.questions else None,
             "cut": self.cut,
         }

@@ -1,7 +1,8 @@
 """What a written answer says: strictly, so that an answer which says nothing of the options counts as invalid.
 
 An answer chooses an option when it is the option's label or text and nothing else, begins with the label as a list does
-(``B.``, ``(B)``, ``B:``, or ``Yes,``), or says ``answer is B``. All of these that it does must mean the same option.
+(``B.``, ``(B)``, ``B:``, or ``Yes,``), or says ``answer is B``. All of these that it does must mean the same option: where the
+text of one option is the label of another, an answer that is just this means neither.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from collections.abc import Sequence
 _SPACES = re.compile(r"\s+")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _LETTER_FIRST = re.compile(r"\(?([A-Z])(?:[.:)]|\s*$|[ \t]*\n)")
-_LETTER_SAID = re.compile(r"(?i:\banswer(?: is)?\s*:?\s*)[*(\[]*([A-Z])(?![A-Za-z'])")
+_LETTER_SAID = re.compile(r"(?i:\banswer\b(?:\s+is\b)?\s*:?\s*)[*(\[]*([A-Z])(?![A-Za-z'])")
 _WORD_FIRST = re.compile(r"(\w+)(?:[.,;:!]|\s*$|[ \t]*\n)")
-_WORD_SAID = re.compile(r"\banswer(?: is)?\s*:?\s*[*\"'(\[]*(\w+)", re.IGNORECASE)
+_WORD_SAID = re.compile(r"\banswer\b(?:\s+is\b\s*:?|\s*:)\s*[*\"'(\[]*(\w+)", re.IGNORECASE)
 
 
 def chosen_option(answer: str, labels: Sequence[str], options: Sequence[str]) -> int | None:
@@ -26,7 +27,8 @@ def chosen_option(answer: str, labels: Sequence[str], options: Sequence[str]) ->
     plain = [_plain(option) for option in options]
     whole = _plain(said)
     if plain.count(whole) == 1:
-        return plain.index(whole)
+        place, folded = plain.index(whole), [label.casefold() for label in labels]
+        return place if whole not in folded or folded.index(whole) == place else None
     if lettered:
         named = [found[1] for found in [_LETTER_FIRST.match(said)] if found] + _LETTER_SAID.findall(said)
         known = list(labels)

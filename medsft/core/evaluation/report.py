@@ -114,9 +114,10 @@ def _overlap(result: Result) -> Iterator[str]:
     if not with_.questions:
         yield f"no question overlaps with the training set. {result.overlap.note}"
         return
+    others = f"the other {count(without.questions)}: {_share(without)}" if without.questions else "there are no others"
     yield (
         f"{counted(with_.questions, 'question')} ({percent(result.share_of_overlap)}) among the rows of the training set: "
-        f"{percent(with_.value)} right; the other {count(without.questions)}: {_share(without)}. {result.overlap.note}"
+        f"{percent(with_.value)} right; {others}. {result.overlap.note}"
     )
 
 

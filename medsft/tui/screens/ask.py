@@ -45,6 +45,7 @@ each question gets both answers.
         self._run_dir = run
         self._chats: list[Chat] = []
         self._with_base = False
+        self._gone = False
 
     def compose(self) -> ComposeResult:
         """Lay out what was said, and the line to type in."""
@@ -61,6 +62,7 @@ each question gets both answers.
 
     def on_unmount(self) -> None:
         """End the models' processes."""
+        self._gone = True
         self._end_chats()
 
     def _end_chats(self) -> None:
@@ -75,10 +77,15 @@ each question gets both answers.
         from medsft.core.evaluation.model import find_base_of, find_model
 
         def loaded() -> str:
-            path = self._run_dir.path
-            models = [find_model(path), *([find_base_of(path)] if self._with_base else [])]
-            self._chats = [Chat(model, Sampling()) for model in models]
-            for chat in self._chats:
+            path, with_base = self._run_dir.path, self._with_base
+            models = [find_model(path), *([find_base_of(path)] if with_base else [])]
+            chats = [Chat(model, Sampling()) for model in models]
+            if self._gone or with_base != self._with_base:  # while the models were looked for
+                for chat in chats:
+                    chat.close()
+                return ""
+            self._chats = chats
+            for chat in chats:
                 chat.wait()
             return " ".join(["Ready.", *(note for model in models for note in model.notes)])
 
@@ -97,6 +104,8 @@ each question gets both answers.
     @work(thread=True, exclusive=True, group="ask")
     def answer(self, question: str) -> None:
         """Let each model answer, piece by piece."""
+        if not self._chats:
+            self._show_from_thread(lambda: "No model is loaded.")
         for chat in list(self._chats):
             label = f"{chat.model.name}\n" if len(self._chats) > 1 else ""
             place = self.app.call_from_thread(self._add, f"{label}{_WAITS}", "answer")
@@ -134,6 +143,8 @@ each question gets both answers.
             text = words()
         except (MedsftError, OSError, ValueError) as error:
             text = str(error)
+        if not text:
+            return
         with suppress(RuntimeError):  # the screen is gone
             self.app.call_from_thread(self._add, text, "remark")
 

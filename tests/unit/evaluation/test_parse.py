@@ -46,6 +46,9 @@ def test_letters(answer: str, place: int | None) -> None:
         ("maybe\nbecause", 2),
         ("A long reason.\nThe answer is: maybe", 2),
         ("The answer is: yes", 0),
+        ("Yes. The results answer the question.", 0),
+        ("They answered about half of them.\nThe answer is: no", 1),
+        ("It was answered. Answer: **maybe**", 2),
         ("No significant difference was found", None),
         ("Yes. But the answer is: no", None),
         ("The answer is: unknown", None),
@@ -61,3 +64,10 @@ def test_open_answers_are_compared_as_in_squad() -> None:
     assert token_f1("the serum potassium", "Potassium level in serum") == pytest.approx(2 * 2 / (2 + 4))
     assert token_f1("", "x") == 0.0
     assert token_f1("The.", "a") == 1.0
+
+
+def test_the_text_of_one_option_that_is_the_label_of_another_is_neither() -> None:
+    groups, labels = ["O", "A", "B", "AB"], ["A", "B", "C", "D"]
+    assert chosen_option("B", labels, groups) is None
+    assert chosen_option("AB", labels, groups) == 3
+    assert chosen_option("A.", ["A", "B"], ["A", "other"]) == 0

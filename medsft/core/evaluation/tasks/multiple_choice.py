@@ -133,7 +133,11 @@ def read_mmlu(path: Path) -> Task:
     tasks = [_read_mmlu_file(file) for file in files]
     return replace(
         tasks[0],
-        questions=tuple(question for task in tasks for question in task.questions),
+        questions=tuple(
+            replace(question, id=f"{file.stem}/{question.id}")
+            for file, task in zip(files, tasks, strict=True)
+            for question in task.questions
+        ),
         examples=tuple(question for task in tasks for question in task.examples),
         files=tuple(file for task in tasks for file in task.files),
         notes=(f"{len(files)} subjects.",),

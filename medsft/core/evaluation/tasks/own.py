@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,11 @@ from medsft.core.evaluation.tasks.rows import Shape, TaskRow, choice_question, i
 from medsft.errors import DataError
 
 
-def read_own(path: Path) -> Task:
-    """Read questions of one's own. Raises DataError, also for rows that hold no questions."""
+def read_own(path: Path, reserved: Collection[str] = ()) -> Task:
+    """Read questions of one's own; the task bears the name of the file, but none of `reserved`.
+
+    Raises DataError, also for rows that hold no questions.
+    """
     recognized = recognize([path])
     row_format = recognized.each[0].rows
     if row_format.name == "text":
@@ -48,8 +52,9 @@ def read_own(path: Path) -> Task:
     rows = read_rows(open_rows(path))
     questions = read_questions(rows, [Shape((), with_options if choices else open_question)], "questions", path)
     ids = identified(questions, rows)
+    name = path.name.split(".")[0]
     return Task(
-        name=path.name.split(".")[0],
+        name=f"{name}-file" if name in reserved else name,
         title=path.name,
         kind="choice" if choices else "open",
         questions=tuple(replace(question, id=id_) for question, id_ in zip(questions, ids, strict=True)),

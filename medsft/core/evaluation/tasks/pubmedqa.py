@@ -28,7 +28,7 @@ LABELS = ("yes", "no", "maybe")
 TRUTH_NAME = "test_ground_truth.json"
 _ROWS_NAME = "ori_pqal.json"
 _ALL = 1000
-_ENDS_WITH_LABEL = re.compile(r"(?s)(.*?)\b(yes|no|maybe)\b[.!]?\s*", re.IGNORECASE)
+_ENDS_WITH_LABEL = re.compile(r"(?:.*?\W)??((?:(?:the )?answer(?: is)?\s*:?\s*)?)\b(yes|no|maybe)\b[.!]?\s*", re.IGNORECASE)
 
 
 def read_pubmedqa(path: Path, truth: Path | None = None) -> Task:
@@ -154,7 +154,10 @@ def _place(decision: object) -> int:
 
 
 def _made_into_rows(row: TaskRow) -> Question:
-    """The question as it stands in the prompt; of the answer its last line, up to the label, is how this row answers."""
+    """The question as it stands in the prompt; "The answer is: ", where it stands before the label, is how this row answers.
+
+    Not what comes before: a reason that leads to the right label would be shown to the model before each label.
+    """
     gold = text(row.fields, "gold")
     last = gold.rstrip().rpartition("\n")[2]
     found_ = _ENDS_WITH_LABEL.fullmatch(last)

@@ -41,6 +41,6 @@ def read_task(name: str, path: Path, *, truth: Path | None = None) -> Task:
     """
     benchmark = BENCHMARKS.get(name)
     if benchmark is None:
-        return read_own(path)
+        return read_own(path, reserved=BENCHMARKS)
     task = read_pubmedqa(path, truth) if name == "pubmedqa" else benchmark.read(path)
     return replace(task, source=benchmark.source)

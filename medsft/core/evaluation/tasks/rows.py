@@ -9,7 +9,7 @@ from pathlib import Path
 from medsft.core.data.sources.bad_rows import BadRows
 from medsft.core.data.sources.base import BadRow, RowSource, all_rows
 from medsft.core.data.sources.columns import find, names, shown
-from medsft.core.data.sources.multiple_choice import Option, letters_of, whole
+from medsft.core.data.sources.multiple_choice import Option, letters_of, number_of, whole
 from medsft.core.evaluation.benchmark import Question, unique_ids
 from medsft.errors import DataError
 
@@ -138,7 +138,7 @@ def choice_question(row: TaskRow, question: str, options: Sequence[Option], righ
 
 def by_number(value: object, first: int, options: Sequence[Option], key: str) -> int:
     """Return the place of the option with a number, where the first has `first`. Raises BadRow."""
-    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else whole(value)
+    number = number_of(value)
     if number is None:
         raise BadRow(f"'{key}' is no number of an option")
     if not 0 <= number - first < len(options):
