@@ -60,7 +60,7 @@ def recognize_rows(config: RunConfig) -> RecognizedFiles:
 
     Raises `DataError` for files that cannot be read and for rows of a file that are not all of one format.
     """
-    return recognize((*config.data_files, *config.val_files), RowOptions.of(config.format, config.row_options))
+    return recognize(config.data_files, RowOptions.of(config.format, config.row_options), val=config.val_files)
 
 
 def rows_sentences(config: RunConfig) -> tuple[str, ...]:

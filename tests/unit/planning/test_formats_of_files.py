@@ -100,6 +100,19 @@ def test_a_set_is_stale_when_the_format_of_one_file_changes(project: Made) -> No
             make_plan(changed, settings, ahead=True)
 
 
+def test_a_set_keeps_its_keys_when_a_validation_set_is_added(project: Made) -> None:
+    config, settings = project
+    rows = [{"question": f"w1 w{n}", "answer": f"w{n} w2"} for n in range(4)]
+    val = config.val[0].with_name("plain.jsonl")
+    val.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = val.with_name("system.jsonl")
+    train.write_text("".join(json.dumps(row | {"system": "w5"}) + "\n" for row in rows))
+    for name, data, beside in (("a", train, val), ("b", val, train)):
+        alone = replace(config, data=(data,), val=(), run_name=name)
+        tokenize_sets(alone, settings)
+        assert planned(replace(alone, val=(beside,)), settings).val is not None
+
+
 def test_options_without_files_must_be_those_of_the_set(project: Made) -> None:
     config, settings = project
     planned(config, settings)

@@ -1,7 +1,7 @@
 """Which row format each file has: told by its first rows, with the reason in one sentence.
 
     first rows of a file --_look--> what they are like --_agreed--> its format
-    all files of a format --_keys_of_files--> their keys, together where that fits all of them --> RowFormat of each
+    the files of a set of a format --_keys_of_files--> their keys, together where that fits all of them --> RowFormat of each
 
 A format and keys that a person gives are taken; only the others are looked for. A key that is given counts for the files of the
 formats that use it, and some file must be of one of them. Rows with `prompt` and `gold`, the original's keys, are read as ever.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +38,7 @@ _SETTLED_NS = 2 * 10**9
 _NOTHING_SAID = RowOptions()
 _Look = Mapping[FormatName | None, Seen]
 """The first rows of a file by their format; None: those that are of none that is possible"""
+_Looked = Sequence[tuple[Path, _Look]]
 
 
 class Recognized(NamedTuple):
@@ -63,7 +64,9 @@ class RecognizedFiles:
 
     def rows_of(self, files: Sequence[Path]) -> RowFormats:
         """Return how some of the files are read, in the order of these."""
-        by_path = dict(zip(self.files, self.each, strict=True))
+        by_path: dict[Path, Recognized] = {}
+        for path, found in zip(self.files, self.each, strict=True):  # of one that is validated on, too: as it is trained on
+            by_path.setdefault(path, found)
         return one_or_each([by_path[path].rows for path in files])
 
     @property
@@ -102,14 +105,18 @@ def _listed(files: Sequence[Path]) -> str:
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
-def recognize(files: Sequence[Path], wanted: RowOptions = _NOTHING_SAID) -> RecognizedFiles:
-    """Return how the rows of each file are read, by the first rows of all. Asked again for the same files, it reads none.
+def recognize(files: Sequence[Path], wanted: RowOptions = _NOTHING_SAID, *, val: Sequence[Path] = ()) -> RecognizedFiles:
+    """Return how the rows of each file, and then of each of `val`, are read, by the first rows of all.
 
-    Raises DataError for a file that cannot be read, for rows of a file that are not all of one format, for a given key that no
-    file's format uses, and for answers that are numbers of options where nothing tells from which number options count.
+    Those of `val` make another set: each is read by the keys that its own rows have, and where they do not tell, as the other.
+    Asked again for the same files, it reads none. Raises DataError for a file that cannot be read, for rows of a file that are
+    not all of one format, for a given key that no file's format uses, and for answers that are numbers of options where nothing
+    tells from which number options count.
     """
-    stamps = tuple(map(_stamp, files))
-    return _look_at_all(tuple(files), wanted) if None in stamps else _remembered(tuple(files), stamps, wanted)
+    both = (*files, *val)
+    stamps = tuple(map(_stamp, both))
+    look = _look_at_all if None in stamps else partial(_remembered, stamps)
+    return look(both, len(files), wanted)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -122,20 +129,23 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 @lru_cache(maxsize=4)
-def _remembered(files: tuple[Path, ...], stamps: tuple[object, ...], wanted: RowOptions) -> RecognizedFiles:
+def _remembered(stamps: tuple[object, ...], files: tuple[Path, ...], trained: int, wanted: RowOptions) -> RecognizedFiles:
     """Look at files that are as `stamps` say, once: the start of a run asks several times, the wizard after each change."""
-    return _look_at_all(files, wanted)
+    return _look_at_all(files, trained, wanted)
 
 
-def _look_at_all(files: tuple[Path, ...], wanted: RowOptions) -> RecognizedFiles:
+def _look_at_all(files: tuple[Path, ...], trained: int, wanted: RowOptions) -> RecognizedFiles:
+    """Look at the first rows of each file; so many files, the first, are trained on."""
     looks = [_look(path, wanted) for path in files]
     names = _names(looks, wanted)
     _refuse_unused(files, names, wanted)
     each: dict[int, Recognized] = {}
     for name in dict.fromkeys(names):
         numbers = [number for number, other in enumerate(names) if other == name]
-        found = _of_format(name, [files[number] for number in numbers], [looks[number] for number in numbers], wanted)
-        each |= zip(numbers, found, strict=True)
+        train = {number: (files[number], looks[number]) for number in numbers if number < trained}
+        val = {number: (files[number], looks[number]) for number in numbers if number >= trained}
+        for of_set, beside in ((train, val), (val, train)):
+            each |= zip(of_set, _of_format(name, list(of_set.values()), list(beside.values()), wanted), strict=True)
     return RecognizedFiles(files, tuple(each[number] for number in range(len(files))))
 
 
@@ -207,33 +217,49 @@ def _refuse_unused(files: Sequence[Path], names: Sequence[FormatName], wanted: R
 # --- the keys of a file --------------------------------------------------------------------------------------------
 
 
-def _of_format(name: FormatName, files: Sequence[Path], looks: Sequence[_Look], wanted: RowOptions) -> list[Recognized]:
-    """Return how the files of a format are read. Raises DataError where the number of the first option is not clear."""
-    found = _keys_of_files(name, looks, wanted)
+def _of_format(name: FormatName, looked: _Looked, beside: _Looked, wanted: RowOptions) -> list[Recognized]:
+    """Return how the files of a set are read that have a format; those of the other set are `beside` them.
+
+    Raises DataError where the number of the first option is not clear.
+    """
+    found = _keys_of_files(name, [look for _, look in looked], [look for _, look in beside], wanted)
     if name == "mcq" and wanted.first_option is None:
         by_keys: dict[Keys, list[int]] = {}
         for number, (keys, _) in enumerate(found):
             by_keys.setdefault(keys, []).append(number)
         for keys, numbers in by_keys.items():
-            counted = _first_options([files[number] for number in numbers], keys)
+            counted = _first_options([looked[number][0] for number in numbers], [path for path, _ in beside], keys)
             for number, (first_option, why) in zip(numbers, counted, strict=True):
                 found[number] = (replace(keys, first_option=first_option), found[number][1] + why)
     return [Recognized(RowFormat(name=name, keys=keys), reason) for keys, reason in found]
 
 
-def _keys_of_files(name: FormatName, looks: Sequence[_Look], wanted: RowOptions) -> list[tuple[Keys, str]]:
-    """Return the keys of each file of a format, with the reason.
+def _keys_of_files(
+    name: FormatName, looks: Sequence[_Look], beside: Sequence[_Look], wanted: RowOptions
+) -> list[tuple[Keys, str]]:
+    """Return the keys of each file of a format in a set, with the reason.
 
-    They are looked for in the rows of all these files together. A file that alone would be read by other keys, which it has,
-    keeps those.
+    They are looked for in the rows of all these files together, and where these do not tell, in those of the other set, too. A
+    file that alone would be read by other keys, which it has, keeps those.
     """
-    told = [look for look in looks if name in look] or looks
+    told = [look for look in looks if name in look] or list(looks)
     nobody = Seen()
-    of_all = find_keys(name, wanted, *(together(look.get(of, nobody) for look in told) for of in (name, None)))
+
+    def all_rows(some: Sequence[_Look], of: FormatName | None) -> Seen:
+        return together(look.get(of, nobody) for look in some)
+
+    seen = all_rows(told, name)
+    of_all, reason = find_keys(name, wanted, seen, all_rows(told, None))
+    if beside and not reason:
+        both = [look for look in (*looks, *beside) if name in look]
+        of_all, reason = find_keys(name, wanted, all_rows(both, name), all_rows(both, None))
+        if wanted.system is None and of_all.system not in seen.keys:
+            of_all = replace(of_all, system=None)
     found = []
     for look in looks:
         alone = find_keys(name, wanted, look.get(name, nobody), look.get(None, nobody))
-        found.append(alone if len(told) > 1 and _has_others(alone[0], of_all[0], look.get(name, nobody)) else of_all)
+        others = len(told) > 1 and _has_others(alone[0], of_all, look.get(name, nobody))
+        found.append(alone if others else (of_all, reason))
     return found
 
 
@@ -244,15 +270,16 @@ def _has_others(alone: Keys, of_all: Keys, seen: Seen) -> bool:
     return any(isinstance(key, str) and key in seen.keys for key in names)
 
 
-def _first_options(files: Sequence[Path], keys: Keys) -> list[tuple[int | None, str]]:
-    """Return for each file the number of the first option, None where no answer is a number, and how that is told.
+def _first_options(files: Sequence[Path], beside: Sequence[Path], keys: Keys) -> list[tuple[int | None, str]]:
+    """Return for each file of a set the number of the first option, None where no answer is a number, and how that is told.
 
-    A file that does not tell it has the number of the others. Raises DataError where it is not clear.
+    A file that does not tell it has the number of the others, of the set or else of the other one, `beside`. Raises DataError
+    where it is not clear.
     """
     counted = [_count_options(path, keys) for path in files]
-    telling = {number: place for of_file in reversed(counted) if of_file for number, place in of_file.items()}
     if not any(of_file is not None for of_file in counted):
         return [(None, "")] * len(files)
+    telling = _telling(counted) or _telling([_count_options(path, keys) for path in beside])
     answer = named(keys.answer)
     for_all = len(telling) == 1
     found: list[tuple[int | None, str]] = []
@@ -266,6 +293,11 @@ def _first_options(files: Sequence[Path], keys: Keys) -> list[tuple[int | None, 
         ((number, place),) = told.items()
         found.append((number, f"; the numbers under {answer} count from {number}, as {place} shows"))
     return found
+
+
+def _telling(counted: Sequence[dict[int, str] | None]) -> dict[int, str]:
+    """Return the numbers that the first option has in some files, each with the first row that shows it."""
+    return {number: place for of_file in reversed(counted) if of_file for number, place in of_file.items()}
 
 
 def _count_options(path: Path, keys: Keys) -> dict[int, str] | None:

@@ -140,6 +140,37 @@ def test_each_file_counts_options_in_its_own_way(tmp_path: Path) -> None:
         recognize(write(tmp_path, a=[FROM_0, FROM_1]))
 
 
+ALPACA = {"instruction": "i", "output": "o"}
+LETTER = {"question": "q", "choices": ["x", "y", "z"], "answer": "A"}
+AMBIGUOUS = {**USUAL, "response": "b"}
+SYSTEM = {"system": "s"}
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "first_option"),
+    [
+        *((row | SYSTEM, row, None) for row in (USUAL, ALPACA, CHAT)),
+        *((row, row | SYSTEM, None) for row in (USUAL, ALPACA, CHAT)),
+        (USUAL | SYSTEM, AMBIGUOUS, None),
+        (USUAL, QA, None),
+        (LETTER, FROM_1, 1),
+        (FROM_0, UNCLEAR, 0),
+        (FROM_0, FROM_1, 1),
+    ],
+)
+def test_a_set_that_is_validated_on_is_read_by_its_own_keys(
+    tmp_path: Path, train: Row, val: Row, first_option: int | None
+) -> None:
+    paths = write(tmp_path, train=train, val=val)
+    both = recognize(paths[:1], val=paths[1:])
+    assert both.files == tuple(paths)
+    assert both.rows_of(paths[:1]) == recognize(paths[:1]).rows
+    systems = [one.rows.keys.system for one in both.each]
+    assert systems == ["system" if "system" in row else None for row in (train, val)]
+    assert both.each[1].rows.keys.first_option == first_option
+    assert len(list(read_conversations(paths, both.rows))) == 2
+
+
 def test_the_recipe_of_one_format_is_as_it_was_and_of_several_a_list() -> None:
     text = RowFormat(name="text", keys=Keys(question="", answer="", text="text"))
     assert one_or_each([RowFormat(), RowFormat()]) == RowFormat()
