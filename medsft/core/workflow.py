@@ -63,9 +63,8 @@ def tokenize_sets(
     sets = [(config.data_files, training_folder(config))]
     if config.val_files or has_validation_set(config):
         sets.append((config.val_files, validation_folder(config)))
+    refuse_other_rows(config)
     for files, folder in sets:
-        if not files and set_exists(folder):
-            refuse_other_rows(config, folder)
         _tokenize(config, spec_for(config, settings, files, tokenizer=tokenizer), folder, progress)
 
 

@@ -43,7 +43,8 @@ def possible_formats(chosen: str, given: Mapping[str, object]) -> tuple[FormatNa
 def check_row_options(chosen: str, given: Mapping[str, object], *, files: int = 1) -> list[Problem]:
     """Return row options that contradict the format or each other, and values that cannot be read.
 
-    Options of several formats contradict each other where there is one file: of several `files` each has its own.
+    Options of several formats contradict each other where there is one file: of several `files` each has its own, and without
+    any they are for the rows of tokenized sets.
     """
     problems = []
     names = [name for name, value in given.items() if value is not None]
@@ -52,7 +53,7 @@ def check_row_options(chosen: str, given: Mapping[str, object], *, files: int = 
             if chosen in FORMATS and chosen not in USED_BY[name]:
                 hint = f"It belongs to --format {' or '.join(USED_BY[name])}."
                 problems.append(Problem(flag(name), f"has no meaning with --format {chosen}", hint))
-    elif files <= 1 and not possible_formats(chosen, given):
+    elif files == 1 and not possible_formats(chosen, given):
         listed = ", ".join(map(flag, names))
         problems.append(Problem(flag(names[0]), f"no format of rows has all of {listed}", "Leave out what is not meant."))
     role_map = given.get("role_map")

@@ -19,7 +19,7 @@ from medsft.core.data.dataset.write import refuse_rows
 from medsft.core.data.sources.open import open_rows, refuse_unreadable
 from medsft.core.data.sources.recognize import Recognized, RecognizedFiles, recognize
 from medsft.core.data.sources.row_format import format_of
-from medsft.core.data.sources.row_keys import differences_from
+from medsft.core.data.sources.row_keys import differences_from, unused_options
 from medsft.core.data.sources.row_looks import RowOptions
 from medsft.core.planning.mixture import file_shares, mixture_parts
 from medsft.core.planning.order import SampleOrder
@@ -281,7 +281,7 @@ def _refuse_stale(config: RunConfig, folder: Path, files: Sequence[Path], flag: 
         hint = "tokenize again with --retokenize, or choose another --run_name"
         raise DataError(f"{flag}: the tokenized set in {folder} is another: {other[0]}", hint=hint)
     if not files:
-        refuse_other_rows(config, folder)
+        refuse_other_rows(config)
     if not files or (recipe is None and config.trust_cache):
         return
     wanted = recognize_rows(config).rows_of(files)
@@ -293,17 +293,29 @@ def _refuse_stale(config: RunConfig, folder: Path, files: Sequence[Path], flag: 
         )
 
 
-def refuse_other_rows(config: RunConfig, folder: Path) -> None:
-    """Raise `DataError` when options say that rows are read otherwise than those of a set, of which no files are given."""
-    manifest = read_manifest(folder)  # without one it is a set of another program, of whose rows nothing is known
-    recipe = None if manifest is None else manifest.recipe
-    changed = [] if recipe is None else differences_from(recipe.rows, RowOptions.of(config.format, config.row_options))
-    if changed:
-        lines = "\n".join(f"  - {line}" for line in changed)
-        raise DataError(
-            f"the rows of the tokenized set in {folder} were read otherwise:\n{lines}",
-            hint="give --data with --retokenize, or leave these options away",
-        )
+def refuse_other_rows(config: RunConfig) -> None:
+    """Raise `DataError` when options say that rows are read otherwise than those of the sets of a run without files.
+
+    Where files of one set are given, options are theirs, and the other set is used as it is.
+    """
+    if config.data_files or config.val_files:
+        return
+    folders = {"--data": training_folder(config)}
+    if has_validation_set(config):
+        folders["--val"] = validation_folder(config)
+    wanted = RowOptions.of(config.format, config.row_options)
+    manifests = {name: read_manifest(folder) for name, folder in folders.items()}
+    recipes = {name: manifest.recipe for name, manifest in manifests.items() if manifest and manifest.recipe}
+    changed = {name: differences_from(recipe.rows, wanted) for name, recipe in recipes.items()}
+    if len(recipes) == len(folders):  # of the rows of another program's set nothing is known
+        changed["--data"] += unused_options([recipe.rows for recipe in recipes.values()], wanted)
+    for name, lines in changed.items():
+        if lines:
+            listed = "\n".join(f"  - {line}" for line in lines)
+            raise DataError(
+                f"the rows of the tokenized set in {folders[name]} were read otherwise:\n{listed}",
+                hint=f"give {name} with --retokenize, or leave these options away",
+            )
 
 
 def _first_rows(seen: Survey, files: Sequence[Path], flag: str) -> list[str]:

@@ -129,6 +129,30 @@ def test_options_without_files_must_be_those_of_the_set(project: Made) -> None:
             make_plan(from_mapping(changes, base=without), settings, ahead=True)
 
 
+def test_an_option_may_be_for_one_of_the_two_sets(project: Made) -> None:
+    config, settings = project
+    turns = config.data[1].with_name("turns.jsonl")
+    turns.write_text(config.data[1].read_text().replace("messages", "turns"))
+    qa = config.data[0].with_name("qa-val.jsonl")
+    qa.write_text(config.data[0].read_text().replace("prompt", "ask"))
+    given = replace(config, data=(turns,), val=(qa,), messages_key="turns", question_key="ask")
+    planned(given, settings)
+    without = replace(given, data=(), val=())
+    planned(without, settings)
+    planned(replace(given, val=(), question_key="prompt"), settings)
+    planned(replace(without, val=(qa,), messages_key=None), settings)
+    for changes, said, hint in (
+        ({"question_key": "other"}, "mixed-val were read otherwise:\n  - --question_key was ask, now other", "give --val with"),
+        ({"text_key": "body"}, "mixed were read otherwise:\n  - --text_key is given, and no rows", "give --data with"),
+    ):
+        for act in (lambda changed: make_plan(changed, settings, ahead=True), lambda changed: tokenize_sets(changed, settings)):
+            with pytest.raises(DataError, match=said) as error:
+                act(from_mapping(changes, base=without))
+            assert hint in str(error.value.hint)
+    replaced = replace(config, data=(config.data[1],), val=(), format="messages", retokenize=True)
+    assert planned(replaced, settings).val is not None
+
+
 def test_a_check_reads_each_file_in_its_format(project: Made) -> None:
     config, _ = project
     chat, text = config.data[1], config.data[2]

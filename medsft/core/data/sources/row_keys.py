@@ -67,7 +67,6 @@ def find_keys(name: FormatName, wanted: RowOptions, seen: Seen, others: Seen) ->
 def differences_from(rows: RowFormats, wanted: RowOptions) -> list[str]:
     """Return in which of the options that were given the way in which rows were read is another, one line each."""
     lines: list[str] = []
-    names = {of_file.name for of_file in distinct_formats(rows)}
     for of_file in distinct_formats(rows):
         if wanted.format not in ("auto", of_file.name):
             lines.append(f"--format was {of_file.name}, now {wanted.format}")
@@ -79,12 +78,17 @@ def differences_from(rows: RowFormats, wanted: RowOptions) -> list[str]:
             given["role_map"] = _own_roles(wanted)
         keys = replace(of_file.keys, **{option.removesuffix("_key"): value for option, value in given.items()})
         lines += of_file.differences(RowFormat(name=of_file.name, keys=keys))
-    lines += [
+    return list(dict.fromkeys(lines))
+
+
+def unused_options(sets: Iterable[RowFormats], wanted: RowOptions) -> list[str]:
+    """Return which of the options that were given belong to a format that no rows of some sets were read as, one line each."""
+    names = {of_file.name for rows in sets for of_file in distinct_formats(rows)}
+    return [
         f"{flag(option)} is given, and no rows were read as {' or '.join(USED_BY[option])}"
         for option in wanted.given
         if wanted.format == "auto" and not names.intersection(USED_BY[option])
     ]
-    return list(dict.fromkeys(lines))
 
 
 def _own_roles(wanted: RowOptions) -> tuple[tuple[str, MessageRole], ...]:

@@ -18,7 +18,7 @@ from medsft.core.data.sources.columns import Keys
 from medsft.core.data.sources.read import read_conversations
 from medsft.core.data.sources.recognize import RecognizedFiles, recognize
 from medsft.core.data.sources.row_format import RowFormat, formats_from_json, formats_to_json, one_or_each
-from medsft.core.data.sources.row_keys import differences_from
+from medsft.core.data.sources.row_keys import differences_from, unused_options
 from medsft.core.data.sources.row_looks import RowOptions
 from medsft.errors import DataError
 
@@ -188,11 +188,10 @@ def test_options_are_compared_with_how_rows_were_read() -> None:
     assert differences_from(rows, options()) == []
     assert differences_from(rows, options(question_key="prompt", messages_key="messages", role_map="gpt=assistant")) == []
     assert differences_from(rows, options("qa")) == ["--format was messages, now qa"]
-    assert differences_from(rows, options(answer_key="a", system_key="s", text_key="t")) == [
-        "--answer_key was gold, now a",
-        "--system_key was not given, now s",
-        "--text_key is given, and no rows were read as text",
-    ]
+    other = options(answer_key="a", system_key="s", text_key="t")
+    assert differences_from(rows, other) == ["--answer_key was gold, now a", "--system_key was not given, now s"]
+    assert unused_options([RowFormat(), rows], other) == ["--text_key is given, and no rows were read as text"]
+    assert unused_options([RowFormat(), RowFormat(name="text")], other) == []
 
 
 def test_files_that_do_not_change_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
