@@ -10,7 +10,9 @@ import tiny
 
 import medsft
 from medsft.core.config.run_config import RunConfig
+from medsft.core.evaluation.model import find_model
 from medsft.core.run.best import best_checkpoint, end_of_training
+from medsft.core.run.events import EventReader
 from medsft.core.run.exports import finished_models
 from medsft.core.run.integrity import read_export
 from medsft.core.run.rundir import RunDir
@@ -63,6 +65,8 @@ def test_patience_ends_a_run_that_no_longer_improves_and_a_resume_ends_it_there(
     tiny.go_back_to(run, best + 1)
     assert end_of_training(run, plan) is None
     assert losses(tiny.train(plan)[len(events) :]) == losses(events)[-1:]
+    steps = tiny.series(EventReader(run.events_path).read(), "step", "iteration")
+    assert tiny.series(tiny.train(plan), "step", "iteration") == steps, "ranks that are restarted at the end train no more"
     assert end_of_training(run, replace(plan, config=replace(config, patience=3))) is None
 
 
@@ -76,6 +80,7 @@ def test_which_checkpoint_becomes_the_finished_model(tmp_path, asked):
     last = folder.with_name(f"{folder.name}-last")
     expected = {"best": {folder: best}, "last": {folder: 12}, "both": {folder: best, last: 12}}
     assert finished_models(run, plan, 12) == expected[asked]
+    assert find_model(run.path).iteration == expected[asked][folder], "it is asked as it is exported"
     damaged = run.checkpoint_path(best or 0) / "config.json"
     damaged.write_bytes(damaged.read_bytes() + b" ")
     assert finished_models(run, plan, 12) == {folder: 12}

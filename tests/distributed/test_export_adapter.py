@@ -19,6 +19,7 @@ from medsft.core.engine.formats.adapters import base_as_held
 from medsft.core.engine.formats.open import open_source
 from medsft.core.models.adapter_folder import read_adapter
 from medsft.core.models.conversion import Conversion, look_at_source
+from medsft.core.models.inspect import inspect_base
 from medsft.core.models.merging import Merge
 from medsft.core.models.tensors import EMBEDDING
 from medsft.core.planning.plan import RunPlan
@@ -101,6 +102,7 @@ def test_merged_and_adapter_compute_the_same(tmp_path, changes):
     assert [ends[2]["eos_token_id"]] in (ends[0]["eos_token_id"], [ends[0]["eos_token_id"]])
     # And a run as it is: what it is asked by, and what another run starts from.
     source = open_source(run.path)
+    assert inspect_base(run.path).config == plan.base.model == source.config, "no padding, that would be new tokens"
     assert all(torch.equal(source.read(name), one[name]) for name in one)
     assert source.read("lm_head.weight" if "lm_head.weight" in one else EMBEDDING, (slice(3, 5),)).shape[0] == 2
     with pytest.raises(MismatchError, match="--export merged"):
@@ -123,8 +125,11 @@ def test_forms_damage_and_cards(tmp_path):
     assert "base_model_relation: adapter" in card
     assert "resize_token_embeddings(86)" in card
     assert "in a logit" in (folder / "README.md").read_text() or "a logit differs" in (folder / "README.md").read_text()
-    (folder / "adapter" / "adapter_config.json").write_text("{}")
-    assert "adapter/adapter_config.json" in export_damage(folder)
+    described = folder / "adapter" / "adapter_config.json"
+    described.write_text(json.dumps({**json.loads(described.read_text()), "base_model_name_or_path": "elsewhere"}))
+    assert export_damage(folder) is None, "the card tells people to name the base in this file"
+    (folder / "adapter" / "tokenizer.json").write_text("{}")
+    assert "adapter/tokenizer.json" in export_damage(folder)
 
     merged = export_run(run, tmp_path / "merged", form="merged")
     assert not (tmp_path / "merged" / "adapter").exists()
@@ -134,6 +139,8 @@ def test_forms_damage_and_cards(tmp_path):
     assert "THIS_FOLDER/adapter" in (tmp_path / "alone" / "README.md").read_text()
     assert alone.rounding is None
     assert export_damage(tmp_path / "alone") is None
+    with pytest.raises(MismatchError, match=r"only an adapter in .*/alone/adapter"):
+        inspect_base(tmp_path / "alone")
 
     with pytest.raises(ConfigError, match="adpater"):
         check_request(run, tmp_path / "new", None, "adpater")

@@ -1,6 +1,6 @@
 """A model that is asked: where its weights and its tokenizer are, and the template that it is prompted with. No torch.
 
-RUN folder       its finished model where there is one, else its latest good checkpoint; asked with the run's own template
+RUN folder       its finished model, else the checkpoint of that, else its latest; asked with the run's own template
 adapter folder   the base model with the adapter
 other folders    Hugging Face, Megatron-LLM, torch.distributed.checkpoint; a .gguf file
 """
@@ -22,8 +22,10 @@ from medsft.core.models.adapter_folder import check_fits, is_adapter, read_adapt
 from medsft.core.models.config import named_end_tokens
 from medsft.core.models.inspect import inspect_base
 from medsft.core.models.merging import base_of_adapter
-from medsft.core.planning.base import sampled_fingerprint
+from medsft.core.planning.base import doubts_about_base, sampled_fingerprint
 from medsft.core.planning.plan import RunPlan
+from medsft.core.run.best import end_of_training
+from medsft.core.run.exports import finished_models
 from medsft.core.run.integrity import EXPORT_MANIFEST, read_export
 from medsft.core.run.launch import load_plan
 from medsft.core.run.rundir import RunDir
@@ -143,6 +145,8 @@ def _of_run(path: Path, iteration: int | None) -> ModelSource:
     exported = Path(plan.export_dir)
     if iteration is None and (exported / "config.json").is_file() and _is_model_of(plan, exported):
         return _prompted_as(plan, name=path.name, weights=exported, iteration=None, notes=())
+    if iteration is None and (end := end_of_training(RunDir(path), plan)) is not None:
+        iteration = finished_models(RunDir(path), plan, end)[exported]  # as its adapter was exported, without a model
     base = inspect_base(path, iteration)
     note = f"{path.name}: the checkpoint of iteration {base.iteration:,} of {plan.num_iterations:,} answers."
     return _prompted_as(plan, name=path.name, weights=path, iteration=base.iteration, notes=(*base.warnings, note))
@@ -168,7 +172,7 @@ def _of_adapter(path: Path, template: str | None) -> ModelSource:
         template=name,
         ends=tuple(end_tokens(opened, (*named_end_tokens(path), *other_ends(base.config)))),
         context=base.config.context,
-        notes=(*base.warnings, *notes),
+        notes=(*base.warnings, *doubts_about_base(adapter, base), *notes),
     )
 
 

@@ -88,6 +88,9 @@ def _inspect(path: Path, iteration: int | None) -> BaseModel:
     if len(ggufs) == 1:
         return _gguf(ggufs[0])
     refuse_by_name(path)
+    if is_adapter(inside := path / "adapter"):
+        hint = f"Name that folder, or make a model of it and its base: medsft merge {inside} --to DIR"
+        raise MismatchError(f"{path}: no model, only an adapter in {inside}.", hint=hint)
     hint = (
         f"It holds {len(ggufs)} GGUF files; name one of them: {ggufs[0]}"
         if ggufs

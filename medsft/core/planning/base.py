@@ -13,6 +13,7 @@ from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import document_blocks, open_tokenized
 from medsft.core.data.tokenizers.base import OpenedTokenizer, Tokenizer
 from medsft.core.data.tokenizers.open import find_tokenizer_file, no_tokenizer_beside, open_tokenizer
+from medsft.core.models.adapter_folder import AdapterFolder
 from medsft.core.models.inspect import BaseModel, describe_without_weights, inspect_base, lacks_weights
 from medsft.core.planning.plan import BasePlan, absolute
 from medsft.core.settings import CheckpointEntry
@@ -138,6 +139,14 @@ def sampled_fingerprint(weights: Path) -> str:
                 file.seek(start)
                 total.update(file.read(_SAMPLE_BYTES))
     return total.hexdigest()[:32]
+
+
+def doubts_about_base(adapter: AdapterFolder, base: BaseModel) -> list[str]:
+    """Return that a base model is not by its files the one that an adapter was trained on, where the adapter says which."""
+    if adapter.base_fingerprint in ("", sampled_fingerprint(base.weights)):
+        return []
+    text = f"The files of {base.path} are not those that the adapter was trained on."
+    return [f"{text} That is right for the same model in another format, and wrong for another model."]
 
 
 def _is_weight(path: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 from adapters import write_peft
+from safetensors.torch import load_file, save_file
 
 from medsft.core.data.sources.conversation import Message, question_and_answer
 from medsft.core.demo import steps
@@ -22,6 +23,7 @@ from medsft.core.evaluation.answer_score import score_of_answer
 from medsft.core.evaluation.chat import Chat, Sampling, answers_to, prompt_for
 from medsft.core.evaluation.model import ModelSource, find_base_of, find_model
 from medsft.core.evaluation.requests import Answer, Generate, Request, Score, Scored, answer, highest_ids
+from medsft.core.models.adapter_folder import BASE_KEY
 from medsft.core.models.merging import Merge
 from medsft.core.run.launch import EngineError
 from medsft.errors import ConfigError, DataError
@@ -164,6 +166,12 @@ def test_an_adapter_answers_as_the_model_that_it_is_merged_into(folder: Path, tm
     )
     assert base == alone
     assert ours == merged
+    weights = adapter / "adapter_model.safetensors"
+    save_file(load_file(weights), weights, metadata={BASE_KEY: "of another"})
+    doubts = [
+        sum("not those that the adapter was trained on" in note for note in m.notes) for m in (found, find_model(adapter))
+    ]
+    assert doubts == [0, 1]
     assert ours != base
 
 

@@ -37,6 +37,7 @@ from medsft.core.engine.formats.run_adapter import open_trained
 from medsft.core.engine.formats.source import DTYPES, WeightSource
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.files import new_folder, sealed
+from medsft.core.models.adapter_folder import CONFIG_NAME
 from medsft.core.models.config import ModelConfig
 from medsft.core.models.run_folder import read_manifest
 from medsft.core.planning.plan import RunPlan
@@ -125,7 +126,9 @@ def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path, form: str
         else:
             card = adapter_card(view, trained, folder=f"THIS_FOLDER/{ADAPTER_FOLDER}")
     (folder / "README.md").write_text(card, encoding="utf-8")
-    files = {str(path.relative_to(folder)): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    edited = folder / ADAPTER_FOLDER / CONFIG_NAME  # by people: the card says so, for a base that lies elsewhere
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != edited)
+    files = {str(path.relative_to(folder)): hash_file(path) for path in paths}
     record = {**provenance(plan, view, made_from), "files": files}
     if rounding is not None:
         record["rounding"] = asdict(rounding)

@@ -29,10 +29,9 @@ from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.files import new_folder
 from medsft.core.models.adapter_folder import AdapterFolder
 from medsft.core.models.config import ModelConfig, named_end_tokens
-from medsft.core.models.inspect import BaseModel
 from medsft.core.models.merging import Merge, look_at_merge
 from medsft.core.models.tensors import EMBEDDING, OUTPUT
-from medsft.core.planning.base import sampled_fingerprint
+from medsft.core.planning.base import doubts_about_base
 from medsft.errors import ExitCode
 
 
@@ -66,7 +65,7 @@ def merge(job: Merge) -> Merged:
         check_tied_tables(adapter, folder.path)
     source: WeightSource = FreshSource(lambda: open_source(base.path))
     dtype = exact_dtype(source) if job.dtype == "keep" else DTYPES[job.dtype]
-    warnings = [*base.warnings, *_other_base(folder, base)]
+    warnings = [*base.warnings, *doubts_about_base(folder, base)]
     tokenizer = tokenizer_files_in(folder.path) if folder.tokenizer else files_of_tokenizer(base, warnings)
     held = base_as_held(source, folder.base_precision)
     merged = MergedSource(ResizedSource(held, _rows(folder, base.config, warnings)), adapter)
@@ -124,13 +123,6 @@ def _ends(config: ModelConfig, adapter: AdapterFolder) -> list[int]:
 def _spoken(dtype: torch.dtype) -> str:
     """Return the name of a number format that people type, or that of torch."""
     return next((name for name, known in DTYPES.items() if known == dtype), str(dtype).removeprefix("torch."))
-
-
-def _other_base(adapter: AdapterFolder, base: BaseModel) -> list[str]:
-    if adapter.base_fingerprint in ("", sampled_fingerprint(base.weights)):
-        return []
-    text = f"The files of {base.path} are not those that the adapter was trained on."
-    return [f"{text} That is right for the same model in another format, and wrong for another model."]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -105,6 +105,8 @@ def build_trainer(
         executor = Pipeline(decoder, head, mesh, stream_tokens=train.fixed_tokens or 0, dtype=dtype)
     else:
         executor = SingleStage(decoder, head, mesh)
+    # Of an adapter's tables there are the rows of tokens alone, without a padding: what is read later is as long as that.
+    described = plan.base.model if adapter else model
     return Trainer(
         plan=plan,
         run=run,
@@ -115,7 +117,7 @@ def build_trainer(
         train_batches=train,
         val_batches=val,
         state=state,
-        saver=Saver(run, mesh, masters, optimizer, model=model, identity=plan.identity, adapter=record),
+        saver=Saver(run, mesh, masters, optimizer, model=described, identity=plan.identity, adapter=record),
         events=events,
         tied_copy=model.tie_embeddings and mesh.is_last_stage and not mesh.is_first_stage,
     )

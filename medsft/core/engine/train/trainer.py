@@ -78,6 +78,8 @@ class Trainer:
         self._phase("training")
         if self.validates_after(self.state.iteration) and self.state.iteration == 0 and not self._has_validated():
             self._validate()
+        if self._has_ended():  # ranks that were restarted after the last save
+            return True
         for batch in self._batches(total):
             started = time.monotonic()
             iteration = self.state.iteration + 1
