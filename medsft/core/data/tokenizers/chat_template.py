@@ -28,6 +28,8 @@ _THOUGHT = "7b3dthought"
 _REASONING = "reasoning_content"
 _KEPT_TEXTS = 64
 """Texts of a template that are kept: many documents may begin with the same turns, as questions behind solved examples."""
+_LONGEST_KEPT = 2**16
+"""Characters of the messages of a text that is kept"""
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 
 
@@ -189,7 +191,9 @@ def _compiled(source: str, named: Mapping[str, str], clock: _Clock, *, mark: str
             raise DataError(f"the tokenizer's chat template refuses such a document: {reason}", hint=REMEDY) from None
 
     def fill(messages: Messages, add_generation_prompt: bool) -> str:
-        return fill_once(tuple(tuple(message.items()) for message in messages), add_generation_prompt)
+        fields = tuple(tuple(message.items()) for message in messages)
+        long = sum(len(text) for message in messages for text in message.values()) > _LONGEST_KEPT
+        return (fill_once.__wrapped__ if long else fill_once)(fields, add_generation_prompt)
 
     return fill
 

@@ -151,7 +151,8 @@ class Turns:
         *_, sign = unused_signs(conversation)
         fill = self.by_message(sign)
         *written, behind = fill(messages, False).split(sign)
-        prompt_behind = fill(messages[:1], True).rpartition(sign)[2]
+        prompted = next(index for index, message in enumerate(conversation) if index and message.role == "assistant")
+        prompt_behind = fill(messages[:prompted], True).rpartition(sign)[2]
         first = len(messages) + 1 - len(written)  # messages that are written before the loop: a system message, or none
         if first not in (0, 1) or "".join(written) + (prompt_behind if add_generation_prompt else behind) != text:
             return rendered

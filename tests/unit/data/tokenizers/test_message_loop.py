@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import date
 
 import jinja2
@@ -10,11 +11,11 @@ import pytest
 from jinja2.ext import loopcontrols
 from tiny_tokenizers import LLAMA_3, QWEN
 
-from medsft.core.data.sources.conversation import Conversation, Message
-from medsft.core.data.tokenizers import chat_template
+from medsft.core.data.sources.conversation import Conversation, Message, question_and_answer
+from medsft.core.data.tokenizers import chat_template, sandbox
 from medsft.core.data.tokenizers.message_loop import message_loop
 from medsft.core.data.tokenizers.template import builtin_template
-from medsft.core.data.tokenizers.turns import Turns
+from medsft.core.data.tokenizers.turns import Fill, Messages, Turns
 from medsft.errors import DataError
 
 BODY = "{{ '<' + m.role + '>' + m.content + '</s>' }}"
@@ -94,6 +95,39 @@ def test_what_one_rendering_tells_is_what_many_tell(name: str) -> None:
             assert said(fast, conversation, prompt, only_last) == said(slow, conversation, prompt, only_last)
             if name in ONE_BY_ONE and conversation[0].role == "user" and all(m.role != "tool" for m in conversation):
                 assert rendered <= 3, "one for the text, and for one answer two"
+
+
+def test_only_texts_that_many_renderings_have_are_rendered() -> None:
+    source = ONE_BY_ONE["plain"]
+    clock, named = chat_template._Clock(date(2026, 1, 2)), {"bos_token": "<s>", "eos_token": "</s>"}
+    turns = Turns(fill=chat_template._compiled(source, named, clock))
+    by_message = chat_template._by_message(source, named, clock)
+    assert by_message is not None
+
+    def refusing(sign: str) -> Fill:
+        def fill(messages: Messages, prompt: bool) -> str:
+            if [message["role"] for message in messages] == ["system"]:
+                raise DataError("no user")
+            return by_message(sign)(messages, prompt)
+
+        return fill
+
+    turn = question_and_answer("q", "a")
+    for conversation in ((Message("system", "s"), *turn, *turn), (turn[1], *turn)):
+        assert said(replace(turns, by_message=refusing), conversation, False, False) == said(turns, conversation, False, False)
+
+
+def test_long_texts_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[int] = []
+
+    def compiled(*_: object, **__: object) -> Fill:
+        return lambda messages, prompt: rendered.append(len(messages[0]["content"])) or "text"
+
+    monkeypatch.setattr(sandbox, "compile_template", compiled)
+    fill = chat_template._compiled("", {}, chat_template._Clock(date(2026, 1, 2)))
+    for length in (2**15, 2**15, 2**17, 2**17):
+        assert fill([{"role": "user", "content": "x" * length}], False) == "text"
+    assert rendered == [2**15, 2**17, 2**17]
 
 
 def said(turns: Turns, conversation: Conversation, prompt: bool, only_last: bool) -> object:
