@@ -31,7 +31,7 @@ from medsft.core.files import write_atomically
 from medsft.core.planning.folders import free_bytes
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.planner import make_plan, replan
-from medsft.core.planning.schedule import num_saves
+from medsft.core.planning.schedule import most_kept, num_saves
 from medsft.core.planning.selection import Split, open_splits, order_of
 from medsft.core.run.events import Event, EventReader
 from medsft.core.run.launch import start
@@ -324,7 +324,7 @@ def _measure(plan: RunPlan, small: RunPlan, log: _Log, resumes: Sequence[Resumed
     # The last checkpoint is waited for; then the export starts a process, reads it and writes the model.
     ending = save_seconds + start_seconds + save_seconds
     checkpoint = int(saved.data["bytes"])
-    kept = min(saves, config.keep_last + 1) if config.keep_last else saves
+    kept = most_kept(config, count, eval_interval=plan.eval_interval if plan.val else None, ends=plan.epoch_ends)
     exported = plan.estimates.disk_needed - kept * plan.estimates.checkpoint_bytes
     return Rehearsal(
         identity=plan.identity,

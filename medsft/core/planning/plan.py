@@ -24,7 +24,7 @@ from medsft.core.planning.adapter import AdapterPlan
 from medsft.core.planning.alternatives import Alternative, adapter_of
 from medsft.core.planning.layout import Layout, padded_model
 from medsft.core.planning.memory import MemoryEstimate
-from medsft.core.planning.schedule import epoch_ends, num_saves, plan_eval_interval
+from medsft.core.planning.schedule import epoch_ends, keeps_best, num_saves, plan_eval_interval
 from medsft.errors import MismatchError
 
 FORMAT = 1
@@ -189,7 +189,7 @@ class RunPlan:
     @property
     def keeps_best(self) -> bool:
         """Whether the run keeps the checkpoint with the lowest validation loss."""
-        return self.val is not None and self.config.keep_best != "none" and self.config.rules.keeps_best
+        return keeps_best(self.config, validates=self.val is not None)
 
     @property
     def num_validations(self) -> int:

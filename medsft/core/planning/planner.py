@@ -28,7 +28,14 @@ from medsft.core.planning.layout import bubble_share, padded_model
 from medsft.core.planning.places import find_base_again, find_sets_again, moved_to
 from medsft.core.planning.plan import BasePlan, Estimates, RunPlan, absolute
 from medsft.core.planning.row_concerns import row_concerns
-from medsft.core.planning.schedule import num_saves, plan_eval_interval, plan_global_batch, plan_iterations
+from medsft.core.planning.schedule import (
+    epoch_ends,
+    keeps_best,
+    most_kept,
+    plan_eval_interval,
+    plan_global_batch,
+    plan_iterations,
+)
 from medsft.core.planning.sets import PlannedSet, training_set, training_set_or_guess, validation_set, validation_set_or_guess
 from medsft.core.settings import CheckpointEntry, Settings, check_with_settings
 from medsft.core.units import byte_size
@@ -193,7 +200,7 @@ def _decide(found: _Found) -> RunPlan:
         nproc_per_node=choice.nproc_per_node,
         micro_batch=choice.micro_batch,
         num_micro_batches=choice.num_micro_batches,
-        estimates=_estimates(found, base, choice, precision=precision, num_iterations=iterations),
+        estimates=_estimates(found, base, choice, precision=precision, amount=amount),
         warnings=(),
     )
     derived_otherwise = _amount_concerns(plan) if amount == derived else _kept(existing, plan)
@@ -267,16 +274,19 @@ def _layout_inputs(found: _Found, base: BasePlan, precision: str, amount: _Amoun
     )
 
 
-def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision: str, num_iterations: int) -> Estimates:
+def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision: str, amount: _Amount) -> Estimates:
     config, devices = found.config, found.devices
     model = padded_model(base.model, tp=choice.layout.tp, vocab_multiple=config.rules.vocab_multiple)
     rows = len(base.added_tokens)
     adapter = adapter_of(config, precision=precision, rows=rows)
     work = workload(config, devices, choice.stream_tokens, choice.num_micro_batches, precision=precision)
     checkpoint = checkpoint_bytes(model, adapter)
-    saves = num_saves(num_iterations, config.save_interval)
-    kept = min(saves, config.keep_last + 1 if config.keep_last else saves)
-    kept += found.val is not None and config.keep_best != "none" and config.rules.keeps_best
+    interval = None if found.val is None else amount.eval_interval
+    ends = epoch_ends(found.train.stats.documents, amount.global_batch, amount.iterations)
+    kept = most_kept(config, amount.iterations, eval_interval=interval, ends=ends)
+    exported = export_bytes(model, adapter, export=config.export, precision=precision)
+    if config.export_checkpoint == "both" and keeps_best(config, validates=found.val is not None):
+        exported *= 2
     return Estimates(
         memory=choice.memory,
         device_kind=devices.kind,
@@ -284,7 +294,7 @@ def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision
         device_memory=devices.memory_per_rank(choice.nproc_per_node),
         stream_tokens=choice.stream_tokens,
         checkpoint_bytes=checkpoint,
-        disk_needed=kept * checkpoint + export_bytes(model, adapter, export=config.export, precision=precision),
+        disk_needed=kept * checkpoint + exported,
         alternatives=alternatives(config, model, choice.layout, work, precision=precision, rows=rows),
     )
 

@@ -52,6 +52,35 @@ def num_saves(num_iterations: int, save_interval: int) -> int:
     return -(-num_iterations // save_interval)
 
 
+def keeps_best(config: RunConfig, *, validates: bool) -> bool:
+    """Whether a run keeps the checkpoint with the lowest validation loss; `validates`: it has a validation set."""
+    return validates and config.keep_best != "none" and config.rules.keeps_best
+
+
+def most_saves(config: RunConfig, num_iterations: int, *, eval_interval: int | None, ends: frozenset[int]) -> int:
+    """Return how many checkpoints a run saves if each validation is better than those before, and is saved too.
+
+    `eval_interval` is None without a validation set; `ends` are its `epoch_ends`.
+    """
+    saves, interval = num_saves(num_iterations, config.save_interval), config.save_interval
+    if eval_interval is None or not keeps_best(config, validates=True):
+        return saves
+    both = math.lcm(interval, eval_interval)
+    more = (num_iterations - 1) // eval_interval - (num_iterations - 1) // both
+    between = ends - {num_iterations} if config.rules.validates_epochs else frozenset()
+    return saves + more + sum(end % interval != 0 and end % eval_interval != 0 for end in between)
+
+
+def most_kept(config: RunConfig, num_iterations: int, *, eval_interval: int | None, ends: frozenset[int]) -> int:
+    """Return how many checkpoints are on the disk at once, at most: the latest, the one that is written, and the best.
+
+    The arguments are those of `most_saves`.
+    """
+    saves = most_saves(config, num_iterations, eval_interval=eval_interval, ends=ends)
+    best = keeps_best(config, validates=eval_interval is not None)
+    return min(saves, config.keep_last + 1 + best) if config.keep_last else saves
+
+
 def epoch_ends(documents: int, global_batch: int, num_iterations: int) -> frozenset[int]:
     """Return the iterations, counted from 1, after which another whole pass over the documents is done; none of very many."""
     passes = num_iterations * global_batch // documents

@@ -173,6 +173,8 @@ def test_what_a_plan_says_of_an_adapter(project) -> None:
     less = exported["both"].estimates.disk_needed - exported["merged"].estimates.disk_needed
     assert less == sizes["both"] - sizes["merged"]
     assert sizes["both"] == sizes["merged"] + sizes["adapter"]
+    two = make_plan(replace(config, adapter="lora", export_checkpoint="both"), settings)
+    assert two.estimates.disk_needed == exported["both"].estimates.disk_needed + sizes["both"]
     assert sizes["adapter"] == 4 * trained
     again = RunPlan.from_json(json.loads(lora.to_json()))
     assert again == lora

@@ -11,6 +11,8 @@ from medsft.core.config.run_config import RunConfig
 from medsft.core.planning.schedule import (
     epoch_ends,
     learning_rate,
+    most_kept,
+    most_saves,
     plan_eval_interval,
     plan_global_batch,
     plan_iterations,
@@ -123,3 +125,23 @@ def test_the_original_counts_from_zero():
 def test_no_warm_up():
     assert learning_rate(replace(CONFIG, warmup_fraction=0.0), 1, 100) < CONFIG.lr
     assert learning_rate(replace(COMPAT, warmup_fraction=0.0), 1, 100) == CONFIG.lr
+
+
+@pytest.mark.parametrize(
+    ("changes", "iterations", "eval_interval", "ends", "saves", "kept"),
+    [
+        ({"save_interval": 800}, 100, None, {50, 100}, 1, 1),
+        ({"save_interval": 800, "keep_best": "none"}, 100, 20, {50, 100}, 1, 1),
+        ({"save_interval": 800}, 100, 20, {50, 100}, 6, 4),  # 20, 40, 50, 60, 80, 100
+        ({"save_interval": 800}, 100, 100, {100}, 1, 1),
+        ({"save_interval": 800, "keep_last": 0}, 100, 20, {50, 100}, 6, 6),
+        ({"save_interval": 30, "keep_last": 1}, 100, 20, {50, 100}, 8, 3),  # 60 is both
+        ({"save_interval": 800, "compat": "megatron-llm"}, 100, 20, {50, 100}, 1, 1),
+        ({"save_interval": 10}, 10**12, 15, {7}, 10**11 + (10**12 - 1) // 15 - (10**12 - 1) // 30 + 1, 4),
+    ],
+)
+def test_checkpoints_where_each_validation_is_better(changes, iterations, eval_interval, ends, saves, kept):
+    config = replace(CONFIG, **changes)
+    facts = {"eval_interval": eval_interval, "ends": frozenset(ends)}
+    assert most_saves(config, iterations, **facts) == saves
+    assert most_kept(config, iterations, **facts) == kept
