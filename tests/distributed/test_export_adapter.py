@@ -120,9 +120,11 @@ def test_forms_damage_and_cards(tmp_path):
     record = read_export(folder)
     assert {"adapter/adapter_model.safetensors", "adapter/README.md", "adapter/tokenizer.json"} <= record["files"].keys()
     assert record["rounding"]["tokens"] > 8
+    rows = next(iter(read_adapter(folder / "adapter").rows.values()))
     card = (folder / "adapter" / "README.md").read_text()
     assert f'base_model: "{tmp_path / "base"}"' in card
     assert "base_model_relation: adapter" in card
+    assert all(f"with the rows of {len(rows)} new" in text for text in (card, (folder / "README.md").read_text()))
     assert "resize_token_embeddings(86)" in card
     assert "in a logit" in (folder / "README.md").read_text() or "a logit differs" in (folder / "README.md").read_text()
     described = folder / "adapter" / "adapter_config.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from medsft.core.config.lora import FLAGS, FULL, TARGET_GROUPS, TARGETS, kind_of
@@ -32,15 +33,21 @@ def targets_text(targets: tuple[str, ...]) -> str:
     return f"the linear layers of {'the feed-forward part' if group == 'mlp' else group}" if group else ", ".join(targets)
 
 
-def trained_text(plan: RunPlan) -> str:
-    """Return how many parameters are trained, and which part of the model that is."""
+def trained_text(plan: RunPlan, rows: int | None = None) -> str:
+    """Return how many parameters are trained, and which part of the model that is.
+
+    `rows` is the number of rows of tokens that the training has found to be new, or never trained before; None: those of the
+    plan, which knows the new ones.
+    """
     model = plan.base.model
     total = model.num_parameters()
     if plan.adapter is None:
         return f"all {short_count(total)} parameters"
-    trained = plan.adapter.trained(model)
-    rows = f", with the rows of {counted(plan.adapter.rows, 'new token')}" if plan.adapter.rows else ""
-    return f"{short_count(trained)} parameters, {trained / total:.2%} of the model's {short_count(total)}{rows}"
+    adapter = plan.adapter if rows is None else replace(plan.adapter, rows=rows)
+    trained = adapter.trained(model)
+    kind = "new token" if adapter.rows == plan.adapter.rows else "new or untrained token"
+    also = f", with the rows of {counted(adapter.rows, kind)}" if adapter.rows else ""
+    return f"{short_count(trained)} parameters, {trained / total:.2%} of the model's {short_count(total)}{also}"
 
 
 def kind_bars(plan: RunPlan) -> list[tuple[Alternative, str, str]]:

@@ -223,6 +223,10 @@ def test_the_card_and_the_monitor_name_the_adapter(project, tmp_path: Path) -> N
     card = model_card(lora, RunView(), 0)
     assert f"| Adapter | {adapter_text(lora.adapter)} |" in card
     assert f"| Trained | {trained_text(lora)} |" in card
+    assert trained_text(lora, lora.adapter.rows) == trained_text(lora)
+    more = lora.adapter.rows + 2
+    assert f"with the rows of {more} new or untrained tokens |" in model_card(lora, RunView(), 0, trained_rows=more)
+    assert "with the rows" not in trained_text(lora, 0)
     assert "| Learning rate | 0.0002 to 2e-05, cosine" in card
     assert "Adapter" not in model_card(full, RunView(), 0)
     for plan, label in ((lora, "LoRA of rank 16, "), (full, "")):

@@ -43,7 +43,7 @@ An adapter of `{config.checkpoint}` ({config.size:g}B parameters), trained on `{
 |---|---|
 | Base model | `{path}`, fingerprint `{plan.base.fingerprint}` |
 | Adapter | {adapter_text(plan.adapter)} |
-| Trained | {trained_text(plan)} |
+| Trained | {trained_text(plan, trained.trained_rows)} |
 | Iterations | {view.iteration:,} of {plan.num_iterations:,} |
 
 ## Use

@@ -108,8 +108,9 @@ def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path, form: str
     whole, iteration = run.view(), made_from["iteration"]
     view = whole.at(iteration)
     notes, rounding = list[str](), None
-    card = model_card(plan, whole, iteration, writes_date=bool(opened.template.date))
     adapter = made_from.get("adapter")
+    rows = None if adapter is None else len(adapter["trained rows"])
+    card = model_card(plan, whole, iteration, writes_date=bool(opened.template.date), trained_rows=rows)
     if adapter is None:
         _write_model(plan, ResizedSource(open_dcp(checkpoint), plan.base.model.vocab_size), opened, folder)
     else:

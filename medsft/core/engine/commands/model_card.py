@@ -21,10 +21,12 @@ def _figures(value: Callable[[str], float | None]) -> str:
     return "loss {:.4f}, perplexity {:.3f}, token accuracy {:.1%}".format(*figures)
 
 
-def model_card(plan: RunPlan, run: RunView, iteration: int, *, writes_date: bool = False) -> str:
+def model_card(
+    plan: RunPlan, run: RunView, iteration: int, *, writes_date: bool = False, trained_rows: int | None = None
+) -> str:
     """Return the Markdown text, with the front matter that model hubs read, for a checkpoint of `run`.
 
-    `writes_date`: the chat template does.
+    `writes_date`: the chat template does. `trained_rows`: as `trained_text` takes them, of a run with an adapter.
     """
     view = run.at(iteration)
     config = plan.config
@@ -40,7 +42,7 @@ def model_card(plan: RunPlan, run: RunView, iteration: int, *, writes_date: bool
         ("Longest document", f"{plan.train.longest:,} tokens"),
         ("Weight of question and system tokens in the loss", f"{config.loss_mask:g}"),
         ("Precision", f"{plan.precision}, master weights and optimizer in fp32"),
-        *_adapter(plan),
+        *_adapter(plan, trained_rows),
     ]
     if view.last_eval("loss") is not None:
         when = "" if view.eval_steps[-1] == view.iteration else f" after iteration {view.eval_steps[-1]:,}"
@@ -95,11 +97,11 @@ def _training_set(plan: RunPlan) -> str:
     return f"{plan.train.documents:,} documents, {plan.train.tokens:,} tokens{each}, `{plan.train.fingerprint[:32]}`"
 
 
-def _adapter(plan: RunPlan) -> list[tuple[str, str]]:
+def _adapter(plan: RunPlan, rows: int | None) -> list[tuple[str, str]]:
     """Return what the adapter was, where one was trained, and what was trained of the model."""
     if plan.adapter is None:
         return []
-    return [("Adapter", adapter_text(plan.adapter)), ("Trained", trained_text(plan))]
+    return [("Adapter", adapter_text(plan.adapter)), ("Trained", trained_text(plan, rows))]
 
 
 def _held_out(plan: RunPlan) -> list[tuple[str, str]]:

@@ -35,6 +35,11 @@ class TrainedAdapter:
     base_precision: str
     """Format of the matrices of the base's layers while the adapter was trained."""
 
+    @property
+    def trained_rows(self) -> int:
+        """Return how many tokens have rows of the adapter."""
+        return len(next(iter(self.adapter.rows.values()), ()))
+
 
 def adapter_record(checkpoint: Path) -> Mapping[str, Any] | None:
     """Return what the manifest of a checkpoint says of an adapter in it; None where it holds a whole model."""
