@@ -28,7 +28,7 @@ def made(tmp_path_factory):
 def plan_at(made, runs, layout, **changes):
     config, settings = made
     pp, dp, tp = layout
-    where = {"save_checkpoint_dir": runs, "save_interval": 3, "keep_last": 0}
+    where = {"save_checkpoint_dir": runs, "save_interval": 3, "keep_last": 0, "keep_best": "none"}
     return tiny.plan_of(config, settings, pp=pp, tp=tp, nproc_per_node=pp * dp * tp, **where, **changes)
 
 
