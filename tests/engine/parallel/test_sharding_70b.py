@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.distributed as dist
+from adapters_table import LLAMA_2_70B
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -25,20 +26,7 @@ from medsft.core.planning.trainable import trainable_names
 
 LAYOUT = Layout(pp=8, dp=1, tp=8)
 TOKENS = 64
-LLAMA_2_70B = from_hf_config(
-    {
-        "model_type": "llama",
-        "vocab_size": 32000,
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 4096,
-    },
-    where="config.json",
-)
+MODEL = from_hf_config(LLAMA_2_70B, where="config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +48,7 @@ def build(rank: int) -> Built:
     try:
         devices = init_device_mesh("cpu", (LAYOUT.pp, LAYOUT.dp, LAYOUT.tp), mesh_dim_names=("pp", "dp", "tp"))
         mesh = Mesh(LAYOUT, torch.device("meta"), rank, *LAYOUT.coordinates(rank), devices, None)
-        decoder = build_stage(LLAMA_2_70B, mesh, compute_dtype=torch.bfloat16, trainable=trainable_names(LLAMA_2_70B))
+        decoder = build_stage(MODEL, mesh, compute_dtype=torch.bfloat16, trainable=trainable_names(MODEL))
         takes, gives = flow(decoder, mesh) if mesh.tp_rank == 0 else ((), ())
         parameters = dict(decoder.named_parameters())
         return Built(
@@ -81,7 +69,7 @@ def flow(decoder: Decoder, mesh: Mesh) -> tuple[tuple[int, ...], tuple[int, ...]
     if mesh.is_first_stage:
         inputs = torch.empty(TOKENS, dtype=torch.int64, device="meta")
     else:
-        inputs = torch.empty(TOKENS // LAYOUT.tp, LLAMA_2_70B.hidden_size, device="meta")
+        inputs = torch.empty(TOKENS // LAYOUT.tp, MODEL.hidden_size, device="meta")
     # Decoder's own forward: a stage of a pipeline looks its micro-batches up first.
     outputs = Decoder.forward(decoder, inputs, PackedSequences.of([TOKENS - 10, 10], "meta"))
     return tuple(inputs.shape), tuple(outputs.shape)
@@ -103,7 +91,7 @@ def test_every_parameter_is_owned_exactly_once(ranks: list[Built]) -> None:
     for rank in ranks:
         for name in rank.ranges:
             owners[name].append(rank)
-    shapes = dict(LLAMA_2_70B.parameter_shapes())
+    shapes = dict(MODEL.parameter_shapes())
     assert owners.keys() == shapes.keys()
     for name, shape in shapes.items():
         holders = owners[name]
@@ -131,10 +119,10 @@ def assert_partition(parts: list[tuple[tuple[int, ...], tuple[int, ...]]], shape
 
 
 def test_heads_are_split_whole(ranks: list[Built]) -> None:
-    head = LLAMA_2_70B.head_dim
+    head = MODEL.head_dim
     for rank in ranks:
-        layer = next(iter(stage_layers(LLAMA_2_70B, LAYOUT.pp)[rank.pp_rank]))
-        for letter, heads in (("q", LLAMA_2_70B.num_heads), ("k", LLAMA_2_70B.num_kv_heads), ("v", LLAMA_2_70B.num_kv_heads)):
+        layer = next(iter(stage_layers(MODEL, LAYOUT.pp)[rank.pp_rank]))
+        for letter, heads in (("q", MODEL.num_heads), ("k", MODEL.num_kv_heads), ("v", MODEL.num_kv_heads)):
             (start, _), (rows, _) = rank.ranges[f"model.layers.{layer}.self_attn.{letter}_proj.weight"]
             assert (start, rows) == (rank.tp_rank * heads // LAYOUT.tp * head, heads // LAYOUT.tp * head)
 
@@ -143,6 +131,6 @@ def test_shapes_agree_at_each_stage_boundary(ranks: list[Built]) -> None:
     stages = [rank for rank in ranks if rank.tp_rank == 0]
     assert len(stages) == LAYOUT.pp
     for before, after in pairwise(stages):
-        assert before.gives == after.takes == (TOKENS // LAYOUT.tp, LLAMA_2_70B.hidden_size)
+        assert before.gives == after.takes == (TOKENS // LAYOUT.tp, MODEL.hidden_size)
     assert stages[0].takes == (TOKENS,)
-    assert stages[-1].gives == (TOKENS, LLAMA_2_70B.hidden_size)
+    assert stages[-1].gives == (TOKENS, MODEL.hidden_size)
