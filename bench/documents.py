@@ -39,7 +39,8 @@ def write(path: Path, count: int, *, seed: int = 0) -> Path:
     """Write rows as JSONL, unless the file is there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows(count, seed=seed)), encoding="utf-8")
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows(count, seed=seed))
     return path
 
 
