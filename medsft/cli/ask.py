@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medsft.cli import console
-from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Json, Plain, RunsFolder, find_run
+from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Iteration, Json, ModelPrecision, Plain, RunsFolder, find_run
 from medsft.errors import ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
     from medsft.core.evaluation.chat import Chat, Sampling
     from medsft.core.evaluation.model import ModelSource
+    from medsft.core.evaluation.requests import Precision
 
 _ENDS = ("/quit", "/exit")
 _ANEW = "/new"
@@ -45,12 +46,8 @@ def ask(
         float, typer.Option("--top_p", min=0.01, max=1.0, metavar="P", help="Draw from the most likely tokens of this share.")
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of what is drawn.")] = 1,
-    precision: Annotated[
-        str | None, typer.Option("--precision", metavar="CHOICE", help="fp32 | bf16; the faster one here when not given.")
-    ] = None,
-    iteration: Annotated[
-        int | None, typer.Option("--iteration", metavar="N", min=1, help="Ask this checkpoint of the run.")
-    ] = None,
+    precision: ModelPrecision = "auto",
+    iteration: Iteration = None,
     save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER,
     plain: Plain = False,
     json: Json = False,
@@ -59,9 +56,11 @@ def ask(
 
     Prompts are written with the template that the run was trained with. What is said is stored nowhere but in --out.
     """
-    _check(question, questions, out, beside, precision, json=json)
+    _check(question, questions, out, beside, json=json)
     from medsft.core.evaluation.chat import Sampling
     from medsft.core.evaluation.model import find_base_of, find_model
+
+    chosen = None if precision == "auto" else precision
 
     path = _path_of(model, save_checkpoint_dir)
     models = [find_model(path, iteration=iteration), *([find_base_of(path)] if beside else [])]
@@ -69,21 +68,17 @@ def ask(
         console.note(line)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     if questions is not None and out is not None:
-        _answer_file(models, questions, out, sampling, system, precision, plain=plain)
+        _answer_file(models, questions, out, sampling, system, chosen, plain=plain)
     else:
-        _talk(models, question, sampling, system, precision, plain=plain, json=json)
+        _talk(models, question, sampling, system, chosen, plain=plain, json=json)
 
 
-def _check(
-    question: str | None, questions: Path | None, out: Path | None, beside: str | None, precision: str | None, *, json: bool
-) -> None:
+def _check(question: str | None, questions: Path | None, out: Path | None, beside: str | None, *, json: bool) -> None:
     from medsft.core.disk import refusal
 
     problems = []
     if beside not in (None, "base"):
         problems.append(Problem("--with", f"knows base, not {beside}"))
-    if precision not in (None, "fp32", "bf16"):
-        problems.append(Problem("--precision", f"is fp32 or bf16, not {precision}"))
     if (questions is None) != (out is None):
         problems.append(Problem("--in" if out is None else "--out", "--in and --out go together"))
     if question is not None and questions is not None:
@@ -110,7 +105,7 @@ def _answer_file(
     out: Path,
     sampling: Sampling,
     system: str,
-    precision: Any,
+    precision: Precision | None,
     *,
     plain: bool,
 ) -> None:
@@ -145,7 +140,7 @@ def _talk(
     question: str | None,
     sampling: Sampling,
     system: str,
-    precision: Any,
+    precision: Precision | None,
     *,
     plain: bool,
     json: bool,

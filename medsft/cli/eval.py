@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from medsft.cli import console
-from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Json, Plain, RunsFolder, find_run
+from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Iteration, Json, ModelPrecision, Plain, RunsFolder, find_run
 
 if TYPE_CHECKING:
     from medsft.core.evaluation.benchmark import Task
@@ -65,12 +65,8 @@ def eval(
     max_new_tokens: Annotated[
         int, typer.Option("--max_new_tokens", metavar="N", min=1, help="Longest written answer, in tokens.")
     ] = 256,
-    precision: Annotated[
-        Literal["auto", "bf16", "fp32"], typer.Option("--precision", help="Number format; auto: bf16 where that is faster.")
-    ] = "auto",
-    iteration: Annotated[
-        int | None, typer.Option("--iteration", metavar="N", min=1, help="Saved iteration of a run; its model when not given.")
-    ] = None,
+    precision: ModelPrecision = "auto",
+    iteration: Iteration = None,
     save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER,
     plain: Plain = False,
     json: Json = False,

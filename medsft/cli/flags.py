@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -39,6 +39,12 @@ SettingsFile = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for programs.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Each event as one line of JSON on standard output, for programs.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines of text instead of a live display.")]
+ModelPrecision = Annotated[
+    Literal["auto", "bf16", "fp32"], typer.Option("--precision", help="Number format; auto: bf16 where that is faster.")
+]
+Iteration = Annotated[
+    int | None, typer.Option("--iteration", metavar="N", min=1, help="Saved iteration of a run; its model when not given.")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run, or its name below --save_checkpoint_dir.")]
 RunsFolder = Annotated[Path, typer.Option("--save_checkpoint_dir", metavar="PATH", help="Folder of the run folders.")]

@@ -79,11 +79,13 @@ def test_which_checkpoint_becomes_the_finished_model(tmp_path, asked):
     best, folder = best_checkpoint(run, plan), Path(plan.export_dir)
     last = folder.with_name(f"{folder.name}-last")
     expected = {"best": {folder: best}, "last": {folder: 12}, "both": {folder: best, last: 12}}
-    assert finished_models(run, plan, 12) == expected[asked]
+    assert finished_models(run, plan, 12).folders == expected[asked]
     assert find_model(run.path).iteration == expected[asked][folder], "it is asked as it is exported"
     damaged = run.checkpoint_path(best or 0) / "config.json"
     damaged.write_bytes(damaged.read_bytes() + b" ")
-    assert finished_models(run, plan, 12) == {folder: 12}
+    without = finished_models(run, plan, 12)
+    assert without.folders == {folder: 12}
+    assert without.damaged_best == (None if asked == "last" else best)
 
 
 def test_a_run_exports_its_best_checkpoint_and_says_so(tmp_path):

@@ -146,7 +146,7 @@ def _of_run(path: Path, iteration: int | None) -> ModelSource:
     if iteration is None and (exported / "config.json").is_file() and _is_model_of(plan, exported):
         return _prompted_as(plan, name=path.name, weights=exported, iteration=None, notes=())
     if iteration is None and (end := end_of_training(RunDir(path), plan)) is not None:
-        iteration = finished_models(RunDir(path), plan, end)[exported]  # as its adapter was exported, without a model
+        iteration = finished_models(RunDir(path), plan, end).folders[exported]  # as its adapter was exported, without a model
     base = inspect_base(path, iteration)
     note = f"{path.name}: the checkpoint of iteration {base.iteration:,} of {plan.num_iterations:,} answers."
     return _prompted_as(plan, name=path.name, weights=path, iteration=base.iteration, notes=(*base.warnings, note))

@@ -90,18 +90,30 @@ def _identity(folder: Path) -> str | None:
         return None
 
 
-def finished_models(run: RunDir, plan: RunPlan, end: int) -> dict[Path, int]:
-    """Return the folder of each model of a run that was trained up to iteration `end`, with the iteration of its checkpoint.
+@dataclass(frozen=True, slots=True)
+class FinishedModels:
+    """The models that a run leaves behind."""
 
-    The first is at `plan.export_dir`: the best checkpoint where one is kept and not damaged, unless `--export_checkpoint` asks
-    for the last. Reads all files of the best one.
+    folders: dict[Path, int]
+    """The folder of each, with the iteration of its checkpoint. The first is at `RunPlan.export_dir`."""
+    damaged_best: int | None = None
+    """The iteration of the best checkpoint, where it is damaged and the last one takes its place."""
+
+
+def finished_models(run: RunDir, plan: RunPlan, end: int) -> FinishedModels:
+    """Return the models of a run that was trained up to iteration `end`.
+
+    The first is that of the best checkpoint where one is kept and not damaged, unless `--export_checkpoint` asks for the last.
+    Reads all files of the best one.
     """
     folder, asked = Path(plan.export_dir), plan.config.export_checkpoint
     best = best_checkpoint(run, plan) if asked != "last" else None
-    if best is None or best == end or damage(run.checkpoint_path(best)) is not None:
-        return {folder: end}
+    if best is None or best == end:
+        return FinishedModels({folder: end})
+    if damage(run.checkpoint_path(best)) is not None:
+        return FinishedModels({folder: end}, damaged_best=best)
     last = {folder.with_name(f"{folder.name}{LAST_SUFFIX}"): end} if asked == "both" else {}
-    return {folder: best, **last}
+    return FinishedModels({folder: best, **last})
 
 
 def finish(run: RunDir, plan: RunPlan, end: int) -> None:
@@ -113,15 +125,14 @@ def finish(run: RunDir, plan: RunPlan, end: int) -> None:
     models = finished_models(run, plan, end)
     events = EventWriter(run.events_path)
     try:
-        best = best_checkpoint(run, plan)
-        if best not in (None, *models.values()) and plan.config.export_checkpoint != "last":
-            message = f"The best checkpoint, {run.checkpoint_path(best or 0).name}, is damaged: the last one is exported."
-            events.write("warning", message=message)
-        for folder, iteration in models.items():
+        if models.damaged_best is not None:
+            name = run.checkpoint_path(models.damaged_best).name
+            events.write("warning", message=f"The best checkpoint, {name}, is damaged: the last one is exported.")
+        for folder, iteration in models.folders.items():
             if not _export(run, plan, folder, iteration, events):
                 events.write("stopped", iteration=end)
                 return
-        exported = models[Path(plan.export_dir)]
+        exported = models.folders[Path(plan.export_dir)]
         more = {"exported_iteration": exported} if exported != end else {}
         events.write("finished", iteration=end, export=plan.export_dir, **more)
     finally:

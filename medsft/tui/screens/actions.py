@@ -43,7 +43,7 @@ def export(run: RunDir) -> str:
     if end is None:
         to = to.with_name(f"{to.name}-iter{iteration:07d}")
     else:
-        iteration = finished_models(run, plan, end)[to]
+        iteration = finished_models(run, plan, end).folders[to]
     if is_taken(to):
         return f"The model of iteration {iteration:,} is there already: {to}"
     start_export(run, to, iteration)

@@ -105,7 +105,7 @@ def test_the_answers_to_a_file_go_to_a_new_file(tmp_path: Path, monkeypatch: pyt
         (("model", "q", "--with", "base"), 2, "does not say which base model"),
         (("model", "--in", "q.jsonl"), 2, "go together"),
         (("model", "q", "--in", "q.jsonl", "--out", "a.jsonl"), 2, "leave out the one"),
-        (("model", "q", "--precision", "fp8"), 2, "fp32 or bf16"),
+        (("model", "q", "--precision", "fp8"), 2, "fp8"),
         (("model", "--in", "none.jsonl", "--out", "a.jsonl"), 3, "none.jsonl"),
         (("nowhere", "q"), 2, "no run `nowhere`"),
         (("model/tokenizer.json", "q"), 4, "a folder or a .gguf file"),

@@ -61,7 +61,7 @@ def export_run(run: RunDir, to: Path, *, iteration: int | None = None, form: str
     check_request(run, to, iteration, form)
     number, passed_over = (iteration, []) if iteration is not None else find_good(run)
     if iteration is None and number is not None and number == end_of_training(run, plan):
-        number = finished_models(run, plan, number)[Path(plan.export_dir)]
+        number = finished_models(run, plan, number).folders[Path(plan.export_dir)]
     if number is None:
         raise MismatchError("\n".join([f"{run.path}: no checkpoint to export.", *passed_over]), hint=checkpoints_there(run))
     checkpoint = run.checkpoint_path(number)
