@@ -183,6 +183,7 @@ def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Pa
         pp=plan.layout.pp,
         nproc_per_node=plan.nproc_per_node,
         micro_batch=plan.micro_batch,
+        recompute=plan.recompute,
     )
     return make_plan(small, settings)
 

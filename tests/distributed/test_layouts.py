@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -21,11 +22,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 CUBE = [(pp, dp, tp) for pp in (1, 2) for dp in (1, 2) for tp in (1, 2)][1:]
 
 
-def figures(config, settings, folder: Path, pp: int, dp: int, tp: int, **changes):
+def figures(config, settings, folder: Path, pp: int, dp: int, tp: int, *, reshard: bool = False, **changes):
     # A folder of its own each time: a test that is run once more must not go on with the run that was cut short.
     runs = mkdtemp(dir=folder)
     plan = tiny.plan_of(config, settings, pp=pp, tp=tp, nproc_per_node=pp * dp * tp, save_checkpoint_dir=runs, **changes)
-    events = tiny.train(plan)
+    events = tiny.train(replace(plan, reshard=reshard))
     return [
         *tiny.series(events, "step", "loss", "grad_norm", "tokens", "supervised_tokens"),
         *tiny.series(events, "eval", "loss", "accuracy", "tokens"),
@@ -94,3 +95,13 @@ def test_weight_on_questions(one_process):
 def test_recomputing_changes_nothing(one_process, recompute):
     config, settings, folder, expected = one_process("llama-untied")
     assert_same(figures(config, settings, folder, 1, 2, 1, recompute=recompute), expected)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}], ids=["untied", "tied"])
+def test_weights_that_are_gathered_for_each_pass_give_the_same_numbers(tmp_path, changes):
+    """Bit for bit, over several micro-batches: gradients are reduced once all the same."""
+    config, settings = tiny.project(tmp_path, **changes)
+    kept, gathered = (
+        figures(config, settings, tmp_path, 1, 2, 1, micro_batch=1, recompute="full", reshard=reshard) for reshard in (False, True)
+    )
+    assert gathered == kept

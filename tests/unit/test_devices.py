@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from medsft.core import devices
+from medsft.core import devices, gpus as gpus_module, host_memory
 from medsft.core.devices import find_devices
 
 ANSWER = """\
-GPU-aaaa, NVIDIA A100-SXM4-80GB, 81920, 8.0
-GPU-aabb, NVIDIA A100-SXM4-40GB, 40960, 8.0
-GPU-cccc, Tesla V100, with a comma, 16384, 7.0
+GPU-aaaa, NVIDIA A100-SXM4-80GB, 81920, 8.0, Disabled
+GPU-aabb, NVIDIA A100-SXM4-40GB, 40960, 8.0, Disabled
+GPU-cccc, Tesla V100, with a comma, 16384, 7.0, [N/A]
 """
 
 
@@ -22,6 +22,7 @@ def gpus(tmp_path: Path, monkeypatch):
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\ncat <<'END'\n{ANSWER}END\n")
     program.chmod(0o755)
+    monkeypatch.setattr(gpus_module, "_is_there_a_sign", lambda: False)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return program
@@ -52,7 +53,7 @@ def test_hidden_gpus(gpus, monkeypatch, visible):
     assert find_devices().kind == "cpu"
 
 
-@pytest.mark.parametrize("text", ["exit 9", "echo 'NVIDIA-SMI has failed'", "echo 'GPU-a, A100, [N/A], 8.0'"])
+@pytest.mark.parametrize("text", ["exit 9", "echo 'NVIDIA-SMI has failed'", "echo 'GPU-a, A100, [N/A], 8.0, Disabled'"])
 def test_a_driver_that_does_not_answer(gpus, text):
     gpus.write_text(f"#!/bin/sh\n{text}\n")
     assert find_devices().kind == "cpu"
@@ -79,11 +80,11 @@ def test_a_cpu_is_shared(gpus, monkeypatch):
 )
 def test_bf16_of_a_cpu(gpus, monkeypatch, info, bf16):
     gpus.unlink()
-    monkeypatch.setattr(devices, "_read", lambda path: info if path == "/proc/cpuinfo" else "")
+    monkeypatch.setattr(devices, "text_of", lambda path: info if path == "/proc/cpuinfo" else "")
     assert find_devices().bf16 == bf16
 
 
 def test_the_limit_of_a_container(gpus, monkeypatch):
     gpus.unlink()
-    monkeypatch.setattr(devices, "_read", lambda path: "1000000\n" if path == "/sys/fs/cgroup/memory.max" else "")
+    monkeypatch.setattr(host_memory, "text_of", lambda path: "1000000\n" if path == "/sys/fs/cgroup/memory.max" else "")
     assert find_devices().memory_bytes == 1_000_000

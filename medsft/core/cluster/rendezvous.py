@@ -28,6 +28,7 @@ from medsft.core.config.check import check
 from medsft.core.config.options import flag
 from medsft.core.config.run_config import RunConfig, to_mapping
 from medsft.core.disk import writing_to
+from medsft.core.gpus import visible_gpus
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.launch import read_launch, sole_start, spawn_supervisor, start, write_start
 from medsft.core.run.rundir import RunDir
@@ -131,7 +132,7 @@ def _wait_for_nodes(config: RunConfig, inbox: Inbox, on_status: StatusCallback) 
         missing = [rank for rank in range(1, config.nodes) if rank not in nodes]
     if objections:
         listed = "\n".join(f"    {line}" for line in objections)
-        raise MismatchError(f"The nodes differ in flags or software:\n{listed}", hint=_USE_PRINTED_LINES)
+        raise MismatchError(f"The nodes differ in flags, software or GPUs:\n{listed}", hint=_USE_PRINTED_LINES)
     if missing:
         raise LaunchError(f"{name_nodes(missing)} did not connect within {seconds:.0f} seconds.", hint=_USE_PRINTED_LINES)
     return nodes
@@ -208,7 +209,8 @@ def join_seconds() -> float:
 def _node_facts(config: RunConfig) -> dict[str, Any]:
     """Return what a node sends of itself, to be compared with node 0."""
     flags = {flag(name): value for name, value in to_mapping(config).items() if name != "rank"}
-    return {"rank": config.rank, "host": socket.gethostname(), "flags": flags, "software": _software()}
+    gpus = len(visible_gpus())
+    return {"rank": config.rank, "host": socket.gethostname(), "flags": flags, "software": _software(), "gpus": gpus}
 
 
 def _are_node_facts(data: Mapping[str, Any]) -> bool:
@@ -227,6 +229,10 @@ def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str
             for name in sorted({*ours, *others})
             if ours.get(name) != others.get(name)
         ]
+    needed = mine["flags"].get("--nproc_per_node") or mine["gpus"]
+    there = theirs.get("gpus")
+    if mine["gpus"] and isinstance(there, int) and there < needed:
+        lines.append(f"GPUs: {there} on node {theirs['rank']}, and each node needs {needed} (--nproc_per_node)")
     return lines
 
 

@@ -220,10 +220,11 @@ class RunConfig:
         elsewhere=PRECISIONS,
     )
     recompute: str = option(
-        "none",
-        "Recompute activations in the backward pass: never, feed-forward only, or whole layers",
+        "auto",
+        "Recompute activations in the backward pass: never, feed-forward only, or whole layers; auto: as the "
+        "memory of a GPU asks for it",
         "training",
-        choices=("none", "selective", "full"),
+        choices=("auto", "none", "selective", "full"),
         advanced=True,
     )
     eval_interval: int | None = option(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import islice
 
 import numpy as np
@@ -13,6 +15,7 @@ from medsft.core.models.config import ModelConfig
 from medsft.core.planning.adapter import AdapterPlan
 from medsft.core.planning.layout import (
     Layout,
+    check_gpus,
     check_layout,
     check_processes,
     padded_model,
@@ -21,6 +24,7 @@ from medsft.core.planning.layout import (
 )
 from medsft.core.planning.memory import MemoryEstimate, Workload, estimate_memory
 from medsft.core.planning.order import SampleOrder, deal_in_order, deal_to_ranks, micro_batches_per_rank
+from medsft.core.planning.recompute import KINDS, recompute_cost, relative_speed
 from medsft.errors import ConfigError, Problem
 
 _FITS = 0.9
@@ -63,8 +67,28 @@ class LayoutChoice:
     num_micro_batches: int
     stream_tokens: int
     """Tokens of the largest micro-batch."""
+    work: Workload
     memory: MemoryEstimate
     """Of the rank that needs most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What is done to need less memory."""
+
+    recompute: str
+    reshard: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """A layout, and what is done there to need less memory."""
+
+    layout: Layout
+    nproc_per_node: int
+    way: Way
+    tokens: Callable[[int], int]
+    """Those of the largest stream with this micro-batch."""
 
 
 def sample_batches(order: SampleOrder, labels: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -80,18 +104,24 @@ def sequential_batches(global_batch: int, labels: np.ndarray) -> tuple[np.ndarra
 
 
 def choose(inputs: LayoutInputs) -> LayoutChoice:
-    """Choose the layout, then the largest micro-batch that fits. Raises `ConfigError` for sizes that cannot work."""
+    """Choose the layout, then the largest micro-batch that fits, and on a GPU what is recomputed.
+
+    Raises `ConfigError` for sizes that cannot work.
+    """
     nproc = _processes(inputs)
     world = nproc * inputs.config.nodes
     tp, pp = _levels(inputs, nproc)
-    problems = check_processes(tp, pp, nproc_per_node=nproc, nodes=inputs.config.nodes)
+    problems: list[Problem] = []
+    if inputs.devices.kind == "cuda":
+        problems = check_gpus(tp, pp, nproc_per_node=nproc, nodes=inputs.config.nodes, gpus=inputs.devices.count)
+    problems = problems or check_processes(tp, pp, nproc_per_node=nproc, nodes=inputs.config.nodes)
     layout = Layout(pp=pp, dp=max(1, world // (tp * pp)), tp=tp)
     problems += check_layout(inputs.model, layout, global_batch=inputs.config.global_batch)
     if not problems and inputs.config.rules.deals_in_order:
         problems += _check_blocks(inputs.config, layout)
     if problems:
         raise ConfigError(problems)
-    return _largest_micro_batch(inputs, layout, nproc)
+    return _fastest(inputs, layout, nproc)
 
 
 def _processes(inputs: LayoutInputs) -> int:
@@ -118,7 +148,8 @@ def _levels(inputs: LayoutInputs, nproc: int) -> tuple[int, int]:
     ]
     for t, p in candidates:
         layout = Layout(pp=p, dp=world // (t * p), tp=t)
-        if _fits(inputs, _with_micro_batch(inputs, layout, nproc, inputs.config.micro_batch or 1)):
+        smallest = inputs.config.micro_batch or 1
+        if any(_fits(inputs, _with_micro_batch(inputs, option, smallest)) for option in _options(inputs, layout, nproc)):
             return t, p
     return candidates[-1] if candidates else (tp or 1, pp or 1)
 
@@ -139,20 +170,46 @@ def _check_blocks(config: RunConfig, layout: Layout) -> list[Problem]:
     return []
 
 
-def _largest_micro_batch(inputs: LayoutInputs, layout: Layout, nproc: int) -> LayoutChoice:
+def _options(inputs: LayoutInputs, layout: Layout, nproc: int) -> list[_Option]:
+    """Return the ways to need memory that a person has left open, the one that needs most first.
+
+    Only GPUs choose what to recompute. Weights are gathered for each pass only where nothing else fits: messages take time.
+    """
+    asked, on_gpu = inputs.config.recompute, inputs.devices.kind == "cuda"
+    kinds = (asked,) if asked != "auto" else KINDS if on_gpu else ("none",)
+    divides = layout.dp > 1 and layout.pp == 1 and inputs.adapter is None  # a pipeline keeps weights over its micro-batches
+    gathers = (False, True) if on_gpu and divides else (False,)
+    tokens = cache(partial(_largest_stream, inputs, layout.dp))  # dealing takes time, and does not depend on the way
+    return [_Option(layout, nproc, Way(kind, reshard), tokens) for reshard in gathers for kind in kinds]
+
+
+def _fastest(inputs: LayoutInputs, layout: Layout, nproc: int) -> LayoutChoice:
+    """Return the fastest of the ways that fit, with the largest micro-batch each; that which needs least where none fits."""
+    choices = [_largest_micro_batch(inputs, option) for option in _options(inputs, layout, nproc)]
+    fitting = [choice for choice in choices if _fits(inputs, choice)]
+    kept = [choice for choice in fitting if not choice.work.reshard]
+    return max(kept or fitting or choices[-1:], key=lambda choice: _speed(inputs, choice))
+
+
+def _speed(inputs: LayoutInputs, choice: LayoutChoice) -> float:
+    cost = recompute_cost(inputs.model, choice.work.recompute, frozen=inputs.adapter is not None)
+    return relative_speed(choice.stream_tokens, cost)
+
+
+def _largest_micro_batch(inputs: LayoutInputs, option: _Option) -> LayoutChoice:
     """Take the micro-batch that was asked for, or the largest power of two that fits and is of use.
 
     A pipeline gets at least four micro-batches a stage where the global batch has them, so that it is rarely idle.
     """
-    config = inputs.config
+    config, layout = inputs.config, option.layout
     if config.micro_batch:
-        return _with_micro_batch(inputs, layout, nproc, config.micro_batch)
+        return _with_micro_batch(inputs, option, config.micro_batch)
     share = inputs.global_batch // layout.dp
     most = min(_LARGEST_MICRO_BATCH, share // (4 * layout.pp) if layout.pp > 1 else share)
-    chosen = _with_micro_batch(inputs, layout, nproc, 1)
+    chosen = _with_micro_batch(inputs, option, 1)
     size = 2
     while size <= most and not (config.rules.deals_in_order and share % size):
-        larger = _with_micro_batch(inputs, layout, nproc, size)
+        larger = _with_micro_batch(inputs, option, size)
         if not _fits(inputs, larger) or larger.stream_tokens > _ENOUGH_TOKENS[inputs.devices.kind]:
             break
         chosen, size = larger, size * 2
@@ -163,29 +220,33 @@ def _fits(inputs: LayoutInputs, choice: LayoutChoice) -> bool:
     return choice.memory.total <= _FITS * inputs.devices.memory_per_rank(choice.nproc_per_node)
 
 
-def _with_micro_batch(inputs: LayoutInputs, layout: Layout, nproc: int, micro_batch: int) -> LayoutChoice:
-    tokens = _largest_stream(inputs, layout.dp, micro_batch)
+def _with_micro_batch(inputs: LayoutInputs, option: _Option, micro_batch: int) -> LayoutChoice:
+    layout, largest = option.layout, option.tokens(micro_batch)
     count = micro_batches_per_rank(inputs.global_batch, dp=layout.dp, micro_batch=micro_batch)
-    work = workload(inputs.config, inputs.devices, tokens, count, precision=inputs.precision)
+    work = workload(inputs.config, inputs.devices, largest, count, precision=inputs.precision, way=option.way)
     model = padded_model(inputs.model, tp=layout.tp, vocab_multiple=inputs.config.rules.vocab_multiple)
     return LayoutChoice(
         layout=layout,
-        nproc_per_node=nproc,
+        nproc_per_node=option.nproc_per_node,
         micro_batch=micro_batch,
         num_micro_batches=count,
-        stream_tokens=tokens,
+        stream_tokens=largest,
+        work=work,
         memory=estimate_memory(model, layout, work, adapter=inputs.adapter),
     )
 
 
-def workload(config: RunConfig, devices: Devices, stream_tokens: int, num_micro_batches: int, *, precision: str) -> Workload:
+def workload(
+    config: RunConfig, devices: Devices, stream_tokens: int, num_micro_batches: int, *, precision: str, way: Way
+) -> Workload:
     """Return what a rank computes with streams of so many tokens."""
     return Workload(
         stream_tokens=stream_tokens,
         num_micro_batches=num_micro_batches,
         bf16=precision == "bf16",
-        recompute=config.recompute,
+        recompute=way.recompute,
         device_kind=devices.kind,
+        reshard=way.reshard,
     )
 
 

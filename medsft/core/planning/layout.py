@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from medsft.core.models.config import ModelConfig
+from medsft.core.units import counted
 from medsft.errors import Problem
 
 
@@ -148,6 +149,29 @@ def check_processes(tp: int, pp: int, *, nproc_per_node: int, nodes: int) -> lis
                 "--tp",
                 f"{tp} does not divide the {nproc_per_node} processes of a node, and ranks of one tensor group share a node",
                 f"Nearest sizes that work: {_nearest(tp, dividing)}.",
+            )
+        ]
+    return []
+
+
+def check_gpus(tp: int, pp: int, *, nproc_per_node: int, nodes: int, gpus: int) -> list[Problem]:
+    """Return why nodes with so many `gpus` each have not enough of them: each process needs one of its own."""
+    of_a_node = counted(gpus, "GPU")
+    if nproc_per_node > gpus:
+        return [
+            Problem(
+                "--nproc_per_node",
+                f"{nproc_per_node} processes on a node, and this one has {of_a_node}, of which each process needs one",
+                f"Use at most {gpus} on each node, and more --nodes for more. Of slices of a GPU (MIG) a node can use one.",
+            )
+        ]
+    if tp * pp > nproc_per_node * nodes:
+        there = f"{nproc_per_node * nodes} (--nproc_per_node {nproc_per_node} on {counted(nodes, 'node')} with {of_a_node})"
+        return [
+            Problem(
+                "--tp" if tp > 1 else "--pp",
+                f"tp {tp} x pp {pp} needs {tp * pp} processes, and there are {there}",
+                "Use smaller --tp and --pp, which need not be those of the base model's folder, or more --nodes.",
             )
         ]
     return []

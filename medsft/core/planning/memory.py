@@ -1,17 +1,19 @@
 """How much memory a rank needs, from the model's sizes and the layout alone.
 
-The formula is kept simple enough to check by hand. The constants were fitted to measured peaks on a CPU (see
-docs/performance.md); a rehearsal measures the real thing.
+The formula is kept simple enough to check by hand. For a CPU its constants were fitted to measured peaks (docs/performance.md),
+for a GPU `gpu_memory` counts what is alive; a rehearsal measures the real thing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from medsft.core.models.config import ModelConfig
 from medsft.core.planning.adapter import AdapterPlan
+from medsft.core.planning.gpu_memory import GpuPass, activations_on_gpu, communicator_bytes, message_bytes
 from medsft.core.planning.layout import Layout, stage_layers, stage_shapes
 from medsft.core.planning.trainable import trainable_names
 
@@ -57,6 +59,8 @@ class Workload:
     bf16: bool
     recompute: str
     device_kind: str
+    reshard: bool = False
+    """Whether data-parallel ranks gather the weights of a layer for each pass, see `RunPlan.reshard`."""
 
 
 def estimate_memory(
@@ -97,17 +101,22 @@ def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int
     computing = parameters * unit if work.bf16 or layout.dp > 1 else 0
     gathered = frozen * unit if layout.dp > 1 else 0
     frozen_bytes = math.ceil(frozen / layout.dp) * unit + gathered
-    in_flight = min(work.num_micro_batches, layout.pp - stage)
-    num_layers = len(stage_layers(model, layout.pp)[stage])
-    activations = activation_bytes(model, layout, work, num_layers) * in_flight
-    if stage == layout.pp - 1:
-        activations += _logits_bytes(model, layout, work)
     gradients = 4 * (parameters if layout.dp > 1 else shard)
-    if work.num_micro_batches == 1:  # gradients then take the place of the activations that they are computed from
-        activations = max(0, activations - gradients)
     process = _process_bytes(layout, work)
-    if work.device_kind == "cpu" and layout.dp > 1:
-        process += int(_KEPT_BY_MALLOC * (computing + gathered + gradients))
+    if work.device_kind == "cuda":
+        several = work.num_micro_batches > 1  # or else FSDP reduces the gradients of each layer as they come
+        gradients = gradients if several else 4 * shard
+        head = "model.embed_tokens.weight" if model.tie_embeddings else "lm_head.weight"
+        gpu = _gpu_pass(model, layout, work, stage, trains_head=head in trainable)
+        activations = activations_on_gpu(model, layout, gpu, gradients=gradients, whole=several)
+        if layout.dp > 1:
+            layer, ends = _largest_layer_and_ends(sizes, layout.tp)
+            process += message_bytes(layer, ends, unit=unit)
+            computing = min(computing, unit * (layer + ends)) if work.reshard else computing
+    else:
+        activations = _activations_on_cpu(model, layout, work, stage, gradients)
+        if layout.dp > 1:
+            process += int(_KEPT_BY_MALLOC * (computing + gathered + gradients))
     return MemoryEstimate(
         weights=4 * shard + computing + frozen_bytes,
         gradients=gradients,
@@ -117,6 +126,42 @@ def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int
     )
 
 
+def _activations_on_cpu(model: ModelConfig, layout: Layout, work: Workload, stage: int, gradients: int) -> int:
+    in_flight = min(work.num_micro_batches, layout.pp - stage)
+    num_layers = len(stage_layers(model, layout.pp)[stage])
+    activations = activation_bytes(model, layout, work, num_layers) * in_flight
+    if stage == layout.pp - 1:
+        activations += _logits_bytes(model, layout, work)
+    if work.num_micro_batches == 1:  # gradients then take the place of the activations that they are computed from
+        activations = max(0, activations - gradients)
+    return activations
+
+
+def _gpu_pass(
+    model: ModelConfig, layout: Layout, work: Workload, stage: int, *, trains_head: bool, adapter: AdapterPlan | None = None
+) -> GpuPass:
+    return GpuPass(
+        tokens=work.stream_tokens,
+        in_flight=min(work.num_micro_batches, layout.pp - stage),
+        layers=len(stage_layers(model, layout.pp)[stage]),
+        unit=2 if work.bf16 else 4,
+        recompute=work.recompute,
+        has_loss=stage == layout.pp - 1,
+        trains_head=trains_head,
+        adapter_numbers=None if adapter is None else adapter.kept_for_backward(),
+        logits_bytes=LOGITS_BYTES,
+    )
+
+
+def _largest_layer_and_ends(sizes: Mapping[str, int], tp: int) -> tuple[int, int]:
+    """Return the parameters of the largest layer of a rank, and of what lies outside of layers."""
+    layers: Counter[str] = Counter()
+    for name, size in sizes.items():
+        layers[name.split(".")[2] if name.startswith("model.layers.") else ""] += size
+    ends = layers.pop("", 0)
+    return math.ceil(max(layers.values(), default=0) / tp), math.ceil(ends / tp)
+
+
 def _stage_with_adapter(model: ModelConfig, layout: Layout, work: Workload, stage: int, adapter: AdapterPlan) -> MemoryEstimate:
     unit = 2 if work.bf16 else 4
     trained = adapter.trained_on_rank(model, layout, stage)
@@ -124,10 +169,14 @@ def _stage_with_adapter(model: ModelConfig, layout: Layout, work: Workload, stag
     num_layers = len(stage_layers(model, layout.pp)[stage])
     in_flight = min(work.num_micro_batches, layout.pp - stage)
     frozen, gathered = adapter.frozen_on_rank(model, layout, stage, unit=unit)
-    kept, at_work = adapter_activation_bytes(model, layout, work, num_layers, adapter)
-    activations = int(_ADAPTER_SLACK * kept * in_flight) + at_work
-    if stage == layout.pp - 1:
-        activations += min(_LOGITS_COPIES * LOGITS_BYTES, _LOGITS_COPIES * _logits_bytes(model, layout, work))
+    if work.device_kind == "cuda":
+        gpu = _gpu_pass(model, layout, work, stage, trains_head=False, adapter=adapter)
+        activations = activations_on_gpu(model, layout, gpu, gradients=4 * trained, whole=work.num_micro_batches > 1)
+    else:
+        kept, at_work = adapter_activation_bytes(model, layout, work, num_layers, adapter)
+        activations = int(_ADAPTER_SLACK * kept * in_flight) + at_work
+        if stage == layout.pp - 1:
+            activations += min(_LOGITS_COPIES * LOGITS_BYTES, _LOGITS_COPIES * _logits_bytes(model, layout, work))
     process = _process_bytes(layout, work) - PROCESS_BYTES[work.device_kind] + _ADAPTER_PROCESS_BYTES[work.device_kind]
     if work.device_kind == "cpu" and layout.dp > 1:
         process += adapter.layer_bytes(model, layout, stage, unit=unit)  # activations come to lie where layers were gathered
@@ -145,8 +194,9 @@ def _logits_bytes(model: ModelConfig, layout: Layout, work: Workload) -> int:
 
 
 def _process_bytes(layout: Layout, work: Workload) -> int:
-    several = work.device_kind == "cpu" and layout.world > 1
-    return PROCESS_BYTES[work.device_kind] + (_GLOO_BYTES if several else 0)
+    if work.device_kind == "cuda":
+        return PROCESS_BYTES["cuda"] + communicator_bytes(layout)
+    return PROCESS_BYTES["cpu"] + (_GLOO_BYTES if layout.world > 1 else 0)
 
 
 def adapter_activation_bytes(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,10 @@ class RunPlan:
     micro_batch: int
     num_micro_batches: int
     """Per rank and iteration."""
+    recompute: str
+    """Activations that the backward pass computes again, as decided: none, selective or full."""
+    reshard: bool
+    """Whether data-parallel ranks gather the weights of a layer anew for each pass, and do not keep them for an iteration."""
     estimates: Estimates
     warnings: tuple[str, ...]
 
@@ -301,6 +305,8 @@ class RunPlan:
                     alternatives=tuple(Alternative(**kind) for kind in estimates.get("alternatives", ())),
                 ),
                 warnings=tuple(raw["warnings"]),
+                recompute=raw.get("recompute", config.recompute),
+                reshard=raw.get("reshard", False),
                 **{name: raw[name] for name in _SCALARS},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -310,16 +316,6 @@ class RunPlan:
     def read(cls, path: Path) -> RunPlan:
         """Return the plan in a file. Raises `MismatchError` when there is none, or it is damaged or of another version."""
         return cls.from_json(read_plan_file(path), where=str(path))
-
-    def with_launch(self, layout: Layout, *, nproc_per_node: int, micro_batch: int, num_micro_batches: int) -> RunPlan:
-        """Return the same run on another layout."""
-        return replace(
-            self,
-            layout=layout,
-            nproc_per_node=nproc_per_node,
-            micro_batch=micro_batch,
-            num_micro_batches=num_micro_batches,
-        )
 
 
 _BY_CONTENT = frozenset(

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medsft.core.config.check import check, doubts
-from medsft.core.config.lora import FLAGS
 from medsft.core.config.options import format_number
 from medsft.core.config.run_config import RunConfig
 from medsft.core.devices import Devices, assumed_devices, find_devices
@@ -20,9 +19,10 @@ from medsft.core.disk import refusal
 from medsft.core.models.inspect import BaseModel
 from medsft.core.models.run_folder import PLAN_NAME
 from medsft.core.planning.alternatives import adapter_of, alternatives, checkpoint_bytes, export_bytes
-from medsft.core.planning.auto_layout import LayoutChoice, LayoutInputs, choose, sample_batches, sequential_batches, workload
+from medsft.core.planning.auto_layout import LayoutChoice, LayoutInputs, choose, sample_batches, sequential_batches
 from medsft.core.planning.base import find_base, ids_in_use, plan_base
 from medsft.core.planning.context import check_context, context_to_watch
+from medsft.core.planning.device_concerns import device_concerns, precision_on
 from medsft.core.planning.folders import check_places, export_folder_name, family_in_names, free_bytes, run_folder
 from medsft.core.planning.layout import bubble_share, padded_model
 from medsft.core.planning.places import find_base_again, find_sets_again, moved_to
@@ -171,7 +171,7 @@ def _decide(found: _Found) -> RunPlan:
         raise ConfigError([Problem("--patience", "there is no validation set", remedy)])
     in_use = ids_in_use(Path(train.stats.folder)) if train.exact else None
     base, notes = plan_base(config, found.entry, found.base, in_use=in_use)
-    precision = _precision(config, found.devices)
+    precision = precision_on(config, found.devices)
     amount = _amount(found, None)
     choice = choose(_layout_inputs(found, base, precision, amount))
     saved_as = found.base.saved_arguments.get("model_name")
@@ -200,6 +200,8 @@ def _decide(found: _Found) -> RunPlan:
         nproc_per_node=choice.nproc_per_node,
         micro_batch=choice.micro_batch,
         num_micro_batches=choice.num_micro_batches,
+        recompute=choice.work.recompute,
+        reshard=choice.work.reshard,
         estimates=_estimates(found, base, choice, precision=precision, amount=amount),
         warnings=(),
     )
@@ -246,12 +248,6 @@ def _plan_in(run_dir: Path) -> RunPlan | None:
     return None
 
 
-def _precision(config: RunConfig, devices: Devices) -> str:
-    if config.precision == "auto":
-        return "bf16" if devices.bf16 else "fp32"
-    return config.precision
-
-
 def _layout_inputs(found: _Found, base: BasePlan, precision: str, amount: _Amount) -> LayoutInputs:
     config, labels = found.config, found.train.subset.num_labels
     pp = config.pp or found.base.pp
@@ -279,7 +275,6 @@ def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision
     model = padded_model(base.model, tp=choice.layout.tp, vocab_multiple=config.rules.vocab_multiple)
     rows = len(base.added_tokens)
     adapter = adapter_of(config, precision=precision, rows=rows)
-    work = workload(config, devices, choice.stream_tokens, choice.num_micro_batches, precision=precision)
     checkpoint = checkpoint_bytes(model, adapter)
     interval = None if found.val is None else amount.eval_interval
     ends = epoch_ends(found.train.stats.documents, amount.global_batch, amount.iterations)
@@ -295,22 +290,7 @@ def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision
         stream_tokens=choice.stream_tokens,
         checkpoint_bytes=checkpoint,
         disk_needed=kept * checkpoint + exported,
-        alternatives=alternatives(config, model, choice.layout, work, precision=precision, rows=rows),
-    )
-
-
-def _too_large(plan: RunPlan) -> str:
-    """Return that a rank has not the memory that it needs, and what needs less."""
-    estimates = plan.estimates
-    smaller = [kind for kind in estimates.alternatives if kind.memory < estimates.memory.total and not kind.chosen]
-    needs = [
-        f"with {FLAGS[kind.name]} {'it needs ' if not number else ''}{kind.memory / 1e9:.1f} GB"
-        for number, kind in enumerate(smaller)
-    ]
-    remedy = f"W{', '.join(needs)[1:]}. Or use" if smaller else "Use"
-    return (
-        f"A rank needs about {estimates.memory.total / 1e9:.1f} GB and has {estimates.device_memory / 1e9:.1f} GB: it will "
-        f"run out of memory. {remedy} a smaller --micro_batch, --recompute full, or more --tp or --pp."
+        alternatives=alternatives(config, model, choice.layout, choice.work, precision=precision, rows=rows),
     )
 
 
@@ -367,6 +347,7 @@ def _concerns(found: _Found, plan: RunPlan) -> list[str]:
     """Return what a person should know before the run starts, though it can."""
     config, train, estimates = plan.config, plan.train, plan.estimates
     lines = [*doubts(config), *found.train.notes, *row_concerns(found.train, found.val, plan)]
+    lines += device_concerns(plan, found.devices)
     expected = found.settings.expected_documents(config.run_name)
     counted = len(found.train.subset) - train.text_pieces + train.texts + found.train.withheld
     if expected is not None and expected != counted:
@@ -376,16 +357,12 @@ def _concerns(found: _Found, plan: RunPlan) -> list[str]:
         lines.append(f"No --val: as the original, {found.train.withheld:,} documents are not trained on{validated}.")
     if train.left_out:
         lines.append(f"{train.left_out:,} documents are left out (--truncate {config.truncate}).")
-    if config.precision == "bf16" and not found.devices.bf16:
-        lines.append(f"{found.devices.name} multiplies in fp32: --precision bf16 is no faster here, it only takes less memory.")
     idle = bubble_share(plan.layout.pp, plan.num_micro_batches)
     if idle > _TOLERATED_BUBBLE:
         lines.append(
             f"{plan.num_micro_batches} micro-batches leave {plan.layout.pp} pipeline stages idle for {idle:.0%}; "
             f"lower --micro_batch or --pp, or raise --global_batch."
         )
-    if estimates.memory.total > estimates.device_memory:
-        lines.append(_too_large(plan))
     needed = {"--save_checkpoint_dir": Path(plan.run_dir)}
     if not found.train.exact:
         needed["--tokenized_data_dir"] = Path(config.tokenized_data_dir)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from medsft.core.disk import probe
 from medsft.core.run.events import EventReader
@@ -18,6 +19,15 @@ _TERMINATED = "got signal: 15"
 """What torchrun writes when SIGTERM has reached it."""
 _SECONDARY = re.compile(r"[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out|NCCL|Gloo|gloo")
 """What the other ranks say when one has died: never the cause."""
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|bad_alloc|can(no|')t allocate memory|ALLOC(ATION)?_FAILED|NOT_INITIALIZED when calling `?cublasCreate",
+    re.IGNORECASE,
+)
+"""What CUDA, HIP, cuBLAS, cuDNN, NCCL, C++ and the system say. cuBLAS is not initialized where its workspace finds no room."""
+_WATCHDOG = re.compile(r"Watchdog caught collective operation timeout|[Hh]eartbeat monitor timed out")
+"""What NCCL's watchdog in torch logs before it ends a rank by SIGABRT (ProcessGroupNCCL.cpp)."""
+_TAIL_BYTES = 1 << 18
+"""Of a rank's log: the watchdog's line may stand in front of the traces of all threads."""
 
 
 def was_stopped(run: RunDir, launch: Launch) -> bool:
@@ -44,7 +54,16 @@ def how_to_resume(run: RunDir) -> str:
 
 
 def _causes(errors: Sequence[RankError]) -> list[RankError]:
-    return [error for error in errors if error.expected or not _SECONDARY.search(error.failure.reason)]
+    return [error for error in errors if error.expected or not _is_secondary(error.failure.reason)]
+
+
+def _is_secondary(reason: str) -> bool:
+    return _SECONDARY.search(reason) is not None and not says_out_of_memory(reason)
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Tell whether the text of an error means that memory did not suffice, of a GPU or of the machine."""
+    return _OUT_OF_MEMORY.search(text) is not None
 
 
 def has_cause(run: RunDir) -> bool:
@@ -62,6 +81,8 @@ def first_failure(run: RunDir, launch: Launch, code: int) -> Failure:
         return min(causes, key=lambda error: (not error.expected, error.time)).failure
     if killed := [(rank, number) for rank, number in _killed_ranks(run, launch) if number != signal.SIGTERM]:
         rank, number = killed[0]
+        if number == signal.SIGABRT:
+            return _aborted(run, rank)
         by = " (SIGKILL: by a person, or by the system when memory ran out)." if number == signal.SIGKILL else "."
         return Failure(f"Rank {rank} was killed by signal {number}{by}", how_to_resume(run))
     if errors:
@@ -71,6 +92,29 @@ def first_failure(run: RunDir, launch: Launch, code: int) -> Failure:
         return Failure(found.message, how_to_resume(run))
     reason = f"torchrun exited with code {code}, and no rank reported an error."
     return Failure(reason, f"{run.launcher_log()} says why. {how_to_resume(run)}", ExitCode.LAUNCH)
+
+
+def _aborted(run: RunDir, rank: int) -> Failure:
+    """Return why a library has ended a rank by SIGABRT, as far as the logs of this start say."""
+    logs = "\n".join(_logs_of_ranks(run))
+    more = f"Each rank's log in {run.logs} has more. {how_to_resume(run)}"
+    if _WATCHDOG.search(logs):
+        waited = f"Rank {rank} waited for other ranks until NCCL's watchdog ended it (signal 6)"
+        return Failure(f"{waited}: one of them, or the network between them, hangs.", more)
+    if says_out_of_memory(logs):
+        return Failure(f"Out of memory: a library has ended rank {rank} (signal 6).", more)
+    return Failure(f"Rank {rank} was killed by signal 6 (SIGABRT: by a library).", more)
+
+
+def _logs_of_ranks(run: RunDir) -> Iterator[str]:
+    """Yield the end of what each rank has written to standard error since the latest start."""
+    with suppress(OSError):
+        began = run.launch_path.stat().st_mtime
+        for log in run.logs.rglob("stderr.log"):
+            if log.stat().st_mtime >= began:
+                with log.open("rb") as file:
+                    file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+                    yield file.read().decode("utf-8", "replace")
 
 
 def _killed_ranks(run: RunDir, launch: Launch) -> list[tuple[int, int]]:

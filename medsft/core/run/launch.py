@@ -43,6 +43,11 @@ class Launch:
     nproc_per_node: int
     micro_batch: int
     num_micro_batches: int
+    recompute: str = ""
+    """As `RunPlan.recompute`; nothing where an earlier version started it, whose plan says it."""
+    reshard: bool = False
+    device_kind: str = ""
+    """Of the device that this start was planned for, `cuda` or `cpu`; nothing where an earlier version started it."""
     nodes: int = 1
     addr: str | None = None
     port: int = 6020
@@ -58,11 +63,16 @@ class Launch:
 
     def apply(self, plan: RunPlan) -> RunPlan:
         """Return the plan at this layout, with the options and the places of this start."""
-        return self.with_options(with_places(plan, self.places)).with_launch(
-            self.layout,
+        plan = self.with_options(with_places(plan, self.places))
+        return replace(
+            plan,
+            layout=self.layout,
             nproc_per_node=self.nproc_per_node,
             micro_batch=self.micro_batch,
             num_micro_batches=self.num_micro_batches,
+            recompute=self.recompute or plan.config.recompute,
+            reshard=self.reshard,
+            estimates=replace(plan.estimates, device_kind=self.device_kind or plan.estimates.device_kind),
         )
 
     def with_options(self, plan: RunPlan) -> RunPlan:
@@ -78,6 +88,9 @@ class Launch:
             nproc_per_node=plan.nproc_per_node,
             micro_batch=plan.micro_batch,
             num_micro_batches=plan.num_micro_batches,
+            recompute=plan.recompute,
+            reshard=plan.reshard,
+            device_kind=plan.estimates.device_kind,
             nodes=plan.config.nodes,
             addr=plan.config.addr,
             port=plan.config.port,

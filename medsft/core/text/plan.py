@@ -63,6 +63,7 @@ def plan_rows(plan: RunPlan, forecast: Forecast | None, disk_free: int, *, show_
         Row("layout", str(plan.layout), f"{counted(plan.nproc_per_node, 'process', 'processes')}{nodes}", brief=True),
         Row("micro-batches", f"{plan.num_micro_batches} of about {each}", "on each rank and iteration", brief=True),
         Row("precision", plan.precision, brief=True),
+        *_less_memory(plan),
         *_training(plan),
         Row("device", estimates.device_name, estimates.device_kind),
         Row(
@@ -88,6 +89,14 @@ def _training(plan: RunPlan) -> list[Row]:
     if plan.adapter is None:
         return [Row("trained", trained_text(plan)), rates]
     return [Row("adapter", adapter_text(plan.adapter), brief=True), Row("trained", trained_text(plan), brief=True), rates]
+
+
+def _less_memory(plan: RunPlan) -> list[Row]:
+    """Return what is done to need less memory; nothing where that is nothing."""
+    rows = [] if plan.recompute == "none" else [Row("recompute", plan.recompute, "activations, in the backward pass")]
+    if plan.reshard:
+        rows.append(Row("weights", "gathered for each pass", "by data-parallel ranks, and not kept for an iteration"))
+    return rows
 
 
 def memory_verdict(plan: RunPlan) -> str:

@@ -12,6 +12,7 @@ from medsft.core.models.config import ModelConfig
 from medsft.core.planning.layout import (
     Layout,
     bubble_share,
+    check_gpus,
     check_layout,
     check_processes,
     padded_model,
@@ -102,6 +103,25 @@ def test_a_tensor_group_that_would_span_nodes():
 @pytest.mark.parametrize(("tp", "pp", "nproc", "nodes"), [(1, 1, 1, 1), (2, 2, 4, 1), (8, 8, 8, 8), (2, 3, 2, 3)])
 def test_levels_that_work(tp, pp, nproc, nodes):
     assert check_processes(tp, pp, nproc_per_node=nproc, nodes=nodes) == []
+
+
+def test_more_processes_than_gpus():
+    problem = only(check_gpus(1, 1, nproc_per_node=9, nodes=2, gpus=8))
+    assert problem.where == "--nproc_per_node"
+    assert "9 processes on a node, and this one has 8 GPUs" in problem.message
+    assert "at most 8" in problem.hint
+
+
+@pytest.mark.parametrize(("tp", "pp", "flag"), [(8, 2, "--tp"), (1, 9, "--pp"), (4, 4, "--tp")])
+def test_sizes_that_need_more_gpus_than_there_are(tp, pp, flag):
+    problem = only(check_gpus(tp, pp, nproc_per_node=4, nodes=2, gpus=4))
+    assert problem.where == flag
+    assert f"needs {tp * pp} processes, and there are 8 (--nproc_per_node 4 on 2 nodes with 4 GPUs)" in problem.message
+
+
+@pytest.mark.parametrize(("tp", "pp", "nproc"), [(1, 1, 1), (4, 2, 4), (2, 1, 3)])
+def test_enough_gpus(tp, pp, nproc):
+    assert check_gpus(tp, pp, nproc_per_node=nproc, nodes=2, gpus=4) == []
 
 
 @pytest.mark.parametrize("model", [SMOLLM2, LLAMA_7B], ids=["smollm2", "llama-7b"])

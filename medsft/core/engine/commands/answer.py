@@ -19,6 +19,7 @@ import torch
 
 from medsft.core.devices import cpu_multiplies_bf16
 from medsft.core.engine.commands.entry_point import run_process
+from medsft.core.engine.commands.out_of_memory import is_out_of_memory
 from medsft.core.engine.formats.adapters import MergedSource, base_as_held, check_tied_tables, open_adapter
 from medsft.core.engine.formats.open import open_source
 from medsft.core.engine.formats.source import DTYPES, Slices, SourceAround, WeightSource
@@ -94,8 +95,10 @@ def answer_all(model: ModelSource, precision: str, ids: int, requests: Sequence[
         decode = model.open_tokenizer().tokenizer.decode if any(prompt.stop_strings for prompt in prompts) else None
         for generated in Generator(decoder, limits, decode=decode).generate(prompts):
             _write(to_json(generated))
-    except (MemoryError, torch.OutOfMemoryError):
-        raise _out_of_memory() from None
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise _out_of_memory() from None
+        raise
 
 
 def answer_each(model: ModelSource, precision: str, ids: int, lines: Iterable[bytes]) -> None:
@@ -107,8 +110,10 @@ def answer_each(model: ModelSource, precision: str, ids: int, lines: Iterable[by
         try:
             for found in generator.stream(from_json(json.loads(line))):
                 _write(to_json(found) if isinstance(found, Generated) else {"token": found})
-        except (MemoryError, torch.OutOfMemoryError):
-            raise _out_of_memory() from None
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise _out_of_memory() from None
+            raise
 
 
 def _out_of_memory() -> LaunchError:

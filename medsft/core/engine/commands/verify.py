@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from medsft.core.engine.formats.source import WeightSource
 from medsft.core.engine.formats.vocabulary import BLOCK_ROWS
 from medsft.core.engine.nn.attention import PackedSequences
 from medsft.core.engine.nn.model import Decoder
+from medsft.core.host_memory import free_memory
 from medsft.core.models.config import ModelConfig
 
 TOKENS = 64
@@ -32,7 +32,7 @@ class LogitDifference:
 
 def fits_in_memory(config: ModelConfig) -> bool:
     """Tell whether the weights of a model fit into the memory that is free, in fp32: a comparison then takes seconds."""
-    return config.num_parameters() * torch.float32.itemsize < psutil.virtual_memory().available
+    return config.num_parameters() * torch.float32.itemsize < free_memory()
 
 
 def logit_difference(before: WeightSource, after: WeightSource) -> float:

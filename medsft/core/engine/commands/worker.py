@@ -18,8 +18,10 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 
 from medsft.core.disk import trouble
+from medsft.core.engine.commands.out_of_memory import is_out_of_memory, out_of_memory
 from medsft.core.engine.kernels import cpu
 from medsft.core.engine.parallel.mesh import HOSTS_STORE, open_mesh
+from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import EventWriter
 from medsft.core.run.integrity import hash_ahead
 from medsft.core.run.launch import STOP_SECONDS, load_launched_plan
@@ -88,7 +90,7 @@ def _work(run: RunDir) -> None:
         hash_ahead(run, plan.set_folders())
     from medsft.core.engine.train.build import build_trainer  # here: compiling and hashing go on while it is imported
 
-    mesh = open_mesh(plan.layout)
+    mesh = open_mesh(plan.layout, device_kind=plan.estimates.device_kind)
     torch.manual_seed(plan.config.seed)
     with _sole_writer(run) if mesh.reports else nullcontext():
         events = EventWriter(run.events_path) if mesh.reports else None
@@ -129,12 +131,15 @@ def describe(error: BaseException, folder: Path) -> Failure:
     if (found := trouble(error, folder)) is not None:
         return Failure(found.message, f"Make room or mend the disk, and go on from the last checkpoint: medsft resume {folder}")
     text = str(error).splitlines()[0] if str(error) else ""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
-        return Failure(
-            "Out of memory.",
-            "Use a smaller --micro_batch, --recompute full, or more --tp or --pp; `medsft plan` shows the need.",
-        )
+    if is_out_of_memory(error):
+        return out_of_memory(_plan_of(RunDir(folder)))
     return Failure(f"{type(error).__name__}: {text}", f"The rank's log in {RunDir(folder).logs} has the traceback.")
+
+
+def _plan_of(run: RunDir) -> RunPlan | None:
+    with suppress(MedsftError, OSError):
+        return load_launched_plan(run)
+    return None
 
 
 def _exit(code: int) -> NoReturn:

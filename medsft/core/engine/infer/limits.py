@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 
 from medsft.core.engine.infer.generation import Limits
 from medsft.core.engine.nn.model import Decoder
+from medsft.core.host_memory import free_memory
 
 _CPU_TOKENS, _CPU_SEQUENCES = 2048, 64
 """Where products no longer get faster and what goes from one to the next still lies in the cache."""
@@ -22,5 +22,5 @@ def limits_for(decoder: Decoder) -> Limits:
     if weight.is_cuda:
         free = _CACHE_SHARE_OF_GPU * torch.cuda.mem_get_info(weight.device)[0]
         return Limits(sequences=_GPU_SEQUENCES, prompt_tokens=_GPU_TOKENS, cache_tokens=int(free / token_bytes))
-    free = _CACHE_SHARE_OF_CPU * psutil.virtual_memory().available
+    free = _CACHE_SHARE_OF_CPU * free_memory()
     return Limits(sequences=_CPU_SEQUENCES, prompt_tokens=_CPU_TOKENS, cache_tokens=int(free / token_bytes))

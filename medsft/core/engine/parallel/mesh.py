@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from medsft.core.engine.parallel.device import rank_device
 from medsft.core.planning.layout import Layout
 from medsft.errors import LaunchError
 
@@ -75,13 +76,16 @@ class Mesh:
         return values
 
 
-def open_mesh(layout: Layout) -> Mesh:
-    """Join the process group that torchrun prepared. Raises `LaunchError` when its size is not the layout's."""
+def open_mesh(layout: Layout, *, device_kind: str | None = None) -> Mesh:
+    """Join the process group that torchrun prepared, on the device of this rank, which has to be of the kind that was planned.
+
+    Raises `LaunchError` when the size of the group is not the layout's, and what `rank_device` raises.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != layout.world:
         raise LaunchError(f"{world} processes were started, the plan has {layout.world} ({layout}).")
-    use_cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_cuda else torch.device("cpu")
+    device = rank_device(device_kind)
+    use_cuda = device.type == "cuda"
     if use_cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():

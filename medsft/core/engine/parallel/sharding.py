@@ -44,11 +44,12 @@ def build_stage(
     recompute: str = "none",
     decoder_class: type[Decoder] = Decoder,
     adapter: Adapter | None = None,
+    reshard: bool = False,
 ) -> Decoder:
     """Return this rank's part of the model, sharded and allocated but not filled.
 
     The weights named in `trainable` are in fp32, the others frozen in `compute_dtype`, or as `adapter` says. `decoder_class` is
-    the class of a stage: a pipeline schedule calls its stages in its own way.
+    the class of a stage: a pipeline schedule calls its stages in its own way. `reshard` as in `shard_data_parallel`.
     """
     layout = mesh.layout
     with torch.device("meta"):
@@ -68,7 +69,7 @@ def build_stage(
     if layout.dp > 1 and adapter is not None:
         shard_frozen_layers(decoder, mesh.devices["dp"])
     elif layout.dp > 1:
-        shard_data_parallel(decoder, mesh.devices["dp"], compute_dtype=compute_dtype)
+        shard_data_parallel(decoder, mesh.devices["dp"], compute_dtype=compute_dtype, reshard=reshard)
     decoder.to_empty(device=mesh.device)
     return decoder
 
@@ -159,15 +160,18 @@ def _layer_plan(layer: DecoderLayer) -> dict[str, ParallelStyle]:
     return plan
 
 
-def shard_data_parallel(decoder: Decoder, dp_mesh: DeviceMesh, *, compute_dtype: torch.dtype) -> None:
+def shard_data_parallel(
+    decoder: Decoder, dp_mesh: DeviceMesh, *, compute_dtype: torch.dtype, reshard: bool = False
+) -> None:
     """Divide masters, gradients and optimizer state over the data-parallel ranks, layer by layer.
 
     Weights are gathered once an iteration, in the computing format, and kept over its micro-batches: gathering them again for
-    each would cost more than it saves in memory at the model sizes that fit at all.
+    each costs time. With `reshard` that is done all the same, for the forward and again for the backward pass, where memory for
+    all of them at once is what lacks; gradients are still reduced once an iteration, so every number stays the same.
     """
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in decoder.model.layers.values():
-        fully_shard(layer, mesh=dp_mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(layer, mesh=dp_mesh, mp_policy=policy, reshard_after_forward=reshard)
     decoder.register_forward_hook(_require_gradient)  # before FSDP's own hook, which looks at what it returns
     fully_shard(decoder, mesh=dp_mesh, mp_policy=policy, reshard_after_forward=False)
 

@@ -2,12 +2,13 @@
 
     begin: copy the shards --> a thread writes and hashes them --> every rank is done --> finish: name, tracker
 
-Training waits only for the copy. Where memory does not allow a second copy, `begin` waits until all is written. The tracker
-moves when the files are durable, never before.
+Training waits only for the copy, on a GPU only before it updates what is copied. Where memory does not allow a second copy,
+`begin` waits until all is written. The tracker moves when the files are durable, never before.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -16,27 +17,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import psutil
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from medsft.core.engine.nn.dtensor import local_part
 from medsft.core.engine.parallel.master_weights import MasterWeights
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.train.checkpoint import TrainState, commit, describe, hash_own_files, random_state, tensors
+from medsft.core.engine.train.host_copies import Content, HostCopies
+from medsft.core.host_memory import free_memory
 from medsft.core.models.config import ModelConfig
 from medsft.core.run.rundir import RunDir
 from medsft.errors import TrainingError
 
 _HEADROOM = 1.5
-"""A copy is made when this many times its size is free."""
-_STAGING = StagingOptions(
-    use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
-)
+"""A copy is made when this many times its size is free, of the machine or of what its container is allowed."""
+_PINNED_HEADROOM = 2.0
+"""A copy in pinned memory, which stays and which the system cannot take back, when so many times its size is free."""
 
 _FAILURES = (Exception, CheckpointException)
 """What torch raises where a rank could not write. `CheckpointException` is not a subclass of `Exception`."""
@@ -88,6 +88,8 @@ class Saver:
         # A group of its own, so that the messages of a save are not mixed with those of training.
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._writing: _Writing | None = None
+        self._copies = HostCopies(mesh.device)
+        optimizer.register_step_pre_hook(lambda *_: self._wait_for_copy())
 
     def begin(self, state: TrainState) -> None:
         """Start to save the checkpoint of `state.iteration`. One that is under way must have been finished."""
@@ -114,19 +116,33 @@ class Saver:
         """Start to write this rank's part, or write all of it where memory does not allow a copy."""
         content = {**tensors(self._masters, self._optimizer), "random": random_state(self._mesh)}
         writer = FileSystemWriter(aside, single_file_per_rank=True, thread_count=1, sync_files=True)
-        if not self._memory_allows_a_copy():
+        copied, pinned = self._memory_allows()
+        if not copied:
             dcp.save(content, storage_writer=writer, process_group=self._group)
             return self._thread.submit(hash_own_files, aside, self._mesh)
-        saving = dcp.async_save(content, storage_writer=writer, process_group=self._group, async_stager=DefaultStager(_STAGING))
-        assert isinstance(saving, Future)
-        return self._thread.submit(lambda: (saving.result(), hash_own_files(aside, self._mesh))[1])
+        copy = self._copies.begin(content, pinned=pinned)
+        return self._thread.submit(self._write_copy, copy, writer, aside)
 
-    def _memory_allows_a_copy(self) -> bool:
-        """Return the same answer on every rank: whether each can hold its shards twice."""
+    def _write_copy(self, copy: Future[Content], writer: FileSystemWriter, aside: Path) -> Hashes:
+        dcp.save(dict(copy.result()), storage_writer=writer, process_group=self._group)
+        return hash_own_files(aside, self._mesh)
+
+    def _wait_for_copy(self) -> None:
+        """Return when the save under way has copied what the optimizer is about to change."""
+        began = time.monotonic()
+        self._copies.wait()
+        if self._writing is not None:
+            self._writing.stalled += time.monotonic() - began
+
+    def _memory_allows(self) -> tuple[bool, bool]:
+        """Return the same answers on every rank: whether each can hold its shards twice, and whether in pinned memory."""
         size = 3 * sum(local_part(master).nbytes for master in self._masters.by_name.values())
-        ranks = max(1, self._mesh.layout.world)
-        scarce = float(psutil.virtual_memory().available / ranks < _HEADROOM * size)
-        return self._mesh.sum(torch.tensor([scarce], device=self._mesh.device)).item() == 0
+        size = 0 if self._copies.are_kept else size
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", self._mesh.layout.world))
+        free = free_memory() / ranks
+        scarce = [float(free < headroom * size) for headroom in (_HEADROOM, _PINNED_HEADROOM)]
+        scarce = self._mesh.sum(torch.tensor(scarce, device=self._mesh.device)).tolist()
+        return scarce[0] == 0, scarce[1] == 0
 
     def is_written(self) -> bool:
         """Tell whether this rank has written its part of the save under way."""

@@ -61,7 +61,8 @@ def build_trainer(
         mesh,
         compute_dtype=dtype,
         trainable=trainable,
-        recompute=plan.config.recompute,
+        recompute=plan.recompute,
+        reshard=plan.reshard,
         decoder_class=PipelineDecoder if mesh.layout.pp > 1 else Decoder,
         adapter=adapter,
     )
@@ -104,7 +105,7 @@ def build_trainer(
     if isinstance(decoder, PipelineDecoder):
         executor = Pipeline(decoder, head, mesh, stream_tokens=train.fixed_tokens or 0, dtype=dtype)
     else:
-        executor = SingleStage(decoder, head, mesh)
+        executor = SingleStage(decoder, head, mesh, plan.reshard)
     # Of an adapter's tables there are the rows of tokens alone, without a padding: what is read later is as long as that.
     described = plan.base.model if adapter else model
     return Trainer(

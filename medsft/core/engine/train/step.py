@@ -36,6 +36,8 @@ class SingleStage:
     decoder: Decoder
     head: LossHead
     mesh: Mesh
+    reshard: bool = False
+    """Whether data-parallel ranks gather weights for each pass, see `sharding.shard_data_parallel`."""
 
     def train(self, batch: RankBatch, scales: Sequence[float]) -> LossTotals:
         """See `Executor.train`."""
@@ -62,5 +64,5 @@ class SingleStage:
         if isinstance(self.decoder, FSDPModule):
             self.decoder.set_is_last_backward(last)
             self.decoder.set_requires_gradient_sync(last)
-            # Frozen weights are not kept from one micro-batch to the next, see `sharding.shard_frozen_layers`.
-            self.decoder.set_reshard_after_backward(last or self.decoder.adapter is not None)
+            # Frozen weights are not kept from one micro-batch to the next either, see `sharding.shard_frozen_layers`.
+            self.decoder.set_reshard_after_backward(last or self.reshard or self.decoder.adapter is not None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import signal
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from medsft.core.engine.train.batches import Batcher, RankBatch, prefetch
 from medsft.core.engine.train.checkpoint import TrainState, remove_old_checkpoints
 from medsft.core.engine.train.head import LossTotals
 from medsft.core.engine.train.optim import TIED, clip_gradients, set_learning_rate, squared_norm
+from medsft.core.engine.train.peak_memory import peak_memory
 from medsft.core.engine.train.step import Executor
 from medsft.core.engine.train.validate import validate
 from medsft.core.planning.plan import RunPlan
@@ -273,10 +273,3 @@ def allreduce_tied_gradients(masters: MasterWeights, mesh: Mesh, *, tied: bool) 
     for name in TIED:
         if name in masters.by_name:
             dist.all_reduce(local_gradient(masters.by_name[name]), group=mesh.embedding_group)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the most bytes this rank has used: resident memory on a CPU, allocated memory on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
