@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 
 from medsft.core.engine.parallel.device import rank_device
@@ -62,3 +67,16 @@ def test_more_ranks_than_gpus(see) -> None:
     with pytest.raises(LaunchError, match="Process 5 of .* torch sees 4 GPUs") as caught:
         rank_device("cuda")
     assert "--nproc_per_node 4" in caught.value.hint
+
+
+def test_a_rank_ends_with_what_both_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan for a GPU, and a torch that is shown none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    config, settings = tiny.plannable(tmp_path)
+    plan = tiny.plan_of(config, settings)
+    run = tiny.create(replace(plan, estimates=replace(plan.estimates, device_kind="cuda")))
+    done = subprocess.run([sys.executable, "-m", "medsft.core.engine.commands.worker", str(run.path)], capture_output=True, text=True)
+    assert done.returncode == ExitCode.MISMATCH
+    [error] = run.rank_errors()
+    assert error.expected
+    assert "The plan is for a GPU, which nvidia-smi shows, and torch" in error.failure.reason

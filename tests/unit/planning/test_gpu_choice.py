@@ -21,6 +21,7 @@ from medsft.core.planning.layout import Layout
 from medsft.core.planning.memory import Workload, estimate_memory
 from medsft.core.planning.planner import make_plan, preview
 from medsft.core.planning.recompute import KINDS, recompute_cost, relative_speed
+from medsft.core.run.launch import Launch
 from medsft.core.workflow import tokenize_sets
 from medsft.errors import ConfigError
 
@@ -158,3 +159,12 @@ def test_bf16_on_a_card_without_it_is_refused(tokenized: Any, monkeypatch: pytes
     with pytest.raises(ConfigError, match=r"--precision: Tesla T4 \(compute capability 7\.5\) cannot compute in bf16") as caught:
         make_plan(replace(config, precision="bf16"), settings)
     assert "--precision fp32" in caught.value.problems[0].hint
+
+
+def test_a_start_has_what_was_decided_for_it(tokenized: Any) -> None:
+    plan = make_plan(*tokenized)
+    other = replace(plan, recompute="selective", reshard=True, estimates=replace(plan.estimates, device_kind="cuda"))
+    assert Launch.of(other).apply(plan) == other
+    earlier = replace(Launch.of(plan), recompute="", device_kind="", options={"recompute": "full"})
+    applied = earlier.apply(plan)
+    assert (applied.recompute, applied.reshard, applied.estimates) == ("full", False, plan.estimates)
