@@ -1,8 +1,8 @@
 """The GPUs that a process started here would see: asked of nvidia-smi, and where that cannot tell, of torch in its own process.
 
-    nvidia-smi --query-gpu --> GPUs --CUDA_VISIBLE_DEVICES--> those that count
-    nvidia-smi -L          --> slices (MIG) of a GPU, of which CUDA shows a process one
-    torch                  --> where there is no nvidia-smi (containers, ROCm) or no figure of memory (GB10, some containers)
+nvidia-smi --query-gpu --> GPUs --CUDA_VISIBLE_DEVICES--> those that count
+nvidia-smi -L          --> slices (MIG) of a GPU, of which CUDA shows a process one
+torch                  --> where there is no nvidia-smi (containers, ROCm) or no figure of memory (GB10, some containers)
 """
 
 from __future__ import annotations
@@ -90,9 +90,10 @@ def _asked_of_nvidia_smi(variable: str | None) -> list[Gpu] | None:
     if any(gpu.divided for gpu in known):
         slices = _read_slices(_nvidia_smi("-L") or "", known)
         known = [replace(gpu, slices=tuple(slices.get(gpu.uuid, ()))) for gpu in known]
+    chosen = _visible(known, variable)
     gpus = [
         Gpu(gpu.name, gpu.memory_bytes, gpu.capability, gpu.capability >= _BF16_CAPABILITY)
-        for gpu in (chosen := _visible(known, variable))
+        for gpu in chosen
         if gpu.memory_bytes is not None and gpu.capability is not None
     ]
     return gpus if len(gpus) == len(chosen) else None

@@ -102,6 +102,7 @@ def test_weights_that_are_gathered_for_each_pass_give_the_same_numbers(tmp_path,
     """Bit for bit, over several micro-batches: gradients are reduced once all the same."""
     config, settings = tiny.project(tmp_path, **changes)
     kept, gathered = (
-        figures(config, settings, tmp_path, 1, 2, 1, micro_batch=1, recompute="full", reshard=reshard) for reshard in (False, True)
+        figures(config, settings, tmp_path, 1, 2, 1, micro_batch=1, recompute="full", reshard=reshard)
+        for reshard in (False, True)
     )
     assert gathered == kept

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from medsft.core import devices, gpus as gpus_module, host_memory
+from medsft.core import devices, host_memory
+from medsft.core import gpus as gpus_module
 from medsft.core.devices import find_devices
 
 ANSWER = """\

@@ -16,7 +16,7 @@ from medsft.core.planning.device_concerns import less_memory
 from medsft.core.run.causes import says_out_of_memory
 from medsft.errors import ExitCode
 
-NCCL = """NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.7
+NCCL = """NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled cuda error (run with NCCL_DEBUG=INFO for details)
 ncclUnhandledCudaError: Call to CUDA function failed.
 Last error:
 Cuda failure 2 'out of memory'"""
@@ -78,8 +78,8 @@ def test_sizes_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=79 << 30))
     failure = out_of_memory.out_of_memory(plan(4, "none"))
     assert failure.reason == (
-        "Out of memory on GPU 3 (NVIDIA H100): at most 70.0 GiB in tensors and 78.0 GiB reserved, of 79.0 GiB. A micro-batch has "
-        "about 4 documents, the longest document 2,049 tokens."
+        "Out of memory on GPU 3 (NVIDIA H100): at most 70.0 GiB in tensors and 78.0 GiB reserved, of 79.0 GiB. "
+        "A micro-batch has about 4 documents, the longest document 2,049 tokens."
     )
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: (_ for _ in ()).throw(RuntimeError("device lost")))
     assert "this process has used" in out_of_memory.out_of_memory(plan(4, "none")).reason

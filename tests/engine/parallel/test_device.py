@@ -58,13 +58,13 @@ def test_a_gpu_that_torch_does_not_see(see, built: dict[str, Any], said: str) ->
 
 def test_a_gpu_that_the_plan_did_not_see(see) -> None:
     see(1)
-    with pytest.raises(MismatchError, match="for the CPU, and torch sees 1 GPU on .*NVIDIA H100"):
+    with pytest.raises(MismatchError, match=r"for the CPU, and torch sees 1 GPU on .*NVIDIA H100"):
         rank_device("cpu")
 
 
 def test_more_ranks_than_gpus(see) -> None:
     see(4, local_rank=4)
-    with pytest.raises(LaunchError, match="Process 5 of .* torch sees 4 GPUs") as caught:
+    with pytest.raises(LaunchError, match=r"Process 5 of .* torch sees 4 GPUs") as caught:
         rank_device("cuda")
     assert "--nproc_per_node 4" in caught.value.hint
 
@@ -75,7 +75,9 @@ def test_a_rank_ends_with_what_both_see(tmp_path: Path, monkeypatch: pytest.Monk
     config, settings = tiny.plannable(tmp_path)
     plan = tiny.plan_of(config, settings)
     run = tiny.create(replace(plan, estimates=replace(plan.estimates, device_kind="cuda")))
-    done = subprocess.run([sys.executable, "-m", "medsft.core.engine.commands.worker", str(run.path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "medsft.core.engine.commands.worker", str(run.path)], capture_output=True, text=True
+    )
     assert done.returncode == ExitCode.MISMATCH
     [error] = run.rank_errors()
     assert error.expected

@@ -31,9 +31,7 @@ SMOLLM2 = ModelConfig(
 LLAMA_1B = replace(
     SMOLLM2, vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=32, num_kv_heads=8
 )
-LLAMA_8B = replace(
-    LLAMA_1B, hidden_size=4096, intermediate_size=14336, num_layers=32, head_dim=128, tie_embeddings=False
-)
+LLAMA_8B = replace(LLAMA_1B, hidden_size=4096, intermediate_size=14336, num_layers=32, head_dim=128, tie_embeddings=False)
 LORA = LoraSpec(
     rank=16,
     alpha=32.0,

@@ -15,6 +15,7 @@ from medsft.core.config.run_config import RunConfig
 from medsft.core.devices import Devices
 from medsft.core.models.config import from_hf_config
 from medsft.core.planning import planner
+from medsft.core.planning.alternatives import adapter_of
 from medsft.core.planning.auto_layout import LayoutChoice, LayoutInputs, choose
 from medsft.core.planning.gpu_memory import communicator_bytes
 from medsft.core.planning.layout import Layout
@@ -47,6 +48,7 @@ def choice(devices: Devices, layers: int = 32, **changes: Any) -> LayoutChoice:
             precision="bf16",
             batches=(np.full(config.global_batch, LENGTH),),
             longest=LENGTH,
+            adapter=adapter_of(config, precision="bf16", rows=0),
         )
     )
 
@@ -133,7 +135,7 @@ def test_a_plan_says_what_is_recomputed(tokenized: Any, monkeypatch: pytest.Monk
     plan = make_plan(config, settings)
     assert (plan.recompute, plan.reshard) == ("none", False)
     assert make_plan(replace(config, recompute="full"), settings).recompute == "full"
-    monkeypatch.setattr(planner, "find_devices", lambda: gpus(1, 1.08))
+    monkeypatch.setattr(planner, "find_devices", lambda: gpus(1, 1))
     small = make_plan(replace(config, micro_batch=8), settings)
     assert small.recompute == "full"
     assert small.identity == make_plan(replace(config, micro_batch=8, recompute="none"), settings).identity
@@ -156,7 +158,9 @@ def test_bf16_on_a_card_without_it_is_refused(tokenized: Any, monkeypatch: pytes
     card = replace(gpus(1, 16), name="Tesla T4", bf16=False, capability=7.5)
     monkeypatch.setattr(planner, "find_devices", lambda: card)
     assert make_plan(config, settings).precision == "fp32"
-    with pytest.raises(ConfigError, match=r"--precision: Tesla T4 \(compute capability 7\.5\) cannot compute in bf16") as caught:
+    with pytest.raises(
+        ConfigError, match=r"--precision: Tesla T4 \(compute capability 7\.5\) cannot compute in bf16"
+    ) as caught:
         make_plan(replace(config, precision="bf16"), settings)
     assert "--precision fp32" in caught.value.problems[0].hint
 

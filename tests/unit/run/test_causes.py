@@ -16,8 +16,8 @@ from medsft.errors import Failure
 
 LAUNCH = Launch(layout=Layout(dp=2), nproc_per_node=2, micro_batch=1, num_micro_batches=1)
 WATCHDOG = (
-    "[rank1]:[E1128 10:00:00.1 ProcessGroupNCCL.cpp:685] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9, "
-    "OpType=ALLREDUCE, NumelIn=7, NumelOut=7, Timeout(ms)=1800000) ran for 1800018 milliseconds before timing out."
+    "[rank1]:[E1128 10:00:00.1 ProcessGroupNCCL.cpp:685] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL("
+    "SeqNum=9, OpType=ALLREDUCE, NumelIn=7, NumelOut=7, Timeout(ms)=1800000) ran for 1800018 milliseconds before timing out."
 )
 
 
@@ -31,7 +31,8 @@ def run(tmp_path: Path) -> RunDir:
 
 def kill(run: RunDir, number: int, log: str = "") -> None:
     """Have torchrun report that a signal has ended rank 1, whose log is this."""
-    report = f"{START_MARK}\nRoot Cause (first observed failure):\n  rank      : 1 (local_rank: 1)\n  exitcode  : -{number} (pid: 7)\n"
+    cause = f"  rank      : 1 (local_rank: 1)\n  exitcode  : -{number} (pid: 7)\n"
+    report = f"{START_MARK}\nRoot Cause (first observed failure):\n{cause}"
     run.launcher_log().write_text(report)
     folder = run.logs / "none_x" / "attempt_0" / "1"
     folder.mkdir(parents=True)
@@ -43,7 +44,10 @@ def kill(run: RunDir, number: int, log: str = "") -> None:
     [
         (WATCHDOG, "Rank 1 waited for other ranks until NCCL's watchdog ended it (signal 6)"),
         ("Heartbeat monitor timed out! Process will be terminated", "until NCCL's watchdog ended it"),
-        ("terminate called after throwing an instance of 'std::bad_alloc'", "Out of memory: a library has ended rank 1 (signal 6)"),
+        (
+            "terminate called after throwing an instance of std::bad_alloc",
+            "Out of memory: a library has ended rank 1",
+        ),
         ("free(): invalid pointer", "Rank 1 was killed by signal 6 (SIGABRT: by a library)."),
     ],
 )

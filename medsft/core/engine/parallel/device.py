@@ -25,7 +25,7 @@ def rank_device(planned: str | None = None) -> torch.device:
         raise _no_gpu()
     if planned == "cpu" and found == "cuda":
         raise MismatchError(
-            f"The plan is for the CPU, and torch sees {counted(torch.cuda.device_count(), "GPU")} on {socket.gethostname()} "
+            f"The plan is for the CPU, and torch sees {counted(torch.cuda.device_count(), 'GPU')} on {socket.gethostname()} "
             f"({torch.cuda.get_device_name(0)}): nvidia-smi did not show it when the plan was made.",
             hint=f"To train on the CPU, set CUDA_VISIBLE_DEVICES= (to nothing). {_BOTH}",
         )
@@ -34,7 +34,7 @@ def rank_device(planned: str | None = None) -> torch.device:
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= count:
         raise LaunchError(
-            f"Process {number + 1} of {socket.gethostname()} has no GPU: torch sees {counted(count, "GPU")} there.",
+            f"Process {number + 1} of {socket.gethostname()} has no GPU: torch sees {counted(count, 'GPU')} there.",
             hint=f"Use --nproc_per_node {count}, or nodes that all have as many GPUs. Of slices (MIG) a process sees one.",
         )
     return torch.device("cuda", number)

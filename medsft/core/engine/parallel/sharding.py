@@ -160,9 +160,7 @@ def _layer_plan(layer: DecoderLayer) -> dict[str, ParallelStyle]:
     return plan
 
 
-def shard_data_parallel(
-    decoder: Decoder, dp_mesh: DeviceMesh, *, compute_dtype: torch.dtype, reshard: bool = False
-) -> None:
+def shard_data_parallel(decoder: Decoder, dp_mesh: DeviceMesh, *, compute_dtype: torch.dtype, reshard: bool = False) -> None:
     """Divide masters, gradients and optimizer state over the data-parallel ranks, layer by layer.
 
     Weights are gathered once an iteration, in the computing format, and kept over its micro-batches: gathering them again for
