@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test lint sanitize bench bench-peers clean
+.PHONY: venv demo test lint sanitize bench bench-peers gpu gpu-wheels clean
 
 venv: $(VENV)/.ready
 
@@ -36,6 +36,15 @@ sanitize: venv
 BENCH ?=
 bench: venv
 	$(BIN)/python -m bench $(BENCH)
+
+# Checks a machine with a GPU, in at most eight minutes: docs/gpu.md. GPU="--only attention runs" runs some parts.
+GPU ?=
+gpu: venv
+	$(BIN)/python -m bench gpu $(GPU)
+
+# Wheels for a machine with a GPU and an image of PyTorch that can fetch none, and the command to type there.
+gpu-wheels: venv
+	$(BIN)/python -m bench.gpu.wheels
 
 bench-peers: .venv-trl/.ready
 

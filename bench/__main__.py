@@ -1,10 +1,14 @@
-"""`python -m bench [PART]`: measure, print tables, and keep the figures in bench/results."""
+"""`python -m bench [PART]`: measure, print tables, and keep the figures in bench/results.
+
+`python -m bench gpu` is the check of a machine with a GPU, with options of its own.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +20,14 @@ PARTS = ("train", "profile", "scaling", "end_to_end", "layouts", "crowded", "che
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure medsft and the peers that are installed.")
+    if sys.argv[1:2] == ["gpu"]:
+        from bench.gpu.check import main as check
+
+        sys.exit(check(sys.argv[2:]))
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure medsft and the peers that are installed. `python -m bench gpu --help` is about a machine with a GPU.",
+    )
     parser.add_argument("part", nargs="?", choices=(*PARTS, "all"), default="all", help="default: all, one after the other")
     parser.add_argument(
         "--data", type=Path, metavar="FILE.jsonl", help="train on these rows (prompt, gold), not on generated ones"

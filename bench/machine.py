@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from medsft.core.engine.commands.doctor import matmul_rate
+
 _SQUARE = 2048
+"""Of the matrices on a processor. `matmul_rate` takes larger ones on a GPU, which a product of this size does not fill."""
 _ENOUGH_SECONDS = 20
 """A processor without instructions for bf16 takes a minute for one such product."""
 
@@ -35,19 +38,13 @@ def measure(repeats: int = 5) -> Machine:
 
 
 def _rate(dtype: torch.dtype, repeats: int) -> float:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = (torch.randn(_SQUARE, _SQUARE, device=device).to(dtype) for _ in range(2))
+    if torch.cuda.is_available():
+        return max(matmul_rate(dtype, torch.device("cuda")) for _ in range(repeats))
+    a, b = (torch.randn(_SQUARE, _SQUARE).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     seconds: list[float] = []
     while len(seconds) < repeats and sum(seconds) < _ENOUGH_SECONDS:
-        _wait(device)
         start = time.perf_counter()
         torch.mm(a, b, out=out)
-        _wait(device)
         seconds.append(time.perf_counter() - start)
     return 2 * _SQUARE**3 / min(seconds)
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import documents
+from bench import documents, operators
 from bench.runs import Job, plan_of, unpack_base
 from bench.table import Row, print_table, say
+from medsft.core.devices import find_devices
 
 _WARM, _MEASURED = 1, 2
 _ALONE = ("1 process", "1 process, fp32")
@@ -29,15 +29,8 @@ _LAYOUTS: dict[str, dict[str, Any]] = {
     "tp 3": {"nproc_per_node": 3, "tp": 3},
     "pp 2": {"nproc_per_node": 2, "pp": 2},
 }
-_GROUPS = {
-    "products": ("multiply", "aten::mm", "aten::addmm", "aten::bmm"),
-    "attention": ("_TiledAttention", "aten::_scaled_dot_product"),
-    "norms, SwiGLU, rotation": ("_RMSNorm", "_SwiGLU", "_Rotate"),
-    "loss, without its products": ("_WeightedNLL",),
-    "optimizer": ("Optimizer.", "aten::_fused_adam", "aten::_foreach"),
-    "communication": ("gloo:", "c10d::", "nccl:", "_c10d_functional::"),
-}
-"""Names of the profiler's events begin so; what none of these fits is the rest."""
+_IDLE = "idle"
+"""Of a step on a GPU, what no kernel takes: the device waits for the host."""
 
 
 def measure(work: Path) -> dict[str, Any]:
@@ -45,11 +38,12 @@ def measure(work: Path) -> dict[str, Any]:
     job = Job(base=unpack_base(work / "base"), rows=documents.write(work / "pubmedqa_like.jsonl", 400), steps=_WARM + _MEASURED)
     results: dict[str, Any] = {}
     rows: list[Row] = []
-    for name, options in _LAYOUTS.items():
+    columns = (*operators.GROUPS, operators.REST, *([_IDLE] if find_devices().kind == "cuda" else []))
+    for name, options in _layouts().items():
         found = _profile(replace(job, micro_batch=min(job.micro_batch, job.global_batch // 2)), work, options)
         results[name] = found
         say(f"  {name}: {found['seconds']:.1f} s a step")
-        shares = {group: f"{100 * found['groups'].get(group, 0) / found['seconds']:.1f} %" for group in (*_GROUPS, "the rest")}
+        shares = {group: f"{100 * found['groups'].get(group, 0) / found['seconds']:.1f} %" for group in columns}
         rows.append({"layout": name, "a step, s": f"{found['seconds']:.2f}"} | shares)
     print_table("Share of a step's time, slowest rank; a collective counts from its begin to its end, waiting included", rows)
     for name in _ALONE:
@@ -57,6 +51,16 @@ def measure(work: Path) -> dict[str, Any]:
         total = results[name]["seconds"]
         print_table(f"Operators of {name}", [{"operator": k, "share": f"{100 * v / total:.1f} %"} for k, v in longest])
     return results
+
+
+def _layouts() -> dict[str, dict[str, Any]]:
+    """Return the layouts that this machine has devices for, and say which it has not."""
+    devices = find_devices()
+    most = devices.count if devices.kind == "cuda" else max(options["nproc_per_node"] for options in _LAYOUTS.values())
+    fits = {name: options for name, options in _LAYOUTS.items() if options["nproc_per_node"] <= most}
+    if missing := [name for name in _LAYOUTS if name not in fits]:
+        say(f"  not measured with {devices.count} of {devices.name}: {', '.join(missing)}")
+    return fits
 
 
 def _profile(job: Job, work: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +87,7 @@ def _profile(job: Job, work: Path, options: dict[str, Any]) -> dict[str, Any]:
 def work_of_a_rank(run_dir: str, out: str) -> None:
     """Train for a few steps without events and checkpoints, and write the profile of the last ones."""
     import torch
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import profile
 
     from medsft.core.engine.parallel.mesh import open_mesh
     from medsft.core.engine.train.batches import prefetch
@@ -100,22 +104,19 @@ def work_of_a_rank(run_dir: str, out: str) -> None:
     for iteration in range(_WARM):
         trainer.step(next(batches), iteration + 1, 1e-5)
     started = time.perf_counter()
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with profile(activities=operators.activities()) as seen:
         for iteration in range(_MEASURED):
             trainer.step(next(batches), iteration + 1, 1e-5)
+    if mesh.device.type == "cuda":
+        torch.cuda.synchronize()
     seconds = (time.perf_counter() - started) / _MEASURED
-    operators: Counter[str] = Counter()
-    groups: dict[str, float] = defaultdict(float)
-    for event in seen.key_averages():
-        own = event.self_cpu_time_total / 1e6 / _MEASURED
-        operators[event.key] += own
-        groups[_group(event.key)] += own
-    Path(out, f"{mesh.rank}.json").write_text(json.dumps({"seconds": seconds, "groups": groups, "operators": operators}))
+    found = operators.read(seen)
+    groups = {group: own / _MEASURED for group, own in found.groups.items()}
+    if mesh.device.type == "cuda":
+        groups[_IDLE] = max(0.0, seconds - found.kernel_seconds / _MEASURED)
+    by_operator = {name: own / _MEASURED for name, own in found.operators.items()}
+    Path(out, f"{mesh.rank}.json").write_text(json.dumps({"seconds": seconds, "groups": groups, "operators": by_operator}))
     torch.distributed.destroy_process_group()
-
-
-def _group(operator: str) -> str:
-    return next((name for name, begins in _GROUPS.items() if operator.startswith(begins)), "the rest")
 
 
 if __name__ == "__main__":

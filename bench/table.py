@@ -21,18 +21,20 @@ def spread(values: Sequence[float] | None, form: str) -> str:
     return middle if len(values) == 1 else f"{middle} ({min(values):{form}} to {max(values):{form}})"
 
 
-def print_table(title: str, rows: Sequence[Row]) -> None:
-    """Print rows that have the same columns."""
+def table_lines(rows: Sequence[Row]) -> list[str]:
+    """Return rows that have the same columns as lines of a Markdown table; nothing without rows."""
     if not rows:
-        return
+        return []
     columns = list(rows[0])
     widths = [max(len(name), *(len(row[name]) for row in rows)) for name in columns]
-    say(f"\n{title}\n")
-    say(_line(columns, widths))
-    say("|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    for row in rows:
-        say(_line([row[name] for name in columns], widths))
-    say("")
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return [_line(columns, widths), rule, *(_line([row[name] for name in columns], widths) for row in rows)]
+
+
+def print_table(title: str, rows: Sequence[Row]) -> None:
+    """Print rows that have the same columns."""
+    if rows:
+        say("\n".join(["", title, "", *table_lines(rows), ""]))
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

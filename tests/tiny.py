@@ -7,16 +7,16 @@ hundredth of the time.
 from __future__ import annotations
 
 import json
-import math
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from bench.sparse_weights import write_tensors as write_tensors
 from medsft.core.config.run_config import RunConfig, from_mapping
 from medsft.core.devices import Devices
 from medsft.core.models.config import read_hf_config
@@ -67,21 +67,6 @@ def write_model(folder: Path, family: str = "llama", *, seed: int = 0, **changes
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     write_tokenizer(folder)
     return folder
-
-
-def write_tensors(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> Path:
-    """A safetensors file of zeros, which takes no room on the disk: (type, shape) by name. Written without any library."""
-    sizes = {"F64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
-    head: dict[str, Any] = {}
-    end = 0
-    for name, (dtype, shape) in tensors.items():
-        start, end = end, end + math.prod(shape) * sizes[dtype]
-        head[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(head).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-    return path
 
 
 def describe_weights(folder: Path, dtype: str = "BF16") -> dict[str, tuple[str, Sequence[int]]]:
