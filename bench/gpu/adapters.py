@@ -30,8 +30,8 @@ _SMALL = {
     "head_dim": 32,
 }
 _LIMITS = {"fp32": 1e-4, "bf16": 2e-2}
-_ITERATIONS = 4
-_COUNTED = {"warm": 1, "measured": _ITERATIONS - 1}
+_WARM, _MEASURED = 1, 3
+_ITERATIONS = _WARM + _MEASURED
 _CPU_SECONDS = 90.0
 _MATRICES = ((256, 256), (129, 200))
 """Rows and columns: of whole blocks, and with a last block that is not whole."""
@@ -73,12 +73,12 @@ def _compare(found: Findings, setup: Setup, wanted: Sequence[tuple[str, str]]) -
             for kind, precision in wanted:
                 plan = plan_case(_small_case(base, "cpu", kind, precision), setup.work, iterations=_ITERATIONS)
                 seconds = min(_CPU_SECONDS, setup.left)
-                on_cpu[kind, precision] = pool.submit(train_ranks, plan, **_COUNTED, seconds=seconds, cpu=True)
+                on_cpu[kind, precision] = pool.submit(train_ranks, plan, warm=_WARM, measured=_MEASURED, seconds=seconds, cpu=True)
         for kind, precision in wanted:
             name = f"{kind}, {precision}"
             with found.attempt(f"{name}, beside the CPU", right=True):
                 plan = plan_case(_small_case(base, "device", kind, precision), setup.work, iterations=_ITERATIONS)
-                ours = train_here(plan, **_COUNTED, random_weights=False)
+                ours = train_here(plan, warm=_WARM, measured=_MEASURED, random_weights=False)
                 [cpu] = on_cpu[kind, precision].result()
                 for what, limit in (("losses", 1), ("norms", 5)):
                     found.figure(f"{name}, {what}", {"device": ours[what], "cpu": cpu[what]})
@@ -100,5 +100,5 @@ def _one_b(base: Path, setup: Setup, kind: str, options: dict[str, Any], *, bf16
         length=32 if setup.tiny else 2048,
         options={**options, "precision": "bf16" if bf16 else "fp32"},
     )
-    plan = plan_case(case, setup.work, iterations=4)
-    return train_here(plan, warm=1, measured=2 if setup.tiny else 3)
+    plan = plan_case(case, setup.work, iterations=_ITERATIONS)
+    return train_here(plan, warm=_WARM, measured=2 if setup.tiny else _MEASURED)

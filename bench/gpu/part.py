@@ -5,6 +5,7 @@ A part is a module with a function `measure(setup, found)`.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import math
@@ -22,6 +23,7 @@ from bench.table import say
 from medsft.core.files import write_atomically
 
 DONE, FAILED, RUNNING = "done", "failed", "running"
+_LAST_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +130,7 @@ def main(module: str, setup_json: str, path: str) -> int:
     raw = json.loads(setup_json)
     setup = Setup(output=Path(raw["output"]), work=Path(raw["work"]), tiny=raw["tiny"], ends=raw["ends"])
     found, began = Findings(Path(path)), time.time()
+    faulthandler.dump_traceback_later(max(1.0, setup.left - _LAST_SECONDS))  # the log of a part that hangs says where
     found.save()
     try:
         importlib.import_module(f"bench.gpu.{module}").measure(setup, found)
@@ -137,6 +140,7 @@ def main(module: str, setup_json: str, path: str) -> int:
         found.note(f"{type(error).__name__}: {error}")
         found.status = FAILED
     finally:
+        faulthandler.cancel_dump_traceback_later()
         found.seconds = round(time.time() - began, 1)
         found.save()
     return 0 if found.status == DONE else 1

@@ -2,6 +2,7 @@
 
     medsft sft       on the device and on the CPU, in fp32 and in bf16, all at once
     medsft rehearse  in both: six iterations, SIGKILL, a resume that must give the same losses bit for bit
+    medsft ask       answers with the finished model as on the CPU
     transformers     loads the finished model, whose loss on the validation set must be what the run said
     a full card      ends a run with exit code 6, and a message that says so
 """
@@ -9,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -53,6 +55,7 @@ _LIMITS = {"fp32": 1e-4, "bf16": 2e-2}
 """Of a loss, relative to the CPU's: bf16 keeps 8 bits of each number."""
 _ITERATIONS, _TINY_ITERATIONS = 12, 4
 _CHECKPOINT = "check"
+_QUESTION = "w5 w17 w2 w60"
 _ENDING_SECONDS = 20
 
 
@@ -83,6 +86,8 @@ def measure(setup: Setup, found: Findings) -> None:
         if devices.kind == "cuda":
             with found.attempt(f"losses beside the CPU's, {precision}", right=True):
                 _compare(found, running["gpu", precision], running["cpu", precision], precision)
+    with found.attempt("medsft ask", right=True):
+        _check_answers(found, running["gpu" if devices.kind == "cuda" else "cpu", "fp32"], setup)
     if devices.kind != "cuda":
         found.note("No GPU: no losses to compare with the CPU's, and no card to fill.")
         return
@@ -199,6 +204,32 @@ def _check_export(found: Findings, run: RunDir, config: medsft.RunConfig, precis
     said = view.eval_series["loss"][-1]
     found.at_most(f"{precision}: the exported model's validation loss in transformers", abs(total / count / said - 1),
                   _LIMITS[precision])  # fmt: skip
+
+
+def _check_answers(found: Findings, run: RunDir, setup: Setup) -> None:
+    """Ask the finished model on the device and on the CPU: the most likely tokens in fp32 must be the same."""
+    command = [sys.executable, "-m", "medsft", "ask", run.view().export, _QUESTION, "--max_tokens", "24"]
+    environments = {"device": dict(os.environ), "CPU": os.environ | {"CUDA_VISIBLE_DEVICES": ""}}
+    if find_devices().kind != "cuda":
+        del environments["device"]
+    asked = {
+        where: subprocess.Popen(
+            [*command, "--precision", "fp32", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        for where, environment in environments.items()
+    }
+    answers = {}
+    for where, process in asked.items():
+        try:
+            said, errors = process.communicate(timeout=max(1.0, setup.left - _ENDING_SECONDS))
+        finally:
+            process.kill()
+        last = errors.strip().splitlines()[-1:] or [""]
+        found.holds(f"medsft ask on the {where} ends with 0", process.returncode == 0, f"{process.returncode} {last[0]}")
+        answers[where] = json.loads(said)["answer"]
+    found.figure("answers", answers)
+    if "device" in answers:
+        found.holds("the most likely answer is the CPU's", answers["device"] == answers["CPU"], answers["device"])
 
 
 def _check_full_card(found: Findings, setup: Setup) -> None:

@@ -236,6 +236,7 @@ def peak_rate() -> float | None:
 
 def _reset_peaks(device: torch.device) -> None:
     if device.type == "cuda":
+        torch.cuda.init()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -83,7 +83,7 @@ def test_the_tables() -> None:
             checks=[{"what": "bits", "passed": False, "found": "3 of 4", "limit": ""}],
             figures={"ms": {"medsft": 2.1, "torch": 2.0, "torch, deterministic": 2.3}},
         ),
-        "perf": found(figures={"cases": {model: _SPEED}, "whole_8b": {"layer_ms": 20.0, "ms": 800.0, "tokens_per_s": 10240.0}}),
+        "perf": found(figures={"cases": {model: _SPEED, "8 layers of 8B, 4 x 2,048": {**_SPEED, "ms": 400.0}}, "whole_8b": {"layer_ms": 20.0, "ms": 800.0, "tokens_per_s": 10240.0}}),
         "peers": found(figures={"cases": [peer]}, notes=["8B: OutOfMemoryError: CUDA out of memory."]),
     }
     text = report.markdown({"facts": facts, "parts": parts})
@@ -93,7 +93,7 @@ def test_the_tables() -> None:
     assert rows["8B in fp32 masters, by the slices"][3:5] == ["800", "10,240"]
     assert rows[f"{model}, beside transformers + Liger + compiled layers"] == ["2.34", "at least 2.0", "yes"]
     assert rows[f"{model}: peak of the plan's"] == ["0.95", "0.9 to 1.1", "yes"]
-    assert rows["deterministic attention, beside torch's as it is"] == ["1.15", "at most 1.05", "no"]
+    assert rows["8 layers of 8B, 4 x 2,048: share of a deterministic attention's cost"] == ["0.006", "at most 0.05", "yes"]
     assert "- peers: 8B: OutOfMemoryError: CUDA out of memory." in text
 
 
