@@ -26,7 +26,7 @@ def main() -> None:
         sys.exit(check(sys.argv[2:]))
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure medsft and the peers that are installed. `python -m bench gpu --help` is about a machine with a GPU.",
+        description="Measure medsft and the peers that are installed. For a machine with a GPU: python -m bench gpu --help",
     )
     parser.add_argument("part", nargs="?", choices=(*PARTS, "all"), default="all", help="default: all, one after the other")
     parser.add_argument(

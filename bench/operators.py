@@ -16,7 +16,7 @@ GROUPS = {
         *("_FusedAttention", "_FlashAttention", "_EfficientAttention"),
         *("aten::_scaled_dot_product", "aten::_flash_attention", "aten::_efficient_attention"),
     ),
-    "norms, SwiGLU, rotation": ("_RMSNorm", "_SwiGLU", "_Rotate", "Liger"),
+    "norms, SwiGLU, rotation": ("_RMSNorm", "_SwiGLU", "_Rotate", "aten::_fused_rms_norm", "Liger"),
     "loss, without its products": ("_WeightedNLL",),
     "optimizer": ("Optimizer.", "aten::_fused_adam", "aten::_foreach"),
     "communication": ("gloo:", "c10d::", "nccl:", "_c10d_functional::"),

@@ -1,4 +1,4 @@
-"""Adapters on the device: the codec of nf4 and the losses of LoRA and QLoRA beside the CPU's, and their peak beside the plan's."""
+"""Adapters on the device: the codec of nf4 and the losses of LoRA and QLoRA beside the CPU's; their peak beside the plan's."""
 
 from __future__ import annotations
 
@@ -72,8 +72,10 @@ def _compare(found: Findings, setup: Setup, wanted: Sequence[tuple[str, str]]) -
         with without_gpus():
             for kind, precision in wanted:
                 plan = plan_case(_small_case(base, "cpu", kind, precision), setup.work, iterations=_ITERATIONS)
-                seconds = min(_CPU_SECONDS, setup.left)
-                on_cpu[kind, precision] = pool.submit(train_ranks, plan, warm=_WARM, measured=_MEASURED, seconds=seconds, cpu=True)
+                seconds = setup.left if setup.tiny else min(_CPU_SECONDS, setup.left)
+                on_cpu[kind, precision] = pool.submit(
+                    train_ranks, plan, warm=_WARM, measured=_MEASURED, seconds=seconds, cpu=True
+                )
         for kind, precision in wanted:
             name = f"{kind}, {precision}"
             with found.attempt(f"{name}, beside the CPU", right=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -148,19 +149,20 @@ def _times(dtype: torch.dtype, device: torch.device, *, tiny: bool) -> dict[str,
     grad = inputs.grad.view(*shape, heads, size).transpose(1, 2)
 
     def torchs() -> object:
-        out = F.scaled_dot_product_attention(*batched, is_causal=True, enable_gqa=True)
+        out = F.scaled_dot_product_attention(batched[0], batched[1], batched[2], is_causal=True, enable_gqa=True)
         return torch.autograd.grad(out, batched, grad)
 
     times = {"medsft": seconds_per_call(lambda: inputs.gradients(sequences), device)}
     flash = [SDPBackend.FLASH_ATTENTION] if dtype == torch.bfloat16 else [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    fills: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), fills.fill_uninitialized_memory
     with sdpa_kernel(flash):  # what medsft calls, and not another one that is faster
         times["torch"] = seconds_per_call(torchs, device)
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        fills.fill_uninitialized_memory = False
         try:
             times["torch, deterministic"] = seconds_per_call(torchs, device)
         finally:
             torch.use_deterministic_algorithms(before[0])
-            torch.utils.deterministic.fill_uninitialized_memory = before[1]
+            fills.fill_uninitialized_memory = before[1]
     return {name: round(1e3 * seconds, 3) for name, seconds in times.items()}

@@ -77,12 +77,13 @@ def _layouts(count: int) -> list[Layout]:
 def _train(case: Case, setup: Setup, *, random_weights: bool = False) -> dict[str, Any]:
     """Return what the first rank measured, with the largest peak of all."""
     plan = plan_case(case, setup.work, iterations=4)
-    ranks = train_ranks(plan, warm=1, measured=3, seconds=min(_SECONDS, setup.left), random_weights=random_weights)
+    seconds = setup.left if setup.tiny else min(_SECONDS, setup.left)
+    ranks = train_ranks(plan, warm=1, measured=3, seconds=seconds, random_weights=random_weights)
     return ranks[0] | {"peak_gb": max(rank["peak_gb"] for rank in ranks)}
 
 
 def _rates(setup: Setup, found: Findings, count: int) -> None:
-    """Measure the 1B shape, which every GPU can hold, on one device and with data parallel on all, and tensor parallel on two."""
+    """Measure a 1B model, which every GPU can hold, on one device, data parallel on all, and tensor parallel on two."""
     base = shapes.write_base(setup.work / "1b", shapes.sized(shapes.LLAMA_1B, tiny=setup.tiny))
     results = {}
     for layout in (Layout(), Layout(dp=count), Layout(tp=2)):

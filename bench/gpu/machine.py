@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from bench.gpu.part import Findings, Setup
 from bench.gpu.trained import peak_rate
 from medsft.core.devices import find_devices
-from medsft.core.engine.commands.doctor import matmul_rate, seconds_per_call
+from medsft.core.engine.commands.doctor import seconds_per_call
 
 _COPIED_BYTES = {False: 4 << 30, True: 16 << 20}
 """By whether sizes are those of tests: several times what a cache holds."""
@@ -31,11 +32,8 @@ def measure(setup: Setup, found: Findings) -> None:
         found.figure("device", _device(device))
     found.figure("torch", {"version": torch.__version__, "cuda": torch.version.cuda, "git": torch.version.git_version})
     found.figure("peak_tflops", None if (peak := peak_rate()) is None else peak / 1e12)
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        with found.attempt(f"products in {name}", right=True):
-            found.figure(f"products_{name}_tflops", round(matmul_rate(dtype, device) / 1e12, 3))
     with found.attempt("copies on the device", right=True):
-        found.figure("copy_tb_s", round(_copy_rate(device, _COPIED_BYTES[setup.tiny]) / 1e12, 3))
+        found.figure("copy_tb_s", float(f"{_copy_rate(device, _COPIED_BYTES[setup.tiny]) / 1e12:.3g}"))
     if device.type == "cuda":
         with found.attempt("copies from the host", right=False):
             found.figure("from_host_gb_s", _from_host(device))
@@ -79,7 +77,7 @@ def _from_host(device: torch.device) -> dict[str, float]:
     rates = {}
     for name, pinned in (("pinned", True), ("pageable", False)):
         source = torch.ones(size, dtype=torch.uint8, pin_memory=pinned)
-        rates[name] = round(size / seconds_per_call(lambda source=source: target.copy_(source), device) / 1e9, 2)
+        rates[name] = round(size / seconds_per_call(partial(target.copy_, source), device) / 1e9, 2)
     return rates
 
 

@@ -63,7 +63,7 @@ _CASES = (
     _Wanted(name="4 layers of 8B, 4 x 2,048", shape=shapes.LLAMA_8B, documents=4, length=2048, seconds=15, layers=4),
     _Wanted(name="8 layers of 8B, 4 x 2,048", shape=shapes.LLAMA_8B, documents=4, length=2048, seconds=20, layers=8),
 )
-"""In the order of their worth. The slices have what a whole model in fp32 masters would have: its layers cost the difference."""
+"""In the order of their worth. The slices tell of all of 8B with fp32 masters, which no card holds: what a layer costs."""
 _SLICES = "4 layers of 8B, 4 x 2,048", "8 layers of 8B, 4 x 2,048"
 
 

@@ -45,7 +45,7 @@ def markdown(results: Result) -> str:
     for title, rows in (
         ("Speed", list(_speed(parts))),
         ("Beside other programs", list(_peers(parts))),
-        ("Goals", list(_goals(parts))),
+        ("Goals", list(_goals(parts)) if results["facts"]["kind"] == "cuda" else []),
         ("Several GPUs", list(_layouts(parts))),
     ):
         if rows:
@@ -77,13 +77,17 @@ def _summary(parts: Mapping[str, Result]) -> Iterator[str]:
             }
         )
     yield from table_lines(rows)
-    machine = parts.get("machine", {}).get("figures", {})
-    if "products_bf16_tflops" in machine:
+    figures = parts.get("machine", {}).get("figures", {})
+    machine = {**figures, **figures.get("doctor", {})}
+    rates = {
+        "products in bf16": ("torch_tflops_bf16", "TFLOP/s"),
+        "products in fp32": ("torch_tflops_fp32", "TFLOP/s"),
+        "attention of a layer of 8B, forward and backward": ("torch_attention_ms", "ms"),
+        "copies on the device": ("copy_tb_s", "TB/s"),
+    }
+    if said := [f"{what} {_shown(machine[key])} {unit}" for what, (key, unit) in rates.items() if key in machine]:
         yield ""
-        yield (
-            f"Products of 8,192 in bf16: {machine['products_bf16_tflops']:.0f} TFLOP/s, in fp32 "
-            f"{machine['products_fp32_tflops']:.0f}; copies on the device {machine['copy_tb_s']:.2f} TB/s."
-        )
+        yield f"What the device can do: {', '.join(said)}."
 
 
 def _cases(parts: Mapping[str, Result]) -> dict[str, Result]:
@@ -99,7 +103,7 @@ def _speed(parts: Mapping[str, Result]) -> Iterator[Row]:
         yield {column: _shown(values.get(key)) for column, key in _FIGURES.items()}
     whole = parts.get("perf", {}).get("figures", {}).get("whole_8b")
     if whole:
-        row = {column: "" for column in _FIGURES}
+        row = dict.fromkeys(_FIGURES, "")
         rate = _shown(whole["tokens_per_s"])
         yield row | {"training": "8B in fp32 masters, by the slices", "ms": _shown(whole["ms"]), "tokens/s": rate}
 

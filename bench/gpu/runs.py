@@ -1,10 +1,10 @@
 """Whole runs on the device: losses beside the CPU's, validation, save, export, a kill and a resume, and no memory left.
 
-    medsft sft       on the device and on the CPU, in fp32 and in bf16, all at once
-    medsft rehearse  in both: six iterations, SIGKILL, a resume that must give the same losses bit for bit
-    medsft ask       answers with the finished model as on the CPU
-    transformers     loads the finished model, whose loss on the validation set must be what the run said
-    a full card      ends a run with exit code 6, and a message that says so
+medsft sft       on the device and on the CPU, in fp32 and in bf16, all at once
+medsft rehearse  in both: six iterations, SIGKILL, a resume that must give the same losses bit for bit
+medsft ask       answers with the finished model as on the CPU
+transformers     loads the finished model, whose loss on the validation set must be what the run said
+a full card      ends a run with exit code 6, and a message that says so
 """
 
 from __future__ import annotations
@@ -214,7 +214,11 @@ def _check_answers(found: Findings, run: RunDir, setup: Setup) -> None:
         del environments["device"]
     asked = {
         where: subprocess.Popen(
-            [*command, "--precision", "fp32", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            [*command, "--precision", "fp32", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         for where, environment in environments.items()
     }

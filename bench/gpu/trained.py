@@ -70,7 +70,14 @@ def plan_case(case: Case, work: Path, *, iterations: int) -> RunPlan:
         question, answer = 3 * case.length // 4, case.length // 2
         shapes.write_rows(file, vocabulary, count=case.rows, question=question, answer=answer)
     job = Job(base=case.base, rows=file, steps=iterations, seq=case.length, global_batch=case.documents)
-    options = {"template": "meditron", "micro_batch": None, "id": case.name, "keep_best": "none", "retokenize": False, **case.options}
+    options = {
+        "template": "meditron",
+        "micro_batch": None,
+        "id": case.name,
+        "keep_best": "none",
+        "retokenize": False,
+        **case.options,
+    }
     return plan_of(job, work, **options)
 
 

@@ -116,9 +116,10 @@ def _advice(devices: Devices, facts: dict[str, Any]) -> Iterator[str]:
     if "torch_attention_failed" in facts:
         yield f"Attention does not run on this GPU, so nothing can be trained on it: {facts['torch_attention_failed']}."
     if "torch_gpus" in facts and bool(facts["torch_gpus"]) != (devices.kind == "cuda"):
+        shown = devices.count if devices.kind == "cuda" else "no"
         yield (
-            f"The driver shows {devices.count if devices.kind == 'cuda' else 'no'} GPUs, torch {facts['torch_gpus'] or 'none'}: "
-            "the build of torch, the driver and CUDA_VISIBLE_DEVICES must fit together."
+            f"The driver shows {shown} GPUs, torch {facts['torch_gpus'] or 'none'}: the build of torch, the driver and "
+            "CUDA_VISIBLE_DEVICES must fit together."
         )
     billions = devices.memory_bytes * (devices.count if devices.kind == "cuda" else 1) / _BYTES_PER_PARAMETER / 1e9
     place = f"the {devices.count} GPUs" if devices.kind == "cuda" else "memory"

@@ -21,7 +21,8 @@ def test_operators_inside_a_function_of_our_own_count_for_it() -> None:
     assert found.groups["products"] > 0
     assert found.groups["attention"] > 0
     assert found.groups[operators.REST] > 0
-    assert sum(found.groups.values()) == sum(found.operators.values()) or abs(
-        sum(found.groups.values()) / sum(found.operators.values()) - 1
-    ) < 1e-6
+    assert (
+        sum(found.groups.values()) == sum(found.operators.values())
+        or abs(sum(found.groups.values()) / sum(found.operators.values()) - 1) < 1e-6
+    )
     assert found.kernels == 0 or torch.cuda.is_available()

@@ -60,7 +60,9 @@ def test_a_part_that_raises_has_failed_and_keeps_what_it_found(tmp_path: Path) -
     assert "table_that_is_not_there" in kept["notes"][0]
 
 
-def test_parts_do_not_stop_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parts_do_not_stop_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One that cannot be imported, one for which no time is left."""
     monkeypatch.setattr(check, "PARTS", (part("no_such_part"), part("nor_this", right=False)))
     assert check.main(["--tiny", "--output", str(tmp_path)]) == 1
@@ -73,22 +75,36 @@ def test_parts_do_not_stop_each_other(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_tables() -> None:
-    facts = {"device": "NVIDIA H100", "kind": "cuda", "devices": 1, "memory_gb": 85.0, "date": "2026-11-29 10:00", "python": "3.12",
-             "tiny": False, "versions": {"torch": "2.11.0"}}  # fmt: skip
+    facts = {"device": "NVIDIA H100", "kind": "cuda", "devices": 1, "memory_gb": 85.0, "date": "2026-11-29 10:00"}
+    facts |= {"python": "3.12", "tiny": False, "versions": {"torch": "2.11.0"}}
     model = "SmolLM2-135M, 8 x 2,048"
-    peer = {"model": model, "program": "transformers + Liger + compiled layers", "tokens_per_s": 20000.0, "mfu": 0.2, "peak_gb": 50.0}
+    program = "transformers + Liger + compiled layers"
+    peer = {"model": model, "program": program, "tokens_per_s": 20000.0, "mfu": 0.2, "peak_gb": 50.0}
     parts = {
-        "machine": found(figures={"products_bf16_tflops": 790.1, "products_fp32_tflops": 51.2, "copy_tb_s": 3.05}),
+        "machine": found(figures={"doctor": {"torch_tflops_bf16": 790.1, "torch_tflops_fp32": 51.2}, "copy_tb_s": 3.05}),
         "attention": found(
             checks=[{"what": "bits", "passed": False, "found": "3 of 4", "limit": ""}],
             figures={"ms": {"medsft": 2.1, "torch": 2.0, "torch, deterministic": 2.3}},
         ),
-        "perf": found(figures={"cases": {model: _SPEED, "8 layers of 8B, 4 x 2,048": {**_SPEED, "ms": 400.0}}, "whole_8b": {"layer_ms": 20.0, "ms": 800.0, "tokens_per_s": 10240.0}}),
+        "perf": found(
+            figures={
+                "cases": {model: _SPEED, "8 layers of 8B, 4 x 2,048": {**_SPEED, "ms": 400.0}},
+                "whole_8b": {"layer_ms": 20.0, "ms": 800.0, "tokens_per_s": 10240.0},
+            }
+        ),
         "peers": found(figures={"cases": [peer]}, notes=["8B: OutOfMemoryError: CUDA out of memory."]),
     }
     text = report.markdown({"facts": facts, "parts": parts})
     assert text.startswith("1 x NVIDIA H100, 85.0 GB; 2026-11-29 10:00; Python 3.12, torch 2.11.0.\n")
-    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines() if "|" in line}
+    rows = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in text.splitlines()
+        if "|" in line
+    }
+    assert (
+        "What the device can do: products in bf16 790 TFLOP/s, products in fp32 51.2 TFLOP/s, copies on the device 3.05 TB/s."
+        in text
+    )
     assert rows["attention"] == ["done", "0 of 1", "1", "bits: 3 of 4"]
     assert rows["8B in fp32 masters, by the slices"][3:5] == ["800", "10,240"]
     assert rows[f"{model}, beside transformers + Liger + compiled layers"] == ["2.34", "at least 2.0", "yes"]

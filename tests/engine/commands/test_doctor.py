@@ -36,9 +36,15 @@ def test_gradients_that_are_no_numbers_are_told(monkeypatch: pytest.MonkeyPatch)
     assert doctor.attention_facts(CPU, (5, 3)) == {"attention_failed": "its gradients are not finite"}
 
 
-def test_a_call_is_timed_as_often_as_takes_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_SECONDS", 0.02)
+@pytest.mark.parametrize(("once", "counts"), [(0.1, [1, 3]), (2.0, [1]), (1e-9, [1, 1000])])
+def test_a_call_is_timed_as_often_as_takes_a_while(monkeypatch: pytest.MonkeyPatch, once: float, counts: list[int]) -> None:
+    timed: list[int] = []
+
+    def timing(_call: object, _device: object, count: int) -> float:
+        timed.append(count)
+        return once
+
+    monkeypatch.setattr(doctor, "_timed", timing)
     calls: list[int] = []
-    seconds = doctor.seconds_per_call(lambda: calls.append(sum(range(20_000))), CPU)
-    assert seconds > 0
-    assert len(calls) > 2
+    assert doctor.seconds_per_call(lambda: calls.append(1), CPU) == once
+    assert (calls, timed) == ([1], counts)  # the first call is not timed
