@@ -98,7 +98,7 @@ def work_of_a_rank(run_dir: str, out: str) -> None:
 
     run = RunDir(Path(run_dir))
     plan = read_launch(run).apply(RunPlan.from_json(run.read_plan(), where=run_dir))
-    mesh = open_mesh(plan.layout)
+    mesh = open_mesh(plan.layout, device_kind=plan.estimates.device_kind)
     trainer = build_trainer(plan, run, mesh, None)
     batches = prefetch(trainer.train_batches, range(_WARM + _MEASURED))
     for iteration in range(_WARM):

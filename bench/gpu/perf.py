@@ -104,7 +104,7 @@ def _measure(case: _Wanted, setup: Setup, found: Findings) -> dict[str, Any] | N
     if needed > there:
         found.note(f"{case.name}: not run, it needs {needed / 1e9:.0f} GB by the plan, and there are {there / 1e9:.0f} GB.")
         return None
-    return train_here(plan, warm=warm, measured=measured, profile=True) | {"recompute": plan.config.recompute}
+    return train_here(plan, warm=warm, measured=measured, profile=True)
 
 
 def _base(work: Path, shape: Mapping[str, Any]) -> Path:

@@ -31,7 +31,8 @@ from medsft.core.engine.parallel.master_weights import MasterWeights
 from medsft.core.engine.parallel.mesh import open_mesh
 from medsft.core.engine.train.batches import RankBatch, prefetch
 from medsft.core.engine.train.build import build_trainer
-from medsft.core.engine.train.trainer import Trainer, peak_memory
+from medsft.core.engine.train.peak_memory import peak_memory
+from medsft.core.engine.train.trainer import Trainer
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.launch import engine_environment, load_launched_plan, write_start
 from medsft.core.run.rundir import RunDir
@@ -155,7 +156,7 @@ def steps(
 
     Return losses and norms of all of them, the median time of those that were timed, rates, and peaks of memory.
     """
-    mesh = open_mesh(plan.layout)
+    mesh = open_mesh(plan.layout, device_kind=plan.estimates.device_kind)
     _reset_peaks(mesh.device)
     began = time.perf_counter()
     trainer = build_trainer(plan, run, mesh, None)
@@ -176,6 +177,7 @@ def steps(
         "model": f"{plan.base.model.num_parameters() / 1e9:.2f}e9",
         "layout": str(plan.layout),
         "precision": plan.precision,
+        "recompute": plan.recompute,
         "micro_batch": plan.micro_batch,
         "micro_batches": len(batch.micro_batches),
         "tokens": batch.tokens,
