@@ -11,7 +11,7 @@ import torch
 
 from bench.gpu import shapes
 from bench.gpu.part import Findings, Setup
-from bench.gpu.trained import Case, plan_case, train_here, train_ranks, without_gpus
+from bench.gpu.trained import NO_GPUS, Case, plan_case, train_here, train_ranks, without_gpus
 from medsft.core.devices import find_devices
 from medsft.core.engine.kernels.nf4 import Packed, Part, pack, unpack
 
@@ -74,7 +74,7 @@ def _compare(found: Findings, setup: Setup, wanted: Sequence[tuple[str, str]]) -
                 plan = plan_case(_small_case(base, "cpu", kind, precision), setup.work, iterations=_ITERATIONS)
                 seconds = setup.left if setup.tiny else min(_CPU_SECONDS, setup.left)
                 on_cpu[kind, precision] = pool.submit(
-                    train_ranks, plan, warm=_WARM, measured=_MEASURED, seconds=seconds, cpu=True
+                    train_ranks, plan, warm=_WARM, measured=_MEASURED, seconds=seconds, environment=NO_GPUS
                 )
         for kind, precision in wanted:
             name = f"{kind}, {precision}"

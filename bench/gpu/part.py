@@ -69,7 +69,7 @@ class Findings:
 
     def at_most(self, what: str, found: float, limit: float) -> None:
         """Check that a number is not above a limit; one that is not a number is."""
-        self._add(Check(what=what, passed=found <= limit, found=f"{found:.2g}", limit=f"at most {limit:g}"))
+        self._add(Check(what=what, passed=found <= limit, found=f"{found:.2g}", limit=f"at most {limit:.3g}"))
 
     def holds(self, what: str, passed: bool, found: object) -> None:
         """Check that something holds; `found` says what was seen."""

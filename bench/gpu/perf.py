@@ -9,11 +9,12 @@ from typing import Any
 
 from bench.gpu import shapes
 from bench.gpu.part import Findings, Setup
-from bench.gpu.trained import Case, plan_case, train_here
+from bench.gpu.trained import Case, plan_case, train_here, train_ranks
 from medsft.core.config.run_config import RunConfig
 from medsft.core.devices import find_devices
 
 _TINY_LENGTH, _TINY_DOCUMENTS = 48, 4
+_PLAIN = {"MEDSFT_REFERENCE_KERNELS": "1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +31,11 @@ class _Wanted:
     options: dict[str, Any] = field(default_factory=dict)
     layers: int | None = None
     """Of the model, where not all."""
+    plain: bool = False
+    """Without any kernel but torch's separate operations, in a process of its own."""
 
 
+_SLICE = {"micro_batch": 4, "recompute": "none"}
 _CASES = (
     _Wanted(name="SmolLM2-135M, 4 x 512", shape=shapes.SMOLLM2_135M, documents=4, length=512, seconds=8),
     _Wanted(name="SmolLM2-135M, 8 x 2,048", shape=shapes.SMOLLM2_135M, documents=8, length=2048, seconds=8),
@@ -49,8 +53,16 @@ _CASES = (
         shape=shapes.LLAMA_8B,
         documents=8,
         length=2048,
-        seconds=35,
+        seconds=60,  # torch.compile makes kernels of the update
         options={"optimizer": "adamw8bit"},
+    ),
+    _Wanted(
+        name="SmolLM2-135M, 8 x 2,048, torch's operations",
+        shape=shapes.SMOLLM2_135M,
+        documents=8,
+        length=2048,
+        seconds=20,
+        plain=True,
     ),
     _Wanted(
         name="Llama 3 8B QLoRA, 8 x 2,048",
@@ -60,8 +72,12 @@ _CASES = (
         seconds=45,
         options={"adapter": "lora", "base_precision": "nf4"},
     ),
-    _Wanted(name="4 layers of 8B, 4 x 2,048", shape=shapes.LLAMA_8B, documents=4, length=2048, seconds=15, layers=4),
-    _Wanted(name="8 layers of 8B, 4 x 2,048", shape=shapes.LLAMA_8B, documents=4, length=2048, seconds=20, layers=8),
+    _Wanted(
+        name="4 layers of 8B, 4 x 2,048", shape=shapes.LLAMA_8B, documents=4, length=2048, seconds=15, layers=4, options=_SLICE
+    ),
+    _Wanted(
+        name="8 layers of 8B, 4 x 2,048", shape=shapes.LLAMA_8B, documents=4, length=2048, seconds=20, layers=8, options=_SLICE
+    ),
 )
 """In the order of their worth. The slices tell of all of 8B with fp32 masters, which no card holds: what a layer costs."""
 _SLICES = "4 layers of 8B, 4 x 2,048", "8 layers of 8B, 4 x 2,048"
@@ -104,6 +120,9 @@ def _measure(case: _Wanted, setup: Setup, found: Findings) -> dict[str, Any] | N
     if needed > there:
         found.note(f"{case.name}: not run, it needs {needed / 1e9:.0f} GB by the plan, and there are {there / 1e9:.0f} GB.")
         return None
+    if case.plain:
+        [result] = train_ranks(plan, warm=warm, measured=measured, seconds=setup.left, random_weights=True, environment=_PLAIN)
+        return result
     return train_here(plan, warm=warm, measured=measured, profile=True)
 
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 import medsft
 from bench.gpu import shapes
 from bench.gpu.part import Findings, Setup
-from bench.gpu.trained import without_gpus
+from bench.gpu.trained import NO_GPUS, without_gpus
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.devices import find_devices
 from medsft.core.run.rundir import RunDir
@@ -209,7 +209,7 @@ def _check_export(found: Findings, run: RunDir, config: medsft.RunConfig, precis
 def _check_answers(found: Findings, run: RunDir, setup: Setup) -> None:
     """Ask the finished model on the device and on the CPU: the most likely tokens in fp32 must be the same."""
     command = [sys.executable, "-m", "medsft", "ask", run.view().export, _QUESTION, "--max_tokens", "24"]
-    environments = {"device": dict(os.environ), "CPU": os.environ | {"CUDA_VISIBLE_DEVICES": ""}}
+    environments = {"device": dict(os.environ), "CPU": os.environ | NO_GPUS}
     if find_devices().kind != "cuda":
         del environments["device"]
     asked = {

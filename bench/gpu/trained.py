@@ -43,6 +43,8 @@ _PEAKS = (
     *(("L40S", 362e12), ("L4", 121e12), ("A10", 125e12)),
 )
 """FLOP/s of dense bf16 products by NVIDIA's data sheets, by a part of the device's name; the first that fits counts."""
+NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
+"""Of a process that is to see none."""
 _END_SECONDS = 15
 """That ranks have to end when they are told to."""
 
@@ -97,16 +99,22 @@ def train_here(
 
 
 def train_ranks(
-    plan: RunPlan, *, warm: int, measured: int, seconds: float, cpu: bool = False, random_weights: bool = False
+    plan: RunPlan,
+    *,
+    warm: int,
+    measured: int,
+    seconds: float,
+    random_weights: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Train in processes of their own, several by torchrun, and return what each rank measured.
 
-    They have the base's weights, or `random_weights`. With `cpu` they see no GPU; the plan must have been made so, too
+    They have the base's weights, or `random_weights`. For `NO_GPUS` in their `environment` the plan must have been made so, too
     (`without_gpus`). Raises RuntimeError with the end of what they wrote when they fail, `subprocess.TimeoutExpired` when they
     take longer than `seconds`.
     """
     run = write_start(plan)
-    environment = engine_environment(plan.layout.world) | ({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})
+    environment = {**engine_environment(plan.layout.world), **(environment or {})}
     try:
         with tempfile.TemporaryDirectory() as out:
             world = plan.layout.world
@@ -138,9 +146,9 @@ def _run_to_end(command: Sequence[str], environment: Mapping[str, str], seconds:
 @contextmanager
 def without_gpus() -> Iterator[None]:
     """Plan, and start processes, as on a machine without GPUs."""
-    name = "CUDA_VISIBLE_DEVICES"
+    [name] = NO_GPUS
     before = os.environ.get(name)
-    os.environ[name] = ""
+    os.environ.update(NO_GPUS)
     try:
         yield
     finally:
