@@ -19,8 +19,9 @@ from medsft.core.planning.trainable import trainable_names
 
 PROCESS_BYTES = {"cpu": 450 << 20, "cuda": 1 << 30}
 """A process with torch loaded, before any model: resident memory on a CPU, context and workspaces on a GPU."""
-LOGITS_BYTES = 128 << 20
-"""Size of the largest fp32 tensor of logits that the loss computes at once (`engine.nn.loss`)."""
+LOGITS_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
+"""Size of the largest fp32 tensor of logits that the loss computes at once (`engine.nn.loss`). On a GPU, where each
+is followed by a pass over the gradient of the output projection, there are few of them."""
 _LOGITS_COPIES = 2
 """Tensors of that size that exist at once: the logits and their softmax."""
 _GLOO_BYTES = 100 << 20
@@ -149,7 +150,7 @@ def _gpu_pass(
         has_loss=stage == layout.pp - 1,
         trains_head=trains_head,
         adapter_numbers=None if adapter is None else adapter.kept_for_backward(),
-        logits_bytes=LOGITS_BYTES,
+        logits_bytes=LOGITS_BYTES[work.device_kind],
     )
 
 
@@ -176,7 +177,8 @@ def _stage_with_adapter(model: ModelConfig, layout: Layout, work: Workload, stag
         kept, at_work = adapter_activation_bytes(model, layout, work, num_layers, adapter)
         activations = int(_ADAPTER_SLACK * kept * in_flight) + at_work
         if stage == layout.pp - 1:
-            activations += min(_LOGITS_COPIES * LOGITS_BYTES, _LOGITS_COPIES * _logits_bytes(model, layout, work))
+            logits = min(LOGITS_BYTES[work.device_kind], _logits_bytes(model, layout, work))
+            activations += _LOGITS_COPIES * logits
     process = _process_bytes(layout, work) - PROCESS_BYTES[work.device_kind] + _ADAPTER_PROCESS_BYTES[work.device_kind]
     if work.device_kind == "cpu" and layout.dp > 1:
         process += adapter.layer_bytes(model, layout, stage, unit=unit)  # activations come to lie where layers were gathered
@@ -190,7 +192,8 @@ def _stage_with_adapter(model: ModelConfig, layout: Layout, work: Workload, stag
 
 
 def _logits_bytes(model: ModelConfig, layout: Layout, work: Workload) -> int:
-    return min(_LOGITS_COPIES * LOGITS_BYTES, 4 * work.stream_tokens * math.ceil(model.vocab_size / layout.tp))
+    at_once = _LOGITS_COPIES * LOGITS_BYTES[work.device_kind]
+    return min(at_once, 4 * work.stream_tokens * math.ceil(model.vocab_size / layout.tp))
 
 
 def _process_bytes(layout: Layout, work: Workload) -> int:

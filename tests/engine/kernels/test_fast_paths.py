@@ -60,13 +60,17 @@ def plainly(monkeypatch):
     monkeypatch.setattr(cpu, "bf16_is_slow", lambda: False)
     monkeypatch.setattr(model_module, "rms_norm", lambda x, w, eps: w * F.rms_norm(x.float(), w.shape, eps=eps).to(x.dtype))
     monkeypatch.setattr(model_module, "swiglu", lambda gate, up: F.silu(gate) * up)
-    monkeypatch.setattr(model_module, "rotate", plain_rotate)
+    monkeypatch.setattr(model_module, "rotate_queries_and_keys", plain_rotate_both)
     monkeypatch.setattr(model_module, "recompute_in_backward", lambda *_: nullcontext())
 
 
 def plain_rotate(heads, cos, sin):
     first, second = heads.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def plain_rotate_both(q, k, cos, sin):
+    return plain_rotate(q, cos, sin), plain_rotate(k, cos, sin)
 
 
 def plain_loss(hidden, head, labels, weights):

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
+from medsft.core.engine.nn import fused
 from medsft.core.engine.nn.fused import rms_norm, rotate, swiglu
 
 
@@ -49,3 +51,21 @@ def test_bf16_norm_divides_in_fp32():
     x = torch.cat([torch.full((1, 1), 64.0), torch.full((1, 4095), 0.5)], dim=1).bfloat16()
     exact = x.double() / x.double().square().mean().sqrt()
     assert (rms_norm(x, torch.ones(4096, dtype=torch.bfloat16), 0.0) - exact).abs().max() < 0.003 * exact.max()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_the_norm_of_a_part_is_that_of_the_whole(dim, two_tensor_ranks):
+    """What a tensor-parallel rank does on a GPU, against DTensor's operations: values, gradients and where they belong."""
+    generator = torch.Generator().manual_seed(0)
+    found: list[Any] = []
+    norms: list[Any] = [fused._norm_of_part, fused._RMSNorm.apply]
+    for norm in norms:
+        local = torch.randn(6, 4, 8, generator=generator.manual_seed(1)).requires_grad_()
+        weight: Any = DTensor.from_local(torch.randn(8, generator=generator), two_tensor_ranks, [Replicate()]).requires_grad_()
+        out = norm(DTensor.from_local(local, two_tensor_ranks, [Shard(dim)]), weight, 1e-5)
+        out.to_local().square().sum().backward()
+        found.append((out.placements, out.shape, weight.grad.placements, out.to_local(), local.grad, weight.grad.to_local()))
+    ours, theirs = found
+    assert ours[:3] == theirs[:3]
+    assert isinstance(weight.grad.placements[0], Partial)
+    torch.testing.assert_close(ours[3:], theirs[3:])

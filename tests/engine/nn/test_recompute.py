@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.profiler import ProfilerActivity, profile
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from medsft.core.engine.nn.dtensor import local_part
 from medsft.core.engine.nn.model import MLP
@@ -19,14 +16,6 @@ TOKENS = 64
 
 def normal(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-@pytest.fixture
-def two_tensor_ranks():
-    """The first of two ranks in a group that sends nothing."""
-    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    yield init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
-    dist.destroy_process_group()
 
 
 @pytest.fixture

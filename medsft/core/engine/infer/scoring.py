@@ -207,7 +207,7 @@ def _log_p(decoder: Decoder, hidden: Tensor, pairs: Sequence[tuple[int, int]]) -
     rows, inverse = np.unique(places, return_inverse=True)
     wanted = hidden.index_select(0, torch.from_numpy(rows).to(hidden.device))
     log_p, best = np.empty(len(pairs)), np.empty(len(pairs), bool)
-    chunk = max(1, LOGITS_BYTES // (4 * len(decoder.head_weight())))
+    chunk = max(1, LOGITS_BYTES[hidden.device.type] // (4 * len(decoder.head_weight())))
     for start in range(0, len(rows), chunk):
         logits = decoder.logits(wanted[start : start + chunk]).float()
         here = np.flatnonzero((inverse >= start) & (inverse < start + chunk))

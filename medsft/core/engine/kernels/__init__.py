@@ -1,9 +1,11 @@
-"""Kernels of our own: the one place that says whether there is one for some tensors.
+"""Kernels: the one place that says whether there is one for some tensors.
 
-    kernels_for(*tensors) -> Kernels | None    fused steps of a layer; None: torch's operations are used
+    kernels_for(*tensors) -> Kernels | None    our own, for all steps of a layer; None: torch's operations are used
+    norms_for(*tensors) -> Norms | None        norms, by our own kernels or a library's
+    liger_for(*tensors)                        SwiGLU and rotation by Liger's kernels, which bring their gradients
     matmul_for(a, b) -> Matmul | None          a matrix product that is faster than torch's here; None: torch's is used
 
-Each kind of device has a folder with the functions of `Kernels` (`kernels.cpu`); another is added there and asked for here.
+`kernels.cpu` has all functions of `Kernels`. On a GPU libraries do what they do well (`kernels.cuda`), and torch the rest.
 """
 
 from __future__ import annotations
@@ -13,10 +15,24 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from medsft.core.engine.kernels import cpu
+from medsft.core.engine.kernels import cpu, cuda
+from medsft.core.engine.kernels.cuda import liger
 
 
-class Kernels(Protocol):
+class Norms(Protocol):
+    """Norms by fused kernels. A module with these functions is one."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Return (x / rms(x) * weight, 1 / rms(x) in fp32, one for each row) for x [..., size]."""
+
+    def rms_norm_backward(self, x: Tensor, weight: Tensor, inverse: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients of x and, in the dtype of `weight`, of `weight`; that of a frozen weight may be None.
+
+        `inverse` is what `rms_norm` of the same module returned.
+        """
+
+
+class Kernels(Norms, Protocol):
     """The fused steps that a device has kernels for. A module with these functions is one.
 
     T is the number of tokens, H that of query heads, K that of key/value heads, d the size of a head.
@@ -52,12 +68,6 @@ class Kernels(Protocol):
         window: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of q, k and v, from what `attention` took and returned and the gradient of `out`."""
-
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Return (x / rms(x) * weight, 1 / rms(x) as fp32 [rows]) for x [..., size]."""
-
-    def rms_norm_backward(self, x: Tensor, weight: Tensor, inverse: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of x and, in the dtype of `weight`, of `weight`."""
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """Return silu(gate) * up."""
@@ -102,6 +112,16 @@ class Kernels(Protocol):
         """
 
 
+class Differentiable(Protocol):
+    """Fused steps through which gradients pass. They may overwrite what they take: in the forward or in the backward pass."""
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Return silu(gate) * up."""
+
+    def rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `q` [T, H, d] and `k` [T, K, d] rotated by the angles of `cos` and `sin` [T, 1, d / 2]."""
+
+
 class Matmul(Protocol):
     """A product of two matrices."""
 
@@ -112,6 +132,19 @@ class Matmul(Protocol):
 def kernels_for(*tensors: Tensor) -> Kernels | None:
     """Return the kernels that take these tensors (all of one dtype, on one device), None where torch's operations are used."""
     return cpu if cpu.supports(*tensors) else None
+
+
+def norms_for(*tensors: Tensor) -> Norms | None:
+    """Return the norms that take these tensors, None where torch's separate operations are used."""
+    if cpu.supports(*tensors):
+        return cpu
+    return cuda if cuda.takes(*tensors) else None
+
+
+def liger_for(*tensors: Tensor) -> Differentiable | None:
+    """Return Liger's kernels where they take these tensors, None where `kernels_for` or torch's operations are used."""
+    usable = cuda.takes(*tensors) and liger.fits(tensors[0].shape[-1]) and liger.on_device(tensors[0].device).works
+    return liger if usable else None
 
 
 def matmul_for(a: Tensor, b: Tensor) -> Matmul | None:

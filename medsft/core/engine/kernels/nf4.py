@@ -24,6 +24,8 @@ from medsft.core.models.nf4 import BLOCK, CONSTANTS, GROUP, ZERO, blocks_of_row
 
 _NUMBERS_AT_A_TIME = 2**21
 """Numbers of a matrix that are packed, or unpacked by torch's operations, at a time: they take some ten MB in fp32."""
+_NUMBERS_AT_A_TIME_ON_GPU = 2**24
+"""The same of unpacking on a GPU, where they take 100 MB: a start of a kernel costs as much as a million numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +165,16 @@ def unpack(packed: Packed, part: Part, out: Tensor) -> Tensor:
         bitsandbytes.dequantize_4bit.out(packed.codes, largest, BLOCK, "nf4", out.shape, out.dtype, out=out)
         return out
     begins, columns = part.columns.start % BLOCK, len(part.columns)
-    step = max(1, _NUMBERS_AT_A_TIME // columns)
+    step = max(1, (_NUMBERS_AT_A_TIME_ON_GPU if out.is_cuda else _NUMBERS_AT_A_TIME) // columns)
+    pairs, whole_blocks = _pairs(out.device), not (begins or columns % BLOCK)
     for start in range(0, len(out), step):
         rows = slice(start, start + step)
-        pairs = torch.stack((packed.codes[rows] >> 4, packed.codes[rows] & 15), dim=-1).flatten(1)[:, :columns]
-        numbers = _constants(out.device)[pairs.int()]
-        out[rows] = numbers * largest[rows].repeat_interleave(BLOCK, dim=1)[:, begins : begins + columns]
+        numbers = F.embedding(packed.codes[rows].int(), pairs).flatten(1)[:, :columns]
+        if whole_blocks:
+            blocks = len(numbers), columns // BLOCK, BLOCK
+            torch.mul(numbers.view(blocks), largest[rows, :, None], out=out[rows].view(blocks))
+        else:
+            out[rows] = numbers * largest[rows].repeat_interleave(BLOCK, dim=1)[:, begins : begins + columns]
     return out
 
 
@@ -218,6 +224,13 @@ def _codes(matrix: Tensor, largest: Tensor, columns: range) -> Tensor:
 @cache
 def _constants(device: torch.device) -> Tensor:
     return torch.tensor(CONSTANTS, dtype=torch.float32, device=device)
+
+
+@cache
+def _pairs(device: torch.device) -> Tensor:
+    """Return the two constants that each byte of codes means, fp32 [256, 2]."""
+    byte = torch.arange(256)
+    return _constants(torch.device("cpu"))[torch.stack((byte >> 4, byte & 15), dim=1)].to(device)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 As plain tensor operations, each would make autograd save several intermediate results per token, partly in fp32. A fused
 function saves its inputs and computes the rest again in the backward pass, which is cheap next to the matrix products around
-it. Where `kernels_for` has a kernel, each passes over memory once.
+it. Where there is a kernel (`engine.kernels`), each passes over memory once.
 """
 
 from __future__ import annotations
@@ -13,18 +13,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 
-from medsft.core.engine.kernels import kernels_for
+from medsft.core.engine.kernels import kernels_for, liger_for, norms_for
+from medsft.core.engine.nn.dtensor import local_part_of_sum
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return x / rms(x) * weight over the last dimension, divided in fp32 and rounded to the dtype of `x` before `weight`."""
+    """Return x / rms(x) * weight over the last dimension, computed in fp32, in the dtype of `x`.
+
+    Of a `x` that is divided over tensor-parallel ranks by tokens or heads each rank computes its part. (On CPUs that is left to
+    DTensor, whose last digits are those of runs before.)
+    """
+    if isinstance(x, DTensor) and x.is_cuda:
+        return _norm_of_part(x, weight, eps)
     return _RMSNorm.apply(x, weight, eps)
 
 
+def _norm_of_part(x: DTensor, weight: Tensor, eps: float) -> Tensor:
+    part = _RMSNorm.apply(x.to_local(), local_part_of_sum(weight), eps)
+    return DTensor.from_local(part, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """Return silu(gate) * up."""
-    return _SwiGLU.apply(gate, up)
+    """Return silu(gate) * up. The backward pass may take the memory of `gate` and `up` for their gradients."""
+    kernels = liger_for(gate, up)
+    return kernels.swiglu(gate, up) if kernels else _SwiGLU.apply(gate, up)
+
+
+def rotate_queries_and_keys(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `q` [T, H, d] and `k` [T, K, d] rotated as `rotate` does, perhaps in their own memory."""
+    if kernels := liger_for(q, k, cos, sin):
+        return kernels.rotate(q, k, cos, sin)
+    return rotate(q, cos, sin), rotate(k, cos, sin)
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -38,7 +59,7 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if kernels := kernels_for(x, weight):
+        if kernels := norms_for(x, weight):
             out, inverse = kernels.rms_norm(x, weight, eps)
             ctx.save_for_backward(x, weight, inverse)
             return out
@@ -50,7 +71,7 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        if kernels := kernels_for(x, weight, grad):
+        if kernels := norms_for(x, weight, grad):
             return *kernels.rms_norm_backward(x, weight, inverse, grad), None
         unit = x * inverse  # fp32, as `inverse` is
         grad_weight = (grad * unit).sum(tuple(range(x.ndim - 1)))

@@ -35,6 +35,19 @@ def add_product_(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return out.addmm_(a, b) if own is None else out.add_(own(a, b))
 
 
+def add_product_in_fp32_(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Add a @ b to the contiguous fp32 `out` [n, m] in place, for a [n, k] and b [k, m], and return it.
+
+    On an Nvidia GPU a product of 16-bit matrices is added as the fp32 sums that it is made of, in one pass over `out`. By
+    `baddbmm`: not every version of torch lets `addmm` add to another format than that of `a`. Not run on a GPU yet.
+    """
+    if out.is_cuda and torch.version.cuda and a.dtype in (torch.bfloat16, torch.float16):
+        total = out[None]
+        torch.baddbmm(total, a[None], b[None], out_dtype=torch.float32, out=total)
+        return out
+    return out.add_(matmul(a, b))
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:

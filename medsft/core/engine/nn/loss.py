@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from medsft.core.engine.kernels import kernels_for
-from medsft.core.engine.nn.linear import matmul
+from medsft.core.engine.nn.linear import add_product_in_fp32_, matmul
 from medsft.core.engine.nn.trained_rows import HeldRows
 from medsft.core.planning.memory import LOGITS_BYTES
 
@@ -51,19 +51,21 @@ def weighted_nll(
     shard: VocabShard | None = None,
     chunk_rows: int | None = None,
     trained: HeldRows | None = None,
+    rows: Tensor | None = None,
 ) -> TokenLosses:
     """Return sum(weights * -log softmax(hidden @ head_weight.T)[labels]) and what it is made of.
 
     `hidden` [T, h], `head_weight` [V, h], `labels` int64 [T] (any value where the weight is 0), `weights` [T] of at least 0.
     Rows of the output projection from `vocab_size` on are padding and take no part. `chunk_rows` bounds how many tokens are
-    projected at a time (default: 128 MiB of fp32 logits). The softmax is in fp32 whatever the dtype of the weights. Of a
-    `head_weight` that is frozen, the rows `trained` get a gradient all the same.
+    projected at a time (default: `planning.memory.LOGITS_BYTES` of logits). The softmax is in fp32 whatever the dtype of the
+    weights. Of a `head_weight` that is frozen, the rows `trained` get a gradient all the same. `rows` are the tokens whose
+    weight is not 0, int64 and ascending: looking for them makes the host wait for a GPU, so a caller who has them gives them.
 
     With a `shard`, all ranks of its group call this with the same arguments but for their rows of the projection. All get the
     same sums; the gradient of `hidden` is each rank's part of a sum over the group.
     """
-    rows = weights.nonzero().squeeze(1)
-    chunk = chunk_rows or max(1, LOGITS_BYTES // (4 * vocab_size))
+    rows = weights.nonzero().squeeze(1) if rows is None else rows
+    chunk = chunk_rows or max(1, LOGITS_BYTES[hidden.device.type] // (4 * vocab_size))
     first_row = shard.first_row if shard else 0
     table = _Table(min(max(vocab_size - first_row, 0), len(head_weight)), first_row, shard.group if shard else None)
     rows_trained = None if trained is None else trained.trained
@@ -230,4 +232,4 @@ class _Gradients:
             matmul(error.T, hidden * scale, self.head[:columns])
             self.head[columns:].zero_()
         else:
-            self.head[:columns] += matmul(error.T, hidden[part] * scale)
+            add_product_in_fp32_(self.head[:columns], error.T, hidden[part] * scale)

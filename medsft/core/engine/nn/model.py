@@ -23,9 +23,9 @@ from torch.utils.checkpoint import checkpoint
 
 from medsft.core.engine.nn.adapters import Adapter, projection
 from medsft.core.engine.nn.attention import Sequences
-from medsft.core.engine.nn.fused import rms_norm, rotate, swiglu
+from medsft.core.engine.nn.fused import rms_norm, rotate_queries_and_keys, swiglu
 from medsft.core.engine.nn.recompute import recompute_in_backward
-from medsft.core.engine.nn.rope import Rotary, rotary
+from medsft.core.engine.nn.rope import Rotary, inverse_frequencies, rotary
 from medsft.core.engine.nn.trained_rows import HeldRows, OutputProjection, TokenEmbedding
 from medsft.core.models.config import ModelConfig
 
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         q, k, v = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        mixed = sequences.attend(rotate(q, *tables), rotate(k, *tables), v, self.window)
+        mixed = sequences.attend(*rotate_queries_and_keys(q, k, *tables), v, self.window)
         return self.o_proj(mixed.flatten(1))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -175,6 +175,7 @@ class Decoder(nn.Module):
         if last and not config.tie_embeddings:
             hidden, vocab, rows = config.hidden_size, config.vocab_size, adapter.rows if adapter else ()
             self.lm_head = OutputProjection(hidden, vocab, rows) if rows else nn.Linear(hidden, vocab, bias=False)
+        self._frequencies: dict[torch.device, Tensor] = {}
 
     def forward(self, inputs: Tensor, sequences: Sequences) -> Tensor:
         """Return hidden states [T, hidden], after the final norm on the last stage.
@@ -183,10 +184,17 @@ class Decoder(nn.Module):
         """
         trunk = self.model
         hidden = trunk.embed_tokens(inputs) if self.first and trunk.embed_tokens is not None else inputs
-        tables = rotary(self.config, sequences.position_ids, hidden.dtype)
+        positions = sequences.position_ids
+        tables = rotary(self._frequencies_on(positions.device), positions, hidden.dtype)
         for layer in trunk.layers.values():
             hidden = layer(hidden, tables, sequences)
         return hidden if trunk.norm is None else trunk.norm(hidden)
+
+    def _frequencies_on(self, device: torch.device) -> Tensor:
+        """Return the frequencies of rotation on a device: copied there once, for a copy in each pass would wait for the GPU."""
+        if device not in self._frequencies:
+            self._frequencies[device] = inverse_frequencies(self.config).to(device)
+        return self._frequencies[device]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Project `hidden` [N, hidden] of the last stage onto the vocabulary: [N, vocab]."""

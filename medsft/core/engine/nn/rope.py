@@ -25,9 +25,11 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
     return _llama3(frequencies, config)
 
 
-def rotary(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> Rotary:
-    """Return the tables for `positions` [T], computed in fp32 and then rounded to `dtype`, as transformers does."""
-    frequencies = inverse_frequencies(config).to(positions.device)
+def rotary(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> Rotary:
+    """Return the tables for `positions` [T], computed in fp32 and then rounded to `dtype`, as transformers does.
+
+    `frequencies` are those of `inverse_frequencies`, on the device of `positions`.
+    """
     angles = positions.float()[:, None, None] * frequencies
     return angles.cos().to(dtype), angles.sin().to(dtype)
 

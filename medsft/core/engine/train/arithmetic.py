@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from medsft.core.engine.kernels import cpu
+from medsft.core.engine.kernels import cpu, cuda
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.errors import LaunchError
 
@@ -25,8 +25,12 @@ _KEY_WORDS = {
 def arithmetic() -> dict[str, str]:
     """Return what this rank computes with: the kernels' identity (empty: torch's are used), torch's version, the device."""
     if torch.cuda.is_available():
-        return {"kernels": "", "torch": torch.__version__, "device": torch.cuda.get_device_name()}
+        return {"kernels": cuda.identity(_gpu()), "torch": torch.__version__, "device": torch.cuda.get_device_name()}
     return {"kernels": cpu.compilation().identity[:16], "torch": torch.__version__, "device": "cpu"}
+
+
+def _gpu() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def check_arithmetic(mesh: Mesh, before: Mapping[str, Any] | None) -> list[str]:
@@ -35,9 +39,10 @@ def check_arithmetic(mesh: Mesh, before: Mapping[str, Any] | None) -> list[str]:
     Every rank must call it. Raises `LaunchError` on all of them when only a full disk keeps a resumed run from its kernels:
     with room on the disk it would continue bit for bit.
     """
-    disk = "" if torch.cuda.is_available() else cpu.compilation().disk
-    found: list[Any] = mesh.gather((arithmetic(), disk))
-    for rank, (_, problem) in enumerate(found):
+    on_gpu = torch.cuda.is_available()
+    disk, library = ("", cuda.problem(_gpu())) if on_gpu else (cpu.compilation().disk, "")
+    found: list[Any] = mesh.gather((arithmetic(), disk, library))
+    for rank, (_, problem, _) in enumerate(found):
         if problem and before and before.get("kernels"):
             raise LaunchError(
                 f"The kernels that this run was trained with cannot be compiled on rank {rank}. {problem}",
@@ -45,11 +50,16 @@ def check_arithmetic(mesh: Mesh, before: Mapping[str, Any] | None) -> list[str]:
             )
     lines = [
         f"Rank {rank} computes with torch's own kernels, slower and with other last digits: ours cannot be compiled. {problem}"
-        for rank, (_, problem) in enumerate(found)
+        for rank, (_, problem, _) in enumerate(found)
+        if problem
+    ]
+    lines += [
+        f"Rank {rank} computes SwiGLU and rotation more slowly, by torch's operations: liger-kernel fails here ({problem})."
+        for rank, (_, _, problem) in enumerate(found)
         if problem
     ]
     now = found[0][0]
-    others = [rank for rank, (one, _) in enumerate(found) if one != now]
+    others = [rank for rank, (one, *_) in enumerate(found) if one != now]
     if others:
         lines.append(f"Rank 0 and ranks {others} do not compute with the same kernels, devices or version of torch.")
     if before:

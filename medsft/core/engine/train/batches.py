@@ -17,6 +17,7 @@ from torch import Tensor
 
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.engine.nn.attention import PackedSequences
+from medsft.core.engine.nn.transfer import to_device
 from medsft.core.planning.order import deal_in_order, deal_to_ranks
 from medsft.core.planning.selection import Split
 
@@ -38,20 +39,26 @@ class MicroBatch:
     """float32 [T]; 0 on filler."""
     answer: Tensor
     """bool [T]: the label belongs to an answer that is trained on."""
+    weighted: Tensor
+    """int64, ascending: the tokens whose weight is not 0."""
     sequences: PackedSequences
     weight_sum: float
 
     def to(self, device: torch.device) -> MicroBatch:
-        """Return the micro-batch on another device."""
+        """Return the micro-batch on another device. Nothing waits until it is there."""
         if device.type == "cpu":
             return self
+        order = self.sequences
         return replace(
             self,
-            tokens=self.tokens.to(device),
-            labels=self.labels.to(device),
-            weights=self.weights.to(device),
-            answer=self.answer.to(device),
-            sequences=self.sequences.to(device),
+            tokens=to_device(self.tokens, device),
+            labels=to_device(self.labels, device),
+            weights=to_device(self.weights, device),
+            answer=to_device(self.answer, device),
+            weighted=to_device(self.weighted, device),
+            sequences=replace(
+                order, position_ids=to_device(order.position_ids, device), cu_seqlens=to_device(order.cu_seqlens, device)
+            ),
         )
 
 
@@ -138,6 +145,7 @@ class Batcher:
             labels=torch.from_numpy(np.concatenate([*(label for _, label, _ in triples), zeros])),
             weights=torch.from_numpy(weights),
             answer=torch.from_numpy(answer),
+            weighted=torch.from_numpy(np.flatnonzero(weights)),
             sequences=PackedSequences.of([*lengths, *pieces]),
             weight_sum=float(weights.sum(dtype=np.float64)),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,18 +17,40 @@ from medsft.core.engine.train.batches import MicroBatch
 
 @dataclass(slots=True)
 class LossTotals:
-    """What the micro-batches of one rank added up to. Only the last pipeline stage has anything but zeros."""
+    """What the micro-batches of one rank added up to, each sum fp64 and on its device: adding to them waits for no GPU.
 
-    loss: float = 0.0
+    Only the last pipeline stage has anything but zeros.
+    """
+
+    loss: Tensor
     """This rank's share of the loss of the global batch."""
-    answer_nll: float = 0.0
+    answer_nll: Tensor
     """Sum of -log p over labels of answers, in nats."""
-    other_nll: float = 0.0
+    other_nll: Tensor
     """The same over the other labels whose weight is not 0."""
-    correct: int = 0
+    correct: Tensor
     """Answer labels that were the most likely token; counted in evaluation only."""
-    bad_documents: tuple[int, ...] = ()
-    """Documents of the micro-batches whose loss was not finite."""
+    losses: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
+    """Of each micro-batch its documents and its share of the loss."""
+
+    @classmethod
+    def zeros(cls, device: torch.device) -> LossTotals:
+        """Return sums of nothing."""
+        loss, answer_nll, other_nll, correct = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(4))
+        return cls(loss, answer_nll, other_nll, correct)
+
+    def add(self, micro: MicroBatch, loss: Tensor, nll: Tensor, correct: Tensor) -> None:
+        """Add a micro-batch: its share of the loss, and of each token [T] the nll and whether the label was the likeliest."""
+        on_answers = (nll * micro.answer).sum(dtype=torch.float64)
+        self.loss += loss
+        self.answer_nll += on_answers
+        self.other_nll += nll.sum(dtype=torch.float64) - on_answers
+        self.correct += (correct & micro.answer).sum()
+        self.losses.append((micro.documents, loss))
+
+    def bad_documents(self) -> list[int]:
+        """Return the documents of the micro-batches whose loss was not finite. This waits for a GPU."""
+        return [document for documents, loss in self.losses if not bool(loss.isfinite()) for document in documents]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +68,19 @@ class LossHead:
         shard = vocab_shard(self.decoder, self.mesh)
         tokens, trained = gather_tokens(hidden), self.decoder.trained_head_rows()
         result = weighted_nll(
-            tokens, rows, micro.labels, micro.weights, vocab_size=self.vocab_size, shard=shard, trained=trained
+            tokens,
+            rows,
+            micro.labels,
+            micro.weights,
+            vocab_size=self.vocab_size,
+            shard=shard,
+            trained=trained,
+            rows=micro.weighted,
         )
         loss = result.loss * scale
         if self.mesh.tp_rank == 0:
-            self._add(sums, result.nll, result.correct, micro, float(loss.detach()))
+            sums.add(micro, loss.detach(), result.nll, result.correct)
         return loss
-
-    @staticmethod
-    def _add(sums: LossTotals, nll: Tensor, correct: Tensor, micro: MicroBatch, loss: float) -> None:
-        sums.loss += loss
-        on_answers = float((nll * micro.answer).sum(dtype=torch.float64))
-        sums.answer_nll += on_answers
-        sums.other_nll += float(nll.sum(dtype=torch.float64)) - on_answers
-        sums.correct += int((correct & micro.answer).sum())
-        if not torch.isfinite(torch.tensor(loss)):
-            sums.bad_documents += micro.documents
 
 
 def gather_tokens(hidden: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ are filled up to the largest micro-batch of the run, and a short batch with empt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,29 +20,28 @@ from medsft.core.engine.train.head import LossHead, LossTotals
 
 
 class PipelineDecoder(Decoder):
-    """A pipeline stage. The schedule calls it with the number of a micro-batch, and it looks up the micro-batch in `feed`.
+    """A pipeline stage. The schedule calls it for one micro-batch after the other, and it takes them from `feed`.
 
     It is a decoder, and not a module around one, so that parameters keep their names and FSDP finds its root.
     """
 
-    feed: Sequence[MicroBatch] = ()
-    """The micro-batches of the current batch."""
-    scales: Sequence[float] = ()
+    feed: Iterator[tuple[MicroBatch, float]] = iter(())
+    """What of the current batch has not been computed: micro-batches and the factors of their losses, in their order. (A number
+    that came with a micro-batch would be on the GPU, and the host would wait for all work before it to read it.)"""
     head: LossHead | None = None
     """Only on the last stage."""
     sums: LossTotals
 
-    def forward(self, inputs: Tensor, index: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, inputs: Tensor) -> Tensor:  # type: ignore[override]
         """Return the hidden states for the next stage, or on the last stage the scaled loss, [1].
 
-        `inputs` are the previous stage's hidden states; the first stage takes its tokens from `feed`. `index` is int64 [1].
+        `inputs` are the previous stage's hidden states; the first stage takes its tokens from `feed`.
         """
-        number = int(index)
-        micro = self.feed[number]
+        micro, scale = next(self.feed)
         hidden = super().forward(micro.tokens if self.first else inputs, micro.sequences)
         if self.head is None:
             return hidden
-        return self.head(hidden, micro, self.sums, self.scales[number])[None]
+        return self.head(hidden, micro, self.sums, scale)[None]
 
 
 class Pipeline:
@@ -76,19 +75,19 @@ class Pipeline:
         return self._decoder.sums
 
     def _prepare(self, batch: RankBatch, scales: Sequence[float]) -> None:
-        self._decoder.feed = [micro.to(self._mesh.device) for micro in batch.micro_batches]
-        self._decoder.scales = scales
-        self._decoder.sums = LossTotals()
+        sent = [micro.to(self._mesh.device) for micro in batch.micro_batches]
+        self._decoder.feed = zip(sent, scales, strict=True)
+        self._decoder.sums = LossTotals.zeros(self._mesh.device)
 
     def _arguments(self, batch: RankBatch) -> tuple[Tensor, ...]:
         return (self._numbers(batch),) if self._mesh.is_first_stage else ()
 
     def _keywords(self, batch: RankBatch) -> dict[str, Any]:
-        numbers = self._numbers(batch)
-        extra = {"target": numbers} if self._is_last else {}
-        return {"index": numbers, "return_outputs": False, **extra}
+        extra = {"target": self._numbers(batch)} if self._is_last else {}
+        return {"return_outputs": False, **extra}
 
     def _numbers(self, batch: RankBatch) -> Tensor:
+        """Return what the schedule divides among micro-batches in place of inputs and labels, which the stages have."""
         return torch.arange(len(batch.micro_batches), device=self._mesh.device)
 
     def _schedule(self, num_micro_batches: int) -> Schedule1F1B:

@@ -41,7 +41,7 @@ class SingleStage:
 
     def train(self, batch: RankBatch, scales: Sequence[float]) -> LossTotals:
         """See `Executor.train`."""
-        sums = LossTotals()
+        sums = LossTotals.zeros(self.mesh.device)
         last = len(batch.micro_batches) - 1
         for index, (micro, scale) in enumerate(zip(batch.micro_batches, scales, strict=True)):
             self._synchronize(index == last)
@@ -53,7 +53,7 @@ class SingleStage:
     @torch.no_grad()
     def validate(self, batch: RankBatch) -> LossTotals:
         """See `Executor.validate`."""
-        sums = LossTotals()
+        sums = LossTotals.zeros(self.mesh.device)
         for micro in batch.micro_batches:
             micro = micro.to(self.mesh.device)
             self.head(self.decoder(micro.tokens, micro.sequences), micro, sums, 1.0)

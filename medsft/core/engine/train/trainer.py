@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
+from medsft.core.engine.nn.transfer import to_device
 from medsft.core.engine.parallel.master_weights import MasterWeights, allreduce_partial_gradients, local_gradient
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.train.async_save import Saver
@@ -157,13 +158,11 @@ class Trainer:
     def _reduce(self, batch: RankBatch, sums: LossTotals) -> StepResult:
         """Add up loss, norm and requests over all ranks in one message, so that all act alike."""
         wants = (self.run.requested("stop"), self.run.requested("save")) if self.mesh.reports else (False, False)
-        values = torch.tensor(
-            [sums.loss, sums.other_nll, wants[0] or self.stop_signal, wants[1], self.saver.is_written()],
-            dtype=torch.float64,
-            device=self.mesh.device,
-        )
+        requests = torch.tensor([wants[0] or self.stop_signal, wants[1], self.saver.is_written()], dtype=torch.float64)
         square = squared_norm(self.masters, self.mesh, tied_copy=self.tied_copy)
-        loss, other, stop, save, written, total = self.mesh.sum(torch.cat([values, square])).tolist()
+        sums_of_rank = torch.stack([sums.loss, sums.other_nll])
+        values = torch.cat([sums_of_rank, to_device(requests, self.mesh.device), square])
+        loss, other, stop, save, written, total = self.mesh.sum(values).tolist()  # the only wait for a GPU in an iteration
         others = batch.tokens - batch.supervised_tokens
         if save and self.mesh.reports:
             self.run.clear_request("save")
@@ -178,7 +177,7 @@ class Trainer:
 
     def _refuse(self, batch: RankBatch, sums: LossTotals, result: StepResult, iteration: int) -> None:
         """Raise for an iteration whose loss or gradient is not finite, naming its documents."""
-        named = {d for part in self.mesh.gather(sums.bad_documents) for d in part}  # type: ignore[attr-defined]
+        named = {d for part in self.mesh.gather(sums.bad_documents()) for d in part}  # type: ignore[attr-defined]
         if not named:
             mine = [d for micro in batch.micro_batches for d in micro.documents]
             named = {d for part in self.mesh.gather(mine) for d in part}  # type: ignore[attr-defined]

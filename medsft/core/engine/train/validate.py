@@ -30,12 +30,12 @@ class Validation:
 
 def validate(executor: Executor, batcher: Batcher, mesh: Mesh) -> Validation:
     """Return loss and accuracy on every document of the batcher's set, once each. Every rank must call it."""
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(2, dtype=torch.float64, device=mesh.device)
     tokens = 0
     for numbers in batcher.sequential_batches():
         batch = batcher.build(numbers)
         part = executor.validate(batch)
-        sums += torch.tensor([part.answer_nll, part.correct], dtype=torch.float64)
+        sums += torch.stack([part.answer_nll, part.correct])
         tokens += batch.supervised_tokens
-    answer_nll, correct = mesh.sum(sums.to(mesh.device)).tolist()
+    answer_nll, correct = mesh.sum(sums).tolist()
     return Validation(loss=answer_nll / max(1, tokens), accuracy=correct / max(1, tokens), tokens=tokens)

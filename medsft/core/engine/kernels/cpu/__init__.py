@@ -20,6 +20,7 @@ from torch.autograd.profiler import record_function
 from medsft.core.devices import cpu_multiplies_bf16
 from medsft.core.engine.kernels.cpu.compiled import Compiled, compile_or_load, processor
 from medsft.core.engine.kernels.cpu.fp32_matmul import matmul_in_fp32 as matmul_in_fp32
+from medsft.core.engine.kernels.reference import reference_only
 from medsft.core.models.nf4 import ZERO, blocks_of_row
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("elementwise.c", "attention.c", "products.c", "nf4.c")]
@@ -95,6 +96,8 @@ def compile_ahead() -> None:
 
 @lru_cache(maxsize=1)
 def _load() -> Compiled:
+    if reference_only():
+        return Compiled(None, "")
     try:
         # Only with the OpenMP library that torch has loaded: with a second one, two pools of threads would fight for the cores.
         ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
