@@ -16,7 +16,7 @@ from pathlib import Path
 from kept import ROOT
 
 PACKAGE = ROOT / "medsft"
-INNER = {"medsft.core.engine.formats.megatron", "medsft.core.engine.kernels.cpu"}
+INNER = {"medsft.core.engine.formats.megatron", "medsft.core.engine.kernels.cpu", "medsft.core.engine.kernels.cuda"}
 """Packages that are a part of the room around them."""
 Arrows = dict[str, set[str]]
 
