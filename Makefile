@@ -40,6 +40,7 @@ bench: venv
 # Checks a machine with a GPU, in at most eight minutes: docs/gpu.md. GPU="--only attention runs" runs some parts.
 GPU ?=
 gpu: venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gpu]'
 	$(BIN)/python -m bench gpu $(GPU)
 
 # Wheels for a machine with a GPU and an image of PyTorch that can fetch none, and the command to type there.
