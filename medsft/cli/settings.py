@@ -28,7 +28,7 @@ def list_checkpoints(settings: SettingsFile = None, json: Json = False) -> None:
 
     entries = sorted(load_settings(settings).checkpoints.values(), key=lambda entry: (entry.name, entry.size))
     if json:
-        names = ("name", "size", "path", "family", "tokenizer", "source")
+        names = ("name", "size", "path", "family", "tokenizer", "base", "source")
         console.print_json([{name: getattr(entry, name) for name in names} for entry in entries])
         return
     rows = [
@@ -44,18 +44,23 @@ def list_checkpoints(settings: SettingsFile = None, json: Json = False) -> None:
 def add_checkpoint(
     name: Name,
     size: Size,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder (Hugging Face, Megatron-LLM, a run) or a GGUF file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A folder (Hugging Face, Megatron-LLM, a run, an adapter) or a GGUF file.")
+    ],
     family: Annotated[str | None, typer.Option(help="Family in the names of run folders, such as llama-2.")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="PATH", help="A tokenizer that is not beside the weights: folder or tokenizer.model.")
     ] = None,
+    base: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The base model of an adapter that does not say where that is.")
+    ] = None,
     settings: SettingsFile = None,
     user: User = False,
 ) -> None:
-    """Add a base model, or change its entry. The checkpoint and its tokenizer are looked at first."""
+    """Add a base model, or an adapter to train on, or change its entry. Checkpoint and tokenizer are looked at first."""
     from medsft.core import settings as entries
     from medsft.core.data.tokenizers.open import no_tokenizer_beside, open_tokenizer
-    from medsft.core.models.inspect import inspect_base
+    from medsft.core.models.adapter_base import base_to_begin_with
     from medsft.core.models.other_folders import how_to_fetch
     from medsft.core.models.scanning import check_size
     from medsft.errors import ConfigError, MedsftError, Problem
@@ -64,19 +69,20 @@ def add_checkpoint(
     path = path.expanduser()
     if not path.exists() and (fetch := how_to_fetch(str(path))):
         raise ConfigError([Problem("PATH", f"{path} does not exist here", fetch)])
-    base = inspect_base(path)
-    check_size(base, number)
+    found = base_to_begin_with(path, base.expanduser() if base else None)
+    check_size(found, number)
     if tokenizer is not None:
         open_tokenizer(tokenizer.expanduser())
-    entries.add_checkpoint(file, name, number, path, family=family, tokenizer=tokenizer)
-    console.note(f"{file}: [checkpoints.{name}] {size} is now {path} ({base.kind}).")
-    for warning in base.warnings:
+    entries.add_checkpoint(file, name, number, path, family=family, tokenizer=tokenizer, base=base)
+    kind = f"an adapter of {found.path}" if found.adapter else found.kind
+    console.note(f"{file}: [checkpoints.{name}] {size} is now {path} ({kind}).")
+    for warning in found.warnings:
         console.note(f"warning: {warning}")
-    if tokenizer is None and base.tokenizer is None:
-        console.note(f"warning: {no_tokenizer_beside(base.weights)}")
-    elif tokenizer is None and base.tokenizer is not None and base.kind != "gguf":  # that of a GGUF file takes seconds
+    if tokenizer is None and found.tokenizer is None:
+        console.note(f"warning: {no_tokenizer_beside(found.weights)}")
+    elif tokenizer is None and found.tokenizer is not None and found.kind != "gguf":  # that of a GGUF file takes seconds
         try:
-            open_tokenizer(base.tokenizer)
+            open_tokenizer(found.tokenizer)
         except MedsftError as error:
             console.note(f"warning: {error}")
 

@@ -2,6 +2,7 @@
 
     [checkpoints.meditron]
     7 = "ckpt/llama2-7b-tp4-pp1"                    # size in 1e9 parameters = path, relative to this file
+    8 = { path = "adapters/ward", base = "models/Llama-3.1-8B" }    # an adapter, from which training goes on
     "0.135" = { path = "smol.gguf", family = "llama", tokenizer = "tokenizer.json" }
 
     [datasets.pubmedqa]
@@ -50,6 +51,8 @@ class CheckpointEntry:
     """Family in the names of run folders (`llama-2`); None: what the checkpoint says itself."""
     tokenizer: Path | None = None
     """Absolute; None: what lies beside the weights."""
+    base: Path | None = None
+    """Absolute: the base model of an adapter in `path`; None: the one that the adapter names."""
     source: Path | None = None
     """The file that has the entry."""
 
@@ -230,19 +233,20 @@ def parse_size(text: str) -> float:
 def _entry(name: str, size: float, value: Any, source: Path) -> CheckpointEntry:
     fields = {"path": value} if isinstance(value, str) else value
     if not isinstance(fields, dict) or not all(isinstance(item, str) for item in fields.values()):
-        raise ValueError('must be a path, or { path = "...", family = "...", tokenizer = "..." }')
-    unknown = sorted(fields.keys() - {"path", "family", "tokenizer"})
+        raise ValueError('must be a path, or { path = "...", family = "...", tokenizer = "...", base = "..." }')
+    unknown = sorted(fields.keys() - {"path", "family", "tokenizer", "base"})
     if unknown:
-        raise ValueError(f"unknown key `{unknown[0]}`; the keys are path, family and tokenizer")
+        raise ValueError(f"unknown key `{unknown[0]}`; the keys are path, family, tokenizer and base")
     if not fields.get("path"):
         raise ValueError("the path is missing")
-    tokenizer = fields.get("tokenizer")
+    tokenizer, base = fields.get("tokenizer"), fields.get("base")
     return CheckpointEntry(
         name=name,
         size=size,
         path=_absolute(fields["path"], source),
         family=fields.get("family"),
         tokenizer=_absolute(tokenizer, source) if tokenizer else None,
+        base=_absolute(base, source) if base else None,
         source=source,
     )
 
@@ -266,7 +270,14 @@ def _datasets(raw: Mapping[str, Any], path: Path, problems: list[Problem]) -> It
 
 
 def add_checkpoint(
-    file: Path, name: str, size: float, path: Path, *, family: str | None = None, tokenizer: Path | None = None
+    file: Path,
+    name: str,
+    size: float,
+    path: Path,
+    *,
+    family: str | None = None,
+    tokenizer: Path | None = None,
+    base: Path | None = None,
 ) -> None:
     """Write or replace an entry. Comments and the order of the file stay. Paths below its folder become relative to it.
 
@@ -274,15 +285,15 @@ def add_checkpoint(
     """
     _check_names({"NAME": name, "--family": family})
     value: Any = _as_written(path, file)
-    if family is not None or tokenizer is not None:
+    paths = {"tokenizer": tokenizer, "base": base}
+    more = {"family": family} | {key: _as_written(other, file) for key, other in paths.items() if other is not None}
+    given = {key: text for key, text in more.items() if text is not None}
+    if given:
         import tomlkit
 
         table = tomlkit.inline_table()
-        table["path"] = value
-        if family is not None:
-            table["family"] = family
-        if tokenizer is not None:
-            table["tokenizer"] = _as_written(tokenizer, file)
+        for key, text in {"path": value, **given}.items():
+            table[key] = text
         value = table
     _edit(file, lambda document: _set(document, "checkpoints", name, format_number(size), value))
 

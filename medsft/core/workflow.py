@@ -24,7 +24,7 @@ from medsft.core.data.dataset.write import ProgressCallback
 from medsft.core.data.sources.row_format import RowFormat
 from medsft.core.data.tokenizers.open import no_tokenizer_beside
 from medsft.core.models import run_folder
-from medsft.core.models.inspect import inspect_base
+from medsft.core.planning.base import find_base
 from medsft.core.planning.folders import check_places
 from medsft.core.planning.plan import RunPlan, difference
 from medsft.core.planning.planner import make_plan, replan
@@ -148,7 +148,7 @@ def _tokenizer(config: RunConfig, settings: Settings) -> Path:
     entry = settings.find_checkpoint(config.checkpoint, config.size)
     if entry.tokenizer:
         return entry.tokenizer
-    base = inspect_base(entry.path, config.intermediate_iter)
+    base = find_base(entry, config, ahead=False)
     if base.tokenizer is None:
         raise no_tokenizer_beside(base.weights)
     return base.tokenizer

@@ -18,10 +18,10 @@ from medsft.core.data.tokenizers.end_tokens import end_tokens, other_ends
 from medsft.core.data.tokenizers.open import no_tokenizer_beside, open_tokenizer
 from medsft.core.files import sizes_differ
 from medsft.core.models import run_folder
-from medsft.core.models.adapter_folder import check_fits, is_adapter, read_adapter
+from medsft.core.models.adapter_base import adapter_with_base
+from medsft.core.models.adapter_folder import is_adapter
 from medsft.core.models.config import named_end_tokens
 from medsft.core.models.inspect import inspect_base
-from medsft.core.models.merging import base_of_adapter
 from medsft.core.planning.base import doubts_about_base, sampled_fingerprint
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.best import end_of_training
@@ -45,7 +45,7 @@ class ModelSource:
     adapter: Path | None = None
     """Folder of an adapter that is merged into these weights."""
     begins: Path | None = None
-    """The run, or the model of one, whose base model this is: it answers as the run begins with it."""
+    """The run, or the model of one, whose base model this is: it answers as the run begins with it, and with `adapter`."""
     tokens: int
     """Rows of the tables that belong to tokens: prompts with ids behind the model's own rows make it as long as this."""
     tokenizer: Path
@@ -115,13 +115,16 @@ def find_model(path: Path, *, iteration: int | None = None, template: str | None
 def find_base_of(path: Path) -> ModelSource:
     """Return the base model of a run, of a model that a run was exported as, or of an adapter, prompted in the same template.
 
+    Of a run that began with an adapter it has that adapter in it.
+
     Raises `ConfigError` for a model that does not say what it was made from, `MismatchError` where its base model is gone.
     """
     if is_adapter(path):
         return replace(find_model(path), name="base", adapter=None, notes=())
     plan = plan_of(path)
     base = inspect_base(Path(plan.base.path), plan.base.iteration)
-    return _prompted_as(plan, name="base", weights=base.path, iteration=base.iteration, notes=(), begins=path)
+    found = _prompted_as(plan, name="base", weights=base.path, iteration=base.iteration, notes=(), begins=path)
+    return found if plan.base.adapter is None else replace(found, adapter=Path(plan.base.adapter.path))
 
 
 def plan_of(path: Path) -> RunPlan:
@@ -153,11 +156,8 @@ def _of_run(path: Path, iteration: int | None) -> ModelSource:
 
 
 def _of_adapter(path: Path, template: str | None) -> ModelSource:
-    adapter = read_adapter(path)
-    base = inspect_base(base_of_adapter(adapter))
-    if base.config is None:
-        raise MismatchError(f"{base.path}: cannot tell which model this is.", hint="Convert it first: medsft convert.")
-    check_fits(adapter, base.config, where=str(base.path))
+    adapter, base = adapter_with_base(path)
+    assert base.config is not None
     tokenizer = adapter.tokenizer or base.tokenizer
     if tokenizer is None:
         raise no_tokenizer_beside(base.weights)

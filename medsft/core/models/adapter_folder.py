@@ -81,6 +81,8 @@ class AdapterFolder:
     """`planning.base.sampled_fingerprint` of the base that it was trained on; empty where another program trained it."""
     base_precision: str
     """bf16, fp32 or nf4: what the base was rounded to while the adapter was trained; empty where that is not known."""
+    dropout: float = 0.0
+    """Share of the inputs of A that the training of another program left out, as its configuration says."""
 
     @property
     def weights(self) -> Path:
@@ -137,6 +139,7 @@ def read_adapter(path: Path) -> AdapterFolder:
         tokenizer=_tokenizer(path),
         base_fingerprint=metadata.get(BASE_KEY, ""),
         base_precision=metadata.get(BASE_PRECISION_KEY, ""),
+        dropout=dropout if isinstance(dropout := raw.get("lora_dropout"), float) else 0.0,
     )
 
 

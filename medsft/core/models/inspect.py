@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medsft.core.models import gguf, megatron, run_folder
-from medsft.core.models.adapter_folder import is_adapter
+from medsft.core.models.adapter_folder import AdapterFolder, is_adapter
 from medsft.core.models.checked_json import plain
 from medsft.core.models.config import ModelConfig, read_hf_config
 from medsft.core.models.other_folders import hub_snapshot, refuse_by_name, what_a_file_is
@@ -49,6 +49,8 @@ class BaseModel:
     """False where `config.vocab_size` counts all rows of padded tables, because no file says how many belong to tokens."""
     saved_arguments: Mapping[str, Any] = field(default_factory=dict)
     """The trainer's arguments that a Megatron-LLM folder holds, plain values."""
+    adapter: AdapterFolder | None = None
+    """An adapter of this model, from which training goes on."""
     warnings: tuple[str, ...] = ()
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from medsft.core.config.options import check_ranges, converted, option, plain
 from medsft.core.files import check_is_new
-from medsft.core.models.adapter_folder import AdapterFolder, check_fits, read_adapter
-from medsft.core.models.inspect import BaseModel, inspect_base
-from medsft.core.models.other_folders import how_to_fetch
-from medsft.errors import ConfigError, MismatchError, Problem
+from medsft.core.models.adapter_base import adapter_with_base
+from medsft.core.models.adapter_folder import AdapterFolder
+from medsft.core.models.inspect import BaseModel
+from medsft.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,26 +49,7 @@ class Merge:
 def look_at_merge(job: Merge) -> tuple[AdapterFolder, BaseModel]:
     """Return the adapter and its base, without torch.
 
-    Raises `ConfigError` when the base is not known or not here, and `MismatchError` when one of the two cannot be read, they do
-    not fit each other, or the destination is taken.
+    Raises as `adapter_with_base`, and `MismatchError` when the destination is taken.
     """
     check_is_new(job.to)
-    adapter = read_adapter(job.adapter)
-    base = inspect_base(job.base or base_of_adapter(adapter))
-    if base.config is None:
-        raise MismatchError(f"{base.path}: cannot tell which model this is.", hint="Convert it first: medsft convert.")
-    check_fits(adapter, base.config, where=str(base.path))
-    return adapter, base
-
-
-def base_of_adapter(adapter: AdapterFolder) -> Path:
-    """Return the base model that an adapter names. Raises `ConfigError` when it names none, or one that is not here."""
-    named = Path(adapter.base)
-    if not adapter.base:
-        raise ConfigError(
-            [Problem("--base", f"{adapter.path} does not say which base model it belongs to", "Give its folder.")]
-        )
-    if not named.exists():
-        text = f"{adapter.path} belongs to {adapter.base}, which is not here"
-        raise ConfigError([Problem("--base", text, how_to_fetch(adapter.base) or "Give the folder of that model.")])
-    return named
+    return adapter_with_base(job.adapter, job.base)

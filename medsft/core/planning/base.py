@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 
+from medsft.core.config.options import format_number
 from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.dataset import document_blocks, open_tokenized
 from medsft.core.data.tokenizers.base import OpenedTokenizer, Tokenizer
 from medsft.core.data.tokenizers.open import find_tokenizer_file, no_tokenizer_beside, open_tokenizer
-from medsft.core.models.adapter_folder import AdapterFolder
+from medsft.core.models.adapter_base import base_to_begin_with
+from medsft.core.models.adapter_folder import AdapterFolder, is_adapter, read_adapter
 from medsft.core.models.inspect import BaseModel, describe_without_weights, inspect_base, lacks_weights
-from medsft.core.planning.plan import BasePlan, absolute
+from medsft.core.planning.base_plan import BasePlan, StartAdapter
+from medsft.core.planning.plan import absolute
+from medsft.core.planning.start_adapter import doubts_about_training_on, refuse_to_train_on, rows_of, with_values_of
 from medsft.core.settings import CheckpointEntry
 from medsft.errors import MismatchError
 
@@ -28,11 +33,32 @@ _MOST_NEW_TOKENS = 16_384
 def find_base(entry: CheckpointEntry, config: RunConfig, *, ahead: bool) -> BaseModel:
     """Return what lies at the entry's path; weights may be missing when one only looks `ahead`.
 
-    Raises `MismatchError` as `inspect_base` does.
+    Of an adapter that is its base model, with the adapter and its tokenizer. Raises `MismatchError` as `inspect_base` does, for
+    an adapter that is damaged or cannot be trained on, and `ConfigError` when its base is not here.
     """
-    if ahead and lacks_weights(entry.path):
-        return describe_without_weights(entry.path)
-    return inspect_base(entry.path, config.intermediate_iter)
+
+    def look(path: Path) -> BaseModel:
+        if ahead and lacks_weights(path):
+            return describe_without_weights(path)
+        return inspect_base(path, config.intermediate_iter)
+
+    if is_adapter(entry.path):
+        refuse_to_train_on(read_adapter(entry.path), config)
+    remedy = f"Say where it is: medsft checkpoints add {entry.name} {format_number(entry.size)} {entry.path} --base BASE"
+    base = base_to_begin_with(entry.path, entry.base, inspect=look, where="--checkpoint", remedy=remedy)
+    if base.adapter is None:
+        return base
+    doubts = doubts_about_base(base.adapter, base) if base.size_bytes else []
+    doubts += doubts_about_training_on(base.adapter, config)
+    return replace(base, warnings=(*base.warnings, *doubts))
+
+
+def with_adapter_of(config: RunConfig, base: BaseModel) -> RunConfig:
+    """Return the config of a run that begins with `base`: as it is, or with what the adapter is that is trained on.
+
+    Raises `ConfigError` for each value that is given otherwise.
+    """
+    return config if base.adapter is None else with_values_of(config, base.adapter)
 
 
 def plan_base(
@@ -72,6 +98,9 @@ def plan_base(
             control = _controlling(opened, in_use, rows, reused)
     elif base.size_bytes:
         raise no_tokenizer_beside(base.weights)
+    start = _start(base.adapter)
+    trained = start.rows if start is not None else ()
+    vocab = max(vocab, trained[-1] + 1) if trained else vocab
     planned = BasePlan(
         path=absolute(base.path),
         kind=base.kind,
@@ -82,11 +111,19 @@ def plan_base(
         base_vocab_size=rows,
         new_tokens=new,
         bytes=base.size_bytes,
-        reused_rows=reused,
-        control_tokens=control,
+        reused_rows={token: row for token, row in reused.items() if row not in trained},
+        control_tokens={token: row for token, row in control.items() if row not in trained},
         token_rows=token_rows,
+        adapter=start,
     )
     return planned, notes
+
+
+def _start(adapter: AdapterFolder | None) -> StartAdapter | None:
+    if adapter is None:
+        return None
+    fingerprint = sampled_fingerprint(adapter.weights)
+    return StartAdapter(path=absolute(adapter.path), fingerprint=fingerprint, rows=rows_of(adapter))
 
 
 def _in_the_padding(tokenizer: Tokenizer, rows: int) -> dict[str, int]:

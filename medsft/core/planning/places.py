@@ -16,6 +16,7 @@ from pathlib import Path
 from medsft.core.config.options import format_number
 from medsft.core.data.dataset.dataset import set_exists
 from medsft.core.data.dataset.manifest import read_manifest
+from medsft.core.models.adapter_folder import is_adapter, read_adapter
 from medsft.core.models.inspect import inspect_base
 from medsft.core.planning.base import sampled_fingerprint
 from medsft.core.planning.plan import RunPlan
@@ -32,15 +33,17 @@ def places_of(plan: RunPlan) -> dict[str, str]:
         "train": plan.train.folder,
         "val": plan.val.folder if plan.val else "",
         "export": plan.export_dir,
+        **({"adapter": plan.base.adapter.path} if plan.base.adapter else {}),
     }
 
 
 def with_places(plan: RunPlan, places: Mapping[str, str]) -> RunPlan:
     """Return the plan with other paths; those that are not given stay."""
     known = {**places_of(plan), **places}
+    adapter = plan.base.adapter and replace(plan.base.adapter, path=known["adapter"])
     return replace(
         plan,
-        base=replace(plan.base, path=known["base"], tokenizer=known["tokenizer"]),
+        base=replace(plan.base, path=known["base"], tokenizer=known["tokenizer"], adapter=adapter),
         train=replace(plan.train, folder=known["train"]),
         val=replace(plan.val, folder=known["val"]) if plan.val else None,
         export_dir=known["export"],
@@ -71,8 +74,32 @@ def _beside(path: str, plan: RunPlan, run_dir: Path) -> list[Path]:
 def find_base_again(plan: RunPlan, run_dir: Path) -> CheckpointEntry:
     """Return the base model of a plan where it is now: one with its fingerprint, or else what lies there to be compared.
 
-    Raises `MismatchError` when there is nothing at all.
+    Of a run that began with an adapter, the entry is of that, with its base. Raises `MismatchError` when there is nothing at
+    all.
     """
+    entry = _base_again(plan, run_dir)
+    return entry if plan.base.adapter is None else replace(entry, path=_adapter_again(plan, run_dir), base=entry.path)
+
+
+def _adapter_again(plan: RunPlan, run_dir: Path) -> Path:
+    """Return where the adapter is now that the run began with, as `_base_again` does for the base."""
+    assert plan.base.adapter is not None
+    beside = _beside(plan.base.adapter.path, plan, run_dir)
+    listed = list[Path]()
+    with suppress(MedsftError):
+        listed.append(load_settings().find_checkpoint(plan.config.checkpoint, plan.config.size).path)
+    for path in filter(is_adapter, (*beside, *listed)):
+        with suppress(MedsftError, OSError):
+            if sampled_fingerprint(read_adapter(path).weights) == plan.base.adapter.fingerprint:
+                return path
+    if there := next(filter(is_adapter, beside), None):
+        return there
+    raise MismatchError(
+        f"{plan.base.adapter.path}: the adapter that this run began with is not there any more.", hint=_where_now(plan)
+    )
+
+
+def _base_again(plan: RunPlan, run_dir: Path) -> CheckpointEntry:
     beside = _beside(plan.base.path, plan, run_dir)
     tokenizer = next(filter(Path.exists, _beside(plan.base.tokenizer, plan, run_dir)), None)
     recorded = CheckpointEntry(
@@ -88,14 +115,19 @@ def find_base_again(plan: RunPlan, run_dir: Path) -> CheckpointEntry:
         return replace(recorded, path=path)
     with suppress(MedsftError):
         entry = load_settings().find_checkpoint(recorded.name, recorded.size)
-        if fits(entry.path):
-            return replace(recorded, path=entry.path, tokenizer=entry.tokenizer or tokenizer)
+        if fits(entry.base or entry.path):
+            return replace(recorded, path=entry.base or entry.path, tokenizer=entry.tokenizer or tokenizer)
     for path in filter(Path.exists, beside):
         return replace(recorded, path=path)
     raise MismatchError(
         f"{plan.base.path}: the base model of this run is not there any more.",
-        hint=f"Say where it is now: medsft checkpoints add {recorded.name} {format_number(recorded.size)} PATH",
+        hint=_where_now(plan),
     )
+
+
+def _where_now(plan: RunPlan) -> str:
+    base = " --base BASE" if plan.base.adapter else ""
+    return f"Say where it is now: medsft checkpoints add {plan.config.checkpoint} {format_number(plan.config.size)} PATH{base}"
 
 
 def find_sets_again(plan: RunPlan, run_dir: Path) -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from medsft.core.models.config import ModelConfig
 from medsft.core.models.run_folder import PLAN_NAME
 from medsft.core.planning.adapter import AdapterPlan
 from medsft.core.planning.alternatives import Alternative, adapter_of
+from medsft.core.planning.base_plan import BasePlan, rebuilt
 from medsft.core.planning.layout import Layout, padded_model
 from medsft.core.planning.memory import MemoryEstimate
 from medsft.core.planning.schedule import epoch_ends, keeps_best, num_saves, plan_eval_interval
@@ -29,34 +30,6 @@ from medsft.errors import MismatchError
 
 FORMAT = 1
 """Raised when the meaning of a plan changes, so that an old run is not resumed with other mathematics."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BasePlan:
-    """The base model and what becomes of its vocabulary."""
-
-    path: str
-    kind: str
-    iteration: int | None
-    fingerprint: str
-    tokenizer: str
-    model: ModelConfig
-    """Sizes after new tokens: `vocab_size` is the tokenizer's, at least the table's."""
-    base_vocab_size: int
-    new_tokens: tuple[str, ...]
-    """Tokens of the template that get rows behind those of the base's tables."""
-    bytes: int
-    reused_rows: Mapping[str, int] = field(default_factory=dict)
-    """Tokens that the base's tokenizer did not have and whose rows lie in the padding of its tables: as new as `new_tokens`."""
-    control_tokens: Mapping[str, int] = field(default_factory=dict)
-    """Control tokens of the base's tokenizer that the documents hold: their rows are looked at before the first iteration."""
-    token_rows: int | None = None
-    """Rows of the base's tables that belong to tokens; None (in a plan of medsft 0.1.0, too): all of them."""
-
-    @property
-    def added_tokens(self) -> tuple[str, ...]:
-        """Return the tokens that the base's tokenizer did not have, wherever their rows lie."""
-        return (*self.new_tokens, *self.reused_rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +161,7 @@ class RunPlan:
     @property
     def adapter(self) -> AdapterPlan | None:
         """Return what is trained beside a frozen model; None where all weights are trained."""
-        return adapter_of(self.config, precision=self.precision, rows=len(self.base.added_tokens))
+        return adapter_of(self.config, precision=self.precision, rows=self.base.trained_rows)
 
     @property
     def keeps_best(self) -> bool:
@@ -260,6 +233,7 @@ class RunPlan:
             "--lora_targets": ",".join(lora.targets),
             "--rslora": lora.rslora,
             "--base_precision": self.adapter.base_precision,
+            **({"adapter that is trained on": self.base.adapter.fingerprint} if self.base.adapter else {}),
         }
 
     def _original_fields(self) -> dict[str, Any]:
@@ -294,11 +268,11 @@ class RunPlan:
                 global_batch=raw.get("global_batch", config.global_batch),
                 # Version 0.1.0 took both as they were typed, and wrote its default of the interval down.
                 eval_interval=raw.get("eval_interval") or plan_eval_interval(config, raw["num_iterations"]),
-                base=_build(BasePlan, raw["base"], model=_build(ModelConfig, raw["base"]["model"])),
+                base=BasePlan.from_json(raw["base"]),
                 train=DatasetStats.from_json(raw["train"]),
                 val=DatasetStats.from_json(raw["val"]) if raw["val"] else None,
                 layout=Layout(**raw["layout"]),
-                estimates=_build(
+                estimates=rebuilt(
                     Estimates,
                     estimates,
                     memory=MemoryEstimate(**estimates["memory"]),
@@ -360,11 +334,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__") and not isinstance(value, RunConfig):
         return asdict(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def _build(kind: type, raw: Mapping[str, Any], **built: Any) -> Any:
-    values = {**raw, **built}
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 def difference(old: RunPlan, new: RunPlan) -> list[str]:

@@ -20,13 +20,14 @@ from medsft.core.models.inspect import BaseModel
 from medsft.core.models.run_folder import PLAN_NAME
 from medsft.core.planning.alternatives import adapter_of, alternatives, checkpoint_bytes, export_bytes
 from medsft.core.planning.auto_layout import LayoutChoice, LayoutInputs, choose, sample_batches, sequential_batches
-from medsft.core.planning.base import find_base, ids_in_use, plan_base
+from medsft.core.planning.base import find_base, ids_in_use, plan_base, with_adapter_of
+from medsft.core.planning.base_plan import BasePlan
 from medsft.core.planning.context import check_context, context_to_watch
 from medsft.core.planning.device_concerns import device_concerns, precision_on
 from medsft.core.planning.folders import check_places, export_folder_name, family_in_names, free_bytes, run_folder
 from medsft.core.planning.layout import bubble_share, padded_model
 from medsft.core.planning.places import find_base_again, find_sets_again, moved_to
-from medsft.core.planning.plan import BasePlan, Estimates, RunPlan, absolute
+from medsft.core.planning.plan import Estimates, RunPlan, absolute
 from medsft.core.planning.row_concerns import row_concerns
 from medsft.core.planning.schedule import (
     epoch_ends,
@@ -165,7 +166,8 @@ def _devices(config: RunConfig, base: BaseModel) -> Devices:
 
 
 def _decide(found: _Found) -> RunPlan:
-    config, train = found.config, found.train
+    config, train = with_adapter_of(found.config, found.base), found.train
+    found = replace(found, config=config)
     if config.patience is not None and found.val is None:
         remedy = "Give validation rows, such as --val 0.05, or leave --patience away."
         raise ConfigError([Problem("--patience", "there is no validation set", remedy)])
@@ -264,7 +266,7 @@ def _layout_inputs(found: _Found, base: BasePlan, precision: str, amount: _Amoun
         pp=pp,
         devices=found.devices,
         precision=precision,
-        adapter=adapter_of(config, precision=precision, rows=len(base.added_tokens)),
+        adapter=adapter_of(config, precision=precision, rows=base.trained_rows),
         batches=batches,
         longest=longest,
     )
@@ -273,8 +275,7 @@ def _layout_inputs(found: _Found, base: BasePlan, precision: str, amount: _Amoun
 def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision: str, amount: _Amount) -> Estimates:
     config, devices = found.config, found.devices
     model = padded_model(base.model, tp=choice.layout.tp, vocab_multiple=config.rules.vocab_multiple)
-    rows = len(base.added_tokens)
-    adapter = adapter_of(config, precision=precision, rows=rows)
+    adapter = adapter_of(config, precision=precision, rows=base.trained_rows)
     checkpoint = checkpoint_bytes(model, adapter)
     interval = None if found.val is None else amount.eval_interval
     ends = epoch_ends(found.train.stats.documents, amount.global_batch, amount.iterations)
@@ -290,7 +291,7 @@ def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision
         stream_tokens=choice.stream_tokens,
         checkpoint_bytes=checkpoint,
         disk_needed=kept * checkpoint + exported,
-        alternatives=alternatives(config, model, choice.layout, choice.work, precision=precision, rows=rows),
+        alternatives=alternatives(config, model, choice.layout, choice.work, precision=precision, rows=base.trained_rows),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from medsft.core.config.lora import FLAGS, FULL, TARGET_GROUPS, TARGETS, kind_of
+from medsft.core.printable import one_line
 from medsft.core.units import byte_size, counted, short_count
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ def trained_text(plan: RunPlan, rows: int | None = None) -> str:
     kind = "new token" if adapter.rows == plan.adapter.rows else "new or untrained token"
     also = f", with the rows of {counted(adapter.rows, kind)}" if adapter.rows else ""
     return f"{short_count(trained)} parameters, {trained / total:.2%} of the model's {short_count(total)}{also}"
+
+
+def start_text(plan: RunPlan) -> str:
+    """Return in Markdown which adapter a run began with; nothing where it began a new one, or trains all weights."""
+    start = plan.base.adapter
+    return "" if start is None else f"the adapter `{one_line(start.path)}`, fingerprint `{start.fingerprint}`"
 
 
 def kind_bars(plan: RunPlan) -> list[tuple[Alternative, str, str]]:

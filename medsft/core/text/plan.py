@@ -42,11 +42,13 @@ def plan_rows(plan: RunPlan, forecast: Forecast | None, disk_free: int, *, show_
     """
     estimates, memory = plan.estimates, plan.estimates.memory
     base = f"{plan.base.kind}, {short_count(plan.base.model.num_parameters())} parameters"
+    start = plan.base.adapter
     nodes = f" on each of {plan.config.nodes} nodes" if plan.config.nodes > 1 else ""
     each = counted(plan.micro_batch, "document")
     return [
         Row("run", show_path(plan.run_dir)),
         Row("base model", show_path(plan.base.path), base),
+        *([Row("trained on from", show_path(start.path), "an adapter of the base model")] if start else []),
         Row("new tokens", ", ".join(plan.base.added_tokens) or "none"),
         _data("training set", plan.train),
         *_mixture(plan.train),

@@ -75,12 +75,12 @@ class Outlook:
 
 def base_entries(settings_file: Path | None) -> list[BaseEntry]:
     """Return the models of medsft.toml with what a look at each says. Raises `ConfigError` when the file is wrong."""
-    from medsft.core.models.inspect import inspect_base
+    from medsft.core.models.adapter_base import base_to_begin_with
     from medsft.core.settings import load_settings
 
     def entry(listed: CheckpointEntry) -> BaseEntry:
         try:
-            base, problem = inspect_base(listed.path), ""
+            base, problem = base_to_begin_with(listed.path, listed.base), ""
         except MedsftError as error:
             base, problem = None, error.message
         return BaseEntry(name=listed.name, size=listed.size, path=listed.path, listed=True, base=base, problem=problem)

@@ -186,7 +186,7 @@ def entry_text(entry: BaseEntry, chosen: bool) -> Content:
         problem = entry.problem.replace(str(entry.path), str(near(entry.path)))
         return Content.assemble(head, Content.styled(f"\n    ✖ {problem}", "$error"))
     base, model = entry.base, entry.base.config
-    facts: list[str] = [base.kind]
+    facts = [base.kind if base.adapter is None else f"adapter of rank {base.adapter.lora.rank} over {base.kind}"]
     if model is not None:
         facts += [model.family, f"{short_count(model.num_parameters())} parameters", f"vocabulary {count(model.vocab_size)}"]
     facts.append(byte_size(base.size_bytes))

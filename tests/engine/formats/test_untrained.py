@@ -16,7 +16,8 @@ from medsft.core.engine.formats.open import open_source
 from medsft.core.engine.formats.untrained import untrained_rows
 from medsft.core.engine.train.base_weights import base_source
 from medsft.core.models.tensors import EMBEDDING, OUTPUT
-from medsft.core.planning.plan import BasePlan, RunPlan
+from medsft.core.planning.base_plan import BasePlan
+from medsft.core.planning.plan import RunPlan
 
 pytestmark = pytest.mark.timeout(120)
 START, END = "<|im_start|>", "<|im_end|>"

@@ -12,7 +12,7 @@ from medsft.core.models.other_folders import hub_name
 from medsft.core.planning.plan import RunPlan
 from medsft.core.printable import one_line
 from medsft.core.run.view import RunView
-from medsft.core.text.adapter import adapter_text, trained_text
+from medsft.core.text.adapter import adapter_text, start_text, trained_text
 from medsft.core.units import counted
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -27,6 +27,7 @@ def adapter_card(view: RunView, trained: TrainedAdapter, *, folder: str = "THIS_
     config, base = plan.config, trained.weights
     notes = "\n".join(f"- {note}" for note in loading_notes(trained))
     path = one_line(str(base))
+    before = f"\n| Trained on from | {text} |" if (text := start_text(plan)) else ""
     return f"""---
 library_name: peft
 base_model: {json.dumps(hub_name(base) or path)}
@@ -42,7 +43,7 @@ An adapter of `{config.checkpoint}` ({config.size:g}B parameters), trained on `{
 | | |
 |---|---|
 | Base model | `{path}`, fingerprint `{plan.base.fingerprint}` |
-| Adapter | {adapter_text(plan.adapter)} |
+| Adapter | {adapter_text(plan.adapter)} |{before}
 | Trained | {trained_text(plan, trained.trained_rows)} |
 | Iterations | {view.iteration:,} of {plan.num_iterations:,} |
 

@@ -57,7 +57,8 @@ def load(model: ModelSource, precision: str, *, ids: int) -> Decoder:
 
 def _source(model: ModelSource, ids: int) -> WeightSource:
     if model.begins is not None:
-        return ResizedSource(base_source(plan_of(model.begins))[0], model.tokens)
+        begin = ResizedSource(base_source(plan_of(model.begins))[0], model.tokens)
+        return begin if model.adapter is None else _with_adapter(model.adapter, begin, model.tokens)
     source = open_source(model.weights, iteration=model.iteration)
     rows = source.config.vocab_size
     if model.adapter is not None:

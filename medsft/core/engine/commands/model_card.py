@@ -8,7 +8,7 @@ from pathlib import Path
 from medsft.core.planning.plan import RunPlan
 from medsft.core.printable import one_line
 from medsft.core.run.view import RunView
-from medsft.core.text.adapter import adapter_text, trained_text
+from medsft.core.text.adapter import adapter_text, start_text, trained_text
 from medsft.core.text.best import best_validation
 from medsft.core.text.plan import mixture_text
 
@@ -101,7 +101,8 @@ def _adapter(plan: RunPlan, rows: int | None) -> list[tuple[str, str]]:
     """Return what the adapter was, where one was trained, and what was trained of the model."""
     if plan.adapter is None:
         return []
-    return [("Adapter", adapter_text(plan.adapter)), ("Trained", trained_text(plan, rows))]
+    before = [("Trained on from", text)] if (text := start_text(plan)) else []
+    return [("Adapter", adapter_text(plan.adapter)), *before, ("Trained", trained_text(plan, rows))]
 
 
 def _held_out(plan: RunPlan) -> list[tuple[str, str]]:

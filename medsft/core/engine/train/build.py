@@ -16,7 +16,7 @@ from medsft.core.engine.nn.quantized import QuantizedWeight
 from medsft.core.engine.parallel.master_weights import make_master_weights
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.parallel.sharding import build_stage
-from medsft.core.engine.train.adapters import begin_adapter, record_adapter
+from medsft.core.engine.train.adapters import begin_adapter, record_adapter, start_of
 from medsft.core.engine.train.arithmetic import check_arithmetic
 from medsft.core.engine.train.async_save import Saver
 from medsft.core.engine.train.base_weights import base_source, check_base
@@ -52,7 +52,8 @@ def build_trainer(
         check_base(plan, mesh)
         source, notes = base_source(plan)
         precision = plan.config.base_precision or plan.precision
-        adapter = Adapter(lora=lora, rows=source.made_rows, base_precision=precision)
+        start_rows = plan.base.adapter.rows if plan.base.adapter else ()
+        adapter = Adapter(lora=lora, rows=tuple(sorted({*source.made_rows, *start_rows})), base_precision=precision)
     rows = len(adapter.rows) if adapter else 0
     trainable = trainable_names(model, lora, rows) if trainable is None else trainable
     dtype = DTYPES[plan.precision]
@@ -89,7 +90,7 @@ def build_trainer(
         not_saved: dict[str, Tensor | QuantizedWeight] = {**masters.frozen, **masters.quantized}
         load_weights(not_saved if iteration is not None or adapter else {**masters.by_name, **not_saved}, source)
         if iteration is None and adapter:
-            begin_adapter(masters.by_name, adapter, source, plan.config.seed)
+            begin_adapter(masters.by_name, adapter, source, plan.config.seed, start_of(plan))
     if iteration is None:
         state = TrainState()
     else:
