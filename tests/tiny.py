@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -21,11 +22,14 @@ from medsft.core.config.run_config import RunConfig, from_mapping
 from medsft.core.devices import Devices
 from medsft.core.models.config import read_hf_config
 from medsft.core.planning.plan import RunPlan
-from medsft.core.run.events import Event, EventReader
+from medsft.core.run.events import Event, EventReader, EventWriter
 from medsft.core.run.launch import Launch
 from medsft.core.run.rundir import RunDir
 from medsft.core.settings import Settings, load_settings
 from medsft.core.workflow import prepare
+
+if TYPE_CHECKING:
+    from medsft.core.engine.parallel.mesh import Mesh
 
 WORDS = [f"w{i}" for i in range(80)]
 SIZES: dict[str, Any] = {
@@ -189,6 +193,74 @@ def _rank(rank: int, world: int, store: str, run_dir: str) -> None:
     code = main(run_dir)
     if code:
         raise SystemExit(code)
+
+
+Layout = tuple[int, int, int]
+"""(pp, dp, tp)"""
+
+
+def plan_at(project: tuple[RunConfig, Settings], folder: Path, layout: Layout, **changes: Any) -> RunPlan:
+    """The plan of a project at a layout, with a checkpoint every three iterations, all of which are kept.
+
+    Its run has a folder of its own below `folder` each time: a test that is run once more must not go on with the run that was
+    cut short.
+    """
+    pp, dp, tp = layout
+    where = {"save_checkpoint_dir": mkdtemp(dir=folder), "save_interval": 3, "keep_last": 0}
+    return plan_of(*project, pp=pp, tp=tp, nproc_per_node=pp * dp * tp, **{**where, **changes})
+
+
+def named(layout: Layout) -> str:
+    """The name of a layout, for the name of a test."""
+    return "pp{}-dp{}-tp{}".format(*layout)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A rank of a plan's world, in a process of its own."""
+
+    plan: RunPlan
+    mesh: Mesh
+    run: RunDir
+    events: EventWriter | None
+    """On the rank that reports."""
+
+
+def in_ranks(
+    work: Callable[..., object], plan: RunPlan, folder: Path, *arguments: object
+) -> tuple[list[tuple[float, float]], list[Any]]:
+    """Let each rank of a plan's world do `work(rank, *arguments)`, in a forked process. Fails when one does.
+
+    Return (loss and norm of each iteration, this start's alone; what `work` has returned on each rank).
+    """
+    import torch
+    import torch.multiprocessing as mp
+
+    run = create(plan)
+    there = len(EventReader(run.events_path).read()) if run.events_path.exists() else 0
+    (folder / "store").unlink(missing_ok=True)
+    mp.start_processes(_work, (work, plan, folder, arguments), nprocs=plan.layout.world, start_method="fork")
+    events = EventReader(run.events_path).read()[there:]
+    found = [torch.load(folder / f"rank_{number}.pt", weights_only=False) for number in range(plan.layout.world)]
+    return series(events, "step", "loss", "grad_norm"), found
+
+
+def _work(number: int, work: Callable[..., object], plan: RunPlan, folder: Path, arguments: Sequence[object]) -> None:
+    import os
+
+    import torch
+    import torch.distributed as dist
+
+    from medsft.core.engine.parallel.mesh import open_mesh
+
+    torch.set_num_threads(1)
+    world = plan.layout.world
+    os.environ.update(RANK=str(number), WORLD_SIZE=str(world), LOCAL_RANK=str(number))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=world)
+    mesh, run = open_mesh(plan.layout), RunDir(Path(plan.run_dir))
+    events = EventWriter(run.events_path) if mesh.reports else None
+    torch.save(work(Rank(plan, mesh, run, events), *arguments), folder / f"rank_{number}.pt")
+    dist.destroy_process_group()
 
 
 def series(events: list[Event], kind: str, *names: str) -> list[Any]:

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
 import tiny
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from medsft.core.engine.formats.hf import open_hf, write_hf
 from medsft.core.engine.formats.quantized import QuantizedSource
 from medsft.core.engine.nn.dtensor import local_part
 from medsft.core.engine.nn.quantized import in_format
-from medsft.core.engine.parallel.mesh import open_mesh
 from medsft.core.engine.train.base_weights import base_source
 from medsft.core.engine.train.build import build_trainer
 from medsft.core.planning.plan import RunPlan
-from medsft.core.run.events import EventReader, EventWriter
-from medsft.core.run.rundir import RunDir
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
 
 QLORA: dict[str, Any] = {"adapter": "lora", "lora_rank": 4, "lora_alpha": 8, "base_precision": "nf4", "iters": 5, "lr": 1e-2}
 LAYOUTS = [(1, 2, 1), (1, 1, 2), (2, 1, 1), (2, 2, 1), (1, 2, 2), (1, 1, 3)]
-"""(pp, dp, tp)"""
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +38,16 @@ def made(tmp_path_factory):
 
 
 def plan_at(made, folder: Path, layout, **changes) -> RunPlan:
-    config, settings = made
-    pp, dp, tp = layout
-    where = {"save_checkpoint_dir": mkdtemp(dir=folder), "save_interval": 3, "keep_last": 0}
-    return tiny.plan_of(config, settings, pp=pp, tp=tp, nproc_per_node=pp * dp * tp, **{**QLORA, **where, **changes})
+    return tiny.plan_at(made, folder, layout, **{**QLORA, **changes})
 
 
-def rank(number: int, plan: RunPlan, folder: str) -> None:
-    """One rank; its part of each frozen matrix is what the source of merging says, before and after."""
-    torch.set_num_threads(1)
-    world = plan.layout.world
-    os.environ.update(RANK=str(number), WORLD_SIZE=str(world), LOCAL_RANK=str(number))
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=world)
-    mesh, run = open_mesh(plan.layout), RunDir(Path(plan.run_dir))
-    trainer = build_trainer(plan, run, mesh, EventWriter(run.events_path) if mesh.reports else None)
+def train_rank(rank: tiny.Rank) -> int:
+    """Train, and return the bytes that are held in nf4.
+
+    Before and after, this rank's part of each frozen matrix is what the source of merging says.
+    """
+    plan = rank.plan
+    trainer = build_trainer(plan, rank.run, rank.mesh, rank.events)
     weights = trainer.masters.quantized
     source = QuantizedSource(base_source(plan)[0])
     assert len(weights) == 7 * plan.trained_model.num_layers / plan.layout.pp
@@ -76,32 +64,20 @@ def rank(number: int, plan: RunPlan, folder: str) -> None:
     check()
     for weight in weights.values():
         assert [p.dtype for p in weight.parameters()] == [torch.uint8, torch.int8, torch.float32]
-    held = sum(local_part(p).nbytes for weight in weights.values() for p in weight.parameters())
-    torch.save(held, f"{folder}/rank_{number}.pt")
-    dist.destroy_process_group()
-
-
-def train(plan: RunPlan, folder: Path):
-    """Train, and return (loss and norm of each iteration of this start, bytes in nf4 on each rank)."""
-    run = tiny.create(plan)
-    there = len(EventReader(run.events_path).read()) if run.events_path.exists() else 0
-    (folder / "store").unlink(missing_ok=True)
-    mp.start_processes(rank, (plan, str(folder)), nprocs=plan.layout.world, start_method="fork")
-    held = [torch.load(folder / f"rank_{number}.pt") for number in range(plan.layout.world)]
-    return tiny.series(EventReader(run.events_path).read()[there:], "step", "loss", "grad_norm"), held
+    return sum(local_part(p).nbytes for weight in weights.values() for p in weight.parameters())
 
 
 @pytest.fixture(scope="module")
 def alone(made, tmp_path_factory):
     """What one process finds, computed once."""
     folder = tmp_path_factory.mktemp("alone")
-    return train(plan_at(made, folder, (1, 1, 1)), folder)
+    return tiny.in_ranks(train_rank, plan_at(made, folder, (1, 1, 1)), folder)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: "pp{}-dp{}-tp{}".format(*layout))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=tiny.named)
 def test_every_layout_trains_the_same_adapter(made, alone, tmp_path, layout):
     figures, [whole] = alone
-    found, held = train(plan_at(made, tmp_path, layout), tmp_path)
+    found, held = tiny.in_ranks(train_rank, plan_at(made, tmp_path, layout), tmp_path)
     for one, other in zip(found, figures, strict=True):
         assert one == pytest.approx(other, abs=1e-4, rel=1e-4)
     assert max(held) <= 1.15 * whole / len(held)
@@ -122,12 +98,12 @@ def test_the_numbers_that_are_trained_on(made, alone, tmp_path):
     assert tiny.series(tiny.train(plan), "step", "loss", "grad_norm") == alone[0]
 
 
-@pytest.mark.parametrize("layout", [(1, 1, 1), (1, 2, 1)], ids=str)
+@pytest.mark.parametrize("layout", [(1, 1, 1), (1, 2, 1)], ids=tiny.named)
 def test_a_resume_is_exact_in_bf16(made, tmp_path, layout):
     plan = plan_at(made, tmp_path, layout, precision="bf16")
-    straight, _ = train(plan, tmp_path)
+    straight, _ = tiny.in_ranks(train_rank, plan, tmp_path)
     tiny.go_back_to(tiny.create(plan), 3)
-    again, _ = train(plan, tmp_path)
+    again, _ = tiny.in_ranks(train_rank, plan, tmp_path)
     assert again == straight[3:]
 
 

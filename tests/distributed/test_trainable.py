@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 import tiny
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from medsft.core.engine.nn.dtensor import local_part, local_range
-from medsft.core.engine.parallel.mesh import open_mesh
 from medsft.core.engine.train.build import build_trainer
-from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.trainable import trainable_names
-from medsft.core.run.events import EventReader, EventWriter
 from medsft.core.run.rundir import RunDir
 from medsft.errors import MismatchError
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
 
 LAYOUTS = [(1, 1, 1), (1, 2, 1), (1, 1, 2), (2, 1, 1), (2, 1, 2), (1, 2, 2), (2, 2, 1)]
-"""(pp, dp, tp)"""
 
 
 def trains_attention(name: str) -> bool:
@@ -46,24 +39,10 @@ def made(tmp_path_factory):
     return tiny.project(tmp_path_factory.mktemp("trainable"))
 
 
-def plan_at(made, folder: Path, layout, **changes) -> RunPlan:
-    config, settings = made
-    pp, dp, tp = layout
-    # A folder of its own each time: a test that is run once more must not go on with the run that was cut short.
-    where = {"save_checkpoint_dir": mkdtemp(dir=folder), "save_interval": 3, "keep_last": 0}
-    return tiny.plan_of(config, settings, pp=pp, tp=tp, nproc_per_node=pp * dp * tp, **where, **changes)
-
-
-def rank(number: int, plan: RunPlan, folder: str, choice: str) -> None:
-    """One rank; leaves its part of each frozen weight, before and after."""
-    torch.set_num_threads(1)
-    world = plan.layout.world
-    os.environ.update(RANK=str(number), WORLD_SIZE=str(world), LOCAL_RANK=str(number))
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=world)
-    mesh, run = open_mesh(plan.layout), RunDir(Path(plan.run_dir))
-    events = EventWriter(run.events_path) if mesh.reports else None
-    trainable = {name for name in trainable_names(plan.trained_model) if CHOICES[choice](name)}
-    trainer = build_trainer(plan, run, mesh, events, trainable=trainable)
+def train_rank(rank: tiny.Rank, choice: str = "attention") -> dict[str, tuple[tuple[int, ...], Tensor]]:
+    """Train, see that frozen weights stay as they are, and return this rank's parts of what was trained."""
+    trainable = {name for name in trainable_names(rank.plan.trained_model) if CHOICES[choice](name)}
+    trainer = build_trainer(rank.plan, rank.run, rank.mesh, rank.events, trainable=trainable)
     masters = trainer.masters
     assert all(name in trainable for name in masters.by_name)
     assert not any(name in trainable for name in masters.frozen)
@@ -72,23 +51,10 @@ def rank(number: int, plan: RunPlan, folder: str, choice: str) -> None:
     assert trainer.train()
     for name, parameter in masters.frozen.items():
         assert parameter.grad is None
-        assert parameter.dtype == (torch.bfloat16 if plan.precision == "bf16" else torch.float32)
+        assert parameter.dtype == (torch.bfloat16 if rank.plan.precision == "bf16" else torch.float32)
         assert torch.equal(local_part(parameter), before[name])
     assert len(trainer.optimizer.state) == len(masters.by_name)
-    trained = {name: (local_range(p)[0], local_part(p).detach()) for name, p in masters.by_name.items()}
-    torch.save(trained, f"{folder}/rank_{number}.pt")
-    dist.destroy_process_group()
-
-
-def train(plan: RunPlan, folder: Path, choice: str = "attention"):
-    """Train, and return (loss and norm of each iteration, this start's alone, and what each rank trained)."""
-    run = tiny.create(plan)
-    there = len(EventReader(run.events_path).read()) if run.events_path.exists() else 0
-    (folder / "store").unlink(missing_ok=True)
-    mp.start_processes(rank, (plan, str(folder), choice), nprocs=plan.layout.world, start_method="fork")
-    events = EventReader(run.events_path).read()[there:]
-    parts = [torch.load(folder / f"rank_{number}.pt") for number in range(plan.layout.world)]
-    return tiny.series(events, "step", "loss", "grad_norm"), parts
+    return {name: (local_range(p)[0], local_part(p).detach()) for name, p in masters.by_name.items()}
 
 
 def saved(run: RunDir, iteration: int) -> set[str]:
@@ -100,28 +66,28 @@ def saved(run: RunDir, iteration: int) -> set[str]:
 def alone(made, tmp_path_factory):
     """Losses and norms of one process for each choice, computed once."""
     folder = tmp_path_factory.mktemp("alone")
-    return {choice: train(plan_at(made, folder, (1, 1, 1)), folder, choice)[0] for choice in CHOICES}
+    return {choice: tiny.in_ranks(train_rank, tiny.plan_at(made, folder, (1, 1, 1)), folder, choice)[0] for choice in CHOICES}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda layout: "pp{}-dp{}-tp{}".format(*layout))
+@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=tiny.named)
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_layout_trains_the_same_weights(made, alone, tmp_path, layout, choice):
-    found, _ = train(plan_at(made, tmp_path, layout), tmp_path, choice)
+    found, _ = tiny.in_ranks(train_rank, tiny.plan_at(made, tmp_path, layout), tmp_path, choice)
     for one, other in zip(found, alone[choice], strict=True):
         assert one == pytest.approx(other, abs=1e-4, rel=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("layout", [(1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 1, 2)], ids=str)
+@pytest.mark.parametrize("layout", [(1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 1, 2)], ids=tiny.named)
 def test_a_resume_is_exact(made, tmp_path, layout, precision):
-    plan = plan_at(made, tmp_path, layout, precision=precision)
-    straight, expected = train(plan, tmp_path)
+    plan = tiny.plan_at(made, tmp_path, layout, precision=precision)
+    straight, expected = tiny.in_ranks(train_rank, plan, tmp_path)
     assert straight[-1][0] < straight[0][0]
     run = tiny.create(plan)
     names = {name for name in trainable_names(plan.trained_model) if trains_attention(name)}
     assert saved(run, 3) == {f"{part}.{name}" for part in ("model", "exp_avg", "exp_avg_sq") for name in names}
     tiny.go_back_to(run, 3)
-    again, found = train(plan, tmp_path)
+    again, found = tiny.in_ranks(train_rank, plan, tmp_path)
     assert again == straight[3:]
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys()
@@ -129,22 +95,21 @@ def test_a_resume_is_exact(made, tmp_path, layout, precision):
 
 
 def test_a_resume_at_another_layout(made, tmp_path):
-    plan = plan_at(made, tmp_path, (1, 2, 1))
-    straight, _ = train(plan, tmp_path)
+    plan = tiny.plan_at(made, tmp_path, (1, 2, 1))
+    straight, _ = tiny.in_ranks(train_rank, plan, tmp_path)
     run = tiny.create(plan)
     tiny.go_back_to(run, 3)
     config, settings = made
     other = tiny.plan_of(config, settings, tp=2, pp=2, nproc_per_node=4, save_checkpoint_dir=Path(plan.run_dir).parent)
     assert other.run_dir == plan.run_dir
-    again, _ = train(other, tmp_path)
+    again, _ = tiny.in_ranks(train_rank, other, tmp_path)
     for one, two in zip(again, straight[3:], strict=True):
         assert one == pytest.approx(two, abs=1e-4, rel=1e-4)
 
 
 def test_a_checkpoint_of_other_weights_is_refused(made, tmp_path):
-    plan = plan_at(made, tmp_path, (1, 1, 1))
-    train(plan, tmp_path, "head")
-    (tmp_path / "store").unlink()
+    plan = tiny.plan_at(made, tmp_path, (1, 1, 1))
+    tiny.in_ranks(train_rank, plan, tmp_path, "head")
     with pytest.raises(Exception, match=MismatchError.__name__) as caught:
-        mp.start_processes(rank, (plan, str(tmp_path), "attention"), nprocs=1, start_method="fork")
+        tiny.in_ranks(train_rank, plan, tmp_path, "attention")
     assert "holds 1 trained weights, this run trains" in str(caught.value)
