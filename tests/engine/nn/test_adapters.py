@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medsft.core.config.lora import ATTENTION, TARGETS, LoraSpec
-from medsft.core.engine.nn.adapters import Adapter, FrozenLinear, LoraLinear, initial_factor, projection
+from medsft.core.engine.nn.adapters import Adapter, FrozenLinear, LoraLinear, initial_factor, project_together, projection
 from medsft.core.engine.nn.attention import PackedSequences
 from medsft.core.engine.nn.loss import weighted_nll
 from medsft.core.engine.nn.model import Decoder
@@ -58,6 +58,41 @@ def test_products_and_gradients(dtype, tolerance, bias):
     for found, wanted in pairs:
         assert (found.double() - wanted).norm() <= tolerance * wanted.norm()
     assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)], ids=str)
+@pytest.mark.parametrize("with_adapter", [(True, True, True), (False, True, False), (True, False, True), (False, False, False)])
+def test_projections_of_the_same_input(dtype, tolerance, with_adapter):
+    """Together they compute what each computes by itself."""
+    layers = [
+        filled(LoraLinear(IN, out, bias=True, lora=LORA) if adapted else FrozenLinear(IN, out, bias=False), dtype)
+        for adapted, out in zip(with_adapter, (OUT, 16, 8), strict=True)
+    ]
+    x, kept = draw(T, IN, seed=9, dtype=dtype), []
+    grads = [draw(T, layer.out_features, seed=seed, dtype=dtype) for seed, layer in enumerate(layers)]
+
+    def compute(do) -> tuple[list[Tensor], list[Tensor]]:
+        y = x.clone().requires_grad_()
+        outs = do(y)
+        torch.autograd.backward(outs, grads)
+        factors = [p for layer in layers for name, p in layer.named_parameters() if "lora" in name]
+        found = [y.grad, *(p.grad for p in factors)]
+        for p in factors:
+            p.grad = None
+        return list(outs), found
+
+    def together(y: Tensor):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            return project_together(y, layers)
+
+    (ours, found), (theirs, expected) = compute(together), compute(lambda y: [layer(y) for layer in layers])
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other.double()).norm() <= tolerance * other.double().norm()
+    parameters = {p.data_ptr() for layer in layers for p in layer.parameters()}
+    sizes = sorted(t.numel() for t in kept if t.data_ptr() not in parameters)
+    assert sizes == ([sum(with_adapter) * T * LORA.rank, T * IN] if any(with_adapter) else [])
+    assert all(layer.weight.grad is None for layer in layers)
 
 
 def test_autograd_keeps_the_input_and_little_else():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,14 @@ class FrozenLinear(Linear):
         """Return the gradient of x [T, in] for a gradient [T, out] of x W^T, in `out` if that is given."""
         return matmul(grad, self._weight_in(grad.dtype), out)
 
+    def add_product_of_gradient_(self, total: Tensor, grad: Tensor) -> None:
+        """Add that gradient of x to `total` [T, in], in place."""
+        add_product_(total, grad, self._weight_in(grad.dtype))
+
+    def factors(self) -> tuple[Tensor, ...]:
+        """Return this rank's parts of A and B; nothing without an adapter."""
+        return ()
+
     @property
     def size(self) -> tuple[int, int]:
         """Rows and columns of this rank's part of the weight."""
@@ -84,11 +93,8 @@ class FrozenLinear(Linear):
         return DTensor.from_local(self._on_this_rank(local), x.device_mesh, (made,), run_check=False)
 
     def _on_this_rank(self, x: Tensor) -> Tensor:
-        out = self._product(x)
-        return out if self.bias is None else out + local_part(self.bias)
-
-    def _product(self, x: Tensor) -> Tensor:
-        return _FrozenProduct.apply(x, self)
+        [out] = _on_this_rank(x, [self])
+        return out
 
 
 class LoraLinear(FrozenLinear):
@@ -100,9 +106,9 @@ class LoraLinear(FrozenLinear):
         self.lora_B = Factor(out_features, lora.rank)
         self.scaling = lora.scaling
 
-    def _product(self, x: Tensor) -> Tensor:
-        a, b = local_part_of_sum(self.lora_A.weight), local_part_of_sum(self.lora_B.weight)
-        return _LoraProduct.apply(x, a, b, self.scaling, self)
+    def factors(self) -> tuple[Tensor, ...]:
+        """Return this rank's parts of A and B."""
+        return local_part_of_sum(self.lora_A.weight), local_part_of_sum(self.lora_B.weight)
 
 
 class Factor(nn.Module):
@@ -122,6 +128,23 @@ def projection(
     if name not in adapter.lora.targets:
         return FrozenLinear(in_features, out_features, bias=bias)
     return LoraLinear(in_features, out_features, bias=bias, lora=adapter.lora)
+
+
+def project_together(x: Tensor, projections: Sequence[nn.Linear]) -> Sequence[Tensor]:
+    """Return what some projections, all divided by rows of their weights, make of the same x; each rank has its features of it.
+
+    Frozen ones share what there is to do about x (`_Products`).
+    """
+    frozen = [layer for layer in projections if isinstance(layer, FrozenLinear)]
+    if len(frozen) < len(projections):
+        return [layer(x) for layer in projections]
+    # Of a whole x each rank computes the part of the gradient that comes from its rows of W.
+    return _on_this_rank(x.to_local(grad_placements=(Partial(),)) if isinstance(x, DTensor) else x, frozen)
+
+
+def _on_this_rank(x: Tensor, layers: Sequence[FrozenLinear]) -> list[Tensor]:
+    outs = _Products.apply(x, layers, *(factor for layer in layers for factor in layer.factors()))
+    return [out if layer.bias is None else out + local_part(layer.bias) for layer, out in zip(layers, outs, strict=True)]
 
 
 def initial_factor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -149,52 +172,72 @@ def _room_for_product(x: Tensor, columns: int, dtype: torch.dtype) -> Tensor | N
     return None if x.dtype == dtype else _scratch.take("product", (len(x), columns), dtype, x.device)
 
 
-class _FrozenProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, base: FrozenLinear) -> Tensor:
-        ctx.base = base
-        x = arrived(x)
-        dtype = dtype_of_products(x)
-        return base.product(_in_dtype("x", x, dtype), _room_for_product(x, base.size[0], dtype)).to(x.dtype)
+class _Products(torch.autograd.Function):
+    """Products of the same x with some frozen projections, `bases`, and with the adapters of those that have one.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if not ctx.needs_input_grad[0]:
-            return None, None
-        grad = arrived(grad)
-        dtype = dtype_of_products(grad)
-        wide, room = _in_dtype("grad", grad, dtype), _room_for_product(grad, ctx.base.size[1], dtype)
-        return ctx.base.product_of_gradient(wide, room).to(grad.dtype), None
+    The A of all of them are laid under one another: x and its gradient meet them in one product each, and so do the gradients
+    of A. The gradients of x from the frozen weights are added up as they are computed.
 
-
-class _LoraProduct(torch.autograd.Function):
-    """The weight of `base` is not saved: FSDP gives its memory back between forward and backward, and gathers it again.
-
-    Where products are computed in fp32 (`dtype_of_products`), x and the gradient are converted once for all products with them.
+    The weights of `bases` are not saved: FSDP gives their memory back between forward and backward, and gathers it again. Where
+    products are computed in fp32 (`dtype_of_products`), x and each gradient are converted once for all products with them.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scaling: float, base: FrozenLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bases: Sequence[FrozenLinear], *factors: Tensor) -> tuple[Tensor, ...]:
         x = arrived(x)
+        first, second = factors[::2], factors[1::2]
         dtype = dtype_of_products(x)
         wide = _in_dtype("x", x, dtype)
-        low = matmul(wide, a.to(dtype).T).mul_(scaling)
-        ctx.base, ctx.scaling = base, scaling
-        ctx.save_for_backward(x, low, a, b)
-        return add_product_(base.product(wide, _room_for_product(x, len(b), dtype)), low, b.to(dtype).T).to(x.dtype)
+        low = matmul(wide, _stacked(first, dtype).T) if first else None
+        pairs = zip(_parts(low, first), second, strict=True)
+        outs = []
+        for base in bases:
+            out = base.product(wide, _room_for_product(x, base.size[0], dtype))
+            if isinstance(base, LoraLinear):
+                part, b = next(pairs)
+                add_product_(out, part.mul_(base.scaling), b.to(dtype).T)
+            outs.append(out.to(x.dtype))
+        ctx.bases = bases
+        ctx.save_for_backward(x if first else None, low, *factors)
+        return tuple(outs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, low, a, b = ctx.saved_tensors
-        grad, dtype = arrived(grad), low.dtype
-        wide = _in_dtype("grad", grad, dtype)
-        grad_low = matmul(wide, b.to(dtype)).mul_(ctx.scaling)
-        # The long factor first: products with few rows are slow.
-        grad_a, grad_b = matmul(_in_dtype("x", x, dtype).T, grad_low).T, matmul(wide.T, low)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            room = _room_for_product(grad, a.shape[1], dtype)
-            grad_x = add_product_(ctx.base.product_of_gradient(wide, room), grad_low, a.to(dtype)).to(grad.dtype)
-        return grad_x, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, *factors = ctx.saved_tensors
+        first, second = factors[::2], factors[1::2]
+        grads = tuple(arrived(grad) for grad in grads)
+        dtype = dtype_of_products(grads[0])
+        grad_low = None if low is None else torch.empty_like(low)
+        pairs = zip(_parts(low, first), _parts(grad_low, first), second, strict=True)
+        grad_x: Tensor | None = None
+        grad_second = []
+        for base, grad in zip(ctx.bases, grads, strict=True):
+            wide = _in_dtype("grad", grad, dtype)
+            if isinstance(base, LoraLinear):
+                part, grad_part, b = next(pairs)
+                grad_part.copy_(matmul(wide, b.to(dtype))).mul_(base.scaling)
+                grad_second.append(matmul(wide.T, part).to(b.dtype))
+            if grad_x is not None:
+                base.add_product_of_gradient_(grad_x, wide)
+            elif ctx.needs_input_grad[0]:
+                grad_x = base.product_of_gradient(wide, _room_for_product(grad, base.size[1], dtype))
+        grad_factors: list[Tensor] = []
+        if grad_low is not None:
+            # The long factor first: products with few rows are slow.
+            grad_first = matmul(_in_dtype("x", x, dtype).T, grad_low).T.split(len(first[0]))
+            for grad_a, grad_b in zip(grad_first, grad_second, strict=True):
+                grad_factors += grad_a.to(first[0].dtype), grad_b
+            if grad_x is not None:
+                add_product_(grad_x, grad_low, _stacked(first, dtype))
+        return None if grad_x is None else grad_x.to(grads[0].dtype), None, *grad_factors
+
+
+def _stacked(factors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return the A of some adapters under one another, in `dtype`."""
+    return factors[0].to(dtype) if len(factors) == 1 else torch.cat([factor.to(dtype) for factor in factors])
+
+
+def _parts(low: Tensor | None, factors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return of x times the stacked `factors` the part of each: views, all as wide as the rank."""
+    return () if low is None else low.split(len(factors[0]), dim=1)

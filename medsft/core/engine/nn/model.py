@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from medsft.core.engine.nn.adapters import Adapter, projection
+from medsft.core.engine.nn.adapters import Adapter, project_together, projection
 from medsft.core.engine.nn.attention import Sequences
 from medsft.core.engine.nn.fused import rms_norm, rotate_queries_and_keys, swiglu
 from medsft.core.engine.nn.recompute import recompute_in_backward
@@ -61,7 +61,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, tables: Rotary, sequences: Sequences) -> Tensor:
         """Mix the tokens of each document: x [T, hidden] to [T, hidden]."""
-        q, k, v = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = map(self._heads, project_together(x, (self.q_proj, self.k_proj, self.v_proj)))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         mixed = sequences.attend(*rotate_queries_and_keys(q, k, *tables), v, self.window)
@@ -84,7 +84,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, *, lean: bool = False) -> Tensor:
         """Transform each token of x [T, hidden] on its own; `lean` keeps gate and up for the backward, not their product."""
-        gate, up = self.gate_proj(x), self.up_proj(x)
+        gate, up = project_together(x, (self.gate_proj, self.up_proj))
         product = swiglu(gate, up)
         with recompute_in_backward(product, partial(swiglu, gate.detach(), up.detach())) if lean else nullcontext():
             return self.down_proj(product)
