@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping
 
 _OURS: Mapping[str, str] = {
     "to": "output_dir output out out_dir save_dir save_path output_path",
-    "checkpoint": "model model_name model_name_or_path model_path base_model pretrained_model load load_dir ckpt",
+    "checkpoint": "model model_name model_name_or_path model_path base_model pretrained_model load load_dir ckpt "
+    "adapter_name_or_path adapter_path peft_model_id lora_model_dir",
     "size": "model_size num_parameters params",
     "run_name": "experiment experiment_name dataset_id",
     "data": "dataset datasets dataset_name dataset_path dataset_dir train_file train_files train_data train_dataset data_path "

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "max_length": "seq",
     "output_dir": "save_checkpoint_dir",
     "model_name_or_path": "checkpoint",
+    "adapter_name_or_path": "checkpoint",
     "dataset": "data",
     "train_file": "data",
     "eval_steps": "eval_interval",

@@ -100,6 +100,8 @@ def plan_base(
         raise no_tokenizer_beside(base.weights)
     start = _start(base.adapter)
     trained = start.rows if start is not None else ()
+    if start is not None and trained and trained[-1] >= rows + _MOST_NEW_TOKENS:
+        raise MismatchError(f"{start.path}: it has values for row {trained[-1]:,}, but the base model has {rows:,} rows.")
     vocab = max(vocab, trained[-1] + 1) if trained else vocab
     planned = BasePlan(
         path=absolute(base.path),
