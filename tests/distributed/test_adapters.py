@@ -81,7 +81,7 @@ def first_gradients(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def precise_gradients(rank: tiny.Rank) -> dict[str, Tensor]:
-    """Gradients of the first batch as they are computed in fp64; the softmax, the sums over ranks and the result are in fp32."""
+    """Gradients of the first batch, computed in fp64; the softmax, sums over ranks and the result are in fp32."""
     DTYPES["fp64"] = torch.float64
     return first_gradients(build_trainer(replace(rank.plan, precision="fp64"), rank.run, rank.mesh, None))
 

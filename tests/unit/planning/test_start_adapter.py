@@ -30,6 +30,9 @@ ROWS = {"embed_tokens": [3, 84], "lm_head": [84]}
 """Of a base with 84 rows: one of its own, and the first of the two that the template adds."""
 
 
+WHOLE_TABLES = {f"base_model.model.{name}.weight": ("F32", (84, 32)) for name in ("model.embed_tokens", "lm_head")}
+
+
 def project(folder: Path, *, adapter: str = "lora", base: str | None = None, **changes: Any) -> tuple[RunConfig, Settings]:
     """A project whose checkpoint `tiny` is an adapter of rank 4 on two layers; `changes` are of the adapter's folder."""
     config, _ = tiny.plannable(folder, adapter=adapter, global_batch=8)
@@ -108,7 +111,9 @@ def test_another_adapter_is_another_run(tmp_path):
 
 def test_all_weights_of_an_adapter_cannot_be_trained(tmp_path):
     config, settings = project(tmp_path, adapter="none", base="missing")
-    with pytest.raises(MismatchError, match=r"an adapter \(PEFT\), not a model.*\n.*--adapter lora, or .*medsft merge") as caught:
+    with pytest.raises(
+        MismatchError, match=r"an adapter \(PEFT\), not a model.*\n.*--adapter lora, or .*medsft merge"
+    ) as caught:
         prepare(config, settings)
     assert caught.value.exit_code == ExitCode.MISMATCH
     assert not (tmp_path / "tokenized").exists()
@@ -121,7 +126,10 @@ def test_all_weights_of_an_adapter_cannot_be_trained(tmp_path):
         ({"bias": "all"}, "it trained biases"),
         ({"modules_to_save": ["lm_head", "score"]}, r'whole modules \(`modules_to_save`\): "score"'),
         (
-            {"rows": None, "more": {f"base_model.model.{n}.weight": ("F32", (84, 32)) for n in ("model.embed_tokens", "lm_head")}},
+            {
+                "rows": None,
+                "more": {f"base_model.model.{n}.weight": ("F32", (84, 32)) for n in ("model.embed_tokens", "lm_head")},
+            },
             r"whole tables of tokens \(model.embed_tokens.weight, lm_head.weight\).*\n.*medsft merge",
         ),
         ({"without": ".layers.2.self_attn.q_proj"}, "an adapter of some layers only"),
