@@ -51,8 +51,8 @@ def named(made: tuple[RunConfig, Settings], folder: Path, adapter: Path) -> tupl
 @pytest.mark.parametrize("base_precision", [None, "nf4"])
 def test_ten_iterations_and_then_others(tmp_path, base_precision):
     made = tiny.project(tmp_path, tie_word_embeddings=base_precision is None)
-    first = tiny.plan_at(made, tmp_path, (1, 1, 1), **LORA, base_precision=base_precision, iters=10, eval_interval=10)
-    [(ended,)] = tiny.series(tiny.train(first), "eval", "loss")
+    first = tiny.plan_at(made, tmp_path, (1, 1, 1), **LORA, base_precision=base_precision, iters=10)
+    *_, (ended,) = tiny.series(tiny.train(first), "eval", "loss")
     export_run(RunDir(Path(first.run_dir)), tmp_path / "out", form="adapter")
     ours = named(made, tmp_path, tmp_path / "out" / "adapter")
     for layout in LAYOUTS:
