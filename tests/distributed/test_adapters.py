@@ -28,7 +28,7 @@ from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.trainable import trainable_names
 from medsft.core.run.rundir import RunDir
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(280)]
 
 ADAPTER = {"adapter": "lora", "lora_rank": 4, "lora_alpha": 8}
 LORA = LoraSpec(rank=4, alpha=8, targets=TARGETS)
