@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from medsft.core.data.sources.conversation import Conversation as Conversation
     from medsft.core.data.sources.conversation import Message as Message
     from medsft.core.data.sources.read import rows_of_files as open_rows  # noqa: F401
+    from medsft.core.evaluation.tasks.of_run import plan_run as plan  # noqa: F401
     from medsft.core.planning.plan import RunPlan as RunPlan
-    from medsft.core.planning.planner import make_plan as plan  # noqa: F401
     from medsft.core.planning.planner import preview as preview
     from medsft.core.run.events import Event as Event
     from medsft.core.run.rundir import RunDir as RunDir
@@ -61,7 +61,7 @@ _PUBLIC = {
     "Conversation": "core.data.sources.conversation",
     "Message": "core.data.sources.conversation",
     "RunPlan": "core.planning.plan",
-    "plan": "core.planning.planner:make_plan",
+    "plan": "core.evaluation.tasks.of_run:plan_run",
     "preview": "core.planning.planner",
     "Event": "core.run.events",
     "RunDir": "core.run.rundir",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medsft.core.files import at_home
 
-MULTI_VALUED = frozenset({"--data", "--val", "--against"})
+MULTI_VALUED = frozenset({"--data", "--val", "--against", "--eval_task"})
 
 
 def normalize(arguments: Sequence[str]) -> list[str]:

@@ -66,6 +66,12 @@ def eval(
         int, typer.Option("--max_new_tokens", metavar="N", min=1, help="Longest written answer, in tokens.")
     ] = 256,
     precision: ModelPrecision = "auto",
+    tp: Annotated[
+        int, typer.Option("--tp", metavar="N", min=1, help="Divide a large model over N processes or GPUs, for likelihoods.")
+    ] = 1,
+    pp: Annotated[
+        int, typer.Option("--pp", metavar="N", min=1, help="Divide its layers over N, for likelihoods; on --tp each.")
+    ] = 1,
     iteration: Iteration = None,
     save_checkpoint_dir: RunsFolder = DEFAULT_RUNS_FOLDER,
     plain: Plain = False,
@@ -80,6 +86,7 @@ def eval(
     from medsft.core.evaluation.benchmark import sampled
     from medsft.core.evaluation.evaluate import evaluate, find_candidates
     from medsft.core.evaluation.requests import answer, default_precision
+    from medsft.core.planning.layout import Layout
 
     asked = [sampled(one, limit, seed) for one in _tasks(task or [], data or [])]
     paths = [_path(text, save_checkpoint_dir) for text in models]
@@ -94,12 +101,13 @@ def eval(
         max_new_tokens=max_new_tokens,
     )
     chosen = default_precision() if precision == "auto" else precision
+    layout = Layout(tp=tp, pp=pp)
     with _asking(plain=plain) as progress, tokenizing(plain=plain) as looking:
         evaluation = evaluate(
             candidates,
             asked,
             ask,
-            lambda source, requests, keep: answer(source, requests, precision=chosen, keep=keep),
+            lambda source, requests, keep: answer(source, requests, precision=chosen, layout=layout, keep=keep),
             precision=chosen,
             progress=progress,
             looking=looking,

@@ -131,7 +131,7 @@ def _parameter(f: Field[Any], of: type[DataclassInstance]) -> inspect.Parameter:
         place: Any = typer.Argument(metavar=f.metadata["argument"], help=_help(f))
     else:
         name = f"--{f.name}/--no_{f.name}" if kind is bool and not f.metadata["only_on"] else flag(f.name)
-        metavar = "PATH..." if is_list else "CHOICE" if f.metadata["choices"] else _METAVARS.get(kind)
+        metavar = f"{_METAVARS[kind]}..." if is_list else "CHOICE" if f.metadata["choices"] else _METAVARS.get(kind)
         panel = GROUPS.get(f.metadata["group"], f.metadata["group"]) or None
         place = typer.Option(name, help=_help(f), metavar=metavar, rich_help_panel=panel, show_default=False)
     return inspect.Parameter(

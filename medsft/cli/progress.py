@@ -16,7 +16,7 @@ from medsft.core.printable import one_line, printable
 from medsft.core.run.events import TERMINAL, Event, EventReader
 from medsft.core.run.rundir import RunDir
 from medsft.core.run.view import RunView, ViewFold
-from medsft.core.text.best import best_validation
+from medsft.core.text.best import best_validation, task_results
 from medsft.core.units import count
 from medsft.core.workflow import follow
 from medsft.errors import ExitCode, MedsftError
@@ -96,7 +96,8 @@ def end_with_outcome(run: RunDir, *, after: int = -1) -> None:
         state = "lost"
     if state == "finished":
         of = f" (iteration {count(view.exported_iteration)})" if view.exported_iteration else ""
-        lines = (f"Finished: {run.path}", best_validation(view), f"Model: {view.export}{of}" if view.export else "")
+        model = f"Model: {view.export}{of}" if view.export else ""
+        lines = (f"Finished: {run.path}", best_validation(view), *task_results(view), model)
         console.note("\n".join(filter(None, lines)))
     elif state == "stopped":
         console.note(f"Stopped after iteration {view.iteration}. Resume it: medsft resume {run.path}")

@@ -1,4 +1,4 @@
-"""Shows the progress of tokenizing, as a bar or a line every few seconds, and how rows are read."""
+"""Shows the progress of tokenizing, as a bar or a line every few seconds, how rows are read, and what a run is asked."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from medsft.core.text.progress import amount_text, progress_line, stage_text
 if TYPE_CHECKING:
     from medsft.core.config.run_config import RunConfig
     from medsft.core.data.dataset import write
+    from medsft.core.planning.plan import RunPlan
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -48,6 +49,16 @@ def note_rows(config: RunConfig) -> None:
 
     for sentence in rows_sentences(config):
         console.note(sentence)
+
+
+def note_tasks(plan: RunPlan) -> None:
+    """Say which benchmarks a run is asked at each validation, where they come from, and what was decided about them."""
+    from medsft.core.text.plan import task_text
+
+    for task in plan.tasks:
+        console.note(f"{task_text(task)}.")
+        for sentence in task.notes:
+            console.note(f"{task.name}: {sentence}")
 
 
 class _Lines:

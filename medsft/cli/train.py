@@ -56,7 +56,7 @@ def sft(
     if print_commands or slurm:
         _print_cluster(config, settings, slurm)
         return
-    from medsft.cli.stages import note_rows, tokenizing
+    from medsft.cli.stages import note_rows, note_tasks, tokenizing
     from medsft.core.settings import load_settings
     from medsft.core.workflow import prepare_and_start
 
@@ -69,6 +69,7 @@ def sft(
         def on_plan(plan: RunPlan) -> None:
             bar.close()
             note_rows(config)
+            note_tasks(plan)
             _note_warnings(plan)
             _note_faults(plan)
 
@@ -152,16 +153,16 @@ def plan(
     hold its config.json alone; the devices are then assumed, and a warning names them.
     """
     from medsft.cli.plan_table import print_plan
-    from medsft.cli.stages import note_rows
+    from medsft.cli.stages import note_rows, note_tasks
     from medsft.core.disk import writing
+    from medsft.core.evaluation.tasks.of_run import plan_run
     from medsft.core.files import write_atomically
-    from medsft.core.planning.planner import make_plan
     from medsft.core.settings import load_settings
     from medsft.core.workflow import trust_sets
 
     loaded = load_settings(settings)
     trust_sets(config, loaded)
-    planned = make_plan(config, loaded, ahead=True)
+    planned = plan_run(config, loaded, ahead=True)
     if output is not None:
         with writing(output, "--output"):
             write_atomically(output, planned.to_json())
@@ -170,6 +171,7 @@ def plan(
     else:
         print_plan(planned)
         note_rows(config)
+        note_tasks(planned)
 
 
 def resume(

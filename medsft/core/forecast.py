@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from medsft.core.planning.plan import RunPlan
-from medsft.core.rehearsal import read_rehearsal
+from medsft.core.rehearsal import FORWARD_SHARE, read_rehearsal
 from medsft.core.run.launch import load_plan
 from medsft.core.run.listing import list_runs, look
 from medsft.core.run.rundir import RunDir
@@ -19,8 +19,6 @@ from medsft.errors import MedsftError
 
 _SPEED_STEPS = 50
 """So many of an earlier run's latest iterations are looked at."""
-_FORWARD_SHARE = 1 / 3
-"""Of the work of a training step that a validation does: forward, but not twice as much backward."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +48,9 @@ def forecast(plan: RunPlan) -> Forecast | None:
 
 
 def _work(plan: RunPlan) -> float:
-    """Return the tokens to train on, and those to validate on by what they cost."""
-    validated = plan.val.labels * plan.num_validations if plan.val else 0
-    return plan.train.labels * plan.epochs + _FORWARD_SHARE * validated
+    """Return the tokens to train on, and those to validate on and of benchmarks by what they cost."""
+    once = (plan.val.labels if plan.val else 0) + sum(task.tokens for task in plan.tasks)
+    return plan.train.labels * plan.epochs + FORWARD_SHARE * once * plan.num_validations
 
 
 def _speed(run: RunDir, plan: RunPlan) -> float | None:

@@ -23,10 +23,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from medsft.core.config.eval_tasks import DEFAULT_LIMIT
 from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.copy_documents import copy_documents
 from medsft.core.data.dataset.dataset import validation_folder_of
 from medsft.core.disk import writing_to
+from medsft.core.evaluation.tasks.of_run import plan_run
 from medsft.core.files import write_atomically
 from medsft.core.planning.folders import free_bytes
 from medsft.core.planning.plan import RunPlan
@@ -42,6 +44,8 @@ from medsft.errors import ConfigError, ExitCode, Failure, LaunchError, MedsftErr
 ITERATIONS = 6
 """How many the rehearsal trains, of which 1 to `_HEAVY` are on the heaviest documents and `_SAVED_AT` is saved."""
 _HEAVY, _SAVED_AT = 2, 4
+FORWARD_SHARE = 1 / 3
+"""Of the work of a training step that a validation does: forward, but not twice as much backward."""
 _CANDIDATES = 200
 """Batches of the run among which the heaviest and the typical ones are looked for."""
 _NEVER_REACHED = 1000
@@ -122,11 +126,11 @@ def rehearse(
     """Rehearse a run whose sets are tokenized, keep the result beside its plan, and return it.
 
     `at` are changes of the layout (`tp`, `pp`, ...) to resume with. `on_status` gets a line for each stage.
-    Raises what `make_plan` raises, and the error of a rehearsal run that fails.
+    Raises what `plan_run` raises, and the error of a rehearsal run that fails.
     """
     if config.nodes > 1:
         raise ConfigError([Problem("--nodes", "a rehearsal runs on one node", "Rehearse with the --tp and --pp of one node.")])
-    plan = make_plan(config, settings)
+    plan = plan_run(config, settings)
     parent = Path(plan.run_dir).parent
     with _temporary_folder(parent) as folder:
         small = _small_plan(plan, config, settings, folder)
@@ -178,6 +182,8 @@ def _small_plan(plan: RunPlan, config: RunConfig, settings: Settings, folder: Pa
         eval_interval=_SAVED_AT,
         keep_last=0,
         keep_best="none",
+        eval_task=(),
+        eval_limit=DEFAULT_LIMIT,
         patience=None,
         tp=plan.layout.tp,
         pp=plan.layout.pp,
@@ -311,6 +317,7 @@ def _measure(plan: RunPlan, small: RunPlan, log: _Log, resumes: Sequence[Resumed
     eval_seconds = 0.0
     if evaluated is not None and plan.val is not None and small.val is not None:
         eval_seconds = float(evaluated.data["seconds"]) * plan.val.labels / small.val.labels
+    eval_seconds += FORWARD_SHARE * sum(task.tokens for task in plan.tasks) / rate
     first = next((event for event in log.events if event.kind == "eval" and event.data["iteration"] == 0), None)
     before = float(first.data["seconds"]) if first else 0.0
     start_seconds = steps[1].time - steps[1].data["step_seconds"] - before - log.began
@@ -320,12 +327,12 @@ def _measure(plan: RunPlan, small: RunPlan, log: _Log, resumes: Sequence[Resumed
     save_cost = max(0.0, meanwhile[-1].time - steps[_SAVED_AT].time - evaluating - undelayed)
     config, count = plan.config, plan.num_iterations
     saves = num_saves(count, config.save_interval)
-    evals = plan.num_validations if plan.val is not None else 0
+    evals = plan.num_validations if plan.val is not None or plan.tasks else 0
     training = plan.train.labels * plan.epochs / rate
     # The last checkpoint is waited for; then the export starts a process, reads it and writes the model.
     ending = save_seconds + start_seconds + save_seconds
     checkpoint = int(saved.data["bytes"])
-    kept = most_kept(config, count, eval_interval=plan.eval_interval if plan.val else None, ends=plan.epoch_ends)
+    kept = most_kept(config, count, eval_interval=plan.eval_interval if plan.keeps_best else None, ends=plan.epoch_ends)
     exported = plan.estimates.disk_needed - kept * plan.estimates.checkpoint_bytes
     return Rehearsal(
         identity=plan.identity,

@@ -1,6 +1,6 @@
 """From a config to a running run: tokenize, plan, check what is there, start. What the CLI, the wizard and scripts call.
 
-prepare_and_start(config)  =  on node 0: prepare (tokenize_sets, make_plan, compare)  ->  on every node: start
+prepare_and_start(config)  =  on node 0: prepare (tokenize_sets, plan_run, compare)  ->  on every node: start
 resume(run), start(plan)      the same for a run that exists
 """
 
@@ -23,11 +23,12 @@ from medsft.core.data.dataset.tokenize import tokenize
 from medsft.core.data.dataset.write import ProgressCallback
 from medsft.core.data.sources.row_format import RowFormat
 from medsft.core.data.tokenizers.open import no_tokenizer_beside
+from medsft.core.evaluation.tasks.of_run import plan_run
 from medsft.core.models import run_folder
 from medsft.core.planning.base import find_base
 from medsft.core.planning.folders import check_places
 from medsft.core.planning.plan import RunPlan, difference
-from medsft.core.planning.planner import make_plan, replan
+from medsft.core.planning.planner import replan
 from medsft.core.planning.sets import (
     has_validation_set,
     recognize_rows,
@@ -167,11 +168,11 @@ def prepare(
     between this plan and the one that the existing run has, and what `confirm` raises.
     """
     tokenize_sets(config, settings, progress=progress)
-    plan = make_plan(config, settings)
+    plan = plan_run(config, settings)
     existing = existing_plan(plan)
     if confirm is not None:
         accepted = replace(config, iters=existing.config.iters) if existing else confirm(plan)
-        plan = plan if accepted in (config, plan.config) else make_plan(accepted, settings)
+        plan = plan if accepted in (config, plan.config) else plan_run(accepted, settings)
     check_against_existing(plan)
     return plan
 

@@ -190,6 +190,39 @@ async def test_a_small_terminal_is_told(monitor, until):
         await until(pilot, lambda: app.screen.query_one("SizeHint").region.height == 0)
 
 
+async def test_benchmarks_have_a_chart_where_a_run_is_asked_some(make_run, until):
+    run = make_run("finished")
+    lines = run.events_path.read_text().splitlines(keepends=True)
+    asked = {"task": "pubmedqa", "interval": [0.45, 0.7], "questions": 200, "seconds": 3.0}
+    accuracies = [(0, 0.5), (200, 0.61), (400, 0.585)]
+    more = [Event(n, 1.0, "eval_task", {**asked, "iteration": i, "accuracy": share}) for n, (i, share) in enumerate(accuracies)]
+    start = lines[0].replace('"host"', '"keep_best":"accuracy:pubmedqa","host"')
+    run.events_path.write_text("".join([start, *lines[1:-1], *(event.to_line() for event in more), lines[-1]]))
+    app = MedsftApp("monitor", run=run, clock=lambda: 1_764_001_000.0)
+    async with app.run_test(size=(120, 50)) as pilot:
+        await until(pilot, lambda: app.screen.snapshot)
+        await pilot.pause()
+        chart = app.screen.query_one("#chart-benchmarks", LineChart)
+        assert chart.display
+        assert chart.region.height > 3
+        assert [(line.label, list(line.y)) for line in chart.series] == [("pubmedqa", [50.0, 61.0, 58.5])]
+        assert "61.0 % in pubmedqa after 200" in str(app.screen.query_one("#facts").render())
+        assert "61.0 % against 58.5 % of the last" in str(app.screen.query_one("#notice").render())
+        await pilot.resize_terminal(80, 24)
+        await pilot.press("5")
+        assert app.screen.current_chart == "benchmarks"
+        assert "5 Benchmarks" in str(chart.border_title)
+
+
+async def test_without_benchmarks_there_is_no_chart_of_them(monitor, until):
+    app = monitor("running")
+    async with app.run_test(size=(120, 50)) as pilot:
+        await until(pilot, lambda: app.screen.snapshot)
+        await pilot.press("5")
+        assert app.screen.current_chart == "loss"
+        assert not app.screen.query_one("#chart-benchmarks", LineChart).display
+
+
 async def test_a_run_of_100_000_steps_stays_responsive(make_run, until):
     run = make_run("running", last=0)
     steps = 100_000

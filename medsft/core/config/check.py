@@ -8,6 +8,7 @@ from dataclasses import fields
 from datetime import date
 
 from medsft.core.config.data_files import check_data_files
+from medsft.core.config.eval_tasks import DEFAULT_LIMIT, best_task, check_eval_tasks
 from medsft.core.config.lora import TARGET_GROUPS, TARGETS, named_targets
 from medsft.core.config.options import check_ranges, flag
 from medsft.core.config.row_options import check_row_options
@@ -32,6 +33,7 @@ def check(config: RunConfig) -> list[Problem]:
         )
     if config.patience is not None:
         problems.extend(_check_patience(config))
+    problems.extend(_check_evaluation(config))
     files = len(config.data) + len(config.val_files)
     problems.extend(check_row_options(config.format, config.row_options, files=files))
     named = {problem.where for problem in problems}
@@ -54,6 +56,15 @@ def _check_patience(config: RunConfig) -> list[Problem]:
     if config.keep_best == "none":
         return [Problem(where, "needs the best checkpoint, and --keep_best none keeps none", "Leave one of the two away.")]
     return []
+
+
+def _check_evaluation(config: RunConfig) -> list[Problem]:
+    limit_given = config.eval_limit != DEFAULT_LIMIT
+    problems = check_eval_tasks(config.eval_task, config.keep_best, limit_given=limit_given)
+    if not problems and best_task(config.keep_best) is not None and not config.rules.keeps_best:
+        message = f"is not possible with --compat {config.compat}"
+        problems.append(Problem("--keep_best", message, "The original keeps no best checkpoint: leave it away."))
+    return problems
 
 
 def _check_shares(config: RunConfig) -> list[Problem]:

@@ -13,6 +13,7 @@ from typing import Any
 from medsft.core.config.compat import COMPAT_RULES, CompatRules
 from medsft.core.config.data_files import data_file, share_of_validation, shares_of
 from medsft.core.config.elsewhere import ADAPTERS, BASE_PRECISIONS, FORMATS_OF_ROWS, PRECISIONS
+from medsft.core.config.eval_tasks import DEFAULT_LIMIT
 from medsft.core.config.lora import LoraSpec, targets_in
 from medsft.core.config.options import Default, check_types, converted, format_number, option, plain
 from medsft.core.config.row_options import FORMATS, USED_BY
@@ -236,9 +237,18 @@ class RunConfig:
     )
     keep_best: str = option(
         "loss",
-        "Keep the checkpoint with the lowest loss on the validation set, beside the latest ones",
+        "Keep the best checkpoint beside the latest ones: by the loss on the validation set (loss), by accuracy:NAME of an "
+        "--eval_task, or none",
         "training",
-        choices=("loss", "none"),
+    )
+    eval_task: tuple[str, ...] = option(
+        (),
+        "Benchmarks to ask at each validation, as NAME=FILE: pubmedqa=ori_pqal.json, or questions with options of your own",
+        "training",
+        advanced=True,
+    )
+    eval_limit: int = option(
+        DEFAULT_LIMIT, "Questions of each --eval_task, chosen by hash", "training", unit="questions", minimum=1, advanced=True
     )
     patience: int | None = option(
         None,

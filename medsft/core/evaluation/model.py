@@ -60,7 +60,7 @@ class ModelSource:
 
     def open_tokenizer(self) -> OpenedTokenizer:
         """Open its tokenizer and template. Raises `DataError`."""
-        return _open(self.tokenizer, self.template, self.template_date)
+        return open_for_prompts(self.tokenizer, self.template, self.template_date)
 
     def identity(self) -> str:
         """Return what tells it from another model, with a cheap hash of the weights."""
@@ -195,7 +195,7 @@ def _prompted_as(
     plan: RunPlan, *, name: str, weights: Path, iteration: int | None, notes: tuple[str, ...], begins: Path | None = None
 ) -> ModelSource:
     tokenizer, template, day = Path(plan.base.tokenizer), plan.config.template, plan.config.template_date or ""
-    opened = _open(tokenizer, template, day)
+    opened = open_for_prompts(tokenizer, template, day)
     return ModelSource(
         name=name,
         weights=weights,
@@ -211,7 +211,8 @@ def _prompted_as(
     )
 
 
-def _open(tokenizer: Path, template: str, day: str) -> OpenedTokenizer:
+def open_for_prompts(tokenizer: Path, template: str, day: str) -> OpenedTokenizer:
+    """Open a tokenizer with a template, which writes `day` (YYYY-MM-DD; "": today) where it has a date. Raises `DataError`."""
     return open_tokenizer(tokenizer, template=template, today=date.fromisoformat(day) if day else None)
 
 

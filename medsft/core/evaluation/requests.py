@@ -20,11 +20,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO, Literal
 
-from medsft.core.devices import find_devices
+from medsft.core.devices import Devices, find_devices
 from medsft.core.evaluation.model import ModelSource
+from medsft.core.planning.layout import Layout
 from medsft.core.run.engine_lines import EngineLines
+from medsft.errors import ConfigError, Problem
 
 Precision = Literal["bf16", "fp32"]
+ONE_PROCESS = Layout()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,17 +119,21 @@ def answer(
     *,
     precision: Precision | None = None,
     processes: int | None = None,
+    layout: Layout = ONE_PROCESS,
     keep: Path | None = None,
 ) -> Generator[Answer, None, None]:
     """Ask a model and yield its answers as they come, in any order: first those that `keep` already holds.
 
-    `precision` None is the fastest here; `processes` None is one for each GPU, or one with all cores. Closing the iterator ends
-    the processes. Raises ValueError for ids that are not unique, `EngineError` for what the engine reports.
+    `precision` None is the fastest here; `processes` None is one for each GPU, or one with all cores. With a `layout` its
+    processes hold the model together, and score; nothing can be generated then. Closing the iterator ends
+    the processes. Raises ValueError for ids that are not unique, ConfigError for a layout that this machine or these requests
+    cannot have, `EngineError` for what the engine reports.
     """
     digests = {request.id: _digest(request) for request in requests}
     if len(digests) != len(requests):
         raise ValueError("two requests have the same id")
     devices = find_devices()
+    _check_layout(layout, requests, devices)
     precision = precision or default_precision()
     processes = processes or (devices.count if devices.kind == "cuda" else 1)
     header = {"model": model.identity(), "precision": precision}
@@ -136,7 +143,7 @@ def answer(
         there = kept.answers(digests) if kept else {}
         yield from there.values()
         left = [request for request in requests if request.id not in there]
-        for found in _ask(engine_arguments(model, precision, ids), left, processes, stack) if left else ():
+        for found in _ask(engine_arguments(model, precision, ids), left, processes, layout, stack) if left else ():
             if kept:
                 kept.add(found, digests[found.id])
             yield found
@@ -154,18 +161,29 @@ def highest_ids(request: Request) -> tuple[int, ...]:
     return (max(request.prompt),)
 
 
-def _ask(arguments: Sequence[str], requests: Sequence[Request], processes: int, stack: ExitStack) -> Iterator[Answer]:
-    parts = _dealt(requests, processes)
+def _check_layout(layout: Layout, requests: Sequence[Request], devices: Devices) -> None:
+    if layout.world == 1:
+        return
+    if any(isinstance(request, Generate) for request in requests):
+        message, remedy = "one process writes an answer", "Leave --tp and --pp away, or take --method likelihood."
+        raise ConfigError([Problem("--tp, --pp", message, remedy)])
+    if devices.kind == "cuda" and layout.world > devices.count:
+        message = f"{layout.world} processes for {devices.count} GPUs"
+        raise ConfigError([Problem("--tp, --pp", message, "Their product is at most the number of GPUs.")])
+
+
+def _ask(
+    arguments: Sequence[str], requests: Sequence[Request], processes: int, layout: Layout, stack: ExitStack
+) -> Iterator[Answer]:
     queue: SimpleQueue[Answer | BaseException | None] = SimpleQueue()
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medsft-")))
-    for number, part in enumerate(parts):
-        path = folder / f"{number}.jsonl"
-        path.write_text("".join(json.dumps(to_json(request)) + "\n" for request in part), encoding="utf-8")
-        device = number if len(parts) > 1 else None
-        engine = EngineLines("answer", arguments, source=path, processes=len(parts), device=device)
+    divided = layout.world > 1
+    engines = _together(arguments, requests, layout, folder) if divided else _apart(arguments, requests, processes, folder)
+    running = 0
+    for engine in engines:
         stack.callback(engine.close)
         threading.Thread(target=_pass_on, args=(engine, queue), daemon=True, name="reads answers").start()
-    running = len(parts)
+        running += 1
     while running:
         match queue.get():
             case None:
@@ -174,6 +192,29 @@ def _ask(arguments: Sequence[str], requests: Sequence[Request], processes: int, 
                 raise error
             case found:
                 yield found
+
+
+def _apart(arguments: Sequence[str], requests: Sequence[Request], processes: int, folder: Path) -> Iterator[EngineLines]:
+    """Start processes that have a model, and a part of the requests, each."""
+    parts = _dealt(requests, processes)
+    for number, part in enumerate(parts):
+        path = _written(folder / f"{number}.jsonl", part)
+        device = number if len(parts) > 1 else None
+        yield EngineLines("answer", arguments, source=path, processes=len(parts), device=device)
+
+
+def _together(arguments: Sequence[str], requests: Sequence[Request], layout: Layout, folder: Path) -> Iterator[EngineLines]:
+    """Start the processes that have a model together, and all requests each."""
+    path = _written(folder / "all.jsonl", requests)
+    sizes = ["--tp", str(layout.tp), "--pp", str(layout.pp), "--store", str(folder / "store")]
+    for rank in range(layout.world):
+        own = [*arguments, *sizes, "--rank", str(rank)]
+        yield EngineLines("score_sharded", own, source=path, processes=layout.world)
+
+
+def _written(path: Path, requests: Sequence[Request]) -> Path:
+    path.write_text("".join(json.dumps(to_json(request)) + "\n" for request in requests), encoding="utf-8")
+    return path
 
 
 def _pass_on(engine: EngineLines, queue: SimpleQueue[Answer | BaseException | None]) -> None:

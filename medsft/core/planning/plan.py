@@ -26,6 +26,7 @@ from medsft.core.planning.base_plan import BasePlan, rebuilt
 from medsft.core.planning.layout import Layout, padded_model
 from medsft.core.planning.memory import MemoryEstimate
 from medsft.core.planning.schedule import epoch_ends, keeps_best, num_saves, plan_eval_interval
+from medsft.core.planning.tasks import TaskPlan
 from medsft.errors import MismatchError
 
 FORMAT = 1
@@ -137,6 +138,8 @@ class RunPlan:
     """Whether data-parallel ranks gather the weights of a layer anew for each pass, and do not keep them for an iteration."""
     estimates: Estimates
     warnings: tuple[str, ...]
+    tasks: tuple[TaskPlan, ...] = ()
+    """Benchmarks that the run is asked at each validation."""
 
     def set_folders(self) -> tuple[Path, ...]:
         """Return where the tokenized sets are that the run reads."""
@@ -165,7 +168,7 @@ class RunPlan:
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the run keeps the checkpoint with the lowest validation loss."""
+        """Whether the run keeps its best checkpoint, see `--keep_best`."""
         return keeps_best(self.config, validates=self.val is not None)
 
     @property
@@ -211,6 +214,7 @@ class RunPlan:
             "precision": self.precision,
             **self._adapter_fields(),
             **self._original_fields(),
+            **({"questions of --eval_task": {task.name: task.fingerprint[:16] for task in self.tasks}} if self.tasks else {}),
             **({"conversations cut behind a whole turn": self.train.cut_by_turn} if self.train.cut_by_turn else {}),
         }
 
@@ -249,6 +253,7 @@ class RunPlan:
         """Return the text of `plan.json`."""
         record = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
         record["config"] = to_mapping(self.config)
+        record = {name: value for name, value in record.items() if name != "tasks" or value}
         return sealed({"format": FORMAT, "identity": self.identity, **record})
 
     @classmethod
@@ -281,6 +286,7 @@ class RunPlan:
                 warnings=tuple(raw["warnings"]),
                 recompute=raw.get("recompute", config.recompute),
                 reshard=raw.get("reshard", False),
+                tasks=tuple(map(TaskPlan.from_json, raw.get("tasks", ()))),
                 **{name: raw[name] for name in _SCALARS},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -293,7 +299,7 @@ class RunPlan:
 
 
 _BY_CONTENT = frozenset(
-    {"data", "val", "template_date", "checkpoint", "size", "epochs", "iters", "max_iters"}
+    {"data", "val", "template_date", "checkpoint", "size", "epochs", "iters", "max_iters", "eval_task", "eval_limit"}
     | {"format", "messages_key", "options_key", "text_key", "reasoning_key", "role_map", "first_option"}
 )
 """Fields whose effect the identity holds otherwise: by the hash of the content, or by the number of iterations."""
@@ -333,7 +339,7 @@ def _config(raw: Mapping[str, Any], where: str) -> RunConfig:
 def _plain(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__") and not isinstance(value, RunConfig):
         return asdict(value)
-    return list(value) if isinstance(value, tuple) else value
+    return list(map(_plain, value)) if isinstance(value, tuple) else value
 
 
 def difference(old: RunPlan, new: RunPlan) -> list[str]:

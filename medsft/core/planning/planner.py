@@ -117,7 +117,7 @@ def replan(plan: RunPlan, *, run_dir: Path, changes: Mapping[str, object]) -> Ru
     entry = find_base_again(plan, run_dir)
     settings = Settings(checkpoints={(entry.name, entry.size): entry}, datasets={})
     changed = make_plan(config, settings, resumed=plan)
-    return replace(changed, run_dir=str(run_dir), export_dir=moved_to(plan, run_dir).export_dir)
+    return replace(changed, run_dir=str(run_dir), export_dir=moved_to(plan, run_dir).export_dir, tasks=plan.tasks)
 
 
 def preview(config: RunConfig, settings: Settings) -> Preview:
@@ -168,8 +168,8 @@ def _devices(config: RunConfig, base: BaseModel) -> Devices:
 def _decide(found: _Found) -> RunPlan:
     config, train = with_adapter_of(found.config, found.base), found.train
     found = replace(found, config=config)
-    if config.patience is not None and found.val is None:
-        remedy = "Give validation rows, such as --val 0.05, or leave --patience away."
+    if config.patience is not None and not keeps_best(config, validates=found.val is not None):
+        remedy = "Give validation rows, such as --val 0.05, or --keep_best accuracy:NAME, or leave --patience away."
         raise ConfigError([Problem("--patience", "there is no validation set", remedy)])
     in_use = ids_in_use(Path(train.stats.folder)) if train.exact else None
     base, notes = plan_base(config, found.entry, found.base, in_use=in_use)
@@ -277,7 +277,7 @@ def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision
     model = padded_model(base.model, tp=choice.layout.tp, vocab_multiple=config.rules.vocab_multiple)
     adapter = adapter_of(config, precision=precision, rows=base.trained_rows)
     checkpoint = checkpoint_bytes(model, adapter)
-    interval = None if found.val is None else amount.eval_interval
+    interval = amount.eval_interval if keeps_best(config, validates=found.val is not None) else None
     ends = epoch_ends(found.train.stats.documents, amount.global_batch, amount.iterations)
     kept = most_kept(config, amount.iterations, eval_interval=interval, ends=ends)
     exported = export_bytes(model, adapter, export=config.export, precision=precision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+from medsft.core.config.eval_tasks import best_task
 from medsft.core.config.run_config import RunConfig
 
 _LARGEST_EVAL_INTERVAL = 100
@@ -53,14 +54,15 @@ def num_saves(num_iterations: int, save_interval: int) -> int:
 
 
 def keeps_best(config: RunConfig, *, validates: bool) -> bool:
-    """Whether a run keeps the checkpoint with the lowest validation loss; `validates`: it has a validation set."""
-    return validates and config.keep_best != "none" and config.rules.keeps_best
+    """Whether a run keeps its best checkpoint; `validates`: it has a validation set, which the accuracy of a task needs not."""
+    measured = validates or best_task(config.keep_best) is not None
+    return measured and config.keep_best != "none" and config.rules.keeps_best
 
 
 def most_saves(config: RunConfig, num_iterations: int, *, eval_interval: int | None, ends: frozenset[int]) -> int:
     """Return how many checkpoints a run saves if each validation is better than those before, and is saved too.
 
-    `eval_interval` is None without a validation set; `ends` are its `epoch_ends`.
+    `eval_interval` is None where none is kept for being the best; `ends` are its `epoch_ends`.
     """
     saves, interval = num_saves(num_iterations, config.save_interval), config.save_interval
     if eval_interval is None or not keeps_best(config, validates=True):

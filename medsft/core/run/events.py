@@ -22,7 +22,19 @@ from medsft.core.disk import is_full
 from medsft.errors import MismatchError
 
 VERSION = 1
-Kind = Literal["run_started", "phase", "step", "eval", "checkpoint", "warning", "failed", "finished", "stopped", "benchmark"]
+Kind = Literal[
+    "run_started",
+    "phase",
+    "step",
+    "eval",
+    "eval_task",
+    "checkpoint",
+    "warning",
+    "failed",
+    "finished",
+    "stopped",
+    "benchmark",
+]
 TERMINAL: frozenset[str] = frozenset({"failed", "finished", "stopped"})
 _CHUNK = 1 << 15
 """Bytes read at once. Few, so that what is made of a chunk is still in the processor's cache when it is used."""
@@ -35,11 +47,13 @@ Record = dict[str, Any]
 class Event(NamedTuple):  # a tuple, because a long log has 100,000
     """One line of the log. The fields of each kind:
 
-    - ``run_started``: iteration (completed so far), total, world_size, layout, micro_batches, precision, host, resumed
+    - ``run_started``: iteration (completed so far), total, world_size, layout, micro_batches, precision, host, resumed;
+      keep_best where the accuracy in a benchmark decides
     - ``phase``: name (``loading``, ``training``, ``evaluating``, ``saving``, ``exporting``)
     - ``step``: iteration (from 1), total, loss, lr, grad_norm, tokens, supervised_tokens, tokens_per_second, step_seconds,
       eta_seconds, memory_bytes, epoch; loss_user where --loss_mask is not 0
     - ``eval``: iteration (0: before the first), loss, perplexity, accuracy, tokens, seconds
+    - ``eval_task``: iteration (0: before the first), task, accuracy, interval (95 %), questions, seconds; of each `--eval_task`
     - ``checkpoint``: iteration, folder, bytes, seconds, stalled_seconds (how long training stood still for it)
     - ``warning``: message
     - ``failed``: reason, remedy, exit_code

@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby, islice
-from math import isnan
+from math import inf, isnan
 from operator import attrgetter, itemgetter
 from typing import Any
 
+from medsft.core.config.eval_tasks import best_task
 from medsft.core.run.events import Event, Record, event_of
 
 _STEP_SERIES = ("loss", "lr", "grad_norm", "tokens_per_second", "memory_bytes")
 _COUNTS = ("tokens", "supervised_tokens")
 _EVAL_SERIES = ("loss", "perplexity", "accuracy")
 _NAN = float("nan")
+_LAST = 2**62
+"""Beyond every iteration."""
 _NOT_AN_EVENT = (KeyError, TypeError, ValueError, OverflowError)
 """What a line of the log raises that is JSON, but whose fields are not those of its kind: damage, or another version."""
 _of_a_step = itemgetter("iteration", *_STEP_SERIES, *_COUNTS)
@@ -31,6 +34,27 @@ class Checkpoint:
     time: float
     bytes: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSeries:
+    """What a run said of a benchmark (`--eval_task`), in parallel arrays."""
+
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    accuracy: array[float] = field(default_factory=lambda: array("d"))
+    low: array[float] = field(default_factory=lambda: array("d"))
+    """Where the 95 % interval of the accuracy begins."""
+    high: array[float] = field(default_factory=lambda: array("d"))
+
+    @property
+    def columns(self) -> tuple[array[Any], ...]:
+        """All arrays."""
+        return self.steps, self.accuracy, self.low, self.high
+
+    def up_to(self, iteration: int) -> TaskSeries:
+        """Return a copy without what came after an iteration."""
+        count = bisect_right(self.steps, iteration)
+        return TaskSeries(self.steps[:count], self.accuracy[:count], self.low[:count], self.high[:count])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +85,8 @@ class RunView:
     eval_steps: array[int] = field(default_factory=lambda: array("q"))
     eval_series: Mapping[str, array[float]] = field(default_factory=dict)
     """`loss`, `perplexity`, `accuracy` for each of `eval_steps`."""
+    tasks: Mapping[str, TaskSeries] = field(default_factory=dict)
+    """Of each benchmark by its name."""
     checkpoints: tuple[Checkpoint, ...] = ()
     warnings: tuple[tuple[float, str], ...] = ()
     """(unix time, message), the latest 200."""
@@ -87,6 +113,7 @@ class RunView:
             series={name: values[:steps] for name, values in self.series.items()},
             eval_steps=self.eval_steps[:evals],
             eval_series={name: values[:evals] for name, values in self.eval_series.items()},
+            tasks=_up_to(self.tasks, iteration),
         )
 
     def last_eval(self, name: str) -> float | None:
@@ -99,6 +126,30 @@ class RunView:
         pairs = zip(self.eval_steps, self.eval_series.get("loss", ()), strict=False)
         found = [(loss, iteration) for iteration, loss in pairs if iteration > 0 and not isnan(loss)]
         return (min(found)[1], min(found)[0]) if found else None
+
+    @property
+    def best_by(self) -> str | None:
+        """The benchmark whose accuracy decides which checkpoint is the best, None where the loss does."""
+        return best_task(str(self.info.get("keep_best", "")))
+
+    def best_accuracy(self, task: str) -> tuple[int, float] | None:
+        """Return (iteration, accuracy) of the best evaluation after the first iteration, or None: the highest accuracy, of
+        equal ones that with the lowest loss on the validation set, then the first.
+        """
+        series = self.tasks.get(task, TaskSeries())
+        losses = dict(zip(self.eval_steps, self.eval_series.get("loss", ()), strict=False))
+        pairs = [(step, accuracy) for step, accuracy in zip(series.steps, series.accuracy, strict=True) if step > 0]
+
+        def rank(pair: tuple[int, float]) -> tuple[float, float, int]:
+            loss = losses.get(pair[0], _NAN)
+            return -pair[1], inf if isnan(loss) else loss, pair[0]
+
+        return min(pairs, key=rank, default=None)
+
+    def best_iteration(self) -> int | None:
+        """Return after which iteration the model was best, by what decides in this run; None where nobody has looked."""
+        found = self.best_eval() if self.best_by is None else self.best_accuracy(self.best_by)
+        return None if found is None else found[0]
 
     def base_eval(self, name: str) -> float | None:
         """Return the value of the validation before the first iteration, which is the base model's, or None."""
@@ -120,11 +171,13 @@ class ViewFold:
         """Running sums: a resume cuts them back like every other series."""
         self._eval_steps: array[int] = array("q")
         self._eval_series: dict[str, array[float]] = {name: array("d") for name in _EVAL_SERIES}
+        self._tasks: dict[str, TaskSeries] = {}
         self._checkpoints: dict[int, Checkpoint] = {}
         self._handlers: dict[str, Callable[[Event, Mapping[str, Any]], None]] = {
             "run_started": self._on_run_started,
             "phase": self._on_phase,
             "eval": self._on_eval,
+            "eval_task": self._on_eval_task,
             "checkpoint": self._on_checkpoint,
             "warning": self._on_warning,
             "failed": self._on_failed,
@@ -169,6 +222,7 @@ class ViewFold:
             series={name: values[:] for name, values in self._series.items()},
             eval_steps=self._eval_steps[:],
             eval_series={name: values[:] for name, values in self._eval_series.items()},
+            tasks=_up_to(self._tasks, _LAST),
             checkpoints=tuple(self._checkpoints.values()),
         )
 
@@ -180,6 +234,7 @@ class ViewFold:
         done = int(data.get("iteration", 0))
         _cut([*self._series.values(), *self._totals.values(), self._steps], bisect_right(self._steps, done))
         _cut([*self._eval_series.values(), self._eval_steps], bisect_right(self._eval_steps, done))
+        self._tasks = _up_to(self._tasks, done)
         self._set(
             outcome="running",
             phase="loading",
@@ -233,6 +288,14 @@ class ViewFold:
         for name, values in self._eval_series.items():
             values.append(found[name])
 
+    def _on_eval_task(self, event: Event, data: Mapping[str, Any]) -> None:
+        iteration, (low, high) = int(data["iteration"]), data["interval"]
+        figures = float(data["accuracy"]), float(low), float(high)
+        series = self._tasks.setdefault(str(data["task"]), TaskSeries())
+        series.steps.append(iteration)
+        for values, figure in zip(series.columns[1:], figures, strict=True):
+            values.append(figure)
+
     def _on_checkpoint(self, event: Event, data: Mapping[str, Any]) -> None:
         iteration = int(data["iteration"])
         self._checkpoints[iteration] = Checkpoint(
@@ -262,6 +325,12 @@ class ViewFold:
 
     def _on_stopped(self, event: Event, data: Mapping[str, Any]) -> None:
         self._set(outcome="stopped", eta_seconds=None)
+
+
+def _up_to(tasks: Mapping[str, TaskSeries], iteration: int) -> dict[str, TaskSeries]:
+    """Return the series of benchmarks without what came after an iteration."""
+    cut = {name: series.up_to(iteration) for name, series in tasks.items()}
+    return {name: series for name, series in cut.items() if series.steps}
 
 
 def _kind_of(record: Record) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medsft.core.run.events import Event
+from medsft.core.text.best import share_text
 from medsft.core.text.steps import step_line
 from medsft.core.units import byte_size, count, counted, duration
 
@@ -36,9 +37,11 @@ def _text(kind: str, data: Mapping[str, Any]) -> str | None:
         parts = [
             f"{label} {value:.4f}" for label in ("loss", "perplexity", "accuracy") if (value := data.get(label)) is not None
         ]
-        number = data.get("iteration", 0)
-        when = f"after {count(number)}" if number else "before the first iteration"
-        return f"validation {when}: {', '.join(parts)}"
+        return f"validation {_when(data)}: {', '.join(parts)}"
+    if kind == "eval_task":
+        low, high = data.get("interval") or (0.0, 1.0)
+        certain, asked = share_text(data.get("accuracy", 0), low, high), counted(data.get("questions", 0), "question")
+        return f"{data.get('task', '')} {_when(data)}: {certain} of {asked}"
     if kind == "checkpoint":
         size, took = byte_size(data.get("bytes") or 0), duration(data.get("seconds"))
         return f"checkpoint {count(data.get('iteration', 0))} saved, {size} in {took}"
@@ -59,3 +62,8 @@ def _text(kind: str, data: Mapping[str, Any]) -> str | None:
         asked = counted(data.get("questions", 0), "question")
         return f"{data.get('task', '')} by {data.get('method', '')}: {data.get('accuracy', 0):.1%} ({certain}) of {asked}"
     return None
+
+
+def _when(data: Mapping[str, Any]) -> str:
+    number = data.get("iteration", 0)
+    return f"after {count(number)}" if number else "before the first iteration"

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from medsft.core.config.eval_tasks import best_task
 from medsft.core.text.adapter import adapter_text, alternatives_rows, trained_text
 from medsft.core.units import byte_size, count, counted, duration, short_count
 
 if TYPE_CHECKING:
     from medsft.core.forecast import Forecast
     from medsft.core.planning.plan import DatasetStats, MixturePart, RunPlan
+    from medsft.core.planning.tasks import TaskPlan
     from medsft.core.rehearsal import Rehearsal
 
 MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "process")
@@ -59,6 +61,7 @@ def plan_rows(plan: RunPlan, forecast: Forecast | None, disk_free: int, *, show_
             counted(plan.epochs, "epoch"),
             brief=True,
         ),
+        *(Row("benchmark" if task is plan.tasks[0] else "", task_text(task)) for task in plan.tasks),
         *_validations(plan),
         _checkpoints(plan),
         *_answer_tokens(plan),
@@ -152,8 +155,8 @@ def _data(label: str, data: DatasetStats, chosen: str = "") -> Row:
 
 
 def _validations(plan: RunPlan) -> list[Row]:
-    """Return how often, and when, the run validates; nothing without a validation set."""
-    if plan.val is None:
+    """Return how often, and when, the run validates; nothing without a validation set and benchmarks."""
+    if plan.val is None and not plan.tasks:
         return []
     interval = f"every {count(plan.eval_interval)} iterations" if plan.eval_interval > 1 else "after each iteration"
     parts = [interval, "after the last"]
@@ -162,13 +165,23 @@ def _validations(plan: RunPlan) -> list[Row]:
     return [Row("validations", count(plan.num_validations), ", ".join(parts))]
 
 
+def task_text(task: TaskPlan) -> str:
+    """Return what a run is asked of a benchmark at each validation."""
+    of = f" of {count(task.available)}" if task.available > task.questions else ""
+    always = f"always the same answer is right in {100 * task.majority:.1f} %"
+    cut = f", {count(task.cut)} of them without their beginning, which is longer than the model reads" if task.cut else ""
+    return f"{task.name}: {count(task.questions)}{of} questions, {short_count(task.tokens)} tokens; {always}{cut}"
+
+
 def _checkpoints(plan: RunPlan) -> Row:
     every, kept = plan.config.save_interval, plan.config.keep_last
     often = "after each iteration" if every == 1 else f"one every {count(every)} iterations and after the last"
     when = often if plan.num_saves > 1 else "after the last iteration"
     keeps = f", the latest {kept} are kept" if 0 < kept < plan.num_saves else ""
     if plan.keeps_best:
-        keeps += ", and the best on the validation set is saved and kept"
+        task = best_task(plan.config.keep_best)
+        measure = "on the validation set" if task is None else f"by the accuracy in {task}"
+        keeps += f", and the best {measure} is saved and kept"
     return Row("checkpoints", f"{count(plan.num_saves)}, {byte_size(plan.estimates.checkpoint_bytes)} each", f"{when}{keeps}")
 
 

@@ -35,7 +35,15 @@ from medsft.tui.widgets.sizehint import SizeHint
 from medsft.tui.widgets.text import put
 from medsft.tui.widgets.textfield import Line
 
-CHARTS = {"loss": "1 Loss", "lr": "2 Learning rate", "grad_norm": "3 Gradient norm", "tokens_per_second": "4 Tokens/s"}
+BENCHMARKS = "benchmarks"
+CHARTS = {
+    "loss": "1 Loss",
+    "lr": "2 Learning rate",
+    "grad_norm": "3 Gradient norm",
+    "tokens_per_second": "4 Tokens/s",
+    BENCHMARKS: "5 Benchmarks",
+}
+"""Titles, each with its key; that of benchmarks is shown of runs that are asked some."""
 PANELS = {"checkpoints": "c Checkpoints", "warnings": "w Warnings", "log": "l Log"}
 """Titles, each with its key."""
 
@@ -63,6 +71,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         Binding("2", "chart('lr')", "Learning rate", show=False),
         Binding("3", "chart('grad_norm')", "Gradient norm", show=False),
         Binding("4", "chart('tokens_per_second')", "Tokens per second", show=False),
+        Binding("5", f"chart({BENCHMARKS!r})", "Benchmarks", show=False, tooltip="Accuracy in each --eval_task, in per cent"),
         Binding("x", "log_scale", "Log scale", show=False, tooltip="Logarithmic y axis on and off"),
         Binding("c", "panel('checkpoints')", "Checkpoints", show=False),
         Binding("w", "panel('warnings')", "Warnings", show=False),
@@ -166,11 +175,20 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
 
     def _show_charts(self, snapshot: Snapshot) -> None:
         view = snapshot.view
+        self.set_class(bool(view.tasks), "-asked")
         for name in CHARTS:
             lines = [Series("training", view.steps, view.series.get(name, ()))]
             if name == "loss" and view.eval_steps:
                 lines.append(Series("validation", view.eval_steps, view.eval_series["loss"], "o"))
+            if name == BENCHMARKS:
+                lines = monitor_text.benchmark_lines(view)
             self.query_one(f"#chart-{name}", LineChart).series = tuple(lines)
+
+    @property
+    def charts(self) -> Mapping[str, str]:
+        """Titles of the charts that this run has."""
+        asked = self.snapshot is not None and bool(self.snapshot.view.tasks)
+        return {name: title for name, title in CHARTS.items() if asked or name != BENCHMARKS}
 
     def watch_current_chart(self, name: str) -> None:
         """Show one chart where there is no room for four."""
@@ -189,7 +207,7 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
         warnings = f"{PANELS['warnings']} {count}" if count else PANELS["warnings"]
         alone = not (self.has_class("-wide") and self.has_class("-tall"))
         for chart in self.query(LineChart):
-            chart.border_title = _title(CHARTS, (chart.id or "").removeprefix("chart-"), alone)
+            chart.border_title = _title(self.charts, (chart.id or "").removeprefix("chart-"), alone)
         for panel in self.query(".panel"):
             panel.border_title = _title({**PANELS, "warnings": warnings}, panel.id or "", alone)
             panel.set_class(bool(count) and panel.id == "warnings", "-some")
@@ -264,7 +282,8 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
 
     def action_chart(self, name: str) -> None:
         """Bring a chart to the front."""
-        self.current_chart = name
+        if name in self.charts:
+            self.current_chart = name
 
     def action_log_scale(self) -> None:
         """Switch the y axis of the loss, the learning rate and the norm."""
@@ -310,4 +329,4 @@ The bright line of a chart is the mean of the steps under it, the dim part how f
 def _title(titles: Mapping[str, str], current: str, alone: bool) -> str:
     """Return the title of one of several widgets in the same place; alone, it names the hidden ones beside it."""
     shown = [f"[b u]{title}[/]" if name == current else f"[dim]{title}[/]" for name, title in titles.items()]
-    return "  ".join(shown) if alone else titles[current]
+    return "  ".join(shown) if alone else titles.get(current, "")

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 
 from textual.content import Content
 
+from medsft.core.printable import one_line
 from medsft.core.run.launch import load_plan
 from medsft.core.run.listing import BROKEN
 from medsft.core.run.rundir import LOST_AFTER_SECONDS, RunDir
 from medsft.core.run.snapshot import Snapshot
+from medsft.core.run.view import RunView
 from medsft.core.text.adapter import adapter_label
-from medsft.core.text.best import best_validation
+from medsft.core.text.best import best_validation, share_text, task_results
 from medsft.core.text.events import phase_word
 from medsft.core.text.steps import MEASURES, measured
 from medsft.core.units import age, byte_size, count, decimal, duration, short_count
 from medsft.errors import MedsftError
+from medsft.tui.widgets.chart import Series
 
 STATE_SIGNS = {
     "planned": ("○", "$text-muted"),
@@ -29,6 +32,8 @@ STATE_SIGNS = {
     BROKEN: ("✖", "$error"),
 }
 """Each state is a word and a sign; the color only comes third."""
+_SIGNS = "ox+*#"
+"""Of the lines of benchmarks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,19 +112,43 @@ def numbers(snapshot: Snapshot, plan: PlanFacts, width: int) -> Content:
     if plan.supervised_tokens and view.iteration < view.total:  # of a part of an epoch it is not known before
         supervised += f" of about {short_count(plan.supervised_tokens)}"
     epoch = f"{view.epoch:.2f}" + (f" of {decimal(plan.epochs)}" if plan.epochs else "")
-    validation, best = view.last_eval("loss"), view.best_eval()
-    is_last = best is None or best[0] == view.eval_steps[-1]
+    validation = view.last_eval("loss")
     pairs = [
         ("loss", measured("loss", view.last("loss"))),
         ("validation", measured("loss", validation) if validation is not None else ""),
-        ("best", "" if best is None or is_last else f"{measured('loss', best[1])} after {count(best[0])}"),
+        *_tasks(view),
+        ("best", _best(view)),
         *((MEASURES[name].label, measured(name, view.last(name))) for name in ("lr", "grad_norm", "tokens_per_second")),
         ("epoch", epoch),
         ("answer tokens", supervised),
         ("memory per rank", memory),
         ("adapter", plan.adapter),
     ]
-    return _flow(pairs if view.steps else pairs[1:2], width)
+    return _flow(pairs if view.steps else [pairs[1], *_tasks(view)], width)
+
+
+def _best(view: RunView) -> str:
+    """Return when the model was best, by what decides in this run; "" while the last one is."""
+    if view.best_by is not None:
+        best = view.best_accuracy(view.best_by)
+        is_last = best is None or best[0] == view.tasks[view.best_by].steps[-1]
+        return "" if best is None or is_last else f"{100 * best[1]:.1f} % in {view.best_by} after {count(best[0])}"
+    best = view.best_eval()
+    is_last = best is None or best[0] == view.eval_steps[-1]
+    return "" if best is None or is_last else f"{measured('loss', best[1])} after {count(best[0])}"
+
+
+def _tasks(view: RunView) -> list[tuple[str, str]]:
+    """Return the latest accuracy in each benchmark, with its interval."""
+    return [(name, share_text(*(column[-1] for column in series.columns[1:]))) for name, series in view.tasks.items()]
+
+
+def benchmark_lines(view: RunView) -> list[Series]:
+    """Return the accuracy in each benchmark, in per cent, for a chart."""
+    return [
+        Series(one_line(name), series.steps, [100 * share for share in series.accuracy], _SIGNS[number % len(_SIGNS)])
+        for number, (name, series) in enumerate(view.tasks.items())
+    ]
 
 
 def _flow(pairs: Iterable[tuple[str, str]], width: int) -> Content:
@@ -152,7 +181,7 @@ def notice(snapshot: Snapshot, resume_command: str) -> str:
         return f"Stopped on request, with a checkpoint. {again}"
     if state == "finished":
         model = f"Model: {view.export}" if view.export else "Write the model with e (export)."
-        return "\n".join(part for part in (f"Finished. {model}", best_validation(view)) if part)
+        return "\n".join(part for part in (f"Finished. {model}", best_validation(view), *task_results(view)) if part)
     if state == "failed":
         return "\n".join(part for part in (f"Failed: {view.reason or 'no reason given'}", view.remedy, again) if part)
     if state == "lost":
@@ -185,7 +214,7 @@ def checkpoints(snapshot: Snapshot) -> Content:
     saved = sorted((c for c in snapshot.view.checkpoints if c.iteration in snapshot.saved), key=lambda c: -c.iteration)
     if not saved:
         return Content.styled("none yet", "$text-muted")
-    best = (snapshot.view.best_eval() or (None,))[0]
+    best = snapshot.view.best_iteration()
     named = {best: ", the best"}
     rows = [(count(c.iteration), byte_size(c.bytes), age(snapshot.now - c.time) + named.get(c.iteration, "")) for c in saved]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

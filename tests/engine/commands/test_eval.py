@@ -14,6 +14,9 @@ from asked import write_medqa, write_pubmedqa
 from typer.testing import CliRunner, Result
 
 from medsft.cli.app import app
+from medsft.core.engine.commands.export import export_run
+from medsft.core.run.integrity import export_damage
+from medsft.core.run.rundir import RunDir
 
 
 def invoke(*arguments: object) -> Result:
@@ -90,3 +93,8 @@ def test_a_run_is_compared_with_its_base(tmp_path: Path, monkeypatch: Any) -> No
     assert {file.parent for file in files} == {Path(plan.run_dir) / "eval"}
     log = (Path(plan.run_dir) / "events.jsonl").read_text().splitlines()
     assert json.loads(log[-1])["kind"] == "benchmark"
+    to = tmp_path / "later"
+    export_run(RunDir(Path(plan.run_dir)), to)
+    card = (to / "README.md").read_text()
+    assert f"value: {found['results'][1]['accuracy']:.4f}" in card
+    assert export_damage(to) is None

@@ -85,3 +85,36 @@ def test_code_that_gives_a_value_of_a_wrong_type_is_told_at_once(values: dict[st
 
 def test_a_whole_number_is_a_number() -> None:
     assert check(RunConfig(run_name="r", size=7, lr=2e-5, iters=None)) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "message", "hint"),
+    [
+        ({"eval_task": ("pubmedqa",)}, "--eval_task", "`pubmedqa` is not NAME=FILE", "pubmedqa=ori_pqal.json"),
+        ({"eval_task": ("=x.jsonl",)}, "--eval_task", "is not NAME=FILE", ""),
+        ({"eval_task": ("a b=x.jsonl",)}, "--eval_task", "is not NAME=FILE", ""),
+        ({"eval_task": ("a=x.jsonl", "a=y.jsonl")}, "--eval_task", "`a` is given twice", ""),
+        ({"eval_limit": 50}, "--eval_limit", "only with --eval_task", ""),
+        ({"keep_best": "accuracy:a"}, "--keep_best", "`a` is not asked during training", "Add --eval_task a=FILE."),
+        (
+            {"keep_best": "accuracy:b", "eval_task": ("a=x.jsonl",)},
+            "--keep_best",
+            "`b` is not asked",
+            "or take one that is: accuracy:a.",
+        ),
+        ({"keep_best": "accuracy:"}, "--keep_best", "is not asked", "--eval_task NAME=FILE"),
+        ({"keep_best": "f1"}, "--keep_best", "`f1` is not a measure", "loss, none, or accuracy:NAME"),
+        (
+            {"keep_best": "accuracy:a", "eval_task": ("a=x",), "compat": "megatron-llm"},
+            "--keep_best",
+            "--compat megatron-llm",
+            "",
+        ),
+    ],
+)
+def test_benchmarks_during_training(given: dict[str, Any], where: str, message: str, hint: str) -> None:
+    [problem] = check(RunConfig(run_name="r", **given))
+    assert problem.where == where
+    assert message in problem.message
+    assert hint in problem.hint
+    assert not check(RunConfig(run_name="r", eval_task=("a=x=y.jsonl",), keep_best="accuracy:a", patience=2))

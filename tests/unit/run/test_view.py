@@ -128,3 +128,24 @@ def test_only_the_latest_warnings_are_kept():
 def test_a_checkpoint_that_is_saved_again_counts_once():
     view = fold([event("checkpoint", iteration=5, bytes=1), event("checkpoint", time=2.0, iteration=5, bytes=2)])
     assert [(c.iteration, c.bytes, c.time) for c in view.checkpoints] == [(5, 2, 2.0)]
+
+
+def asked(iteration: int, task: str, accuracy: float) -> Event:
+    return event("eval_task", iteration=iteration, task=task, accuracy=accuracy, interval=[accuracy - 0.1, accuracy + 0.1])
+
+
+def test_benchmarks_are_series_of_their_own_and_a_resume_forgets_what_happens_again():
+    log = [event("run_started", iteration=0, total=9, keep_best="accuracy:a")]
+    log += [asked(n, task, accuracy) for n, accuracy in ((0, 0.5), (2, 0.6), (4, 0.6), (6, 0.4)) for task in "ab"]
+    log += [event("eval", iteration=n, loss=loss) for n, loss in ((2, 2.0), (4, 1.5), (6, 1.0))]
+    log.append(event("eval_task", iteration=7, task="a", accuracy=None, interval=None))
+    view = fold(log)
+    assert list(view.tasks["a"].steps) == [0, 2, 4, 6]
+    assert view.best_by == "a"
+    assert view.best_accuracy("b") == (4, 0.6), "of equal accuracies that with the lower loss"
+    assert view.best_iteration() == 4
+    assert list(view.at(3).tasks["a"].accuracy) == [0.5, 0.6]
+    again = fold([*log, event("run_started", iteration=2, total=9)])
+    assert list(again.tasks["b"].steps) == [0, 2]
+    assert again.best_iteration() == 2, "by the loss, where a start says nothing else"
+    assert fold(log[:2]).best_accuracy("a") is None

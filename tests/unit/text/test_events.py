@@ -30,6 +30,11 @@ STEP = {"iteration": 12, "total": 1200, "loss": 1.25, "lr": 2e-5, "grad_norm": 0
         ),
         ("step", STEP | {"loss": None}, "12/1,200  loss not finite  lr 2.00e-05  grad norm 0.500  4,321 tokens/s"),
         ("eval", {"iteration": 100, "loss": 1.5, "accuracy": 0.5}, "validation after 100: loss 1.5000, accuracy 0.5000"),
+        (
+            "eval_task",
+            {"iteration": 0, "task": "pubmedqa", "accuracy": 0.61, "interval": [0.541, 0.675], "questions": 200},
+            "pubmedqa before the first iteration: 61.0 % (54.1 to 67.5) of 200 questions",
+        ),
         ("checkpoint", {"iteration": 800, "bytes": 3 << 30, "seconds": 4.2}, "checkpoint 800 saved, 3.0 GiB in 4 s"),
         ("warning", {"message": "slow"}, "WARNING slow"),
         ("failed", {"reason": "Out of memory.", "remedy": "Raise --tp."}, "FAILED Out of memory. Raise --tp."),

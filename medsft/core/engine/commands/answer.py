@@ -38,21 +38,26 @@ from medsft.errors import LaunchError
 
 
 def load(model: ModelSource, precision: str, *, ids: int) -> Decoder:
-    """Load a model to answer prompts with ids below `ids`, on the GPU where there is one.
+    """Load a model to answer prompts with ids below `ids`, on the GPU where there is one; see `open_model`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    source, dtype = open_model(model, precision, device, ids=ids)
+    with torch.device("meta"):
+        decoder = Decoder(source.config).to(dtype)
+    decoder.to_empty(device=device).requires_grad_(False)
+    load_weights(dict(decoder.named_parameters()), source)
+    return decoder
+
+
+def open_model(model: ModelSource, precision: str, device: torch.device, *, ids: int) -> tuple[WeightSource, torch.dtype]:
+    """Return the weights of a model that answers prompts with ids below `ids`, and the format to compute in.
 
     Its tables get rows for tokens that the prompts hold and that it lacks, as a run begins with. A processor that multiplies
     fp32 faster than bf16 computes with the numbers of bf16 in fp32.
     """
     source = _source(model, ids)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    in_fp32 = precision == "bf16" and device.type == "cpu" and not cpu_multiplies_bf16()
-    if in_fp32:
-        source = _Rounded(source)
-    with torch.device("meta"):
-        decoder = Decoder(source.config).to(torch.float32 if in_fp32 else DTYPES[precision])
-    decoder.to_empty(device=device).requires_grad_(False)
-    load_weights(dict(decoder.named_parameters()), source)
-    return decoder
+    if precision == "bf16" and device.type == "cpu" and not cpu_multiplies_bf16():
+        return _Rounded(source), torch.float32
+    return source, DTYPES[precision]
 
 
 def _source(model: ModelSource, ids: int) -> WeightSource:
@@ -91,14 +96,14 @@ def answer_all(model: ModelSource, precision: str, ids: int, requests: Sequence[
     try:
         scores = [request for request in requests if isinstance(request, Score)]
         for scored in score(decoder, scores, most_tokens=limits.prompt_tokens):
-            _write(to_json(scored))
+            write_line(to_json(scored))
         prompts = [request for request in requests if isinstance(request, Generate)]
         decode = model.open_tokenizer().tokenizer.decode if any(prompt.stop_strings for prompt in prompts) else None
         for generated in Generator(decoder, limits, decode=decode).generate(prompts):
-            _write(to_json(generated))
+            write_line(to_json(generated))
     except Exception as error:
         if is_out_of_memory(error):
-            raise _out_of_memory() from None
+            raise out_of_memory() from None
         raise
 
 
@@ -106,22 +111,25 @@ def answer_each(model: ModelSource, precision: str, ids: int, lines: Iterable[by
     """Answer each prompt as it comes: a line for each token, and one for the answer."""
     decoder = load(model, precision, ids=ids)
     generator = Generator(decoder, limits_for(decoder), decode=model.open_tokenizer().tokenizer.decode)
-    _write({"ready": True})
+    write_line({"ready": True})
     for line in lines:
         try:
             for found in generator.stream(from_json(json.loads(line))):
-                _write(to_json(found) if isinstance(found, Generated) else {"token": found})
+                write_line(to_json(found) if isinstance(found, Generated) else {"token": found})
         except Exception as error:
             if is_out_of_memory(error):
-                raise _out_of_memory() from None
+                raise out_of_memory() from None
             raise
 
 
-def _out_of_memory() -> LaunchError:
-    return LaunchError("Out of memory while answering.", hint="Use --precision bf16, shorter prompts, or a machine with more.")
+def out_of_memory() -> LaunchError:
+    """Return what a person is told who asks a model for which there is no memory."""
+    hint = "Use --precision bf16, shorter prompts, for likelihoods more --tp or --pp, or a machine with more."
+    return LaunchError("Out of memory while answering.", hint=hint)
 
 
-def _write(record: Mapping[str, Any]) -> None:
+def write_line(record: Mapping[str, Any]) -> None:
+    """Write a record for the parent process."""
     sys.stdout.write(json.dumps(record) + "\n")
     sys.stdout.flush()
 

@@ -36,6 +36,9 @@ from medsft.core.engine.formats.open import open_source
 from medsft.core.engine.formats.run_adapter import open_trained
 from medsft.core.engine.formats.source import DTYPES, WeightSource
 from medsft.core.engine.formats.vocabulary import ResizedSource
+from medsft.core.evaluation.card import CARD, with_results
+from medsft.core.evaluation.model import find_model
+from medsft.core.evaluation.results import FOLDER, read_records
 from medsft.core.files import new_folder, sealed
 from medsft.core.models.adapter_folder import CONFIG_NAME
 from medsft.core.models.config import ModelConfig
@@ -70,7 +73,7 @@ def export_run(run: RunDir, to: Path, *, iteration: int | None = None, form: str
         hint = f"{checkpoints_there(run)} Export another: --iteration N."
         raise MismatchError(f"{checkpoint} is damaged: {problem}", hint=hint)
     with writing_to(to, ExitCode.TRAINING), new_folder(to) as aside:
-        notes, rounding = _write(plan, run, checkpoint, aside, form or plan.config.export)
+        notes, rounding = _write(plan, run, checkpoint, aside, form or plan.config.export, name=to.name)
     return Taken(
         folder=str(to),
         iteration=number,
@@ -100,9 +103,11 @@ class Taken:
     """Whether it answers otherwise."""
 
 
-def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path, form: str) -> tuple[list[str], LogitDifference | None]:
-    """Write the folder; return what to know of an adapter in it, and how far rounding took the merged model from the
-    adapter."""
+def _write(
+    plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path, form: str, *, name: str
+) -> tuple[list[str], LogitDifference | None]:
+    """Write the folder, which will be called `name`; return what to know of an adapter in it, and how far rounding took the
+    merged model from the adapter."""
     opened = open_tokenizer(Path(plan.base.tokenizer), template=plan.config.template)
     made_from = read_manifest(checkpoint)
     whole, iteration = run.view(), made_from["iteration"]
@@ -126,7 +131,8 @@ def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path, form: str
             card += merged_section(plan, rounding, has_adapter=form == "both")
         else:
             card = adapter_card(view, trained, folder=f"THIS_FOLDER/{ADAPTER_FOLDER}")
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    card = with_results(card, name, _results_before(run, iteration, folder))
+    (folder / CARD).write_text(card, encoding="utf-8")
     edited = folder / ADAPTER_FOLDER / CONFIG_NAME  # by people: the card says so, for a base that lies elsewhere
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != edited)
     files = {str(path.relative_to(folder)): hash_file(path) for path in paths}
@@ -135,6 +141,16 @@ def _write(plan: RunPlan, run: RunDir, checkpoint: Path, folder: Path, form: str
         record["rounding"] = asdict(rounding)
     (folder / EXPORT_MANIFEST).write_text(sealed(record), encoding="utf-8")
     return notes, rounding
+
+
+def _results_before(run: RunDir, iteration: int, folder: Path) -> list[dict[str, Any]]:
+    """Return what `medsft eval` has found of a checkpoint, or of an export of it that has the weights in `folder`."""
+    records = read_records(run.path / FOLDER)
+    if not records:
+        return []
+    source = find_model(run.path, iteration=iteration)
+    known = {source.identity(), replace(source, weights=folder, iteration=None).identity()}
+    return [one for one in records if isinstance(one.get("model"), dict) and one["model"].get("fingerprint") in known]
 
 
 def _write_model(plan: RunPlan, source: WeightSource, opened: OpenedTokenizer, folder: Path) -> None:
@@ -179,6 +195,7 @@ def provenance(plan: RunPlan, view: RunView, checkpoint: dict[str, Any]) -> dict
             "validation_loss": view.last_eval("loss"),
             "validation_perplexity": view.last_eval("perplexity"),
             "validation_accuracy": view.last_eval("accuracy"),
+            **({"benchmark_accuracy": {name: s.accuracy[-1] for name, s in view.tasks.items()}} if view.tasks else {}),
             "tokens": checkpoint["state"]["tokens"],
             "supervised_tokens": checkpoint["state"]["supervised_tokens"],
         },

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from medsft.core.planning.plan import RunPlan
 from medsft.core.printable import one_line
-from medsft.core.run.view import RunView
+from medsft.core.run.view import RunView, TaskSeries
 from medsft.core.text.adapter import adapter_text, start_text, trained_text
-from medsft.core.text.best import best_validation
+from medsft.core.text.best import best_validation, share_text
 from medsft.core.text.plan import mixture_text
 
 _DATE = "But it writes the date of the day; the documents of the training have that of the day on which they were tokenized."
@@ -49,7 +49,8 @@ def model_card(
         rows.append((f"Validation{when}", _figures(view.last_eval)))
     if view.base_eval("loss") is not None:
         rows.append(("Validation of the base model", _figures(view.base_eval)))
-    if len(run.eval_steps) > len(view.eval_steps) and (best := best_validation(run)):
+    rows += [(f"Accuracy in {_name(name)}", _accuracy(series)) for name, series in view.tasks.items()]
+    if _validated_later(run, view) and (best := best_validation(run)):
         rows.append(("Of the whole run", best))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""---
@@ -85,6 +86,18 @@ The chat template gives exactly the text that was trained on, and generation sto
 A language model can state what is not so. Nothing here has been evaluated for clinical use: do not base a decision about a
 patient on its output. `medsft.json` holds the hashes of data and base model, the whole plan and the final figures.
 """
+
+
+def _accuracy(series: TaskSeries) -> str:
+    """Return the latest accuracy in a benchmark, and that of the base model where it was asked, too."""
+    last, first = (share_text(*(column[place] for column in series.columns[1:])) for place in (-1, 0))
+    return f"{last}; the base model {first}" if series.steps[0] == 0 < series.steps[-1] else last
+
+
+def _validated_later(run: RunView, view: RunView) -> bool:
+    """Tell whether the run was validated, or asked a benchmark, after the iteration of `view`."""
+    asked = any(len(series.steps) > len(view.tasks.get(name, TaskSeries()).steps) for name, series in run.tasks.items())
+    return asked or len(run.eval_steps) > len(view.eval_steps)
 
 
 def _name(file: str) -> str:

@@ -24,3 +24,8 @@ def limits_for(decoder: Decoder) -> Limits:
         return Limits(sequences=_GPU_SEQUENCES, prompt_tokens=_GPU_TOKENS, cache_tokens=int(free / token_bytes))
     free = _CACHE_SHARE_OF_CPU * free_memory()
     return Limits(sequences=_CPU_SEQUENCES, prompt_tokens=_CPU_TOKENS, cache_tokens=int(free / token_bytes))
+
+
+def tokens_at_once(device: torch.device) -> int:
+    """Return how many tokens are computed at once on a device."""
+    return _GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS

@@ -18,6 +18,8 @@ from medsft.errors import LaunchError
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 HOSTS_STORE = "MEDSFT_HOSTS_STORE"
 """Environment variable: 1 where this process holds the store through which ranks connect; by default rank 0 does."""
+STORE_FILE = "MEDSFT_STORE_FILE"
+"""Environment variable: a file through which the ranks of one machine connect, where torchrun has not started them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ def _store(rank: int, world: int) -> dist.Store:
     """Return the store through which the ranks of this start connect."""
     if world == 1:
         return dist.HashStore()
+    if file := os.environ.get(STORE_FILE):
+        return dist.FileStore(file, world)
     hosts = os.environ.get(HOSTS_STORE, str(int(rank == 0))) == "1"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(address, port, world, is_master=hosts, timeout=COLLECTIVE_TIMEOUT)

@@ -26,6 +26,22 @@ _FILLER_LENGTH = 128
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredTokens:
+    """Tokens of which log p is asked, each by itself: the options of questions."""
+
+    rows: Tensor
+    """int64 [S]: row of the stream that predicts each of them."""
+    labels: Tensor
+    """int64 [S]"""
+    options: Tensor
+    """int64 [S], on the CPU: the option that each is a part of."""
+
+    def to(self, device: torch.device) -> ScoredTokens:
+        """Return them for a stream on another device."""
+        return replace(self, rows=to_device(self.rows, device), labels=to_device(self.labels, device))
+
+
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
     """Some documents as one token stream of T tokens."""
 
@@ -43,6 +59,8 @@ class MicroBatch:
     """int64, ascending: the tokens whose weight is not 0."""
     sequences: PackedSequences
     weight_sum: float
+    scored: ScoredTokens | None = None
+    """Of a stream of questions, which has no weights."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the micro-batch on another device. Nothing waits until it is there."""
@@ -59,6 +77,7 @@ class MicroBatch:
             sequences=replace(
                 order, position_ids=to_device(order.position_ids, device), cu_seqlens=to_device(order.cu_seqlens, device)
             ),
+            scored=self.scored.to(device) if self.scored else None,
         )
 
 
@@ -138,7 +157,7 @@ class Batcher:
         in_answer, elsewhere = self._loss_weights()
         weights = np.where(answer, np.float32(in_answer), np.float32(elsewhere))
         weights[len(weights) - filler :] = 0
-        pieces = [min(_FILLER_LENGTH, filler - start) for start in range(0, filler, _FILLER_LENGTH)]
+        pieces = filler_lengths(filler)
         return MicroBatch(
             documents=tuple(int(self.split.subset.indices[number]) for number in numbers),
             tokens=torch.from_numpy(np.concatenate([*(t for t, _, _ in triples), zeros])),
@@ -174,6 +193,11 @@ class Batcher:
             lengths = self.split.subset.num_labels[numbers]
             largest = max(largest, *(int(lengths[part].sum()) for rank in self._deal(lengths) for part in rank))
         return largest
+
+
+def filler_lengths(filler: int) -> list[int]:
+    """Return into which sequences this many tokens of filler are cut."""
+    return [min(_FILLER_LENGTH, filler - start) for start in range(0, filler, _FILLER_LENGTH)]
 
 
 def prefetch(batcher: Batcher, iterations: range) -> Iterator[RankBatch]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
+from medsft.core.config.eval_tasks import best_task
 from medsft.core.engine.formats.source import DTYPES
 from medsft.core.engine.formats.vocabulary import ResizedSource
 from medsft.core.engine.nn.adapters import Adapter
@@ -24,8 +26,8 @@ from medsft.core.engine.train.batches import Batcher
 from medsft.core.engine.train.checkpoint import find_good_checkpoint, load_checkpoint
 from medsft.core.engine.train.head import LossHead
 from medsft.core.engine.train.optim import make_optimizer
-from medsft.core.engine.train.pipeline import Pipeline, PipelineDecoder
-from medsft.core.engine.train.step import Executor, SingleStage
+from medsft.core.engine.train.pipeline import PipelineDecoder, make_executor
+from medsft.core.engine.train.questions import open_tasks
 from medsft.core.engine.train.trainer import Trainer, TrainState
 from medsft.core.engine.train.weights import load_weights
 from medsft.core.models.run_folder import read_manifest
@@ -96,17 +98,15 @@ def build_trainer(
     else:
         path, identity = run.checkpoint_path(iteration), plan.identity
         state = load_checkpoint(path, mesh, masters, optimizer, identity=identity, trainable=trainable, adapter=record)
+    if plan.keeps_best:
+        state.compare_by(plan.config.keep_best)
     masters.copy_to_compute()
     check_sets(plan, mesh)
     train, val = make_batchers(plan, mesh)
     if mesh.layout.pp > 1:
         train, val = pad_for_pipeline(plan, mesh, train, val)
     head = LossHead(decoder, plan.softmax_rows, mesh)
-    executor: Executor
-    if isinstance(decoder, PipelineDecoder):
-        executor = Pipeline(decoder, head, mesh, stream_tokens=train.fixed_tokens or 0, dtype=dtype)
-    else:
-        executor = SingleStage(decoder, head, mesh, plan.reshard)
+    executor_for = partial(make_executor, decoder, head, mesh, dtype=dtype, reshard=plan.reshard)
     # Of an adapter's tables there are the rows of tokens alone, without a padding: what is read later is as long as that.
     described = plan.base.model if adapter else model
     return Trainer(
@@ -115,7 +115,8 @@ def build_trainer(
         mesh=mesh,
         masters=masters,
         optimizer=optimizer,
-        executor=executor,
+        executor=executor_for(train.fixed_tokens or 0),
+        tasks=open_tasks(plan, mesh, executor_for),
         train_batches=train,
         val_batches=val,
         state=state,
@@ -177,4 +178,5 @@ def _report_start(plan: RunPlan, events: EventWriter, iteration: int) -> None:
         precision=plan.precision,
         host=socket.gethostname(),
         resumed=iteration > 0,
+        **({"keep_best": plan.config.keep_best} if best_task(plan.config.keep_best) is not None else {}),
     )

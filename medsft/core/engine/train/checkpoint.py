@@ -52,16 +52,36 @@ class TrainState:
     tokens: int = 0
     supervised_tokens: int = 0
     best_iteration: int = 0
-    """After which the loss on the validation set was lowest, where the run keeps the best; 0: there was no validation yet."""
+    """After which the model was best by `best_by`, where the run keeps the best; 0: there was no validation yet."""
     best_loss: float | None = None
+    """On the validation set, of that model."""
     validations_since_best: int = 0
+    best_by: str = "loss"
+    """The `--keep_best` by which that is told."""
+    best_accuracy: float | None = None
+    """In the benchmark that decides, of the best model."""
 
-    def note_validation(self, loss: float) -> None:
-        """Count a validation after `iteration`. Of equal losses the first is the best; one that is not finite is not."""
-        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
-            self.best_iteration, self.best_loss, self.validations_since_best = self.iteration, loss, 0
+    def note_validation(self, loss: float | None, accuracy: float | None = None) -> None:
+        """Count a validation after `iteration`. A higher accuracy is better, where one decides; else, and of equal ones, a
+        lower loss; of equal validations the first is the best. A loss that is not finite is no loss.
+        """
+        loss = loss if loss is not None and math.isfinite(loss) else None
+        if _goodness(loss, accuracy) > _goodness(self.best_loss, self.best_accuracy):
+            self.best_iteration, self.best_loss, self.best_accuracy = self.iteration, loss, accuracy
+            self.validations_since_best = 0
         else:
             self.validations_since_best += 1
+
+    def compare_by(self, measure: str) -> None:
+        """Begin anew to look for the best model where another `--keep_best` decided until now."""
+        if self.best_by != measure:
+            self.best_by = measure
+            self.best_iteration, self.best_loss, self.best_accuracy, self.validations_since_best = 0, None, None, 0
+
+
+def _goodness(loss: float | None, accuracy: float | None) -> tuple[float, float]:
+    """Return a pair that is larger for a better model."""
+    return -math.inf if accuracy is None else accuracy, -math.inf if loss is None else -loss
 
 
 def commit(
@@ -98,10 +118,13 @@ def commit(
 
 
 def _state_fields(state: TrainState) -> dict[str, Any]:
-    """Return the fields for the manifest; without a validation those that every version of medsft reads."""
-    best = ("best_iteration", "best_loss", "validations_since_best")
-    validated = state.best_iteration or state.validations_since_best
-    return {name: value for name, value in asdict(state).items() if validated or name not in best}
+    """Return the fields for the manifest: without a validation, or a benchmark, those that every version of medsft reads."""
+    left_out = set[str]()
+    if not (state.best_iteration or state.validations_since_best):
+        left_out = {"best_iteration", "best_loss", "validations_since_best", "best_by", "best_accuracy"}
+    elif state.best_accuracy is None:
+        left_out = {"best_by", "best_accuracy"}
+    return {name: value for name, value in asdict(state).items() if name not in left_out}
 
 
 def describe(error: BaseException, folder: Path) -> str:

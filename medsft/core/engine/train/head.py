@@ -12,7 +12,7 @@ from medsft.core.engine.nn.dtensor import local_part, local_range
 from medsft.core.engine.nn.loss import VocabShard, weighted_nll
 from medsft.core.engine.nn.model import Decoder
 from medsft.core.engine.parallel.mesh import Mesh
-from medsft.core.engine.train.batches import MicroBatch
+from medsft.core.engine.train.batches import MicroBatch, ScoredTokens
 
 
 @dataclass(slots=True)
@@ -32,6 +32,8 @@ class LossTotals:
     """Answer labels that were the most likely token; counted in evaluation only."""
     losses: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
     """Of each micro-batch its documents and its share of the loss."""
+    scored: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    """Of streams of questions: of some tokens each the option that it is a part of, -log p, and whether it is the likeliest."""
 
     @classmethod
     def zeros(cls, device: torch.device) -> LossTotals:
@@ -64,6 +66,8 @@ class LossHead:
 
     def __call__(self, hidden: Tensor, micro: MicroBatch, sums: LossTotals, scale: float) -> Tensor:
         """Return scale * sum(weight * nll), differentiable, and add what it is made of to `sums`."""
+        if micro.scored is not None:
+            return self._score(hidden, micro.scored, sums)
         rows = head_rows(self.decoder)
         shard = vocab_shard(self.decoder, self.mesh)
         tokens, trained = gather_tokens(hidden), self.decoder.trained_head_rows()
@@ -81,6 +85,22 @@ class LossHead:
         if self.mesh.tp_rank == 0:
             sums.add(micro, loss.detach(), result.nll, result.correct)
         return loss
+
+    def _score(self, hidden: Tensor, scored: ScoredTokens, sums: LossTotals) -> Tensor:
+        """Add -log p of each scored token to `sums`, and return the sum of all: a pipeline's schedule wants a loss."""
+        result = weighted_nll(
+            gather_tokens(hidden).index_select(0, scored.rows),
+            head_rows(self.decoder),
+            scored.labels,
+            torch.ones_like(scored.labels, dtype=torch.float32),
+            vocab_size=self.vocab_size,
+            shard=vocab_shard(self.decoder, self.mesh),
+            trained=self.decoder.trained_head_rows(),
+            rows=torch.arange(len(scored.labels), device=scored.labels.device),
+        )
+        if self.mesh.tp_rank == 0:
+            sums.scored.append((scored.options, result.nll, result.correct))
+        return result.loss
 
 
 def gather_tokens(hidden: Tensor) -> Tensor:

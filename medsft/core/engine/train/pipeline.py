@@ -17,6 +17,7 @@ from medsft.core.engine.nn.model import Decoder
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.train.batches import MicroBatch, RankBatch
 from medsft.core.engine.train.head import LossHead, LossTotals
+from medsft.core.engine.train.step import Executor, SingleStage
 
 
 class PipelineDecoder(Decoder):
@@ -105,3 +106,12 @@ class Pipeline:
                 stage, num_micro_batches, loss_fn=lambda loss, _: loss.sum() * dp, scale_grads=False
             )
         return self._schedules[num_micro_batches]
+
+
+def make_executor(
+    decoder: Decoder, head: LossHead, mesh: Mesh, stream_tokens: int, *, dtype: torch.dtype, reshard: bool = False
+) -> Executor:
+    """Return what runs this rank's part of a model; in a pipeline over streams of exactly `stream_tokens`."""
+    if isinstance(decoder, PipelineDecoder):
+        return Pipeline(decoder, head, mesh, stream_tokens=stream_tokens, dtype=dtype)
+    return SingleStage(decoder, head, mesh, reshard)

@@ -6,12 +6,13 @@ import math
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
+from medsft.core.config.eval_tasks import best_task
 from medsft.core.engine.nn.transfer import to_device
 from medsft.core.engine.parallel.master_weights import MasterWeights, allreduce_partial_gradients, local_gradient
 from medsft.core.engine.parallel.mesh import Mesh
@@ -21,8 +22,10 @@ from medsft.core.engine.train.checkpoint import TrainState, remove_old_checkpoin
 from medsft.core.engine.train.head import LossTotals
 from medsft.core.engine.train.optim import TIED, clip_gradients, set_learning_rate, squared_norm
 from medsft.core.engine.train.peak_memory import peak_memory
+from medsft.core.engine.train.questions import TaskAsker
 from medsft.core.engine.train.step import Executor
 from medsft.core.engine.train.validate import validate
+from medsft.core.evaluation.measure import Share
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.schedule import learning_rate
 from medsft.core.run.events import EventWriter
@@ -30,6 +33,8 @@ from medsft.core.run.rundir import RunDir
 from medsft.errors import TrainingError
 
 _NAMED_DOCUMENTS = 20
+_VALIDATION = ""
+"""Stands for the validation set among the names of benchmarks, which are not empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class Trainer:
     saver: Saver
     events: EventWriter | None
     """Only on the rank that reports."""
+    tasks: tuple[TaskAsker, ...] = ()
     tied_copy: bool = False
     """Whether this stage's embedding is a copy of the first stage's."""
     stop_signal: bool = False
@@ -77,8 +83,8 @@ class Trainer:
         signal.signal(signal.SIGTERM, self._on_signal)
         total = self.plan.num_iterations
         self._phase("training")
-        if self.validates_after(self.state.iteration) and self.state.iteration == 0 and not self._has_validated():
-            self._validate()
+        if self.validates_after(self.state.iteration) and self.state.iteration == 0:
+            self._validate(measured=self._measured_before())
         if self._has_ended():  # ranks that were restarted after the last save
             return True
         for batch in self._batches(total):
@@ -112,12 +118,15 @@ class Trainer:
 
     def validates_after(self, iteration: int) -> bool:
         """Whether there is a validation after this iteration, of which 0 is before the first."""
-        return self.val_batches is not None and self.plan.validates_after(iteration)
+        return (self.val_batches is not None or bool(self.tasks)) and self.plan.validates_after(iteration)
 
-    def _has_validated(self) -> bool:
-        """Return whether an earlier start validated the base model but saved no checkpoint. Every rank must call it."""
-        found = bool(self.run.view().eval_steps) if self.mesh.reports else None
-        return bool(self.mesh.gather(found)[0])
+    def _measured_before(self) -> Collection[str]:
+        """Return what an earlier start measured of the base model before it was ended. Every rank must call it."""
+        found: list[str] = []
+        if self.mesh.reports:
+            view = self.run.view()
+            found = [*([_VALIDATION] if view.eval_steps else []), *view.tasks]
+        return self.mesh.gather(found)[0]  # type: ignore[return-value]
 
     def _on_signal(self, *_: object) -> None:
         self.stop_signal = True
@@ -219,9 +228,23 @@ class Trainer:
             **extra,
         )
 
-    def _validate(self) -> None:
-        assert self.val_batches is not None
+    def _validate(self, *, measured: Collection[str] = ()) -> None:
+        """Validate, and ask the benchmarks, but for what is `measured` already; note whether this model is the best so far."""
+        tasks = [task for task in self.tasks if task.task.name not in measured]
+        validates = self.val_batches is not None and _VALIDATION not in measured
+        if not (validates or tasks):
+            return
         self._phase("evaluating")
+        loss = self._validation_loss() if validates else None
+        accuracies = {task.task.name: self._accuracy(task) for task in tasks}
+        if self.plan.keeps_best and self.state.iteration:
+            decides = best_task(self.plan.config.keep_best)
+            self.state.note_validation(loss, None if decides is None else accuracies[decides])
+        self._phase("training")
+
+    def _validation_loss(self) -> float:
+        """Return the loss on the validation set, and report it."""
+        assert self.val_batches is not None
         started = time.monotonic()
         found = validate(self.executor, self.val_batches, self.mesh)
         if self.events:
@@ -234,9 +257,24 @@ class Trainer:
                 tokens=found.tokens,
                 seconds=round(time.monotonic() - started, 2),
             )
-        if self.plan.keeps_best and self.state.iteration:
-            self.state.note_validation(found.loss)
-        self._phase("training")
+        return found.loss
+
+    def _accuracy(self, asker: TaskAsker) -> float:
+        """Return the share of the questions of a benchmark that are answered rightly, and report it."""
+        started = time.monotonic()
+        right = asker.ask()
+        if self.events:
+            share = Share.of(right)
+            self.events.write(
+                "eval_task",
+                iteration=self.state.iteration,
+                task=asker.task.name,
+                accuracy=share.value,
+                interval=list(share.interval),
+                questions=share.questions,
+                seconds=round(time.monotonic() - started, 2),
+            )
+        return sum(right) / len(right)
 
     def _begin_save(self) -> None:
         """Start a checkpoint of the current iteration, after the one under way."""
