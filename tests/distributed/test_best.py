@@ -82,7 +82,7 @@ def test_which_checkpoint_becomes_the_finished_model(tmp_path, asked):
     assert finished_models(run, plan, 12).folders == expected[asked]
     assert find_model(run.path).iteration == expected[asked][folder], "it is asked as it is exported"
     damaged = run.checkpoint_path(best or 0) / "config.json"
-    damaged.write_bytes(damaged.read_bytes() + b" ")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b" ")  # of the size that the manifest says
     without = finished_models(run, plan, 12)
     assert without.folders == {folder: 12}
     assert without.damaged_best == (None if asked == "last" else best)
