@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test lint sanitize bench bench-peers gpu gpu-wheels clean
+.PHONY: venv demo test test-torch lint sanitize bench bench-peers gpu gpu-wheels clean
 
 venv: $(VENV)/.ready
 
@@ -26,6 +26,21 @@ lint: venv
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal --ignore tests/distributed
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/distributed
+
+# The tests of the engine and of ranks with another version of torch, in an environment of its own: make test-torch TORCH=2.11.0.
+# Where there is no CPU build of that version, pip takes the CUDA build, of several gigabytes; it needs no GPU for these tests.
+TORCH ?= 2.10.0
+TORCH_VENV := .venv-torch-$(TORCH)
+TESTS ?= tests/engine tests/distributed
+test-torch: $(TORCH_VENV)/.ready
+	OMP_NUM_THREADS=1 $(TORCH_VENV)/bin/pytest $(TESTS)
+
+$(TORCH_VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TORCH_VENV)
+	sed 's/^torch==.*/torch==$(TORCH)/' constraints.txt > $(TORCH_VENV)/constraints.txt
+	$(TORCH_VENV)/bin/pip install --quiet --upgrade pip
+	$(TORCH_VENV)/bin/pip install --quiet --constraint $(TORCH_VENV)/constraints.txt --editable '.[dev,serve,parquet,zstd]'
+	touch $@
 
 # The kernels in C under AddressSanitizer, which needs gcc.
 sanitize: venv
@@ -55,4 +70,4 @@ bench-peers: .venv-trl/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-trl bench/scratch build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-trl .venv-torch-* bench/scratch build dist .pytest_cache .mypy_cache .ruff_cache

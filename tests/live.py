@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import psutil
 
+from medsft.core.run.launch import TORCHRUN
 from medsft.core.run.rundir import RunDir
 
 
@@ -41,7 +42,7 @@ def workers_of(run: RunDir) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "medsft.core.engine.commands.worker" in words and str(run.path) in words and "torch.distributed.run" not in words:
+        if "medsft.core.engine.commands.worker" in words and str(run.path) in words and TORCHRUN not in words:
             found.append(process)
     return sorted(found, key=lambda process: process.environ()["RANK"])
 
@@ -63,7 +64,7 @@ def signal_all(processes: list[psutil.Process], number: int) -> None:
 
 
 def torchrun_of(run: RunDir) -> psutil.Process | None:
-    return next((process for process in processes_of(run) if "torch.distributed.run" in process.cmdline()), None)
+    return next((process for process in processes_of(run) if TORCHRUN in process.cmdline()), None)
 
 
 def assert_nothing_survives(run: RunDir) -> None:

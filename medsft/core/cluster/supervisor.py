@@ -37,7 +37,7 @@ from medsft.core.run.causes import (
 from medsft.core.run.events import EventWriter
 from medsft.core.run.exports import finish
 from medsft.core.run.integrity import damage
-from medsft.core.run.launch import STOP_SECONDS, Launch, engine_environment, load_launched_plan, read_launch
+from medsft.core.run.launch import STOP_SECONDS, TORCHRUN, Launch, engine_environment, load_launched_plan, read_launch
 from medsft.core.run.processes import HeldFolder, adopt_orphans, die_with, end_children
 from medsft.core.run.rundir import HEARTBEAT_SECONDS, RunDir
 from medsft.errors import DiskError, ExitCode, Failure, LaunchError, MedsftError
@@ -263,13 +263,12 @@ def torchrun_command(run: RunDir, launch: Launch, node: int = 0) -> list[str]:
             f"--local-addr={local_address(launch.addr)}",
         ]
     return [
-        *(sys.executable, "-m", "torch.distributed.run"),
+        *(sys.executable, "-m", TORCHRUN),
         *rendezvous,
         f"--nproc-per-node={launch.nproc_per_node}",
         f"--max-restarts={launch.max_restarts}",
         f"--log-dir={run.logs}",
         "--redirects=3",
-        f"--shutdown-timeout={STOP_SECONDS}",
         *("-m", "medsft.core.engine.commands.worker", str(run.path)),
     ]
 

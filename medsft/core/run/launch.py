@@ -33,6 +33,8 @@ from medsft.errors import DiskError, ExitCode, Failure, LaunchError, MedsftError
 
 STOP_SECONDS = 600
 """How long ranks may take to save after a SIGTERM before they are killed."""
+TORCHRUN = "medsft.core.engine.commands.torchrun"
+"""The module that starts the ranks of a node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +294,8 @@ def engine_environment(processes: int) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "OMP_NUM_THREADS": str(max(1, cores // processes)),
+        # What torchrun waits for its ranks after a SIGTERM. Its flag for it is not in torch 2.11.
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(STOP_SECONDS),
         # How often a waiting thread looks for the others before it sleeps. libgomp's own 300,000 looks spin a time slice away
         # where another process has the core of the thread that is waited for; measured in docs/performance.md.
         "GOMP_SPINCOUNT": "100000",

@@ -24,7 +24,7 @@ from medsft.core.engine.parallel.mesh import HOSTS_STORE, open_mesh
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import EventWriter
 from medsft.core.run.integrity import hash_ahead
-from medsft.core.run.launch import STOP_SECONDS, load_launched_plan
+from medsft.core.run.launch import STOP_SECONDS, TORCHRUN, load_launched_plan
 from medsft.core.run.processes import end_with_parent, started_by
 from medsft.core.run.rundir import RankError, RunDir
 from medsft.errors import ExitCode, Failure, LaunchError, MedsftError
@@ -59,7 +59,7 @@ def _live_with_launcher(run: RunDir) -> None:
     Until `Trainer.train` takes it, SIGTERM ends the process: nothing was trained that could be saved.
     """
     parent = os.getppid()
-    if "TORCHELASTIC_RUN_ID" in os.environ and not started_by("torch.distributed.run"):
+    if "TORCHELASTIC_RUN_ID" in os.environ and not started_by(TORCHRUN):
         raise LaunchError("The launcher of this rank is gone.")
     rank = _rank()
     run.claim_part(f"rank_{rank}", os.getpid(), node=int(os.environ.get("MEDSFT_NODE", "0")))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from medsft.core.engine.kernels import Kernels, kernels_for
+from medsft.core.engine.nn.cuda_attention import Spans, attend_on_gpu
 
 
 class Sequences(Protocol):
@@ -67,8 +68,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, sequences: PackedSequences, window: 
 
     `q` is [T, H, d]; `k` and `v` are [T, K, d]. With a `window`, a token sees only that many tokens, itself included.
     """
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-        return _attend_flash(q, k, v, sequences, window)
+    if q.is_cuda:
+        offsets, longest = sequences.cu_seqlens, sequences.max_seqlen
+        spans = Spans(offsets, offsets, (longest, longest))
+        if (out := attend_on_gpu(q, k, v, spans, window)) is not None:
+            return out
     if kernels := kernels_for(q, k, v):
         return _FusedAttention.apply(q, k, v, sequences.cu_seqlens, window, kernels)
     lengths = list(sequences.lengths)
@@ -104,17 +108,3 @@ def _attend_document(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Ten
     q, k, v = (heads.transpose(0, 1)[None] for heads in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
     return out[0].transpose(0, 1)
-
-
-def _attend_flash(q: Tensor, k: Tensor, v: Tensor, sequences: PackedSequences, window: int | None) -> Tensor:
-    """Return the same by torch's variable-length flash kernel, which computes all documents in one launch, in 16-bit numbers.
-
-    Not run on a GPU yet.
-    """
-    from torch.nn.attention.varlen import varlen_attn
-
-    left = -1 if window is None else window - 1
-    offsets, longest = sequences.cu_seqlens, sequences.max_seqlen
-    out = varlen_attn(q, k, v, offsets, offsets, longest, longest, window_size=(left, 0), enable_gqa=True)
-    assert isinstance(out, Tensor)
-    return out

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medsft.core.engine.kernels import kernels_for
+from medsft.core.engine.nn.cuda_attention import Spans, attend_on_gpu
 
 Range = tuple[int, int]
 """Rows from the first up to, not including, the second."""
@@ -71,8 +72,8 @@ def attend_ranges(q: Tensor, k: Tensor, v: Tensor, where: KeyRanges, window: int
     if kernels and q.shape[1] <= _MOST_SHARED_HEADS * k.shape[1]:
         where_ = where.queries, where.pieces, where.bounds
         return kernels.attention_ranges(q.contiguous(), k.contiguous(), v.contiguous(), *where_, window)
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-        return _attend_flash(q, k, v, where, window)
+    if q.is_cuda and (out := _attend_on_gpu(q, k, v, where, window)) is not None:
+        return out
     offsets = pairwise(accumulate(where.lengths, initial=0))
     return torch.cat(
         [_attend_group(q[start:end], k, v, own, window) for (start, end), own in zip(offsets, where.ranges, strict=True)]
@@ -89,17 +90,12 @@ def _attend_group(q: Tensor, k: Tensor, v: Tensor, ranges: Sequence[Range], wind
     return F.scaled_dot_product_attention(heads, keys, values, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1)
 
 
-def _attend_flash(q: Tensor, k: Tensor, v: Tensor, where: KeyRanges, window: int | None) -> Tensor:
-    """Return the same by torch's variable-length flash kernel, of keys and values that are gathered for it."""
-    from torch.nn.attention.varlen import varlen_attn
-
+def _attend_on_gpu(q: Tensor, k: Tensor, v: Tensor, where: KeyRanges, window: int | None) -> Tensor | None:
+    """Return the same by torch's kernels for a GPU, of keys and values that are gathered for them; None where none takes them."""
     assert where.rows is not None
     longest = max(where.lengths), max(sum(end - start for start, end in own) for own in where.ranges)
-    left = -1 if window is None else window - 1
-    gathered = k.index_select(0, where.rows), v.index_select(0, where.rows)
-    out = varlen_attn(q, *gathered, where.queries, where.keys, *longest, window_size=(left, 0), enable_gqa=True)
-    assert isinstance(out, Tensor)
-    return out
+    spans = Spans(where.queries, where.keys, longest)
+    return attend_on_gpu(q, k.index_select(0, where.rows), v.index_select(0, where.rows), spans, window)
 
 
 def _offsets(counts: Sequence[int]) -> Tensor:
