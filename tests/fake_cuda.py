@@ -1,9 +1,9 @@
 """Training steps on fake CUDA tensors: devices, shapes, kernels and live memory as on a GPU, without one and without numbers.
 
-`measure_step` builds the model, the master weights and the optimizer of a run, and has `Trainer` do two iterations. torch's
-fake tensors have a device and a shape but no memory, so a model of 8 billion parameters takes seconds and no memory. An operation
-that meets tensors on two devices raises, as on a GPU. What is read from a tensor (`item`, `nonzero`) would make the host wait
-for the GPU: it is counted, and a made-up value given.
+`measure_step` builds model, master weights and optimizer of a run, and has `Trainer` do two iterations. torch's fake tensors have
+a device and a shape but no memory, so a model of 8 billion parameters takes seconds and no memory. An operation that meets
+tensors on two devices raises, as on a GPU. What is read from a tensor (`item`, `nonzero`) would make the host wait for the GPU:
+it is counted, and a made-up value given.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _crosses(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
 
 
 def _without_description(func: Any, args: Sequence[Any]) -> Any:
-    """Return the result of an operation whose shapes torch does not know: its description here lacks an argument (torch 2.13)."""
+    """Return the result of an operation that torch cannot describe: of this one its description lacks an argument (2.14)."""
     if func is not aten._efficient_attention_backward.default:
         return NotImplemented
     return *(torch.empty_like(tensor) for tensor in args[1:4]), torch.empty(0, device=DEVICE)

@@ -1,4 +1,4 @@
-"""Attention by torch's kernels for a GPU: which takes what, and what is asked of it. Here plain operations stand for the kernels."""
+"""Attention by torch's kernels for a GPU: which takes what, and what it is asked. Plain operations stand for the kernels."""
 
 from __future__ import annotations
 
@@ -48,11 +48,10 @@ class PlainKernels(TorchDispatchMode):
         out = torch.einsum("hqk,khd->qhd", p, repeated(v, q))
         return out, q.new_zeros(q.shape[1], len(q)), torch.zeros(2), torch.zeros(0), torch.zeros(0)
 
-    def flash_backward(
-        self, grad, q, k, v, out, _, at, of, most, most_keys, dropout, causal, seed, offset, *, window_size_left=None, window_size_right=None
-    ):
+    def flash_backward(self, grad, q, k, v, out, _, at, of, most, most_keys, dropout, causal, seed, offset, **window):
         assert (dropout, len(seed), len(offset)) == (0.0, 2, 0)
-        grads = gradients(grad, q, repeated(k, q), repeated(v, q), out, flash_mask(at, of, causal, window_size_left, window_size_right))
+        seen = flash_mask(at, of, causal, window.get("window_size_left"), window.get("window_size_right"))
+        grads = gradients(grad, q, repeated(k, q), repeated(v, q), out, seen)
         return grads[0], *(each.unflatten(1, (k.shape[1], -1)).sum(2) for each in grads[1:])
 
     def efficient(self, q, k, v, bias, at, of, most, most_keys, dropout, mask, for_backward, *, window_size=None):

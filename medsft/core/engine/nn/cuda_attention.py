@@ -139,7 +139,7 @@ class _FlashAttention(torch.autograd.Function):
 
 
 class _EfficientAttention(torch.autograd.Function):
-    """The kernel takes as many key heads as query heads: keys and values are repeated for it, and again in the backward pass."""
+    """The kernel takes as many key heads as query heads: keys and values are repeated for it, in the backward pass again."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, spans: Spans, window: int | None) -> Tensor:

@@ -91,7 +91,7 @@ def _attend_group(q: Tensor, k: Tensor, v: Tensor, ranges: Sequence[Range], wind
 
 
 def _attend_on_gpu(q: Tensor, k: Tensor, v: Tensor, where: KeyRanges, window: int | None) -> Tensor | None:
-    """Return the same by torch's kernels for a GPU, of keys and values that are gathered for them; None where none takes them."""
+    """Return the same by torch's kernels for a GPU, of keys and values gathered for them; None where none takes them."""
     assert where.rows is not None
     longest = max(where.lengths), max(sum(end - start for start, end in own) for own in where.ranges)
     spans = Spans(where.queries, where.keys, longest)
