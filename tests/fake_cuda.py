@@ -167,7 +167,8 @@ def _workspace(name: str, args: Sequence[Any]) -> int:
     _, q, k, *_ = args
     documents = args[6].numel() - 1
     (tokens, heads, size), kv_heads = q.shape, k.shape[1]
-    rows, rounded = tokens + _FLASH_ROWS * documents, -(-size // 32) * 32
+    multiple = 32 if size <= 128 else 64
+    rows, rounded = tokens + _FLASH_ROWS * documents, -(-size // multiple) * multiple
     parts = -(-_MULTIPROCESSORS // (documents * heads))
     repeated = 2 * len(k) * heads * size * k.element_size() if kv_heads != heads else 0
     return 4 * parts * rows * heads * rounded + 4 * heads * rows + repeated
