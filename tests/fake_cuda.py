@@ -1,13 +1,14 @@
 """Training steps on fake CUDA tensors: devices, shapes, kernels and live memory as on a GPU, without one and without numbers.
 
-`measure_step` builds model, master weights and optimizer of a run, and has `Trainer` do two iterations. torch's fake tensors have
-a device and a shape but no memory, so a model of 8 billion parameters takes seconds and no memory. An operation that meets
+`measure_step` builds model, master weights and optimizer of a run, and has `Trainer` do two iterations. torch's fake tensors
+have a device and a shape but no memory, so a model of 8 billion parameters takes seconds and no memory. An operation that meets
 tensors on two devices raises, as on a GPU. What is read from a tensor (`item`, `nonzero`) would make the host wait for the GPU:
 it is counted, and a made-up value given.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 import weakref
 from collections import Counter
@@ -15,13 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter
@@ -48,7 +50,7 @@ from medsft.core.planning.order import SampleOrder
 from medsft.core.planning.selection import Split
 from medsft.core.planning.trainable import trainable_names
 
-DEVICE = torch.device("cuda", 0)
+DEVICE, _SILENT = torch.device("cuda", 0), torch.device("lazy", 0)
 _ROUNDED_TO = 512
 """Bytes: torch's allocator gives memory in multiples of this."""
 _MULTIPROCESSORS = 132
@@ -94,7 +96,11 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:
+            return _SILENT if args[0].device.type == "cuda" else args[0].device  # C++ asks, see `fake_gpu`
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") == _SILENT:
+            kwargs["device"] = DEVICE
         name = func.overloadpacket.__name__
         out = self._made_up(func, args) if name in ("_local_scalar_dense", "nonzero") else NotImplemented
         if out is NotImplemented:
@@ -176,20 +182,57 @@ def _workspace(name: str, args: Sequence[Any]) -> int:
 
 @contextmanager
 def fake_gpu(*, capability: tuple[int, int] = (9, 0), rows: int = 1) -> Iterator[Watch]:
-    """Have the code inside see one GPU of this compute capability; its tensors have no memory. `nonzero` finds `rows`."""
+    """Have the code inside see one GPU of this compute capability; its tensors have no memory. `nonzero` finds `rows`.
+
+    Python code sees tensors on a CUDA device. torch's autograd in C++ is told of another kind of device,
+    one that it computes on without streams and in the thread of the caller: a build without CUDA can do no more.
+    """
     watch = Watch(rows)
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(cuda_attention, "compute_capability", lambda _: capability))
+        stack.enter_context(mock.patch.object(cuda_attention, "compute_capability", return_value=capability))
+        stack.enter_context(_known_to_torch())
+        stack.enter_context(mock.patch.object(FakeTensor, "is_cuda", property(_is_on_gpu), create=True))
         stack.enter_context(mock.patch.object(FakeTensor, "data_ptr", _address, create=True))
-        before = torch.__future__.get_overwrite_module_params_on_conversion()
-        torch.__future__.set_overwrite_module_params_on_conversion(True)  # a fake tensor cannot become another's data
-        stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, before)
+        stack.enter_context(mock.patch.object(nn.Module, "to_empty", _to_empty))
         for module in (adapters, quantized):
             stack.enter_context(mock.patch.object(module, "_scratch", Scratch()))
         stack.enter_context(mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor))
         stack.enter_context(_MODE)
         stack.enter_context(watch)
         yield watch
+
+
+def _to_empty(module: nn.Module, *, device: torch.device) -> nn.Module:
+    """Do what `nn.Module.to_empty` does, which would have a fake tensor become another one and cannot."""
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                made = torch.empty_like(parameter, device=device)
+                owner._parameters[name] = nn.Parameter(made, requires_grad=parameter.requires_grad)
+    return module
+
+
+def _is_on_gpu(tensor: FakeTensor) -> bool:
+    return tensor.device.type == "cuda"
+
+
+@contextmanager
+def _known_to_torch() -> Iterator[None]:
+    """Let a build without CUDA name CUDA devices: what switches between devices and does nothing, for fake ones will do.
+
+    c10's registry has a pointer for each kind of device (c10/core/DeviceType.h).
+    """
+    cuda, meta = 1, 14
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    registry = (ctypes.c_void_p * (meta + 1)).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
+    missing = registry[cuda] is None
+    if missing:
+        registry[cuda] = registry[meta]
+    try:
+        yield
+    finally:
+        if missing:
+            registry[cuda] = None
 
 
 def _address(tensor: Tensor) -> int:
@@ -231,7 +274,7 @@ def _batcher(lengths: Sequence[int], micro_batches: int, supervised: float) -> B
     count = len(labels)
     zeros = np.zeros(count, np.int64)
     answers = np.ceil(supervised * labels).astype(np.int64)
-    subset = Subset(np.arange(count), zeros, labels + 1, zeros, answers)
+    subset = Subset(indices=np.arange(count), starts=zeros, lengths=labels + 1, trained_from=zeros, answer_labels=answers)
     data = SimpleNamespace(
         tokens=lambda number: np.ones(labels[number] + 1, np.int32),
         roles=lambda number: np.repeat(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fake_cuda import FakeStep, fake_gpu, measure_step
@@ -29,11 +31,13 @@ def llama(layers: int, hidden: int, inner: int, heads: int, kv_heads: int, vocab
     )
 
 
-MODELS = {
+WHOLE = {
     "135M": llama(30, 576, 1536, 9, 3, 49_152, tied=True),
     "1B": llama(16, 2048, 8192, 32, 8, 128_256, tied=True),
     "8B": llama(32, 4096, 14_336, 32, 8, 128_256, tied=False),
 }
+MODELS = {name: replace(model, num_layers=2) for name, model in WHOLE.items()}
+"""As wide, and as short as shows what a layer does."""
 LORA = LoraSpec(rank=16, alpha=32, targets=TARGETS)
 SCORES = {"bmm", "baddbmm", "_softmax", "_scaled_dot_product_attention_math", "_scaled_dot_product_efficient_attention"}
 """What attention that writes its scores is made of, and what pads."""
@@ -59,9 +63,10 @@ def test_a_step_stays_on_the_gpu(size, recompute, lora):
 
 
 def test_between_steps_there_are_weights_masters_and_moments():
-    model = MODELS["8B"]
+    model = WHOLE["8B"]
     step = measure_step(model, [64])
     assert step.resident_bytes == pytest.approx((2 + 4 + 8) * model.num_parameters(), rel=1e-4)
+    model = MODELS["8B"]
     beside = measure_step(model, [64], adapter=LORA)
     trained = sum(rows * columns for _, (rows, columns) in LORA.shapes(model))
     assert beside.resident_bytes == pytest.approx(2 * model.num_parameters() + (2 + 4 + 8) * trained, rel=1e-4)
@@ -70,8 +75,8 @@ def test_between_steps_there_are_weights_masters_and_moments():
 def test_recomputing_takes_less_memory_and_more_kernels():
     steps = [measure_step(MODELS["1B"], [2048] * 4, 2, recompute) for recompute in ("none", "selective", "full")]
     peaks, kernels = [step.peak_bytes for step in steps], [sum(step.kernels.values()) for step in steps]
-    assert peaks == sorted(peaks, reverse=True)
-    assert kernels == sorted(kernels)
+    assert peaks[0] > peaks[1] > peaks[2]
+    assert kernels[0] < kernels[1] < kernels[2]
 
 
 def test_micro_batches_take_turns_in_memory():
@@ -93,12 +98,12 @@ def test_fp32_keeps_no_scores(capability):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_windows_and_kept_keys(window, dtype):
     with fake_gpu() as watch:
-        q, k, v = (torch.empty(60, heads, 64, dtype=dtype, device="cuda", requires_grad=True) for heads in (9, 3, 3))
-        out = attend(q, k, v, PackedSequences.of([50, 10], "cuda"), window)
+        q, k, v = (torch.empty(60, heads, 64, dtype=dtype, device="cuda:0", requires_grad=True) for heads in (9, 3, 3))
+        out = attend(q, k, v, PackedSequences.of([50, 10], "cuda:0"), window)
         out.sum().backward()
         assert [x.grad.shape for x in (q, k, v)] == [x.shape for x in (q, k, v)]
         assert out.device == q.device
-        where = KeyRanges.of([1, 4], [((0, 30), (40, 41)), ((0, 10),)], "cuda")
+        where = KeyRanges.of([1, 4], [((0, 30), (40, 41)), ((0, 10),)], "cuda:0")
         with torch.no_grad():
             seen = attend_ranges(q[:5], k, v, where, window)
         assert (seen.shape, seen.dtype, seen.device) == ((5, 9, 64), dtype, q.device)
