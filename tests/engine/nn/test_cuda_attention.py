@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,19 +27,20 @@ class PlainKernels(TorchDispatchMode):
         super().__init__()
         self.calls: list[tuple[str, bool]] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        kernel = {
+        kernels: dict[str, Any] = {
             "_flash_attention_forward": self.flash,
             "_flash_attention_backward": self.flash_backward,
             "_efficient_attention_forward": self.efficient,
             "_efficient_attention_backward": self.efficient_backward,
-        }.get(name)
+        }
+        kernel = kernels.get(name)
         if kernel is None:
             return func(*args, **kwargs)
         self.calls.append((name, torch.are_deterministic_algorithms_enabled()))
-        assert not (torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory)
+        assert not (torch.are_deterministic_algorithms_enabled() and torch._C._get_deterministic_fill_uninitialized_memory())
         return kernel(*args, **kwargs)
 
     def flash(self, q, k, v, at, of, most, most_keys, dropout, causal, debug, *, window_size_left=None, window_size_right=None):
@@ -149,15 +151,15 @@ def test_the_deterministic_mode_is_as_before_after_a_backward_pass(kernel, mode)
     enabled, warns, fills = mode
     try:
         torch.use_deterministic_algorithms(enabled, warn_only=warns)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        torch._C._set_deterministic_fill_uninitialized_memory(fills)
         with PlainKernels():
             attend_on_gpu(*qkv, Spans(offsets, offsets, (8, 8)), None).sum().backward()
         assert torch.are_deterministic_algorithms_enabled() == enabled
         assert torch.is_deterministic_algorithms_warn_only_enabled() == warns
-        assert torch.utils.deterministic.fill_uninitialized_memory == fills
+        assert torch._C._get_deterministic_fill_uninitialized_memory() == fills
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        torch._C._set_deterministic_fill_uninitialized_memory(True)
 
 
 @pytest.mark.parametrize("window", [None, 3, 30])

@@ -28,5 +28,5 @@ def _shutdown_with_patience(agent: LocalElasticAgent, *signals: signal.Signals, 
 
 
 if __name__ == "__main__":
-    LocalElasticAgent._shutdown = _shutdown_with_patience  # type: ignore[method-assign]
+    LocalElasticAgent._shutdown = _shutdown_with_patience  # type: ignore[assignment, method-assign]
     main()

@@ -96,20 +96,19 @@ def _one_order() -> Iterator[None]:
     only: while it is, an operation without such an order would raise in another thread (here those only copy), and new
     memory would be filled, which costs time and is switched off, too.
     """
-    fills = torch.utils.deterministic
     mode, warns, filled = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
-        fills.fill_uninitialized_memory,
+        torch._C._get_deterministic_fill_uninitialized_memory(),
     )
-    # The public function sets the mode of torch's compiler, too, and imports it for that.
+    # The public functions set the mode of torch's compiler, too, and import it for that.
     torch._C._set_deterministic_algorithms(True, warn_only=False)
-    fills.fill_uninitialized_memory = False
+    torch._C._set_deterministic_fill_uninitialized_memory(False)
     try:
         yield
     finally:
         torch._C._set_deterministic_algorithms(mode, warn_only=warns)
-        fills.fill_uninitialized_memory = filled
+        torch._C._set_deterministic_fill_uninitialized_memory(filled)
 
 
 class _FlashAttention(torch.autograd.Function):
