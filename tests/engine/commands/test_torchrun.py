@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ class Agent:
 )
 def test_ranks_have_time_to_save(signals, options, closed, monkeypatch):
     monkeypatch.setattr(torchrun, "_shutdown", lambda agent, *signals, **options: agent.ended.append((signals, options)))
-    agent = Agent()
+    agent: Any = Agent()
     torchrun._shutdown_with_patience(agent, *signals, **options)
     assert agent.closed == closed
     assert agent.ended == [(signals, options)]
