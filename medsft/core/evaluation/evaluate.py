@@ -17,7 +17,7 @@ from medsft.core.evaluation.asking import Ask, Asking, asking
 from medsft.core.evaluation.benchmark import Task
 from medsft.core.evaluation.card import CARD, update_card
 from medsft.core.evaluation.measure import NO_OVERLAP, Overlap, Pair, Result, compare, measure
-from medsft.core.evaluation.model import ModelSource, find_base_of, find_model, plan_of
+from medsft.core.evaluation.model import ModelSource, are_one_model, find_base_of, find_model, plan_of
 from medsft.core.evaluation.overlap import overlap_with_training
 from medsft.core.evaluation.prompts import Examples
 from medsft.core.evaluation.requests import Answer, Request
@@ -74,7 +74,7 @@ class Evaluation:
 
 
 def find_candidates(paths: Sequence[Path], *, iteration: int | None = None, with_base: bool = False) -> list[Candidate]:
-    """Return the models at these paths; with `with_base` the base model of each before it.
+    """Return the models at these paths; with `with_base` the base model of each before it, unless it has been asked by then.
 
     Raises MismatchError, DataError, and ConfigError for a model whose base nobody knows.
     """
@@ -87,7 +87,7 @@ def find_candidates(paths: Sequence[Path], *, iteration: int | None = None, with
         home = path if path.is_dir() else path.parent
         if with_base:
             base = Candidate(name="base", source=find_base_of(path), home=home, plan=plan, is_base=True)
-            if not any(base.source == other.source for other in found if other.is_base):
+            if not any(are_one_model(base.source, other.source) for other in found if other.is_base):
                 found.append(base)
         source = find_model(path, iteration=iteration)
         found.append(Candidate(name=path.name or path.resolve().name, source=source, home=home, run=run, plan=plan))

@@ -127,6 +127,20 @@ def find_base_of(path: Path) -> ModelSource:
     return found if plan.base.adapter is None else replace(found, adapter=Path(plan.base.adapter.path))
 
 
+def are_one_model(one: ModelSource, other: ModelSource) -> bool:
+    """Tell whether two sources give the same answers: base models do whose runs begin with the same weights."""
+    if replace(one, name="", begins=None) != replace(other, name="", begins=None):
+        return False
+    if one.begins is None or other.begins is None:
+        return one.begins == other.begins
+    return _beginning(plan_of(one.begins)) == _beginning(plan_of(other.begins))
+
+
+def _beginning(plan: RunPlan) -> tuple[object, ...]:
+    """Return what the weights that a run begins with follow from, see `engine.train.base_weights.base_source`."""
+    return plan.base, plan.config.rules, plan.config.new_token_init, plan.trained_model.vocab_size
+
+
 def plan_of(path: Path) -> RunPlan:
     """Return the plan of a run, or of the run that a model was exported from.
 

@@ -17,7 +17,7 @@ from medsft.core.evaluation.asking import Ask
 from medsft.core.evaluation.benchmark import Task
 from medsft.core.evaluation.card import CARD, update_card, with_results
 from medsft.core.evaluation.evaluate import Candidate, Evaluation, evaluate
-from medsft.core.evaluation.model import ModelSource
+from medsft.core.evaluation.model import ModelSource, are_one_model, find_base_of
 from medsft.core.evaluation.report import details, pair_rows, rows
 from medsft.core.evaluation.requests import Answer, Request
 from medsft.core.evaluation.results import read_records
@@ -212,3 +212,18 @@ def test_the_card_has_the_latest_results_and_the_model_stays_whole(tmp_path: Pat
     (one.home / CARD).write_text(text + "My own words.\n")
     assert not update_card(one.home, read_records(one.home / "eval"))
     assert with_results("# no front matter\n", "x", read_records(one.home / "eval")) == "# no front matter\n"
+
+
+def test_runs_that_begin_alike_have_one_base_model(tmp_path: Path) -> None:
+    """It is asked once, and counts once in the correction for several comparisons."""
+    config, settings = tiny.project(tmp_path)
+
+    def base_of(**changes: Any) -> ModelSource:
+        return find_base_of(tiny.create(tiny.plan_of(config, settings, **changes)).path)
+
+    whole, adapter = base_of(id="whole"), base_of(id="beside", adapter="lora")
+    assert whole.begins != adapter.begins
+    assert are_one_model(whole, adapter)
+    assert not are_one_model(whole, base_of(id="copied", new_token_init="copy_last"))
+    assert not are_one_model(whole, base_of(id="other", run_name="other", template="chatml"))
+    assert not are_one_model(whole, replace(whole, begins=None))
