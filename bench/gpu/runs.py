@@ -1,7 +1,7 @@
 """Whole runs on the device: losses beside the CPU's, validation, save, export, a kill and a resume, and no memory left.
 
 medsft sft       on the device and on the CPU, in fp32 and in bf16, all at once
-medsft rehearse  in both: six iterations, SIGKILL, a resume that must give the same losses bit for bit
+medsft rehearse  in both, and with 8-bit AdamW: six iterations, SIGKILL, a resume that must give the same losses bit for bit
 medsft ask       answers with the finished model as on the CPU
 transformers     loads the finished model, whose loss on the validation set must be what the run said
 a full card      ends a run with exit code 6, and a message that says so
@@ -14,10 +14,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,14 +72,17 @@ def measure(setup: Setup, found: Findings) -> None:
                 with nullcontext() if device == "gpu" else without_gpus():
                     one = replace(config, id=f"{device}-{precision}", precision=precision)
                     running[device, precision] = medsft.start(medsft.prepare(one, medsft.load_settings(settings)))
-        rehearsals = {precision: _start_rehearsal(config, settings, precision) for precision in precisions}
+        rehearsals = {
+            name: _start_rehearsal(replace(config, id=f"rehearsed-{name}", **options), settings)
+            for name, options in _rehearsed(precisions, on_gpu=devices.kind == "cuda").items()
+        }
         for (device, precision), run in running.items():
             with found.attempt(f"{device}, {precision}", right=True):
                 _await(run, setup)
                 _check_run(found, run, f"{device} {precision}")
-        for precision, process in rehearsals.items():
-            with found.attempt(f"medsft rehearse, {precision}", right=True):
-                _check_rehearsal(found, process, precision, setup)
+        for name, rehearsal in rehearsals.items():
+            with found.attempt(f"medsft rehearse, {name}", right=True):
+                _check_rehearsal(found, rehearsal, name, setup)
     for precision in precisions:
         with found.attempt(f"exported model, {precision}", right=True):
             device = "gpu" if devices.kind == "cuda" else "cpu"
@@ -165,24 +169,32 @@ def _compare(found: Findings, one: RunDir, other: RunDir, precision: str) -> Non
         found.at_most(f"{precision}: {name} beside the CPU's, relative", difference, limit)
 
 
-def _start_rehearsal(config: medsft.RunConfig, settings: Path, precision: str) -> subprocess.Popen[str]:
-    file = settings.with_name(f"{precision}.toml")
-    medsft.save_toml(replace(config, id=f"rehearsed-{precision}", precision=precision), file)
+def _rehearsed(precisions: Sequence[str], *, on_gpu: bool) -> dict[str, dict[str, Any]]:
+    """Return names and options of the runs that are rehearsed: what differs in what a resume has to repeat bit for bit."""
+    found: dict[str, dict[str, Any]] = {precision: {"precision": precision} for precision in precisions}
+    if on_gpu and "optimizer" in {field.name for field in fields(medsft.RunConfig)}:
+        found["adamw8bit"] = {"precision": precisions[-1], "optimizer": "adamw8bit"}
+    return found
+
+
+def _start_rehearsal(config: medsft.RunConfig, settings: Path) -> subprocess.Popen[str]:
+    file = settings.with_name(f"{config.id}.toml")
+    medsft.save_toml(config, file)
     command = [sys.executable, "-m", "medsft", "rehearse", "--config", str(file), "--settings", str(settings), "--json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def _check_rehearsal(found: Findings, process: subprocess.Popen[str], precision: str, setup: Setup) -> None:
+def _check_rehearsal(found: Findings, process: subprocess.Popen[str], name: str, setup: Setup) -> None:
     try:
         said, errors = process.communicate(timeout=max(1.0, setup.left - _ENDING_SECONDS))
     finally:
         process.kill()
     last = errors.strip().splitlines()[-1:] or [""]
-    found.holds(f"medsft rehearse, {precision}, ends with 0", process.returncode == 0, f"{process.returncode} {last[0]}")
+    found.holds(f"medsft rehearse, {name}, ends with 0", process.returncode == 0, f"{process.returncode} {last[0]}")
     result = json.loads(said)
-    found.figure(f"rehearsal_{precision}", result)
+    found.figure(f"rehearsal_{name}", result)
     for resumed in result["resumes"]:
-        found.at_most(f"{precision}: a loss after SIGKILL and a resume differs by", resumed["difference"], 0.0)
+        found.at_most(f"{name}: a loss after SIGKILL and a resume differs by", resumed["difference"], 0.0)
 
 
 def _check_export(found: Findings, run: RunDir, config: medsft.RunConfig, precision: str) -> None:
