@@ -101,7 +101,7 @@ def _loss(model: ModelConfig, tp: int, work: GpuPass, head: int) -> float:
     if not work.has_loss:
         return 0
     logits = min(work.logits_bytes, 4 * work.tokens * math.ceil(model.vocab_size / tp))
-    computing = logits * (4 + work.unit) / 4
+    computing = logits * (2 if work.unit == 4 else 2.5)  # the logits, in fp32 too, and the logarithms of their softmax
     return 3 * work.unit * work.tokens * model.hidden_size + max(4 * head + computing, (4 + work.unit) * head)
 
 

@@ -122,6 +122,8 @@ class _WeightedNLL(torch.autograd.Function):
             if grads is not None:
                 error = table.subtract_one(log_p.exp_(), labels[part])
                 grads.add(part, error.to(hidden.dtype), hidden, head, weights)
+                del error
+            del log_p  # or else it would be there beside the logits of the next chunk
         ctx.grads, ctx.trained = grads, trained
         ctx.mark_non_differentiable(nll, correct)
         return (weights * nll).sum(), nll, correct
