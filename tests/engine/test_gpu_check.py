@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from fake_cuda import fake_gpu
 from torch import nn
 
 from bench import flops
@@ -55,3 +56,13 @@ def test_a_frozen_weight_counts_for_two_thirds() -> None:
     attention = 6 * model.num_layers * model.num_heads * model.head_dim * 2048
     assert (frozen - attention) / (all_trained - attention) == 4 / 6
     assert 0.95 < all_trained / (6 * model.num_parameters()) < 1.1
+
+
+def test_on_a_gpu_nothing_waits_for_the_host() -> None:
+    """On fake CUDA tensors, as far as these can go without a kernel."""
+    with fake_gpu() as watch:
+        weights = masters("cuda")
+        watch.begin()
+        trained.fill(weights)
+        assert watch.kernels["random_"] == 2  # codes and scales
+        assert not watch.syncs
