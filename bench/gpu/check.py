@@ -58,7 +58,7 @@ PARTS = (
     Part(name="attention", module="attention", seconds=40, right=True),
     Part(name="loss_and_norms", module="fused", seconds=20, right=True),
     Part(name="runs", module="runs", seconds=110, right=True),
-    Part(name="adapters", module="adapters", seconds=50, right=True),
+    Part(name="adapters", module="adapters", seconds=70, right=True),
     Part(name="perf", module="perf", seconds=110, right=False),
     Part(name="peers", module="peers", seconds=90, right=False),
     Part(name="several_gpus", module="layouts", seconds=100, right=True),
