@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.table import say
 
-PARTS = ("train", "profile", "scaling", "end_to_end", "layouts", "crowded", "check", "answers", "adapters")
+PARTS = ("train", "profile", "scaling", "end_to_end", "layouts", "crowded", "check", "answers", "adapters", "peft")
 
 
 def main() -> None:
@@ -49,6 +49,7 @@ def main() -> None:
         "check": lambda: _checked(options),
         "answers": lambda: _answered(options),
         "adapters": lambda: _adapters(options),
+        "peft": lambda: _peft(options),
     }
     asked = PARTS if options.part == "all" else (options.part,)
     results: dict[str, Any] = {
@@ -127,6 +128,12 @@ def _adapters(options: argparse.Namespace) -> dict[str, Any]:
     return adapters.measure(
         options.work, rows=options.data, repeats=options.repeats, steps=options.steps, precisions=precisions
     )
+
+
+def _peft(options: argparse.Namespace) -> dict[str, Any]:
+    from bench import peft_losses
+
+    return peft_losses.measure(options.work, rows=options.data)
 
 
 if __name__ == "__main__":
