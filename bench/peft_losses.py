@@ -68,7 +68,7 @@ def measure(work: Path, *, rows: Path | None) -> dict[str, Any]:
 
 
 def write_start(plan: medsft.RunPlan, folder: Path) -> None:
-    """Write the A and B that the run begins with as PEFT reads them. Raises RuntimeError where rows of tables are trained, too."""
+    """Write the A and B that the run begins with as PEFT reads them. Raises RuntimeError where rows are trained, too."""
     lora = plan.config.lora
     assert lora is not None
     if base_source(plan)[0].made_rows:
