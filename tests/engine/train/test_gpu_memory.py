@@ -9,14 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fake_cuda import measure_step
 
 from medsft.core.config.lora import LoraSpec
 from medsft.core.models.config import ModelConfig
 from medsft.core.planning.adapter import AdapterPlan
 from medsft.core.planning.layout import Layout
 from medsft.core.planning.memory import Workload, estimate_memory
-
-measure_step = pytest.importorskip("fake_cuda").measure_step
 
 SMOLLM2 = ModelConfig(
     family="llama",
