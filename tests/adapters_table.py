@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from kept import ROOT
 
-from medsft.core.config.lora import FULL, LORA, QLORA
+from medsft.core.config.lora import FULL, FULL_8BIT, LORA, QLORA
 from medsft.core.config.run_config import RunConfig
 from medsft.core.devices import Devices
 from medsft.core.models.config import ModelConfig, from_hf_config
-from medsft.core.planning.alternatives import adapter_of
+from medsft.core.planning.alternatives import adapter_of, checkpoint_bytes
 from medsft.core.planning.auto_layout import LayoutChoice, LayoutInputs, choose
 from medsft.core.units import short_count
 
@@ -58,6 +58,7 @@ DEVICES = {"1 x 24 GB": (1, 24), "1 x 80 GB": (1, 80), "8 x 80 GB": (8, 80)}
 """Number of GPUs, and 1e9 bytes of each."""
 KINDS: dict[str, dict[str, Any]] = {
     FULL: {},
+    FULL_8BIT: {"optimizer": "adamw8bit"},
     LORA: {"adapter": "lora"},
     QLORA: {"adapter": "lora", "base_precision": "nf4"},
 }
@@ -94,7 +95,7 @@ def needs_table() -> str:
 
     Where the default does not fit, it is that of `--recompute full`.
     """
-    lines = [f"| | | {' | '.join(KINDS)} |", "|---|---|---|---|---|"]
+    lines = [f"| | | {' | '.join(KINDS)} |", "|---" * (2 + len(KINDS)) + "|"]
     for name, raw in MODELS.items():
         for device, (count, gigabytes) in DEVICES.items():
             cells = [_cell(raw, kind, count, gigabytes) for kind in KINDS]
@@ -121,7 +122,8 @@ def _cell(raw: dict[str, Any], kind: str, count: int, gigabytes: int) -> str:
 def _saved(raw: dict[str, Any], kind: str) -> str:
     model, inputs, _ = planned(raw, kind, 8, 80)
     trained = model.num_parameters() if inputs.adapter is None else inputs.adapter.trained(model)
-    return f"{short_count(trained)}, {12 * trained / 1e9:.3g} GB"
+    size = checkpoint_bytes(model, inputs.adapter, optimizer=inputs.config.optimizer, precision="bf16")
+    return f"{short_count(trained)}, {size / 1e9:.3g} GB"
 
 
 def split(page: str) -> tuple[str, str, str]:

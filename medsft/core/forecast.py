@@ -70,4 +70,5 @@ def _kind(plan: RunPlan) -> tuple[object, ...]:
     """Return what the speed of a run depends on most."""
     device = (plan.estimates.device_kind, plan.estimates.device_name)
     adapter = plan.adapter and (plan.adapter.lora.rank, plan.adapter.lora.targets, plan.adapter.base_precision)
-    return (plan.base.fingerprint, plan.layout, plan.precision, plan.recompute, adapter, device)
+    kept = (plan.precision, plan.config.optimizer, plan.recompute)
+    return (plan.base.fingerprint, plan.layout, kept, adapter, device)

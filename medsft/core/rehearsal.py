@@ -31,6 +31,7 @@ from medsft.core.disk import writing_to
 from medsft.core.evaluation.tasks.of_run import plan_run
 from medsft.core.files import write_atomically
 from medsft.core.planning.folders import free_bytes
+from medsft.core.planning.optimizer import ADAMW8BIT
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.planner import make_plan, replan
 from medsft.core.planning.schedule import most_kept, num_saves
@@ -51,7 +52,7 @@ _CANDIDATES = 200
 _NEVER_REACHED = 1000
 """A rehearsal is killed, and must not come to its end and export before."""
 _OTHER_LAYOUT_TOLERANCE = {"fp32": 1e-4, "bf16": 0.02}
-"""Of a loss on another layout, where sums are taken in another order: bf16 keeps 8 bits of each."""
+"""Of a loss on another layout, where sums are taken in another order: bf16 keeps 8 bits of each, as do 8-bit moments."""
 _POLL_SECONDS = 0.1
 
 
@@ -291,7 +292,8 @@ def _compare(first: _Log, again: _Log, plan: RunPlan, *, same: bool) -> Resumed:
     before, after = first.steps(), again.steps()
     repeated = [number for number in after if number in before]
     difference = max(abs(before[number].data["loss"] - after[number].data["loss"]) for number in repeated)
-    allowed = 0.0 if same else _OTHER_LAYOUT_TOLERANCE[plan.precision]
+    coarser = "bf16" if plan.config.optimizer == ADAMW8BIT else plan.precision
+    allowed = 0.0 if same else _OTHER_LAYOUT_TOLERANCE[coarser]
     return Resumed(layout=str(plan.layout), difference=difference, allowed=allowed)
 
 

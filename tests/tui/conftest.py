@@ -168,11 +168,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from medsft.core.devices import Devices
     from medsft.core.planning import alternatives, auto_layout, folders, planner
     from medsft.core.planning.adapter import AdapterPlan
-    from medsft.core.planning.memory import MemoryEstimate
+    from medsft.core.planning.memory import MemoryEstimate, Workload
 
-    def estimate(*_: object, adapter: AdapterPlan | None = None) -> MemoryEstimate:
+    def estimate(_model: object, _layout: object, work: Workload, adapter: AdapterPlan | None = None) -> MemoryEstimate:
         """Return what the pictures show: they are not about the formula."""
         memory = {"weights": 3 << 30, "gradients": 2 << 30, "optimizer": 4 << 30, "activations": 1 << 30, "process": 1 << 29}
+        if work.optimizer == "adamw8bit":
+            memory |= {"optimizer": 1 << 30}
         part = 1 if adapter is None else 4 if adapter.base_precision == "nf4" else 2
         return MemoryEstimate(**{name: size // part for name, size in memory.items()})
 

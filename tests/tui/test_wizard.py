@@ -355,14 +355,16 @@ async def test_kinds_of_training_are_shown_beside_one_another_and_a_smaller_one_
         await chosen(app, pilot, until)
         await pilot.press("escape", "3")
         await until(pilot, lambda: "does not fit" in text_of(app, "#kinds"))
-        full, lora, qlora = text_of(app, "#kinds").splitlines()
+        full, eight_bit, lora, qlora = text_of(app, "#kinds").splitlines()
         assert full.startswith("● full")
+        assert eight_bit.startswith("○ 8-bit AdamW")
+        assert eight_bit.endswith("7.5 GiB, does not fit")
         assert lora.startswith("○ LoRA")
         assert (full.endswith("10.5 GiB, does not fit"), lora.endswith("5.2 GiB, fits")) == (True, True)
         assert "2.6 GiB" in qlora
         assert not app.screen.query_one("#field-lora_rank").display
         assert app.screen.query_one("#field-lr Input", Input).placeholder == "2e-05 (default)"
-        button = app.screen.query_one("#train-adapter", Button)
+        button = app.screen.query_one("#train-smaller", Button)
         assert str(button.label) == "Train with LoRA, which fits"
         button.press()
         await until(pilot, lambda: app.screen.state.config.adapter == "lora" and settled(app))
@@ -375,13 +377,27 @@ async def test_kinds_of_training_are_shown_beside_one_another_and_a_smaller_one_
         assert "--adapter lora" in command_line(app.screen.state.config)
 
 
+async def test_where_moments_in_8_bits_are_enough_they_are_offered(drafted, until, monkeypatch):
+    monkeypatch.setattr(planner, "find_devices", lambda: Devices("cuda", 1, 8 << 30, "a device", bf16=True))
+    app = drafted()
+    async with app.run_test(size=(80, 40)) as pilot:
+        await chosen(app, pilot, until)
+        await pilot.press("escape", "3")
+        await until(pilot, lambda: "8-bit" in str(app.screen.query_one("#train-smaller", Button).label))
+        app.screen.query_one("#train-smaller", Button).press()
+        await until(pilot, lambda: app.screen.state.config.optimizer == "adamw8bit" and settled(app))
+        await until(pilot, lambda: "● 8-bit AdamW" in text_of(app, "#kinds"))
+        assert not app.screen.query_one("#smaller").display
+        assert "--optimizer adamw8bit" in command_line(app.screen.state.config)
+
+
 async def test_where_lora_is_too_large_the_base_is_offered_in_four_bits(drafted, until, monkeypatch):
     monkeypatch.setattr(planner, "find_devices", lambda: Devices("cuda", 1, 3 << 30, "a device", bf16=True))
     app = drafted()
     async with app.run_test(size=(80, 40)) as pilot:
         await chosen(app, pilot, until)
         await pilot.press("escape", "3")
-        await until(pilot, lambda: "QLoRA" in str(app.screen.query_one("#train-adapter", Button).label))
-        app.screen.query_one("#train-adapter", Button).press()
+        await until(pilot, lambda: "QLoRA" in str(app.screen.query_one("#train-smaller", Button).label))
+        app.screen.query_one("#train-smaller", Button).press()
         await until(pilot, lambda: app.screen.state.config.base_precision == "nf4" and settled(app))
         assert app.screen.query_one("#field-base_precision Choice", Choice).value == "nf4"

@@ -34,6 +34,9 @@ def check(config: RunConfig) -> list[Problem]:
     if config.patience is not None:
         problems.extend(_check_patience(config))
     problems.extend(_check_evaluation(config))
+    if config.optimizer == "adamw8bit" and not config.rules.knows_8bit_moments:
+        message = f"the original keeps weights and moments in fp32, and so does --compat {config.compat}"
+        problems.append(Problem("--optimizer", message, "Leave one of the two away."))
     files = len(config.data) + len(config.val_files)
     problems.extend(check_row_options(config.format, config.row_options, files=files))
     named = {problem.where for problem in problems}

@@ -32,6 +32,8 @@ class CompatRules:
     # What is trained
     knows_adapters: bool = True
     """`--adapter` is possible."""
+    knows_8bit_moments: bool = True
+    """`--optimizer adamw8bit` is possible."""
 
     # Order
     numpy_order: bool = False
@@ -81,6 +83,7 @@ COMPAT_RULES: Mapping[str, CompatRules] = MappingProxyType(
             knows_shares=False,
             cuts_whole_turns=False,
             knows_adapters=False,
+            knows_8bit_moments=False,
             numpy_order=True,
             seed_limit=2**32,
             deals_in_order=True,

@@ -27,3 +27,14 @@ BASE_PRECISIONS = {
     **dict.fromkeys(("8bit", "int8", "fp8", "8", "q8"), "8 bits are not offered: take bf16, or nf4 for less memory."),
     **dict.fromkeys(("fp16", "float16", "half", "16"), "fp16 is not offered: bf16 takes the same memory."),
 }
+OPTIMIZERS = {
+    **dict.fromkeys(
+        ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "adamw_torch_8bit", "adam8bit", "adam_8bit", "8bit"),
+        "AdamW with moments in 8 bits is `adamw8bit`.",
+    ),
+    **dict.fromkeys(("adam", "adamw_torch", "adamw_torch_fused", "adamw_hf", "fusedadam"), "AdamW is `adamw`."),
+    **dict.fromkeys(
+        ("adafactor", "adagrad", "lion", "lion_8bit", "sgd", "rmsprop", "muon", "galore_adamw", "lomo", "came"),
+        "Only AdamW is offered; `adamw8bit` takes less memory.",
+    ),
+}

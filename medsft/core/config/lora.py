@@ -22,9 +22,14 @@ TRAINED_ROWS = {"model.embed_tokens.weight": "model.embed_tokens.trained_rows", 
 """By the name of a table of tokens, the name of those of its rows that are trained beside an adapter: the rows of tokens that
 the base model did not have."""
 
-FULL, LORA, QLORA = "full", "LoRA", "QLoRA"
-FLAGS = {FULL: "--adapter none", LORA: "--adapter lora", QLORA: "--adapter lora --base_precision nf4"}
-"""By the name of a kind of training, what asks for it."""
+FULL, FULL_8BIT, LORA, QLORA = "full", "8-bit AdamW", "LoRA", "QLoRA"
+FLAGS = {
+    FULL: "--adapter none --optimizer adamw",
+    FULL_8BIT: "--adapter none --optimizer adamw8bit",
+    LORA: "--adapter lora",
+    QLORA: "--adapter lora --base_precision nf4",
+}
+"""By the name of a kind of training, what asks for it. The first two train all weights."""
 
 
 class Shaped(Protocol):
@@ -59,10 +64,10 @@ class LoraSpec:
                 yield module + B_SUFFIX, (shape[0], self.rank)
 
 
-def kind_of(adapter: str, base_precision: str | None) -> str:
+def kind_of(adapter: str, base_precision: str | None, optimizer: str) -> str:
     """Return the name of the kind of training that these options ask for, see `FLAGS`."""
     if adapter == "none":
-        return FULL
+        return FULL if optimizer == "adamw" else FULL_8BIT
     return QLORA if base_precision == "nf4" else LORA
 
 

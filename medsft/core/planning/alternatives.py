@@ -1,15 +1,20 @@
-"""Full fine-tuning, LoRA and QLoRA side by side: what a run would need with each, at the same layout and micro-batch."""
+"""Full fine-tuning (with 8-bit AdamW, too), LoRA and QLoRA side by side: what a run would need with each.
+
+All at the same layout and micro-batch.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
-from medsft.core.config.lora import FULL, LORA, QLORA, kind_of
+from medsft.core.config.lora import FULL, FULL_8BIT, LORA, QLORA, kind_of
 from medsft.core.config.run_config import RunConfig
 from medsft.core.models.config import ModelConfig
 from medsft.core.planning.adapter import BYTES, AdapterPlan
 from medsft.core.planning.layout import Layout
 from medsft.core.planning.memory import Workload, estimate_memory
+from medsft.core.planning.optimizer import ADAMW, ADAMW8BIT, moment_bytes, weight_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +22,7 @@ class Alternative:
     """What a run needs with one kind of training."""
 
     name: str
-    """`full`, `LoRA` or `QLoRA`, see `FLAGS`."""
+    """`full`, `8-bit AdamW`, `LoRA` or `QLoRA`, see `FLAGS`."""
     chosen: bool
     """Whether the plan is for this kind."""
     memory: int
@@ -39,9 +44,11 @@ def adapter_of(config: RunConfig, *, precision: str, rows: int) -> AdapterPlan |
     return AdapterPlan(lora=config.lora, base_precision=config.base_precision or precision, rows=rows)
 
 
-def checkpoint_bytes(model: ModelConfig, adapter: AdapterPlan | None) -> int:
-    """Return the size of a checkpoint: fp32 masters and both moments of what is trained."""
-    return 12 * (model.num_parameters() if adapter is None else adapter.trained(model))
+def checkpoint_bytes(model: ModelConfig, adapter: AdapterPlan | None, *, optimizer: str, precision: str) -> int:
+    """Return the size of a checkpoint: what is trained as the optimizer updates it, and both moments."""
+    trained = model.num_parameters() if adapter is None else adapter.trained(model)
+    weight = weight_bytes(optimizer, bf16=precision == "bf16", adapter=adapter is not None)
+    return math.ceil((weight + moment_bytes(optimizer)) * trained)
 
 
 def export_bytes(model: ModelConfig, adapter: AdapterPlan | None, *, export: str, precision: str) -> int:
@@ -60,20 +67,22 @@ def alternatives(
         return ()
     unquantized = None if config.base_precision == "nf4" else config.base_precision
     configs = {
-        FULL: replace(config, adapter="none", base_precision=None),
+        FULL: replace(config, adapter="none", base_precision=None, optimizer=ADAMW),
+        FULL_8BIT: replace(config, adapter="none", base_precision=None, optimizer=ADAMW8BIT),
         LORA: replace(config, adapter="lora", base_precision=unquantized),
         QLORA: replace(config, adapter="lora", base_precision="nf4"),
     }
     found = []
     for name, other in configs.items():
         adapter = adapter_of(other, precision=precision, rows=rows)
+        work = replace(work, optimizer=other.optimizer)
         found.append(
             Alternative(
                 name=name,
-                chosen=name == kind_of(config.adapter, config.base_precision),
+                chosen=name == kind_of(config.adapter, config.base_precision, config.optimizer),
                 memory=estimate_memory(model, layout, work, adapter=adapter).total,
                 trained=model.num_parameters() if adapter is None else adapter.trained(model),
-                checkpoint_bytes=checkpoint_bytes(model, adapter),
+                checkpoint_bytes=checkpoint_bytes(model, adapter, optimizer=other.optimizer, precision=precision),
                 export_bytes=export_bytes(model, adapter, export=config.export, precision=precision),
             )
         )

@@ -247,6 +247,7 @@ def workload(
         recompute=way.recompute,
         device_kind=devices.kind,
         reshard=way.reshard,
+        optimizer=config.optimizer,
     )
 
 

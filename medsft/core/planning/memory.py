@@ -15,6 +15,7 @@ from medsft.core.models.config import ModelConfig
 from medsft.core.planning.adapter import AdapterPlan
 from medsft.core.planning.gpu_memory import GpuPass, activations_on_gpu, communicator_bytes, message_bytes
 from medsft.core.planning.layout import Layout, stage_layers, stage_shapes
+from medsft.core.planning.optimizer import ADAMW, moment_bytes, weight_bytes
 from medsft.core.planning.trainable import trainable_names
 
 PROCESS_BYTES = {"cpu": 450 << 20, "cuda": 1 << 30}
@@ -62,6 +63,7 @@ class Workload:
     device_kind: str
     reshard: bool = False
     """Whether data-parallel ranks gather the weights of a layer for each pass, see `RunPlan.reshard`."""
+    optimizer: str = ADAMW
 
 
 def estimate_memory(
@@ -75,9 +77,10 @@ def estimate_memory(
     """Return the estimate for the heaviest pipeline stage. `trainable` names the weights that are trained (default: all), or an
     `adapter` is trained beside them.
 
-    Master weights, gradients and both Adam moments are fp32 and divided over the data-parallel ranks; the copies that compute,
-    and the gradients until they are added up over the ranks, are whole on each of them. Frozen weights have the compute format
-    alone; with data parallel each rank holds its shard of them and the gathered whole.
+    Master weights and both Adam moments, of the formats of `planning.optimizer`, and fp32 gradients are divided over the
+    data-parallel ranks; the weights that compute, where they are not the masters themselves, and the gradients until they are
+    added up over the ranks, are whole on each of them. Frozen weights have the compute format alone; with data parallel each
+    rank holds its shard of them and the gathered whole.
     An adapter has all of these whole on each data-parallel rank, and its frozen base in a format of its own (`AdapterPlan`).
     """
     if adapter is not None:
@@ -99,7 +102,8 @@ def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int
     frozen = math.ceil(sum(size for name, size in sizes.items() if name not in trainable) / layout.tp)
     shard = math.ceil(parameters / layout.dp)
     unit = 2 if work.bf16 else 4
-    computing = parameters * unit if work.bf16 or layout.dp > 1 else 0
+    master = weight_bytes(work.optimizer, bf16=work.bf16, adapter=False)
+    computing = parameters * unit if master != unit or layout.dp > 1 else 0
     gathered = frozen * unit if layout.dp > 1 else 0
     frozen_bytes = math.ceil(frozen / layout.dp) * unit + gathered
     gradients = 4 * (parameters if layout.dp > 1 else shard)
@@ -119,9 +123,9 @@ def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int
         if layout.dp > 1:
             process += int(_KEPT_BY_MALLOC * (computing + gathered + gradients))
     return MemoryEstimate(
-        weights=4 * shard + computing + frozen_bytes,
+        weights=master * shard + computing + frozen_bytes,
         gradients=gradients,
-        optimizer=8 * shard,
+        optimizer=math.ceil(moment_bytes(work.optimizer) * shard),
         activations=activations,
         process=process,
     )
@@ -185,7 +189,7 @@ def _stage_with_adapter(model: ModelConfig, layout: Layout, work: Workload, stag
     return MemoryEstimate(
         weights=4 * trained + copies + frozen + gathered,
         gradients=4 * trained,
-        optimizer=8 * trained,
+        optimizer=math.ceil(moment_bytes(work.optimizer) * trained),
         activations=activations + adapter.converted(model, layout.tp, unit=unit),
         process=process,
     )

@@ -303,7 +303,7 @@ _BY_CONTENT = frozenset(
     | {"format", "messages_key", "options_key", "text_key", "reasoning_key", "role_map", "first_option"}
 )
 """Fields whose effect the identity holds otherwise: by the hash of the content, or by the number of iterations."""
-_LATER = {"turns": "all"}
+_LATER = {"turns": "all", "optimizer": "adamw"}
 """Fields that medsft 0.1.0 did not have, with the value under which a run is what it was without them."""
 _SCALARS = (
     *("run_dir", "export_dir", "num_iterations", "epochs", "precision"),

@@ -276,7 +276,7 @@ def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision
     config, devices = found.config, found.devices
     model = padded_model(base.model, tp=choice.layout.tp, vocab_multiple=config.rules.vocab_multiple)
     adapter = adapter_of(config, precision=precision, rows=base.trained_rows)
-    checkpoint = checkpoint_bytes(model, adapter)
+    checkpoint = checkpoint_bytes(model, adapter, optimizer=config.optimizer, precision=precision)
     interval = amount.eval_interval if keeps_best(config, validates=found.val is not None) else None
     ends = epoch_ends(found.train.stats.documents, amount.global_batch, amount.iterations)
     kept = most_kept(config, amount.iterations, eval_interval=interval, ends=ends)

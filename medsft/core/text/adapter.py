@@ -1,4 +1,4 @@
-"""What a run trains, in words: an adapter and its base, and full fine-tuning, LoRA and QLoRA beside one another."""
+"""What a run trains, in words: an adapter and its base, the optimizer, and the kinds of training beside one another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from medsft.core.config.lora import FLAGS, FULL, TARGET_GROUPS, TARGETS, kind_of
+from medsft.core.planning.optimizer import ADAMW8BIT, has_fp32_masters
 from medsft.core.printable import one_line
 from medsft.core.units import byte_size, counted, short_count
 
@@ -90,7 +91,7 @@ def _bar(need: int, device: int, scale: int) -> str:
 
 
 def smaller_kind(plan: RunPlan) -> str | None:
-    """Return the name of the first kind of training that fits where the plan does not: `LoRA` before `QLoRA`; else None."""
+    """Return the name of the first kind of training that fits where the plan does not, in the order of `FLAGS`; else None."""
     estimates = plan.estimates
     if estimates.memory.total <= estimates.device_memory:
         return None
@@ -103,4 +104,14 @@ def adapter_label(plan: RunPlan) -> str:
     if plan.adapter is None:
         return ""
     share = plan.adapter.trained(plan.base.model) / plan.base.model.num_parameters()
-    return f"{kind_of(plan.config.adapter, plan.config.base_precision)} of rank {plan.adapter.lora.rank}, {share:.2%} trained"
+    kind = kind_of(plan.config.adapter, plan.config.base_precision, plan.config.optimizer)
+    return f"{kind} of rank {plan.adapter.lora.rank}, {share:.2%} trained"
+
+
+def formats_text(plan: RunPlan) -> str:
+    """Return in which formats the weights that are trained, their gradients and moments are kept."""
+    if plan.config.optimizer != ADAMW8BIT:
+        return "master weights and optimizer in fp32"
+    if has_fp32_masters(ADAMW8BIT, bf16=plan.precision == "bf16", adapter=plan.adapter is not None):
+        return "master weights and gradients in fp32, moments in 8 bits"
+    return "no fp32 master weights, stochastic rounding; gradients added up in fp32, moments in 8 bits"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from medsft.core.config.eval_tasks import best_task
-from medsft.core.text.adapter import adapter_text, alternatives_rows, trained_text
+from medsft.core.text.adapter import adapter_text, alternatives_rows, formats_text, trained_text
 from medsft.core.units import byte_size, count, counted, duration, short_count
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def plan_rows(plan: RunPlan, forecast: Forecast | None, disk_free: int, *, show_
         *_answer_tokens(plan),
         Row("layout", str(plan.layout), f"{counted(plan.nproc_per_node, 'process', 'processes')}{nodes}", brief=True),
         Row("micro-batches", f"{plan.num_micro_batches} of about {each}", "on each rank and iteration", brief=True),
-        Row("precision", plan.precision, brief=True),
+        Row("precision", plan.precision, formats_text(plan), brief=True),
         *_less_memory(plan),
         *_training(plan),
         Row("device", estimates.device_name, estimates.device_kind),

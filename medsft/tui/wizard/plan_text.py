@@ -52,14 +52,14 @@ def memory_bar(estimates: Estimates, width: int) -> Content:
 
 
 def kinds_text(plan: RunPlan | None) -> Content:
-    """Return what full fine-tuning, LoRA and QLoRA need in memory beside one another; nothing before there is a plan."""
+    """Return what each kind of training needs in memory beside one another; nothing before there is a plan."""
     if plan is None:
         return Content("")
     lines: list[Content | str] = []
     for kind, bar, needs in kind_bars(plan):
         style = ("bold" if kind.chosen else "") if kind.memory <= plan.estimates.device_memory else "$error"
         mark = "●" if kind.chosen else "○"
-        lines += ["\n" if lines else "", Content.styled(f"{mark} {kind.name:<6}{bar} {needs}", style)]
+        lines += ["\n" if lines else "", Content.styled(f"{mark} {kind.name:<12}{bar} {needs}", style)]
     return Content.assemble(*lines)
 
 

@@ -7,7 +7,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Button, Static
 
-from medsft.core.config.lora import QLORA
+from medsft.core.config.lora import FULL_8BIT, QLORA
 from medsft.core.config.run_config import OF_ADAPTER
 from medsft.core.text.adapter import smaller_kind
 from medsft.tui.widgets.text import put
@@ -29,7 +29,7 @@ class TrainingPage(Page):
         yield self.row("adapter")
         yield Static(id="kinds")
         with Horizontal(classes="buttons", id="smaller"):
-            yield Button("Train an adapter", id="train-adapter", compact=True, variant="primary")
+            yield Button("Train with less", id="train-smaller", compact=True, variant="primary")
         for name in fields_in("adapter", advanced=False):
             if name != "adapter":
                 yield self.row(name, (AUTO, *choices_of(name)) if name == "base_precision" else ())
@@ -47,17 +47,20 @@ class TrainingPage(Page):
         put(self.query_one("#kinds", Static), words.kinds_text(plan))
         smaller = smaller_kind(plan) if plan else None
         self.query_one("#smaller").display = smaller is not None
-        self.query_one("#train-adapter", Button).label = f"Train with {smaller}, which fits"
+        self.query_one("#train-smaller", Button).label = f"Train with {smaller}, which fits"
         for row in self.query(FieldRow):
             if row.field in OF_ADAPTER and row.field != "adapter":
                 row.display = state.config.adapter != "none" or bool(state.texts.get(row.field))
             if FIELDS[row.field].metadata["with_adapter"] is not None:
                 row.set_default(default_text(row.field, state.config))
 
-    @on(Button.Pressed, "#train-adapter")
-    def train_adapter(self, event: Button.Pressed) -> None:
+    @on(Button.Pressed, "#train-smaller")
+    def train_smaller(self, event: Button.Pressed) -> None:
         """Choose the kind of training that the button names."""
         event.stop()
         event.prevent_default()  # of the page, which passes on what other buttons are named after
+        if f"with {FULL_8BIT}," in str(event.button.label):
+            self.post_message(Edited(optimizer="adamw8bit"))
+            return
         quantized = f"with {QLORA}," in str(event.button.label)
         self.post_message(Edited(adapter="lora", base_precision="nf4" if quantized else ""))

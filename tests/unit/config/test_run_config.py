@@ -69,6 +69,9 @@ def test_defaults_are_those_of_the_recipe(name: str, default: object) -> None:
         ({"nproc_per_node": 10**9}, "--nproc_per_node", "Must be 1024 or less"),
         ({"seed": 2**64}, "--seed", "too large"),
         ({"seed": 2**32, "compat": "megatron-llm"}, "--seed", "too large with --compat"),
+        ({"optimizer": "adamw8bit", "compat": "megatron-llm"}, "--optimizer", "the original keeps weights and moments in fp32"),
+        ({"optimizer": "paged_adamw_8bit"}, "--optimizer", "AdamW with moments in 8 bits is `adamw8bit`."),
+        ({"optimizer": "adafactor"}, "--optimizer", "`adamw8bit` takes less memory"),
     ],
 )
 def test_each_problem_names_its_flag(values: dict[str, Any], flag: str, words: str) -> None:

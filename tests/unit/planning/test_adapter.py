@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import adapters_table
 import pytest
 import tiny
 
-from medsft.core.config.lora import FULL, LORA, QLORA, TARGETS, LoraSpec
+from medsft.core.config.lora import FULL, FULL_8BIT, LORA, QLORA, TARGETS, LoraSpec
 from medsft.core.config.run_config import RunConfig
 from medsft.core.devices import Devices
 from medsft.core.engine.commands.model_card import model_card
@@ -132,15 +133,18 @@ def test_a_model_that_is_too_large_to_train_whole_is_offered_an_adapter(project,
     config = replace(config, checkpoint="large", size=8)
     plan = make_plan(config, settings, ahead=True)
     kinds = {kind.name: kind for kind in plan.estimates.alternatives}
-    assert list(kinds) == [FULL, LORA, QLORA]
+    assert list(kinds) == [FULL, FULL_8BIT, LORA, QLORA]
     assert kinds[FULL].chosen
     assert kinds[FULL].memory == plan.estimates.memory.total > 140e9
     assert 16e9 < kinds[LORA].memory < 22e9
     assert 7e9 < kinds[QLORA].memory < 11e9
     [told] = [warning for warning in plan.warnings if "run out of memory" in warning]
-    needs = f"With --adapter lora it needs {kinds[LORA].memory / 1e9:.1f} GB, with --adapter lora --base_precision nf4"
+    needs = (
+        f"With --adapter none --optimizer adamw8bit it needs {kinds[FULL_8BIT].memory / 1e9:.1f} GB, "
+        f"with --adapter lora {kinds[LORA].memory / 1e9:.1f} GB, with --adapter lora --base_precision nf4"
+    )
     assert needs in told
-    assert smaller_kind(plan) == LORA
+    assert smaller_kind(plan) == FULL_8BIT
     shown = rows_of(plan)
     assert "does not fit" in shown["with full"]
     assert "fits" in shown["with LoRA"]
@@ -149,6 +153,42 @@ def test_a_model_that_is_too_large_to_train_whole_is_offered_an_adapter(project,
     assert {kind.name: kind.memory for kind in chosen.estimates.alternatives}[LORA] == chosen.estimates.memory.total
     assert smaller_kind(chosen) is None
     assert not any("run out of memory" in warning for warning in chosen.warnings)
+
+
+def test_moments_in_8_bits_are_offered_before_an_adapter(project, tmp_path: Path, monkeypatch) -> None:
+    """Of a model of 8e9 parameters on a card of 80 GB: eight bytes for each, and activations."""
+    config, _ = project
+    settings = large(tmp_path, adapters_table.LLAMA_3_1_8B)
+    card = Devices("cuda", 1, 80 * 10**9, "a GPU", bf16=True)
+    monkeypatch.setattr(planner, "find_devices", lambda: card)
+    config = replace(config, checkpoint="large", size=8, recompute="full")
+    plan = make_plan(config, settings, ahead=True)
+    assert smaller_kind(plan) == FULL_8BIT
+    chosen = make_plan(replace(config, optimizer="adamw8bit"), settings, ahead=True)
+    memory, parameters = chosen.estimates.memory, chosen.base.model.num_parameters()
+    assert (memory.weights, memory.gradients) == (2 * parameters, 4 * parameters)
+    assert 64e9 < memory.total < 80e9
+    assert not any("run out of memory" in warning for warning in chosen.warnings)
+    kinds = {kind.name: kind for kind in chosen.estimates.alternatives}
+    assert [kind.name for kind in kinds.values() if kind.chosen] == [FULL_8BIT]
+    assert kinds[FULL_8BIT].memory == memory.total
+    assert (
+        chosen.estimates.checkpoint_bytes == kinds[FULL_8BIT].checkpoint_bytes == pytest.approx(4.03125 * parameters, rel=1e-6)
+    )
+    shown = rows_of(chosen)
+    assert shown["with 8-bit AdamW"].endswith("this plan")
+    assert "moments in 8 bits" in next(row.note for row in plan_rows(chosen, None, 1 << 40) if row.label == "precision")
+
+
+def test_an_adapter_may_have_moments_in_8_bits(project) -> None:
+    config, settings = project
+    plain = make_plan(replace(config, adapter="lora", precision="bf16"), settings)
+    plan = make_plan(replace(config, adapter="lora", precision="bf16", optimizer="adamw8bit"), settings)
+    assert plan.adapter is not None
+    trained = plan.adapter.trained(plan.trained_model)
+    assert plan.estimates.checkpoint_bytes == math.ceil(6.03125 * trained)
+    less = plain.estimates.memory.optimizer - plan.estimates.memory.optimizer
+    assert less == pytest.approx(5.96875 * trained, abs=trained * 0.01)
 
 
 def test_what_a_plan_says_of_an_adapter(project) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -44,6 +45,19 @@ def test_data_parallel_ranks_share_masters_and_moments():
     found = estimate_memory(MODEL, Layout(dp=2), WORK)
     shard = -(-PARAMETERS // 2)
     assert (found.weights, found.gradients, found.optimizer) == (4 * shard + 4 * PARAMETERS, 4 * PARAMETERS, 8 * shard)
+
+
+def test_moments_in_8_bits_and_weights_without_masters():
+    """Two bytes and two 256ths of a scale for both moments; in bf16 two bytes for a weight, with data parallel two more."""
+    work = replace(WORK, optimizer="adamw8bit")
+    moments = math.ceil(2.03125 * PARAMETERS)
+    found = estimate_memory(MODEL, Layout(), work)
+    assert (found.weights, found.gradients, found.optimizer) == (4 * PARAMETERS, 4 * PARAMETERS, moments)
+    found = estimate_memory(MODEL, Layout(), replace(work, bf16=True))
+    assert (found.weights, found.gradients, found.optimizer) == (2 * PARAMETERS, 4 * PARAMETERS, moments)
+    shard = -(-PARAMETERS // 2)
+    found = estimate_memory(MODEL, Layout(dp=2), replace(work, bf16=True))
+    assert (found.weights, found.optimizer) == (2 * shard + 2 * PARAMETERS, math.ceil(2.03125 * shard))
 
 
 @pytest.mark.parametrize(("dp", "bf16"), [(1, False), (1, True), (2, False), (2, True)])

@@ -133,6 +133,7 @@ def test_folders_do_not_make_it_another_run(tokenized, tmp_path):
         ({"eval_interval": 9}, "--eval_interval: was 3, now 9"),
         ({"epochs": 9.0}, "iterations"),
         ({"precision": "bf16"}, "precision: was fp32, now bf16"),
+        ({"optimizer": "adamw8bit"}, "--optimizer: was adamw, now adamw8bit"),
     ],
     ids=str,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from medsft.core.planning.plan import RunPlan
 from medsft.core.printable import one_line
 from medsft.core.run.view import RunView, TaskSeries
-from medsft.core.text.adapter import adapter_text, start_text, trained_text
+from medsft.core.text.adapter import adapter_text, formats_text, start_text, trained_text
 from medsft.core.text.best import best_validation, share_text
 from medsft.core.text.plan import mixture_text
 
@@ -41,7 +41,7 @@ def model_card(
         ("Learning rate", f"{config.lr:g} to {config.min_lr:g}, cosine, {config.warmup_fraction:.0%} warm-up"),
         ("Longest document", f"{plan.train.longest:,} tokens"),
         ("Weight of question and system tokens in the loss", f"{config.loss_mask:g}"),
-        ("Precision", f"{plan.precision}, master weights and optimizer in fp32"),
+        ("Precision", f"{plan.precision}, {formats_text(plan)}"),
         *_adapter(plan, trained_rows),
     ]
     if view.last_eval("loss") is not None:

@@ -1,6 +1,7 @@
 """Folders of torch.distributed.checkpoint with a `config.json`: checkpoints of our runs, and `medsft convert --to dcp`.
 
-Keys are `model.` + Hugging Face name; a run's checkpoint also has `exp_avg.` and `exp_avg_sq.` + Hugging Face name.
+Keys are `model.` + Hugging Face name; a run's checkpoint also has `exp_avg.` and `exp_avg_sq.` + Hugging Face name. Where these
+are codes of 8 bits (`kernels.dynamic8`), their scales are under `exp_avg_scale.` and `exp_avg_sq_scale.`.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from medsft.core.engine.formats.source import Slices, WeightSource, sha256_of_files
+from medsft.core.engine.kernels.dynamic8 import dequantize_matrix, table
 from medsft.core.files import new_folder
 from medsft.core.models.config import read_hf_config, to_hf_config
 from medsft.core.models.tensors import check_complete, check_left_over
 from medsft.errors import MismatchError
 
 Part = Literal["model", "exp_avg", "exp_avg_sq"]
+MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
+"""Adam's moments, and whether their numbers have a sign."""
+SCALE = "_scale"
+"""Ending of the key of a moment's scales."""
 _METADATA_NAMES = {
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
@@ -129,7 +135,7 @@ class DcpTensors:
     Raises `MismatchError` when the list of contents, or a tensor that is asked for, is missing or damaged.
     """
 
-    def __init__(self, folder: Path, part: Part = "model") -> None:
+    def __init__(self, folder: Path, part: str = "model") -> None:
         self._folder = folder
         self._part = part
         self._metadata = _metadata(folder)
@@ -163,6 +169,9 @@ class _DcpSource:
         self._folder = folder
         self._last: tuple[str, Tensor] | None = None
         self._tensors = DcpTensors(folder, part)
+        scales = DcpTensors(folder, part + SCALE) if part in MOMENTS else None
+        self._scales = scales if scales and scales.stored else None
+        self._signed = MOMENTS.get(part, False)
         shapes = {name: tuple(entry.size) for name, entry in self._tensors.stored.items()}
         check_complete(self.config, shapes, where=str(folder))
         check_left_over(self.config, shapes, where=str(folder))
@@ -174,13 +183,16 @@ class _DcpSource:
         return tuple(self._tensors.stored[name].size)
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._tensors.stored[name].properties.dtype
+        return torch.float32 if self._scales else self._tensors.stored[name].properties.dtype
 
     def read(self, name: str, slices: Slices | None = None) -> Tensor:
         """Return a weight or a part of it. The last one is kept, because tables are read in blocks."""
         if self._last is None or self._last[0] != name:
             self._last = None
-            self._last = (name, self._tensors.read(name))
+            found = self._tensors.read(name)
+            if self._scales and name in self._scales.stored:
+                found = dequantize_matrix(found, self._scales.read(name), table(self._signed, found.device))
+            self._last = (name, found)
         whole = self._last[1]
         return whole.clone() if slices is None else whole[slices].clone()
 

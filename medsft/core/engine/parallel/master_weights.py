@@ -4,6 +4,10 @@ The optimizer always works on fp32 master weights. In fp32 they are the model's 
 parameters are copies, cast from the masters once an iteration; the gradient of each micro-batch is added to the master's in
 fp32 and freed at once, so gradients are never held twice. With data parallel FSDP does both. Frozen weights have no master.
 
+With `--optimizer adamw8bit` the masters of a whole model in bf16 are bf16, and are the model's parameters; their gradients are
+added up in fp32 all the same. FSDP adds up and reduces in fp32, too, and gives what comes out the format of the master: the
+gradient that data-parallel ranks update by is rounded to bf16 once.
+
 With an adapter FSDP has the frozen weights alone. What is trained is small: each data-parallel rank has all of it, and one
 message averages the gradients of all of them.
 """
@@ -36,7 +40,7 @@ class MasterWeights:
     """This rank's weights by name: those that are trained, how they feed the model, and those that are frozen."""
 
     by_name: dict[str, nn.Parameter]
-    """The fp32 masters: what the optimizer updates and a checkpoint holds."""
+    """The masters, fp32 or bf16: what the optimizer updates and a checkpoint holds."""
     compute_copies: dict[str, nn.Parameter]
     """The model's bf16 copies of the masters; empty where the masters are the model's parameters."""
     frozen: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -78,12 +82,17 @@ class TrainedTable:
 
 
 def freeze(
-    decoder: Decoder, trainable: Collection[str], *, compute_dtype: torch.dtype, base_precision: str | None = None
+    decoder: Decoder,
+    trainable: Collection[str],
+    *,
+    compute_dtype: torch.dtype,
+    base_precision: str | None = None,
+    master_dtype: torch.dtype = torch.float32,
 ) -> None:
     """Make every parameter that is not in `trainable` one that gets no gradient, in `compute_dtype`.
 
-    With an adapter the matrices of the layers are kept in `base_precision`. Call it before FSDP divides the parameters, and
-    while they are on the meta device: no fp32 memory is then taken for them.
+    With an adapter the matrices of the layers are kept in `base_precision`. What is trained gets `master_dtype`. Call it before
+    FSDP divides the parameters, and while they are on the meta device: no fp32 memory is then taken for them.
     """
     for name, parameter in list(decoder.named_parameters()):
         if name not in trainable:
@@ -95,6 +104,8 @@ def freeze(
             else:
                 kept = parameter.detach().to(DTYPES[own] if own else compute_dtype)
                 _replace(decoder, name, nn.Parameter(kept, requires_grad=False))
+        elif master_dtype != parameter.dtype:
+            _replace(decoder, name, nn.Parameter(parameter.detach().to(master_dtype)))
 
 
 def make_master_weights(decoder: Decoder, *, compute_dtype: torch.dtype, data_parallel: bool) -> MasterWeights:
@@ -116,6 +127,9 @@ def make_master_weights(decoder: Decoder, *, compute_dtype: torch.dtype, data_pa
     copies = {}
     if compute_dtype != torch.float32 and (adapter is not None or not data_parallel):
         for name, master in masters.items():
+            if master.dtype == compute_dtype:
+                _keep_gradient_in_fp32(master)
+                continue
             copies[name] = nn.Parameter(torch.empty_like(master, dtype=compute_dtype))
             copies[name].register_post_accumulate_grad_hook(_move_gradient_to(master))
             _replace(decoder, name, copies[name])
@@ -128,6 +142,18 @@ def make_master_weights(decoder: Decoder, *, compute_dtype: torch.dtype, data_pa
 def _replace(decoder: Decoder, name: str, parameter: nn.Parameter) -> None:
     owner, _, leaf = name.rpartition(".")
     setattr(decoder.get_submodule(owner), leaf, parameter)
+
+
+def _keep_gradient_in_fp32(master: nn.Parameter) -> None:
+    """Let the gradients of a bf16 parameter add up in fp32: the first micro-batch's is converted, others are added to it."""
+
+    def hook(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        if parameter.grad.dtype != torch.float32:
+            parameter.grad = parameter.grad.float()
+
+    master.grad_dtype = None  # any
+    master.register_post_accumulate_grad_hook(hook)
 
 
 def _move_gradient_to(master: nn.Parameter):  # type: ignore[no-untyped-def]
@@ -167,9 +193,9 @@ def allreduce_partial_gradients(masters: MasterWeights, mesh: Mesh) -> None:
 
 
 def _allreduce(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:
-    """Add up `tensors` over the ranks of `group` in place, many in one message."""
+    """Add up `tensors` over the ranks of `group` in place, many in one message, in fp32."""
     for together in _messages(tensors):
-        flat = torch.cat([tensor.flatten() for tensor in together])
+        flat = torch.cat([tensor.flatten().float() for tensor in together])
         dist.all_reduce(flat, group=group)
         for tensor, total in zip(together, flat.split([tensor.numel() for tensor in together]), strict=True):
             tensor.copy_(total.view(tensor.shape))

@@ -45,11 +45,13 @@ def build_stage(
     decoder_class: type[Decoder] = Decoder,
     adapter: Adapter | None = None,
     reshard: bool = False,
+    master_dtype: torch.dtype = torch.float32,
 ) -> Decoder:
     """Return this rank's part of the model, sharded and allocated but not filled.
 
-    The weights named in `trainable` are in fp32, the others frozen in `compute_dtype`, or as `adapter` says. `decoder_class` is
-    the class of a stage: a pipeline schedule calls its stages in its own way. `reshard` as in `shard_data_parallel`.
+    The weights named in `trainable` are in `master_dtype`, the others frozen in `compute_dtype`, or as `adapter` says.
+    `decoder_class` is the class of a stage: a pipeline schedule calls its stages in its own way. `reshard` as in
+    `shard_data_parallel`.
     """
     layout = mesh.layout
     with torch.device("meta"):
@@ -65,7 +67,8 @@ def build_stage(
         layer.recompute = recompute
     if layout.tp > 1:
         shard_tensors(decoder, mesh.devices["tp"])
-    freeze(decoder, trainable, compute_dtype=compute_dtype, base_precision=adapter.base_precision if adapter else None)
+    kept = adapter.base_precision if adapter else None
+    freeze(decoder, trainable, compute_dtype=compute_dtype, base_precision=kept, master_dtype=master_dtype)
     if layout.dp > 1 and adapter is not None:
         shard_frozen_layers(decoder, mesh.devices["dp"])
     elif layout.dp > 1:

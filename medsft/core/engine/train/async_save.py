@@ -23,10 +23,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from medsft.core.engine.nn.dtensor import local_part
 from medsft.core.engine.parallel.master_weights import MasterWeights
 from medsft.core.engine.parallel.mesh import Mesh
-from medsft.core.engine.train.checkpoint import TrainState, commit, describe, hash_own_files, random_state, tensors
+from medsft.core.engine.train.checkpoint import TrainState, bytes_of, commit, describe, hash_own_files, random_state, tensors
 from medsft.core.engine.train.host_copies import Content, HostCopies
 from medsft.core.host_memory import free_memory
 from medsft.core.models.config import ModelConfig
@@ -136,7 +135,7 @@ class Saver:
 
     def _memory_allows(self) -> tuple[bool, bool]:
         """Return the same answers on every rank: whether each can hold its shards twice, and whether in pinned memory."""
-        size = 3 * sum(local_part(master).nbytes for master in self._masters.by_name.values())
+        size = bytes_of(self._masters, self._optimizer)
         size = 0 if self._copies.are_kept else size
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", self._mesh.layout.world))
         free = free_memory() / ranks
@@ -167,7 +166,9 @@ class Saver:
         final = self._run.checkpoint_path(writing.state.iteration)
         files = {name: record for answer in answers for name, record in answer[1].items()}
         if not problems and self._mesh.reports:
-            problems = commit(self._run, writing.aside, final, writing.state, self._model, self._identity, files, self._adapter)
+            dtype = next((str(p.dtype).removeprefix("torch.") for p in self._masters.by_name.values()), "float32")
+            content = (writing.state, self._model, self._identity, files, self._adapter)
+            problems = commit(self._run, writing.aside, final, *content, dtype=dtype)
         problems = [p for answer in self._mesh.gather(problems) for p in answer]  # type: ignore[attr-defined]
         if problems:
             self._give_up(writing.state.iteration, writing.aside, problems[0])

@@ -18,6 +18,7 @@ from medsft.core.engine.nn.quantized import QuantizedWeight
 from medsft.core.engine.parallel.master_weights import make_master_weights
 from medsft.core.engine.parallel.mesh import Mesh
 from medsft.core.engine.parallel.sharding import build_stage
+from medsft.core.engine.train.adamw8bit import AdamW8bit, compile_update
 from medsft.core.engine.train.adapters import begin_adapter, record_adapter, start_of
 from medsft.core.engine.train.arithmetic import check_arithmetic
 from medsft.core.engine.train.async_save import Saver
@@ -31,6 +32,7 @@ from medsft.core.engine.train.questions import open_tasks
 from medsft.core.engine.train.trainer import Trainer, TrainState
 from medsft.core.engine.train.weights import load_weights
 from medsft.core.models.run_folder import read_manifest
+from medsft.core.planning.optimizer import has_fp32_masters
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.selection import Split, open_splits
 from medsft.core.planning.trainable import trainable_names
@@ -59,6 +61,7 @@ def build_trainer(
     rows = len(adapter.rows) if adapter else 0
     trainable = trainable_names(model, lora, rows) if trainable is None else trainable
     dtype = DTYPES[plan.precision]
+    in_fp32 = has_fp32_masters(plan.config.optimizer, bf16=plan.precision == "bf16", adapter=adapter is not None)
     decoder = build_stage(
         model,
         mesh,
@@ -68,14 +71,19 @@ def build_trainer(
         reshard=plan.reshard,
         decoder_class=PipelineDecoder if mesh.layout.pp > 1 else Decoder,
         adapter=adapter,
+        master_dtype=DTYPES["fp32"] if in_fp32 else dtype,
     )
     masters = make_master_weights(decoder, compute_dtype=dtype, data_parallel=mesh.layout.dp > 1)
     optimizer = make_optimizer(masters, plan.config)
+    not_compiled = compile_update(optimizer, list(masters.by_name.values()), mesh) if isinstance(optimizer, AdamW8bit) else ""
     iteration, damaged = find_good_checkpoint(run, mesh)
     if events:
         _report_start(plan, events, iteration or 0)
         for line in damaged:
             events.write("warning", message=line)
+        if not_compiled:
+            slower = "The optimizer's update is not compiled, so it takes longer and gives other last digits"
+            events.write("warning", message=f"{slower}: {not_compiled}")
     before = None if iteration is None else read_manifest(run.checkpoint_path(iteration)).get("arithmetic")
     for line in check_arithmetic(mesh, before):
         if events:

@@ -1,8 +1,9 @@
 """Checkpoints of a run: torch.distributed.checkpoint folders that any layout can read.
 
 This module has the format: what is in a checkpoint, how it gets its name, how it is checked and read. `async_save` writes it.
-It holds what is trained: the weights of `planning.trainable`, their moments, and random states. With an adapter its manifest
-says what adapter it is, and of which base model.
+It holds what is trained: the weights of `planning.trainable` as the optimizer updates them, their moments (of those in 8 bits
+the codes, under the moment's name, and the scales), and random states. With an adapter its manifest says what adapter it is,
+and of which base model.
 
     .iter_0000800.saving/ --all ranks write--> hashes --> config.json, manifest.json --fsync--> rename --> tracker
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -25,11 +26,15 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
 from medsft.core.disk import probe, trouble
+from medsft.core.engine.formats.dcp import MOMENTS, SCALE
+from medsft.core.engine.nn.dtensor import local_part
 from medsft.core.engine.parallel.master_weights import MasterWeights
 from medsft.core.engine.parallel.mesh import Mesh
+from medsft.core.engine.train.adamw8bit import AdamW8bit, new_state, reblock, saved_scales
 from medsft.core.engine.train.adapters import adapter_differences
 from medsft.core.engine.train.arithmetic import arithmetic
 from medsft.core.files import sealed, sync_entry
@@ -39,7 +44,6 @@ from medsft.core.run.integrity import find_good, hash_file
 from medsft.core.run.rundir import RunDir
 from medsft.errors import MismatchError
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 _READERS = 4
 
 
@@ -93,11 +97,16 @@ def commit(
     identity: str,
     files: dict[str, dict[str, Any]],
     adapter: Mapping[str, Any] | None = None,
+    *,
+    dtype: str = "float32",
 ) -> list[str]:
-    """Complete the folder, give it its name, then move the tracker. Returns what went wrong. Reporting rank only."""
+    """Complete the folder, give it its name, then move the tracker. Returns what went wrong. Reporting rank only.
+
+    `dtype` is torch's name of the format of the weights in it.
+    """
     try:
         config = aside / "config.json"
-        config.write_text(json.dumps(to_hf_config(model, dtype="float32"), indent=1) + "\n")
+        config.write_text(json.dumps(to_hf_config(model, dtype=dtype), indent=1) + "\n")
         for path in (aside / ".metadata", config):
             files[path.name] = hash_file(path)
         manifest = {"iteration": state.iteration, "identity": identity, "state": _state_fields(state), "files": files}
@@ -147,19 +156,30 @@ def tensors(masters: MasterWeights, optimizer: torch.optim.Optimizer) -> dict[st
     """Return the trained weights and their moments by name; moments that do not exist yet are made, as zeros."""
     ensure_moments(masters, optimizer)
     result: dict[str, Any] = {"model": {name: p.detach() for name, p in masters.by_name.items()}}
-    for moment in _MOMENTS:
-        result[moment] = {name: optimizer.state[p][moment] for name, p in masters.by_name.items()}
+    for part in (*MOMENTS, *(moment + SCALE for moment in MOMENTS)):
+        found = {name: optimizer.state[p][part] for name, p in masters.by_name.items() if part in optimizer.state[p]}
+        if found or part in MOMENTS:
+            result[part] = found
     return result
+
+
+def bytes_of(masters: MasterWeights, optimizer: torch.optim.Optimizer) -> int:
+    """Return the size of what this rank has of `tensors`."""
+    return sum(local_part(tensor).nbytes for part in tensors(masters, optimizer).values() for tensor in part.values())
 
 
 def ensure_moments(masters: MasterWeights, optimizer: torch.optim.Optimizer, *, fill: bool = True) -> None:
     """Give every master its Adam state: zeros, as the first update would, or with `fill=False` memory that a load will fill."""
     make = torch.zeros_like if fill else torch.empty_like
     for parameter in masters.by_name.values():
-        if not optimizer.state[parameter]:
+        if optimizer.state[parameter]:
+            continue
+        if isinstance(optimizer, AdamW8bit):
+            optimizer.state[parameter] = new_state(parameter)
+        else:
             optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                **{moment: make(parameter, memory_format=torch.preserve_format) for moment in _MOMENTS},
+                **{moment: make(parameter, memory_format=torch.preserve_format) for moment in MOMENTS},
             }
 
 
@@ -213,12 +233,34 @@ def load_checkpoint(
         )
     ensure_moments(masters, optimizer, fill=False)
     wanted = tensors(masters, optimizer)
+    sizes = {key: entry.size for key, entry in keys.items() if isinstance(entry, TensorStorageMetadata)}
+    divided_otherwise = _make_room_for_scales(wanted, masters, sizes)
     dcp.load(wanted, storage_reader=_Reader(path))
+    for name, moment, scales in divided_otherwise:
+        reblock(masters.by_name[name], optimizer.state[masters.by_name[name]], moment, scales)
     state = TrainState(**manifest["state"])
     for parameter in masters.by_name.values():
         optimizer.state[parameter]["step"].fill_(state.iteration)
     _restore_random(path, mesh, keys)
     return state
+
+
+def _make_room_for_scales(
+    wanted: Mapping[str, Any], masters: MasterWeights, saved: Mapping[str, Sequence[int]]
+) -> list[tuple[str, str, torch.Tensor]]:
+    """Put room into `wanted` for saved scales of another shape than this layout's, and return (weight, moment, room) of each.
+
+    They are of a matrix whose columns were divided over ranks otherwise. `saved` has the shapes in the checkpoint.
+    """
+    made = []
+    for moment in MOMENTS:
+        scales = wanted.get(moment + SCALE, {})
+        for name in scales:
+            shape = tuple(saved[f"{moment}{SCALE}.{name}"])
+            if shape != tuple(scales[name].shape):
+                scales[name] = saved_scales(masters.by_name[name], shape)
+                made.append((name, moment, scales[name]))
+    return made
 
 
 class _Reader(FileSystemReader):

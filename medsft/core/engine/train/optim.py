@@ -1,4 +1,4 @@
-"""AdamW over the master weights, and the norm of the gradient over the whole mesh."""
+"""The optimizer over the master weights, and the norm of the gradient over the whole mesh."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from medsft.core.config.lora import TRAINED_ROWS
 from medsft.core.config.run_config import RunConfig
 from medsft.core.engine.parallel.master_weights import MasterWeights, local_gradient
 from medsft.core.engine.parallel.mesh import Mesh
+from medsft.core.engine.train.adamw8bit import AdamW8bit
+from medsft.core.planning.optimizer import ADAMW8BIT
 
 TIED_TABLE = "model.embed_tokens.weight"
 TIED = (TIED_TABLE, TRAINED_ROWS[TIED_TABLE])
 """What is trained of a tied embedding: the table, or beside an adapter some of its rows."""
 
 
-def make_optimizer(masters: MasterWeights, config: RunConfig) -> torch.optim.AdamW:
+def make_optimizer(masters: MasterWeights, config: RunConfig) -> torch.optim.Optimizer:
     """Return AdamW with decoupled decay on matrices (embedding and output projection included), none on norms and biases."""
     matrices = [p for p in masters.by_name.values() if p.ndim >= 2]
     vectors = [p for p in masters.by_name.values() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]] or groups,  # a pipeline stage may have nothing to train
-        lr=config.lr,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_eps,
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]] or groups  # a pipeline stage may have nothing to train
+    betas = config.adam_beta1, config.adam_beta2
+    if config.optimizer == ADAMW8BIT:
+        return AdamW8bit(groups, masters.by_name, lr=config.lr, betas=betas, eps=config.adam_eps, seed=config.seed)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.adam_eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -59,11 +59,11 @@ def squared_norm(masters: MasterWeights, mesh: Mesh, *, tied_copy: bool) -> Tens
 
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the sum of the squares of all numbers in fp32 tensors, fp64 [1]."""
+    """Return the sum of the squares of all numbers in fp32 or bf16 tensors, fp64 [1]."""
     total = torch.zeros(1, dtype=torch.float64, device=tensors[0].device)
     for tensor in tensors:
         # Row by row: added up in fp32 at once, the squares of a table of 25 million lose the fourth digit of its norm.
-        total += torch.linalg.vector_norm(tensor, dim=-1).double().square().sum()
+        total += torch.linalg.vector_norm(tensor, dim=-1, dtype=torch.float32).double().square().sum()
     return total
 
 

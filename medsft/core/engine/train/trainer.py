@@ -309,4 +309,7 @@ def allreduce_tied_gradients(masters: MasterWeights, mesh: Mesh, *, tied: bool) 
         return
     for name in TIED:
         if name in masters.by_name:
-            dist.all_reduce(local_gradient(masters.by_name[name]), group=mesh.embedding_group)
+            gradient = local_gradient(masters.by_name[name])
+            total = gradient.float()  # the gradient itself where it is fp32
+            dist.all_reduce(total, group=mesh.embedding_group)
+            gradient.copy_(total)
