@@ -21,7 +21,7 @@ def numbers(rows, columns, seed=0):
 
 
 def test_the_mean_over_many_iterations_is_the_number():
-    matrix, draws = numbers(16, 64), 4000
+    matrix, draws = numbers(16, 64), 1000
     total = torch.zeros(16, 64, dtype=torch.float64)
     for iteration in range(draws):
         total += rounded(matrix, iteration=iteration).double()

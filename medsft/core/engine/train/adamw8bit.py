@@ -89,17 +89,17 @@ class AdamW8bit(torch.optim.Optimizer):
         assert parameter.grad is not None
         weight, gradient = _rows(local_part(parameter.detach())), _rows(local_part(parameter.grad))
         if not is_quantized(parameter.shape):
-            in_fp32 = [_rows(local_part(state[moment])) for moment in MOMENTS]
+            mean, square = (_rows(local_part(state[moment])) for moment in MOMENTS)
             slope = gradient.float()
-            in_fp32[0].lerp_(slope, 1 - betas[0])
-            in_fp32[1].mul_(betas[1]).addcmul_(slope, slope, value=1 - betas[1])
-            move_rows(weight, *in_fp32, coefficients, bits)
+            mean.lerp_(slope, 1 - betas[0])
+            square.mul_(betas[1]).addcmul_(slope, slope, value=1 - betas[1])
+            move_rows(weight, mean, square, coefficients, bits)
             return
         first, second = (_quantized(state, moment) for moment in MOMENTS)
         for rows in _chunks(weight):
-            mean, square = (Moment(codes[rows], scales[rows], kind) for codes, scales, kind in (first, second))
+            one, two = (Moment(codes[rows], scales[rows], kind) for codes, scales, kind in (first, second))
             of_rows = bits and Bits(bits.rows[rows], bits.columns)
-            self.update_rows(weight[rows], gradient[rows], mean, square, coefficients, betas, of_rows)
+            self.update_rows(weight[rows], gradient[rows], one, two, coefficients, betas, of_rows)
 
 
 def compile_update(optimizer: AdamW8bit, masters: Sequence[nn.Parameter], mesh: Mesh) -> str:
