@@ -58,13 +58,13 @@ def saved(run: RunDir, iteration: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_losses_are_those_of_adamw(made, tmp_path, precision):
-    """Over 50 iterations that bring the loss down by a half and more."""
+    """Over 50 iterations that bring the loss down by a quarter and more."""
     curves = []
     for kind in ("adamw", "adamw8bit"):
         plan = plan_at(made, tmp_path / kind, optimizer=kind, precision=precision, iters=50, save_interval=100)
         curves.append([loss for loss, _ in steps(tiny.train(plan))])
     exact, found = (torch.tensor(curve) for curve in curves)
-    assert exact[-5:].mean() < 0.6 * exact[0]
+    assert exact[-5:].mean() < 0.75 * exact[0]
     assert found[0] == exact[0]
     assert (found - exact).abs().max() < 0.12
     assert (found - exact).abs().mean() < 0.03
