@@ -38,3 +38,5 @@ OPTIMIZERS = {
         "Only AdamW is offered; `adamw8bit` takes less memory.",
     ),
 }
+OPTIMIZER_HELP = "AdamW with fp32 weights and moments; or with moments in 8 bits and, in bf16, no fp32 weights: half the memory"
+"""The help of `--optimizer`, which names both values."""

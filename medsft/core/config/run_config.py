@@ -12,7 +12,7 @@ from typing import Any
 
 from medsft.core.config.compat import COMPAT_RULES, CompatRules
 from medsft.core.config.data_files import data_file, share_of_validation, shares_of
-from medsft.core.config.elsewhere import ADAPTERS, BASE_PRECISIONS, FORMATS_OF_ROWS, OPTIMIZERS, PRECISIONS
+from medsft.core.config.elsewhere import ADAPTERS, BASE_PRECISIONS, FORMATS_OF_ROWS, OPTIMIZER_HELP, OPTIMIZERS, PRECISIONS
 from medsft.core.config.eval_tasks import DEFAULT_LIMIT
 from medsft.core.config.lora import LoraSpec, targets_in
 from medsft.core.config.options import Default, check_types, converted, format_number, option, plain
@@ -214,12 +214,7 @@ class RunConfig:
     adam_eps: float = option(1e-5, "Adam epsilon", "training", above=0, advanced=True)
     clip_grad: float = option(1.0, "Largest norm of the gradient, 0 for no clipping", "training", minimum=0, advanced=True)
     optimizer: str = option(
-        "adamw",
-        "AdamW with fp32 weights and moments; or with moments in 8 bits and, in bf16, no fp32 weights: half the memory",
-        "training",
-        choices=("adamw", "adamw8bit"),
-        elsewhere=OPTIMIZERS,
-        advanced=True,
+        "adamw", OPTIMIZER_HELP, "training", choices=("adamw", "adamw8bit"), elsewhere=OPTIMIZERS, advanced=True
     )
     precision: str = option(
         "auto",
