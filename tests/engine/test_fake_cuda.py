@@ -81,7 +81,7 @@ def test_recomputing_takes_less_memory_and_more_kernels():
 
 def test_micro_batches_take_turns_in_memory():
     two, four = (measure_step(MODELS["135M"], [512] * 4, count) for count in (2, 4))
-    assert four.peak_bytes == two.peak_bytes
+    assert four.peak_bytes - two.peak_bytes <= 2 * 512  # the loss of each is kept, for the report
     assert four.syncs == two.syncs == {"_local_scalar_dense": 6}  # the six figures of an iteration, read at its end
 
 
