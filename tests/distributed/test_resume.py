@@ -89,14 +89,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(made, tmp_path
 def test_a_full_disk_keeps_the_last_checkpoint(made, tmp_path, monkeypatch, capfd):
     plan = plan_at(made, tmp_path, (1, 2, 1), iters=9)
     run = tiny.create(plan)
-    save = async_save.dcp.async_save
+    save = async_save.dcp.save
 
     def fails_later(*args, **kwargs):
         if run.checkpoint_path(3).exists():
             raise OSError(errno.ENOSPC, "No space left on device", str(run.path))
         return save(*args, **kwargs)
 
-    monkeypatch.setattr(async_save.dcp, "async_save", fails_later)
+    monkeypatch.setattr(async_save.dcp, "save", fails_later)
     with pytest.raises(Exception, match="exit code 6"):
         tiny.train(plan)
     assert "The checkpoint of iteration 6 could not be saved. The disk is full: " in capfd.readouterr().err
