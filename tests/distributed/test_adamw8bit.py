@@ -56,9 +56,9 @@ def saved(run: RunDir, iteration: int) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_losses_are_those_of_adamw(made, tmp_path, precision):
-    """Over 50 iterations that bring the loss down by a quarter and more."""
+@pytest.mark.parametrize(("precision", "mean"), [("fp32", 0.03), ("bf16", 0.06)])
+def test_the_losses_are_those_of_adamw(made, tmp_path, precision, mean):
+    """Over 50 iterations that bring the loss down by a quarter and more. In bf16 the weights are rounded, too."""
     curves = []
     for kind in ("adamw", "adamw8bit"):
         plan = plan_at(made, tmp_path / kind, optimizer=kind, precision=precision, iters=50, save_interval=100)
@@ -67,7 +67,7 @@ def test_the_losses_are_those_of_adamw(made, tmp_path, precision):
     assert exact[-5:].mean() < 0.75 * exact[0]
     assert found[0] == exact[0]
     assert (found - exact).abs().max() < 0.12
-    assert (found - exact).abs().mean() < 0.03
+    assert (found - exact).abs().mean() < mean
 
 
 @pytest.mark.parametrize(("layout", "precision"), EXACT, ids=str)

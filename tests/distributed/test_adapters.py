@@ -160,8 +160,8 @@ def test_every_layout_trains_the_same_adapter(trained, layout):
         for name, (starts, values) in part["trained"].items():
             assert torch.equal(copies.setdefault((name, starts), values), values)
     for (loss, norm), (expected_loss, expected_norm) in zip(found, figures, strict=True):
-        assert loss == pytest.approx(expected_loss, rel=1e-6)
-        assert norm == pytest.approx(expected_norm, rel=1e-5)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert norm == pytest.approx(expected_norm, rel=1e-4)
 
 
 def test_the_first_loss_is_the_base_models(made, tmp_path):
