@@ -80,7 +80,7 @@ def medsft(*words: str) -> str:
 
 @pytest.mark.parametrize(
     ("recipe", "devices", "layout"),
-    [("small_gpu", SMALL, (1, 1, 1)), ("one_node", LARGE, (1, 4, 2)), ("cluster", LARGE, (2, 2, 8))],
+    [("small_gpu", SMALL, (1, 1, 1)), ("one_node", LARGE, (1, 8, 1)), ("cluster", LARGE, (2, 2, 8))],
 )
 def test_a_recipe_fits_the_machines_that_it_names(
     folder: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, devices: Devices, layout: tuple[int, int, int]

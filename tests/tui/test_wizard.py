@@ -377,27 +377,17 @@ async def test_kinds_of_training_are_shown_beside_one_another_and_a_smaller_one_
         assert "--adapter lora" in command_line(app.screen.state.config)
 
 
-async def test_where_moments_in_8_bits_are_enough_they_are_offered(drafted, until, monkeypatch):
-    monkeypatch.setattr(planner, "find_devices", lambda: Devices("cuda", 1, 8 << 30, "a device", bf16=True))
+@pytest.mark.parametrize(("gib", "kind", "option"), [(8, "8-bit", "optimizer adamw8bit"), (3, "QLoRA", "base_precision nf4")])
+async def test_the_kind_that_fits_is_offered(gib, kind, option, drafted, until, monkeypatch):
+    monkeypatch.setattr(planner, "find_devices", lambda: Devices("cuda", 1, gib << 30, "a device", bf16=True))
     app = drafted()
     async with app.run_test(size=(80, 40)) as pilot:
         await chosen(app, pilot, until)
         await pilot.press("escape", "3")
-        await until(pilot, lambda: "8-bit" in str(app.screen.query_one("#train-smaller", Button).label))
+        await until(pilot, lambda: kind in str(app.screen.query_one("#train-smaller", Button).label))
         app.screen.query_one("#train-smaller", Button).press()
-        await until(pilot, lambda: app.screen.state.config.optimizer == "adamw8bit" and settled(app))
-        await until(pilot, lambda: "● 8-bit AdamW" in text_of(app, "#kinds"))
-        assert not app.screen.query_one("#smaller").display
-        assert "--optimizer adamw8bit" in command_line(app.screen.state.config)
-
-
-async def test_where_lora_is_too_large_the_base_is_offered_in_four_bits(drafted, until, monkeypatch):
-    monkeypatch.setattr(planner, "find_devices", lambda: Devices("cuda", 1, 3 << 30, "a device", bf16=True))
-    app = drafted()
-    async with app.run_test(size=(80, 40)) as pilot:
-        await chosen(app, pilot, until)
-        await pilot.press("escape", "3")
-        await until(pilot, lambda: "QLoRA" in str(app.screen.query_one("#train-smaller", Button).label))
-        app.screen.query_one("#train-smaller", Button).press()
-        await until(pilot, lambda: app.screen.state.config.base_precision == "nf4" and settled(app))
-        assert app.screen.query_one("#field-base_precision Choice", Choice).value == "nf4"
+        name, value = option.split()
+        await until(pilot, lambda: getattr(app.screen.state.config, name) == value and settled(app))
+        await until(pilot, lambda: f"● {kind}" in text_of(app, "#kinds"))
+        assert f"--{option}" in command_line(app.screen.state.config)
+        assert app.screen.query_one(f"#field-{name} Choice", Choice).value == value
