@@ -16,8 +16,8 @@ from medsft.core.engine.commands.entry_point import run_process
 
 _SIZE = {"cpu": 1024, "cuda": 8192}
 """Of the square matrices: a GPU needs 8,192 to reach its rate, a processor takes a minute for that."""
-_SMALL_SIZE = 2048
-"""On a GPU whose memory others have taken."""
+_SMALL_SIZE = {"cpu": 128, "cuda": 2048}
+"""On a processor that imitates a number format at a thousandth of the rate, and on a GPU whose memory others have taken."""
 _SECONDS = 0.3
 _MOST_CALLS = 1000
 _LENGTHS, _HEADS, _HEAD_DIM = (2048,) * 4, (32, 8), 128
@@ -69,11 +69,19 @@ def attention_facts(device: torch.device, lengths: Sequence[int]) -> dict[str, A
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Return the rate of square matrix products in FLOP/s, measured over about a third of a second. 2 n^3 operations each."""
-    size = _SIZE[device.type]
+    size, small = _SIZE[device.type], _SMALL_SIZE[device.type]
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 8 * 4 * size**2:
-        size = _SMALL_SIZE
+        size = small
+    if device.type == "cpu":
+        seconds = _seconds_of_product(small, dtype, device)
+        if seconds * (size / small) ** 3 > _SECONDS:
+            return 2 * small**3 / seconds
+    return 2 * size**3 / _seconds_of_product(size, dtype, device)
+
+
+def _seconds_of_product(size: int, dtype: torch.dtype, device: torch.device) -> float:
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / seconds_per_call(lambda: left @ right, device)
+    return seconds_per_call(lambda: left @ right, device)
 
 
 def seconds_per_call(call: Callable[[], object], device: torch.device) -> float:
