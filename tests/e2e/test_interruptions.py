@@ -48,8 +48,12 @@ def assert_same_run(one: RunDir, two: RunDir, iterations: int) -> None:
         assert b.series[name] == a.series[name]
     assert b.eval_series["loss"] == a.eval_series["loss"]
     assert (b.tokens, b.supervised_tokens) == (a.tokens, a.supervised_tokens)
-    weights = [Path(view.export, "model.safetensors").read_bytes() for view in (a, b)]
-    assert weights[0] == weights[1]
+    models = Path(a.export), Path(b.export)
+    names = [{str(file.relative_to(model)) for file in model.rglob("*.safetensors")} for model in models]
+    assert names[0] == names[1]
+    assert "model.safetensors" in names[0]
+    for name in names[0]:
+        assert (models[0] / name).read_bytes() == (models[1] / name).read_bytes(), name
 
 
 def project(folder: Path, **changes):
@@ -97,6 +101,34 @@ def test_killed_twice_stopped_once_and_finished_once(tmp_path):
     assert_same_run(undisturbed, run, 60)
     with pytest.raises(AlreadyFinishedError, match="its model is in"):
         plan()
+
+
+def test_an_adapter_killed_while_it_trains_saves_and_is_exported(tmp_path):
+    lora = {"adapter": "lora", "lora_rank": 4, "save_interval": 2}
+    undisturbed = start(project(tmp_path / "a", **lora)())
+    plan = project(tmp_path / "b", **lora)
+    run = start(plan())
+    wait_for_steps(run, 5)
+    kill(run, "rank 1")
+    assert wait_for_end(run) == "failed"
+    run = start(plan())
+    wait_for_steps(run, 1)
+    wait_for_files(run, ".iter_*.saving")
+    kill(run, "rank 0")
+    assert wait_for_end(run) == "failed"
+    run = start(plan())
+    half_written = f".{Path(plan().export_dir).name}.*.new"
+    wait_for(lambda: any(run.path.parent.glob(half_written)))
+    signal_all(processes_of(run), signal.SIGKILL)
+    assert wait_for_end(run) != "finished"
+    assert_nothing_survives(run)
+    assert run.latest_checkpoint() == 60
+    assert not Path(plan().export_dir).exists()
+    run = start(plan())
+    assert wait_for_end(run) == wait_for_end(undisturbed) == "finished"
+    assert not list(run.path.parent.glob(half_written))
+    assert_same_run(undisturbed, run, 60)
+    assert (Path(run.view().export) / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.timeout(180 + 40 * KILLS)
