@@ -25,16 +25,6 @@ _KINDS: dict[str, dict[str, Any]] = {
 """By the name of a kind of training, its options."""
 _LARGE = "LoRA", "QLoRA"
 """Those whose peak is measured at the size of a 1B model."""
-_SMALL = {
-    **shapes.SMOLLM2_135M,
-    "vocab_size": 1024,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-}
 _LIMITS = {"fp32": 1e-4, "bf16": 2e-2}
 _WARM, _MEASURED = 1, 3
 _ITERATIONS = _WARM + _MEASURED
@@ -74,7 +64,7 @@ def _check_codec(found: Findings, what: str, size: tuple[int, int], dtype: torch
 
 def _compare(found: Findings, setup: Setup, wanted: Sequence[tuple[str, str]]) -> None:
     """Check losses and norms on the device against those of the same in processes that see no GPU, which run meanwhile."""
-    base = shapes.write_random_base(setup.work / "small", _SMALL)
+    base = shapes.write_random_base(setup.work / "small", shapes.SMALL)
     with ThreadPoolExecutor() as pool:
         on_cpu = {}
         with without_gpus():

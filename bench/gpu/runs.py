@@ -32,18 +32,8 @@ from medsft.core.devices import find_devices
 from medsft.core.run.rundir import RunDir
 from medsft.errors import ExitCode
 
-_SHAPE = {
-    **shapes.SMOLLM2_135M,
-    "vocab_size": 1024,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-}
 _LARGE_SHAPE = {
-    **_SHAPE,
+    **shapes.SMALL,
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 8,
@@ -63,7 +53,7 @@ _ENDING_SECONDS = 20
 def measure(setup: Setup, found: Findings) -> None:
     """See the module."""
     devices = find_devices()
-    base = shapes.write_random_base(setup.work / "base", _SHAPE)
+    base = shapes.write_random_base(setup.work / "base", shapes.SMALL)
     config, settings = _project(setup.work, base, iterations=_TINY_ITERATIONS if setup.tiny else _ITERATIONS)
     precisions = ("fp32",) if setup.tiny or not devices.bf16 else ("fp32", "bf16")
     with _ended(setup) as running:
@@ -103,7 +93,7 @@ def _project(folder: Path, base: Path, *, iterations: int) -> tuple[medsft.RunCo
     """Write rows and medsft.toml, and return the config of a short run and the settings file."""
     settings = folder / "medsft.toml"
     settings.write_text(f"[checkpoints.{_CHECKPOINT}]\n0.1 = {json.dumps(str(base))}\n", encoding="utf-8")
-    vocabulary = int(_SHAPE["vocab_size"])
+    vocabulary = int(shapes.SMALL["vocab_size"])
     config = medsft.RunConfig(
         checkpoint=_CHECKPOINT,
         size=0.1,

@@ -30,6 +30,17 @@ SMOLLM2_135M: dict[str, Any] = {
     "rope_theta": 100_000.0,
     "tie_word_embeddings": True,
 }
+SMALL = {
+    **SMOLLM2_135M,
+    "vocab_size": 1024,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+"""Small enough to train on a CPU beside the GPU."""
 LLAMA_1B: dict[str, Any] = {
     **_LLAMA,
     "vocab_size": 128_256,
