@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from bench.sparse_weights import write_tensors as write_tensors
 from medsft.core.config.run_config import RunConfig, from_mapping
 from medsft.core.devices import Devices
-from medsft.core.models.config import read_hf_config
+from medsft.core.models.config import ModelConfig, read_hf_config
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import Event, EventReader, EventWriter
 from medsft.core.run.launch import Launch
@@ -30,6 +30,35 @@ from medsft.core.workflow import prepare
 
 if TYPE_CHECKING:
     from medsft.core.engine.parallel.mesh import Mesh
+
+SMALL_MODEL = ModelConfig(
+    family="llama",
+    vocab_size=96,
+    hidden_size=48,
+    intermediate_size=80,
+    num_layers=2,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=8,
+    norm_eps=1e-5,
+    rope_theta=10000.0,
+    max_position_embeddings=512,
+    tie_embeddings=False,
+)
+SMOLLM2 = ModelConfig(
+    family="llama",
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    norm_eps=1e-5,
+    rope_theta=1e5,
+    max_position_embeddings=8192,
+    tie_embeddings=True,
+)
 
 WORDS = [f"w{i}" for i in range(80)]
 SIZES: dict[str, Any] = {

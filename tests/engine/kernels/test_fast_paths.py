@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
@@ -18,24 +20,9 @@ from medsft.core.engine.nn.linear import Linear
 from medsft.core.engine.nn.loss import weighted_nll
 from medsft.core.engine.nn.model import Decoder
 from medsft.core.engine.parallel.master_weights import MasterWeights, make_master_weights
-from medsft.core.models.config import ModelConfig
 
 LENGTHS = (150, 1, 70, 29)
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=96,
-    hidden_size=48,
-    intermediate_size=80,
-    num_layers=3,
-    num_heads=6,
-    num_kv_heads=2,
-    head_dim=8,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
-    rope_scaling=None,
-    max_position_embeddings=512,
-    tie_embeddings=True,
-)
+CONFIG = replace(tiny.SMALL_MODEL, num_layers=3, tie_embeddings=True)
 needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
 
 

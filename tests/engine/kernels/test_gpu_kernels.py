@@ -6,10 +6,12 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from torch._decomp import decomposition_table
@@ -23,26 +25,10 @@ from medsft.core.engine.nn import fused
 from medsft.core.engine.nn.adapters import Adapter
 from medsft.core.engine.nn.attention import PackedSequences
 from medsft.core.engine.nn.model import Decoder
-from medsft.core.models.config import ModelConfig
 
 CPU = torch.device("cpu")
 LENGTHS = (40, 1, 23)
-CONFIG = ModelConfig(
-    family="qwen3",
-    vocab_size=96,
-    hidden_size=48,
-    intermediate_size=80,
-    num_layers=2,
-    num_heads=6,
-    num_kv_heads=2,
-    head_dim=8,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
-    rope_scaling=None,
-    max_position_embeddings=512,
-    tie_embeddings=True,
-    qk_norm=True,
-)
+CONFIG = replace(tiny.SMALL_MODEL, family="qwen3", tie_embeddings=True, qk_norm=True)
 
 
 class TakesMemory(torch.autograd.Function):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import tiny
 from fake_cuda import measure_step
 
 from medsft.core.config.lora import LoraSpec
@@ -17,20 +18,7 @@ from medsft.core.planning.adapter import AdapterPlan
 from medsft.core.planning.layout import Layout
 from medsft.core.planning.memory import Workload, estimate_memory
 
-SMOLLM2 = ModelConfig(
-    family="llama",
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_layers=6,
-    num_heads=9,
-    num_kv_heads=3,
-    head_dim=64,
-    norm_eps=1e-5,
-    rope_theta=1e5,
-    max_position_embeddings=8192,
-    tie_embeddings=True,
-)
+SMOLLM2 = replace(tiny.SMOLLM2, num_layers=6)
 LLAMA_1B = replace(
     SMOLLM2, vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_layers=4, num_heads=32, num_kv_heads=8
 )

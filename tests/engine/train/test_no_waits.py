@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
@@ -16,23 +17,9 @@ from medsft.core.engine.train.batches import MicroBatch, RankBatch
 from medsft.core.engine.train.head import LossHead
 from medsft.core.engine.train.optim import squared_norm
 from medsft.core.engine.train.step import SingleStage
-from medsft.core.models.config import ModelConfig
 
 LENGTHS = (40, 1, 23)
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=96,
-    hidden_size=48,
-    intermediate_size=80,
-    num_layers=2,
-    num_heads=6,
-    num_kv_heads=2,
-    head_dim=8,
-    norm_eps=1e-5,
-    rope_theta=10000.0,
-    max_position_embeddings=512,
-    tie_embeddings=False,
-)
+CONFIG = tiny.SMALL_MODEL
 MESH: Any = SimpleNamespace(device=torch.device("cpu"), tp_rank=0, layout=SimpleNamespace(dp=1, tp=1))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medsft.core.models.config import ModelConfig
 from medsft.core.planning.layout import (
     Layout,
     bubble_share,
@@ -23,20 +23,7 @@ from medsft.core.planning.layout import (
 )
 from medsft.errors import Problem
 
-SMOLLM2 = ModelConfig(
-    family="llama",
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_layers=30,
-    num_heads=9,
-    num_kv_heads=3,
-    head_dim=64,
-    norm_eps=1e-5,
-    rope_theta=1e5,
-    max_position_embeddings=8192,
-    tie_embeddings=True,
-)
+SMOLLM2 = tiny.SMOLLM2
 LLAMA_7B = replace(
     SMOLLM2,
     vocab_size=32000,
