@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import psutil
 
-from medsft.core.run.launch import TORCHRUN
+from medsft.core.run.launch import ONE_RANK, TORCHRUN, WORKER
 from medsft.core.run.rundir import RunDir
 
 
@@ -42,13 +42,13 @@ def workers_of(run: RunDir) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "medsft.core.engine.commands.worker" in words and str(run.path) in words and TORCHRUN not in words:
+        if WORKER in words and str(run.path) in words and TORCHRUN not in words:
             found.append(process)
     return sorted(found, key=lambda process: process.environ()["RANK"])
 
 
 def processes_of(run: RunDir) -> list[psutil.Process]:
-    """Every process that was started with the folder of a run: supervisor, torchrun, ranks, export."""
+    """Every process that was started with the folder of a run: supervisor, launcher, ranks, export."""
     return [
         process
         for process in psutil.process_iter(["cmdline", "status"])
@@ -63,8 +63,8 @@ def signal_all(processes: list[psutil.Process], number: int) -> None:
             process.send_signal(number)
 
 
-def torchrun_of(run: RunDir) -> psutil.Process | None:
-    return next((process for process in processes_of(run) if TORCHRUN in process.cmdline()), None)
+def launcher_of(run: RunDir) -> psutil.Process | None:
+    return next((process for process in processes_of(run) if {TORCHRUN, ONE_RANK} & set(process.cmdline())), None)
 
 
 def assert_nothing_survives(run: RunDir) -> None:
@@ -101,18 +101,18 @@ def wait_for_files(run: RunDir, pattern: str) -> None:
     wait_for(lambda: any(run.path.glob(pattern)))
 
 
-VICTIMS = ("rank 0", "rank 1", "torchrun", "supervisor", "supervisor and torchrun")
+VICTIMS = ("rank 0", "rank 1", "launcher", "supervisor", "supervisor and launcher")
 
 
 def kill(run: RunDir, victim: str) -> None:
     """Send SIGKILL to a part of a run, if it is still there."""
-    torchrun, supervisor = torchrun_of(run), psutil.Process(supervisor_of(run))
+    launcher, supervisor = launcher_of(run), psutil.Process(supervisor_of(run))
     if victim.startswith("rank"):
         workers_of(run)[int(victim[-1])].kill()
         return
     if "supervisor" in victim:
         supervisor.suspend()  # so that it cannot act on the other's death
-    if "torchrun" in victim and torchrun is not None:
-        torchrun.kill()
+    if "launcher" in victim and launcher is not None:
+        launcher.kill()
     if "supervisor" in victim:
         supervisor.kill()

@@ -132,25 +132,28 @@ def test_an_adapter_killed_while_it_trains_saves_and_is_exported(tmp_path):
 
 
 @pytest.mark.timeout(180 + 40 * KILLS)
-def test_killed_at_random_moments(tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_at_random_moments(tmp_path, ranks):
     """Whoever is killed, nothing goes on unseen, and the run ends as if nothing had been."""
     seed = time.time_ns()
     print(f"moments drawn with seed {seed}")
     draw = random.Random(seed)
-    undisturbed = start(project(tmp_path / "a", iters=ITERATIONS, save_interval=4, eval_interval=60)())
-    plan = project(tmp_path / "b", iters=ITERATIONS, save_interval=4, eval_interval=60)
+    settings = {"nproc_per_node": ranks, "iters": ITERATIONS, "save_interval": 4, "eval_interval": 60}
+    victims = [one for one in VICTIMS if ranks == 2 or one != "rank 1"]
+    undisturbed = start(project(tmp_path / "a", **settings)())
+    plan = project(tmp_path / "b", **settings)
     before = "planned"
     for number in range(KILLS):
         run = start(plan())
         if draw.random() < 0.3:
-            wait_for_workers(run, 2)
+            wait_for_workers(run, ranks)
         elif draw.random() < 0.5:
             wait_for_steps(run, 1)
         else:
             wait_for_steps(run, 1)
             wait_for_files(run, ".iter_*.saving")
         time.sleep(draw.uniform(0, 0.3))
-        victim = VICTIMS[number % len(VICTIMS)]
+        victim = victims[number % len(victims)]
         kill(run, victim)
         state = wait_for_end(run)
         if "supervisor" not in victim:
@@ -167,11 +170,12 @@ def test_killed_at_random_moments(tmp_path):
     assert_same_run(undisturbed, run, ITERATIONS)
 
 
-def test_a_stop_while_ranks_are_still_starting(tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_stop_while_ranks_are_still_starting(tmp_path, ranks):
     """As Slurm does it: SIGTERM to every process. What has not learnt anything has nothing to save, and is no failure."""
-    plan = project(tmp_path)
+    plan = project(tmp_path, nproc_per_node=ranks)
     run = start(plan())
-    wait_for(lambda: len(workers_of(run)) == 2)
+    wait_for_workers(run, ranks)
     signal_all(processes_of(run), signal.SIGTERM)
     assert wait_for_end(run) == "stopped"
     assert_nothing_survives(run)
@@ -237,10 +241,11 @@ def test_a_project_that_was_moved_goes_on(tmp_path, monkeypatch):
     assert not before.exists()
 
 
-def test_ranks_are_restarted_from_the_last_checkpoint(tmp_path):
-    run = start(project(tmp_path, max_restarts=1)())
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_are_restarted_from_the_last_checkpoint(tmp_path, ranks):
+    run = start(project(tmp_path, max_restarts=1, nproc_per_node=ranks)())
     wait_for(lambda: run.view().iteration > 12)
-    workers_of(run)[1].send_signal(signal.SIGKILL)
+    workers_of(run)[-1].send_signal(signal.SIGKILL)
     assert wait_for_end(run) == "finished"
     view = run.view()
     assert view.resumes == 1

@@ -2,9 +2,9 @@
 
     python -m medsft.core.cluster.supervisor RUN_DIR NODE
 
-It starts torchrun, sends heartbeats, turns SIGTERM into a graceful stop, and ends the ranks when another node is lost, when
-torchrun was killed, or when the run's folder was removed. On node 0 it also exports the finished model, and logs how the run
-ended when the ranks no longer can.
+It starts the launcher of the ranks (torchrun, or `one_rank` for a single one), sends heartbeats, turns SIGTERM into a
+graceful stop, and ends the ranks when another node is lost, when their launcher was killed, or when the run's folder was
+removed. On node 0 it also exports the finished model, and logs how the run ended when the ranks no longer can.
 """
 
 from __future__ import annotations
@@ -37,7 +37,16 @@ from medsft.core.run.causes import (
 from medsft.core.run.events import EventWriter
 from medsft.core.run.exports import finish
 from medsft.core.run.integrity import damage
-from medsft.core.run.launch import STOP_SECONDS, TORCHRUN, Launch, engine_environment, load_launched_plan, read_launch
+from medsft.core.run.launch import (
+    ONE_RANK,
+    STOP_SECONDS,
+    TORCHRUN,
+    WORKER,
+    Launch,
+    engine_environment,
+    load_launched_plan,
+    read_launch,
+)
 from medsft.core.run.processes import HeldFolder, adopt_orphans, die_with, end_children
 from medsft.core.run.rundir import HEARTBEAT_SECONDS, RunDir
 from medsft.errors import DiskError, ExitCode, Failure, LaunchError, MedsftError
@@ -174,11 +183,12 @@ def _supervise_other_node(run: RunDir, launch: Launch, membership: Membership, f
 
 
 def _train(run: RunDir, launch: Launch, membership: Membership, folder: HeldFolder, node: int) -> int:
-    """Run this node's ranks and return torchrun's exit code.
+    """Run this node's ranks and return the exit code of their launcher.
 
-    Raises `LaunchError` when another node is lost meanwhile or the folder is gone, `ReportedError` when torchrun was killed.
+    Raises `LaunchError` when another node is lost meanwhile or the folder is gone, `ReportedError` when the launcher was
+    killed.
     """
-    command = torchrun_command(run, launch, node)
+    command = launcher_command(run, launch, node)
     # Ranks that are started again must not meet in the store of those that died: torch 2.13 keeps their addresses there.
     environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **engine_environment(launch.nproc_per_node)}
     if launch.addr is not None and launch.nodes > 1:
@@ -197,7 +207,7 @@ def _train(run: RunDir, launch: Launch, membership: Membership, folder: HeldFold
         )
     try:
         with suppress(psutil.NoSuchProcess):
-            run.claim_part(f"torchrun_{node}", process.pid, node=node)
+            run.claim_part(f"launcher_{node}", process.pid, node=node)
         _wait_for_ranks(process, membership, folder)
     finally:
         _kill(process)
@@ -208,12 +218,12 @@ def _train(run: RunDir, launch: Launch, membership: Membership, folder: HeldFold
         by = " (SIGKILL: by a person, or by the system when memory ran out)" if number == signal.SIGKILL else ""
         saved = run.latest_checkpoint()
         kept = f" Its ranks were ended; the latest checkpoint is of iteration {saved}." if saved else " Its ranks were ended."
-        Failure(f"torchrun was killed by signal {number}{by}.{kept}", how_to_resume(run)).raise_()
+        Failure(f"The launcher of the ranks was killed by signal {number}{by}.{kept}", how_to_resume(run)).raise_()
     return process.returncode
 
 
 def _wait_for_ranks(process: subprocess.Popen[bytes], membership: Membership, folder: HeldFolder) -> None:
-    """Return when torchrun has ended, or some time after the ranks of another node have failed.
+    """Return when the launcher has ended, or some time after the ranks of another node have failed.
 
     Raises as `Membership.poll`, and `LaunchError` when the run's folder is gone.
     """
@@ -225,12 +235,12 @@ def _wait_for_ranks(process: subprocess.Popen[bytes], membership: Membership, fo
         if not folder.is_in_place():
             raise LaunchError("The run's folder was moved or removed.")
         if _stop_unrecorded.is_set() and not told_to_stop:
-            told_to_stop = True  # once: a second signal would end torchrun, and its ranks while they save
+            told_to_stop = True  # once: a second signal would end the launcher, and its ranks while they save
             process.terminate()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill torchrun and its ranks, if they still run: after a SIGTERM they would first wait for the ranks of the lost node."""
+    """Kill launcher and ranks, if they still run: after a SIGTERM they would first wait for the ranks of the lost node."""
     if process.poll() is not None:
         return
     launcher = psutil.Process(process.pid)
@@ -244,12 +254,14 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     end_children(seconds=0)
 
 
-def torchrun_command(run: RunDir, launch: Launch, node: int = 0) -> list[str]:
+def launcher_command(run: RunDir, launch: Launch, node: int = 0) -> list[str]:
     """Return the command that starts this node's ranks.
 
     Nodes meet by torchrun's c10d rendezvous: with the static one, a node that restarts its ranks does not make the others
     restart theirs.
     """
+    if launch.nodes * launch.nproc_per_node == 1:
+        return [sys.executable, "-m", ONE_RANK, str(run.path), str(launch.max_restarts)]
     if launch.nodes == 1:
         rendezvous = ["--standalone"]
     else:
@@ -269,7 +281,7 @@ def torchrun_command(run: RunDir, launch: Launch, node: int = 0) -> list[str]:
         f"--max-restarts={launch.max_restarts}",
         f"--log-dir={run.logs}",
         "--redirects=3",
-        *("-m", "medsft.core.engine.commands.worker", str(run.path)),
+        *("-m", WORKER, str(run.path)),
     ]
 
 

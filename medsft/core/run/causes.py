@@ -15,8 +15,8 @@ from medsft.errors import ExitCode, Failure
 
 START_MARK = "medsft starts the ranks"
 """Parts the starts of a run in a launcher's log."""
-_TERMINATED = "got signal: 15"
-"""What torchrun writes when SIGTERM has reached it."""
+TERMINATED = "got signal: 15"
+"""What the launcher of the ranks, torchrun or `cluster.one_rank`, writes when SIGTERM has reached it."""
 _SECONDARY = re.compile(r"[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out|NCCL|Gloo|gloo")
 """What the other ranks say when one has died: never the cause."""
 _OUT_OF_MEMORY = re.compile(
@@ -43,7 +43,7 @@ def _kinds_of_start(run: RunDir, launch: Launch) -> set[str]:
 def was_stopped_while_starting(run: RunDir, launch: Launch, *, asked: bool = False) -> bool:
     """Tell whether SIGTERM has ended ranks that did not train yet, and nothing else did. `asked`: somebody sent one."""
     numbers = [number for _, number in _killed_ranks(run, launch)]
-    asked = asked or run.requested("stop") or any(_TERMINATED in _log_of_start(run, node) for node in range(launch.nodes))
+    asked = asked or run.requested("stop") or any(TERMINATED in _log_of_start(run, node) for node in range(launch.nodes))
     trained = "step" in _kinds_of_start(run, launch)
     return asked and not trained and not has_cause(run) and all(number == signal.SIGTERM for number in numbers)
 
@@ -74,7 +74,7 @@ def has_cause(run: RunDir) -> bool:
 def first_failure(run: RunDir, launch: Launch, code: int) -> Failure:
     """Return the failure of the rank that failed first, not of those that only lost their connection to it.
 
-    `code` is torchrun's exit code.
+    `code` is the exit code of their launcher.
     """
     errors = run.rank_errors()
     if causes := _causes(errors):
@@ -88,9 +88,9 @@ def first_failure(run: RunDir, launch: Launch, code: int) -> Failure:
     if errors:
         first = min(errors, key=lambda error: error.time)
         return Failure(f"Rank {first.rank}: {first.failure.reason}", how_to_resume(run))
-    if (found := probe(run.path)) is not None:  # no rank could write its error, and torchrun not its log
+    if (found := probe(run.path)) is not None:  # no rank could write its error, and the launcher not its log
         return Failure(found.message, how_to_resume(run))
-    reason = f"torchrun exited with code {code}, and no rank reported an error."
+    reason = f"The launcher of the ranks exited with code {code}, and no rank reported an error."
     return Failure(reason, f"{run.launcher_log()} says why. {how_to_resume(run)}", ExitCode.LAUNCH)
 
 
@@ -118,7 +118,7 @@ def _logs_of_ranks(run: RunDir) -> Iterator[str]:
 
 
 def _killed_ranks(run: RunDir, launch: Launch) -> list[tuple[int, int]]:
-    """Return (rank, signal) of the ranks that torchrun reports as killed in this start, on each node the first in front."""
+    """Return (rank, signal) of the ranks that the launcher reports as killed in this start, on each node the first in front."""
     result = []
     for node in range(launch.nodes):
         failures, _, root_cause = _log_of_start(run, node).partition("Root Cause")
@@ -129,7 +129,7 @@ def _killed_ranks(run: RunDir, launch: Launch) -> list[tuple[int, int]]:
 
 
 def _log_of_start(run: RunDir, node: int) -> str:
-    """Return what torchrun of a node has written since the latest start."""
+    """Return what the launcher of a node has written since the latest start."""
     try:
         return run.launcher_log(node).read_text(errors="replace").rpartition(START_MARK)[2]
     except OSError:

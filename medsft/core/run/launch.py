@@ -1,9 +1,10 @@
 """Starts runs as processes of their own, which go on when the terminal, SSH connection or UI that started them is closed.
 
-start(plan) --> run folder --> supervisor (new session) --> torchrun --> one worker per rank
+start(plan) --> run folder --> supervisor (new session) --> launcher --> one worker per rank
                                     '--> after the last iteration: the export
 
-With several nodes, each has a supervisor; `cluster.rendezvous.start_node` starts them.
+The launcher is torchrun, or `cluster.one_rank` for a run with one rank. With several nodes, each has a supervisor;
+`cluster.rendezvous.start_node` starts them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ STOP_SECONDS = 600
 """How long ranks may take to save after a SIGTERM before they are killed."""
 TORCHRUN = "medsft.core.engine.commands.torchrun"
 """The module that starts the ranks of a node."""
+ONE_RANK = "medsft.core.cluster.one_rank"
+"""The module that starts the rank of a run that has only one."""
+WORKER = "medsft.core.engine.commands.worker"
+"""The module of a rank."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

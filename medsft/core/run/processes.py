@@ -1,6 +1,6 @@
 """The processes of a run: a record that identifies each, and how each ends when the process that started it has ended.
 
-    supervisor --starts--> torchrun --starts--> ranks        --starts--> export
+    supervisor --starts--> launcher --starts--> ranks        --starts--> export
         dies:              SIGTERM (from Linux)  SIGTERM (each looks)     SIGTERM
                            dies:                 SIGTERM (from the supervisor, and each looks for its parent)
 

@@ -6,7 +6,7 @@ events.jsonl                          what happens (see `events`)
 latest_checkpointed_iteration.txt     the tracker, for other programs: number of the latest complete checkpoint
 iter_0000800/                         a checkpoint; it exists when its name does, and is good when its manifest says so
 .iter_0000800.saving/                 a checkpoint that is being written
-logs/                                 launcher.log (torchrun), supervisor.log, export.log, and a folder for each rank
+logs/                                 launcher.log, supervisor.log, export.log, and a folder for each rank
 control/                              stop, save                           requests
                                       launch.json                          the latest start
                                       process.json, heartbeat, part_*.json who works on the run
@@ -124,7 +124,7 @@ class RunDir:
         return self.path.with_name(self.path.name + REHEARSAL_SUFFIX)
 
     def launcher_log(self, node: int = 0) -> Path:
-        """What torchrun of a node prints."""
+        """What the launcher of a node prints."""
         return self.logs / f"launcher{_node_suffix(node)}.log"
 
     def supervisor_log(self, node: int = 0) -> Path:
@@ -145,7 +145,7 @@ class RunDir:
         return self.control / (f"process_node_{node}.json" if node else "process.json")
 
     def part_path(self, part: str) -> Path:
-        """Which process a part of the run is, and on which node: `rank_3`, or `torchrun_0` of node 0."""
+        """Which process a part of the run is, and on which node: `rank_3`, or `launcher_0` of node 0."""
         return self.control / f"part_{part}.json"
 
     def end_path(self, node: int) -> Path:
@@ -307,7 +307,7 @@ class RunDir:
         write_atomically(self.part_path(part), json.dumps({**record_of(pid), "node": node}))
 
     def alive(self, node: int = 0) -> bool:
-        """Tell whether a process works on this run: its supervisor, or torchrun and ranks that save and end after it.
+        """Tell whether a process works on this run: its supervisor, or the launcher and ranks that save and end after it.
 
         On the same host they are known by their ids, elsewhere by the heartbeat. Nodes other than 0 give no sign of life on
         the disk: ask for them on their own host.

@@ -25,7 +25,7 @@ from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import EventWriter
 from medsft.core.run.integrity import hash_ahead
 from medsft.core.run.launch import STOP_SECONDS, TORCHRUN, load_launched_plan
-from medsft.core.run.processes import end_with_parent, started_by
+from medsft.core.run.processes import PARENT_VARIABLE, end_with_parent, started_by
 from medsft.core.run.rundir import RankError, RunDir
 from medsft.errors import ExitCode, Failure, LaunchError, MedsftError
 
@@ -58,7 +58,8 @@ def _live_with_launcher(run: RunDir) -> None:
 
     Until `Trainer.train` takes it, SIGTERM ends the process: nothing was trained that could be saved.
     """
-    parent = os.getppid()
+    launcher = os.environ.pop(PARENT_VARIABLE, None)
+    parent = int(launcher) if launcher else os.getppid()
     if "TORCHELASTIC_RUN_ID" in os.environ and not started_by(TORCHRUN):
         raise LaunchError("The launcher of this rank is gone.")
     rank = _rank()
