@@ -129,9 +129,12 @@ def is_taken(path: Path) -> bool:
 
 
 def check_is_new(folder: Path) -> None:
-    """Raise `MismatchError` where the name of a folder to be written is taken."""
+    """Raise `MismatchError` where the name of a folder to be written is taken, or a file is where its parent would be."""
     if is_taken(folder):
         raise MismatchError(f"{folder}: exists already.", hint="Choose another folder, or move this one away.")
+    above = next((parent for parent in folder.parents if os.path.lexists(parent)), None)
+    if above is not None and not above.is_dir():
+        raise MismatchError(f"{folder}: {above} is no folder, so nothing can be made in it.", hint="Choose another folder.")
 
 
 @contextmanager

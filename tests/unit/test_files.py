@@ -53,6 +53,16 @@ def test_a_name_that_was_taken_meanwhile_is_kept(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "theirs"]
 
 
+def test_a_file_in_the_place_of_a_parent_is_named(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with (
+        pytest.raises(MismatchError, match=r"notes/deep/model: .*notes is no folder"),
+        new_folder(tmp_path / "notes/deep/model"),
+    ):
+        pass
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 @pytest.mark.parametrize("there", ["file", "folder with a file", "broken link", "link to an empty folder"])
 def test_a_name_that_is_taken_is_refused_before_the_work(tmp_path, there):
     target = tmp_path / "model"

@@ -104,7 +104,8 @@ def _check_adapter(config: RunConfig) -> list[Problem]:
 def _target_meant(name: str) -> str:
     """Return what to write in the place of a target that does not exist."""
     known = (*TARGET_GROUPS, *TARGETS)
-    meant = _TARGETS_ELSEWHERE.get(name.lower()) or did_you_mean(name, known)
+    last = name.lower().rpartition(".")[2]  # of a module's whole name, as PEFT takes it
+    meant = _TARGETS_ELSEWHERE.get(last) or (f"Did you mean `{last}`?" if last in known else did_you_mean(name, known))
     return f"{meant} There are {', '.join(TARGET_GROUPS)}, and {', '.join(TARGETS)}.".lstrip()
 
 

@@ -73,7 +73,8 @@ def kind_of(adapter: str, base_precision: str | None, optimizer: str) -> str:
 
 def named_targets(text: str) -> tuple[str, ...]:
     """Return the names that `--lora_targets` lists, as they were typed; those of a group for its name."""
-    return TARGET_GROUPS.get(text) or tuple(name.strip() for name in text.split(","))
+    names = (name.strip() for name in text.split(","))
+    return tuple(target for name in names for target in TARGET_GROUPS.get(name, (name,)))
 
 
 def targets_in(text: str) -> tuple[str, ...]:

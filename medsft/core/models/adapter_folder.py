@@ -7,10 +7,9 @@ FOLDER/tokenizer.json ...          the tokenizer with the tokens that were added
 The tensors that are there say which matrices have an adapter, however `target_modules` spells it: a list, a regular expression,
 or `all-linear`. PEFT's names, as it saves them (peft/utils/save_and_load.py, peft/utils/other.py):
 
-base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight             A, and `lora_B` for B
-base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta   the new values of the rows in
-`trainable_token_indices` base_model.model.lm_head.weight                                            a whole table
-(`modules_to_save`, or tables that grew)
+    base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight             A, and `lora_B` for B
+    base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta   new values of the `trainable_token_indices`
+    base_model.model.lm_head.weight                                            a whole table (`modules_to_save`, or grown)
 
 What changes the result and is not implemented is refused by its name.
 """
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from medsft.core.config.lora import A_SUFFIX, ATTENTION, B_SUFFIX, MLP, TARGETS, TRAINED_ROWS, LoraSpec
+from medsft.core.models import run_folder
 from medsft.core.models.checked_json import Values, plain, read_object, shown
 from medsft.core.models.config import ModelConfig
 from medsft.core.models.safetensors import StoredTensor, read_metadata
@@ -113,11 +113,14 @@ def read_adapter(path: Path) -> AdapterFolder:
     Raises `MismatchError` for a folder without one, for files that are missing, damaged or not fitting one another, and, by its
     name, for an adapter of another kind than plain LoRA on the linear layers of a Llama-like decoder.
     """
+    if path.is_file():
+        raise MismatchError(f"{path}: a file; an adapter is a folder.", hint=f"Give the folder that it lies in: {path.parent}")
+    if not path.is_dir():
+        raise MismatchError(f"{path}: no such file or folder.")
     try:
         raw = read_object(path / CONFIG_NAME)
     except FileNotFoundError:
-        hint = f"Did you mean {path / 'adapter'}?" if (path / "adapter" / CONFIG_NAME).is_file() else ""
-        raise MismatchError(f"{path}: no {CONFIG_NAME} there, so no adapter.", hint=hint) from None
+        raise MismatchError(f"{path}: no {CONFIG_NAME} there, so no adapter.", hint=_meant(path)) from None
     values = Values(raw, str(path / CONFIG_NAME))
     _check_kind(values)
     file = next((path / name for name in (WEIGHTS_NAME, _OLD_WEIGHTS_NAME) if (path / name).is_file()), None)
@@ -141,6 +144,14 @@ def read_adapter(path: Path) -> AdapterFolder:
         base_precision=metadata.get(BASE_PRECISION_KEY, ""),
         dropout=dropout if isinstance(dropout := raw.get("lora_dropout"), float) else 0.0,
     )
+
+
+def _meant(path: Path) -> str:
+    """Return what a person most likely wanted who names a folder that is no adapter."""
+    if (path / "adapter" / CONFIG_NAME).is_file():
+        return f"Did you mean {path / 'adapter'}?"
+    run = next((folder for folder in (path, path.parent) if run_folder.is_run(folder)), None)
+    return f"Of a run, write its adapter or its whole model: medsft export {run} --to DIR" if run else ""
 
 
 def check_fits(adapter: AdapterFolder, model: ModelConfig, *, where: str) -> None:

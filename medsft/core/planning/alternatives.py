@@ -1,11 +1,12 @@
 """Full fine-tuning (with 8-bit AdamW, too), LoRA and QLoRA side by side: what a run would need with each.
 
-All at the same layout and micro-batch.
+All at the same layout and micro-batch; one that does not fit there is shown as a plan of it would be.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from medsft.core.config.lora import FULL, FULL_8BIT, LORA, QLORA, kind_of
@@ -60,9 +61,21 @@ def export_bytes(model: ModelConfig, adapter: AdapterPlan | None, *, export: str
 
 
 def alternatives(
-    config: RunConfig, model: ModelConfig, layout: Layout, work: Workload, *, precision: str, rows: int
+    config: RunConfig,
+    model: ModelConfig,
+    layout: Layout,
+    work: Workload,
+    *,
+    precision: str,
+    rows: int,
+    device_memory: int,
+    planned: Callable[[RunConfig], int],
 ) -> tuple[Alternative, ...]:
-    """Return what each kind of training needs; nothing where `--compat` leaves no choice."""
+    """Return what each kind of training needs; nothing where `--compat` leaves no choice.
+
+    A kind that needs more than `device_memory` at this layout and micro-batch needs what `planned` says of its config: a plan
+    of its own would take smaller micro-batches, or compute activations again, before it does not fit.
+    """
     if not config.rules.knows_adapters:
         return ()
     unquantized = None if config.base_precision == "nf4" else config.base_precision
@@ -75,12 +88,15 @@ def alternatives(
     found = []
     for name, other in configs.items():
         adapter = adapter_of(other, precision=precision, rows=rows)
-        work = replace(work, optimizer=other.optimizer)
+        chosen = name == kind_of(config.adapter, config.base_precision, config.optimizer)
+        memory = estimate_memory(model, layout, replace(work, optimizer=other.optimizer), adapter=adapter).total
+        if memory > device_memory and not chosen:
+            memory = min(memory, planned(other))
         found.append(
             Alternative(
                 name=name,
-                chosen=name == kind_of(config.adapter, config.base_precision, config.optimizer),
-                memory=estimate_memory(model, layout, work, adapter=adapter).total,
+                chosen=chosen,
+                memory=memory,
                 trained=model.num_parameters() if adapter is None else adapter.trained(model),
                 checkpoint_bytes=checkpoint_bytes(model, adapter, optimizer=other.optimizer, precision=precision),
                 export_bytes=export_bytes(model, adapter, export=config.export, precision=precision),

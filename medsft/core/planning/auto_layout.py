@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, partial
-from itertools import islice
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
 
 import numpy as np
 
@@ -55,6 +55,9 @@ class LayoutInputs:
     """Labels of the longest document."""
     adapter: AdapterPlan | None = None
     """What is trained beside a frozen model; None: all weights are trained."""
+    streams: dict[tuple[int, int], int] = field(default_factory=dict, compare=False)
+    """Tokens of the largest stream by data-parallel size and micro-batch, as far as documents were dealt: that takes time, and
+    is the same for every kind of training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +182,7 @@ def _options(inputs: LayoutInputs, layout: Layout, nproc: int) -> list[_Option]:
     kinds = (asked,) if asked != "auto" else KINDS if on_gpu else ("none",)
     divides = layout.dp > 1 and layout.pp == 1 and inputs.adapter is None  # a pipeline keeps weights over its micro-batches
     gathers = (False, True) if on_gpu and divides else (False,)
-    tokens = cache(partial(_largest_stream, inputs, layout.dp))  # dealing takes time, and does not depend on the way
+    tokens = partial(_largest_stream, inputs, layout.dp)
     return [_Option(layout, nproc, Way(kind, reshard), tokens) for reshard in gathers for kind in kinds]
 
 
@@ -253,11 +256,16 @@ def workload(
 
 def _largest_stream(inputs: LayoutInputs, dp: int, micro_batch: int) -> int:
     """Return the most tokens of a micro-batch in the sampled batches, at least the longest document's."""
-    largest = inputs.longest
-    for batch in inputs.batches:
-        if inputs.config.rules.deals_in_order:
-            ranks = deal_in_order(len(batch), dp=dp, micro_batch=micro_batch)
-        else:
-            ranks = deal_to_ranks(batch, dp=dp, micro_batch=micro_batch)
-        largest = max([largest, *(int(batch[part].sum()) for rank in ranks for part in rank)])
-    return largest
+    if (dp, micro_batch) not in inputs.streams:
+        loads = (_loads(inputs, batch, dp, micro_batch) for batch in inputs.batches)
+        inputs.streams[dp, micro_batch] = max([inputs.longest, *chain.from_iterable(loads)])
+    return inputs.streams[dp, micro_batch]
+
+
+def _loads(inputs: LayoutInputs, batch: np.ndarray, dp: int, micro_batch: int) -> list[int]:
+    """Return the tokens of each micro-batch that a global batch is dealt into."""
+    if inputs.config.rules.deals_in_order:
+        ranks = deal_in_order(len(batch), dp=dp, micro_batch=micro_batch)
+    else:
+        ranks = deal_to_ranks(batch, dp=dp, micro_batch=micro_batch)
+    return [int(batch[part].sum()) for rank in ranks for part in rank]

@@ -71,6 +71,24 @@ def _beside(path: str, plan: RunPlan, run_dir: Path) -> list[Path]:
     return list(dict.fromkeys((moved, Path(path))))
 
 
+def with_listed_base(plan: RunPlan, run_dir: Path) -> RunPlan:
+    """Return the plan with its base model, and the tokenizer beside it, where the current medsft.toml has the same model.
+
+    As it is where the base model is still where the plan has it, or is listed nowhere. The tokenizer of a run that began with
+    an adapter is that adapter's.
+    """
+    if Path(plan.base.path).exists():
+        return plan
+    with suppress(MedsftError, OSError):
+        entry = _base_again(plan, run_dir)
+        found = {"base": str(entry.path.resolve())}
+        tokenizer = entry.tokenizer or inspect_base(entry.path, plan.base.iteration).tokenizer
+        if tokenizer is not None and plan.base.adapter is None and not Path(plan.base.tokenizer).exists():
+            found["tokenizer"] = str(tokenizer.resolve())
+        return with_places(plan, found)
+    return plan
+
+
 def find_base_again(plan: RunPlan, run_dir: Path) -> CheckpointEntry:
     """Return the base model of a plan where it is now: one with its fingerprint, or else what lies there to be compared.
 

@@ -175,7 +175,8 @@ def _decide(found: _Found) -> RunPlan:
     base, notes = plan_base(config, found.entry, found.base, in_use=in_use)
     precision = precision_on(config, found.devices)
     amount = _amount(found, None)
-    choice = choose(_layout_inputs(found, base, precision, amount))
+    inputs = _layout_inputs(found, base, precision, amount)
+    choice = choose(inputs)
     saved_as = found.base.saved_arguments.get("model_name")
     family = found.entry.family or family_in_names(config, base.model, saved_as=saved_as)
     run_dir = run_folder(config, family, choice.layout)
@@ -184,7 +185,8 @@ def _decide(found: _Found) -> RunPlan:
     if beyond and existing is None:  # a run that was begun may end
         raise ConfigError([beyond])
     if existing is not None and amount != (kept := _amount(found, existing)):
-        amount, choice = kept, choose(_layout_inputs(found, base, precision, kept))
+        amount, inputs = kept, _layout_inputs(found, base, precision, kept)
+        choice = choose(inputs)
     iterations = amount.iterations
     plan = RunPlan(
         config=config,
@@ -204,7 +206,7 @@ def _decide(found: _Found) -> RunPlan:
         num_micro_batches=choice.num_micro_batches,
         recompute=choice.work.recompute,
         reshard=choice.work.reshard,
-        estimates=_estimates(found, base, choice, precision=precision, amount=amount),
+        estimates=_estimates(found, base, inputs, choice, amount=amount),
         warnings=(),
     )
     derived_otherwise = _amount_concerns(plan) if amount == derived else _kept(existing, plan)
@@ -272,8 +274,8 @@ def _layout_inputs(found: _Found, base: BasePlan, precision: str, amount: _Amoun
     )
 
 
-def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision: str, amount: _Amount) -> Estimates:
-    config, devices = found.config, found.devices
+def _estimates(found: _Found, base: BasePlan, inputs: LayoutInputs, choice: LayoutChoice, *, amount: _Amount) -> Estimates:
+    config, devices, precision = found.config, found.devices, inputs.precision
     model = padded_model(base.model, tp=choice.layout.tp, vocab_multiple=config.rules.vocab_multiple)
     adapter = adapter_of(config, precision=precision, rows=base.trained_rows)
     checkpoint = checkpoint_bytes(model, adapter, optimizer=config.optimizer, precision=precision)
@@ -283,15 +285,30 @@ def _estimates(found: _Found, base: BasePlan, choice: LayoutChoice, *, precision
     exported = export_bytes(model, adapter, export=config.export, precision=precision)
     if config.export_checkpoint == "both" and keeps_best(config, validates=found.val is not None):
         exported *= 2
+    device_memory = devices.memory_per_rank(choice.nproc_per_node)
+
+    def planned(other: RunConfig) -> int:
+        kind = adapter_of(other, precision=precision, rows=base.trained_rows)
+        return choose(replace(inputs, config=other, adapter=kind)).memory.total
+
     return Estimates(
         memory=choice.memory,
         device_kind=devices.kind,
         device_name=devices.name,
-        device_memory=devices.memory_per_rank(choice.nproc_per_node),
+        device_memory=device_memory,
         stream_tokens=choice.stream_tokens,
         checkpoint_bytes=checkpoint,
         disk_needed=kept * checkpoint + exported,
-        alternatives=alternatives(config, model, choice.layout, choice.work, precision=precision, rows=base.trained_rows),
+        alternatives=alternatives(
+            config,
+            model,
+            choice.layout,
+            choice.work,
+            precision=precision,
+            rows=base.trained_rows,
+            device_memory=device_memory,
+            planned=planned,
+        ),
     )
 
 

@@ -25,7 +25,7 @@ from medsft.core.config.run_config import OF_A_START
 from medsft.core.disk import trouble, writing_to
 from medsft.core.files import write_atomically
 from medsft.core.planning.layout import Layout
-from medsft.core.planning.places import moved_to, places_of, with_places
+from medsft.core.planning.places import moved_to, places_of, with_listed_base, with_places
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import EventReader
 from medsft.core.run.processes import PARENT_VARIABLE
@@ -120,14 +120,15 @@ def read_launch(run: RunDir) -> Launch:
 def load_plan(run: RunDir) -> RunPlan:
     """Return the plan of a run with the options of its latest start, its paths where they are now.
 
-    What is not where it was planned is taken from where the latest start has found it, if it is there. Raises `MismatchError`
-    when the plan cannot be read.
+    What is not where it was planned is taken from where the latest start has found it, if it is there; a base model that is
+    neither here nor there from where medsft.toml has it now. Raises `MismatchError` when the plan cannot be read.
     """
     plan = moved_to(with_latest_options(run, RunPlan.read(run.plan_path)), run.path)
     latest = _latest_launch(run)
     then = latest.places if latest else {}
     gone = [name for name, path in places_of(plan).items() if path and name != "export" and not Path(path).exists()]
-    return with_places(plan, {name: then[name] for name in gone if name in then and Path(then[name]).exists()})
+    plan = with_places(plan, {name: then[name] for name in gone if name in then and Path(then[name]).exists()})
+    return with_listed_base(plan, run.path)
 
 
 def with_latest_options(run: RunDir, plan: RunPlan) -> RunPlan:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from statistics import NormalDist
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from medsft.core.engine.kernels import cpu
 from medsft.core.engine.kernels.nf4 import Part, pack, unpack
-from medsft.core.models.config import ModelConfig
 from medsft.core.models.nf4 import CONSTANTS, blocks_of_row, is_quantized, stored_bytes
 
 SHAPES = [(192, 576), (600, 1536), (3, 5), (1, 1), (7, 130), (300, 64), (70, 100), (513, 33)]
@@ -141,24 +142,8 @@ def test_numbers_are_near_what_they_were():
 
 
 def test_which_weights_are_quantized():
-    names = [
-        name
-        for name, _ in ModelConfig(
-            family="qwen2",
-            vocab_size=96,
-            hidden_size=48,
-            intermediate_size=80,
-            num_layers=1,
-            num_heads=6,
-            num_kv_heads=2,
-            head_dim=8,
-            norm_eps=1e-5,
-            rope_theta=10000.0,
-            max_position_embeddings=512,
-            tie_embeddings=False,
-            attention_bias=True,
-        ).parameter_shapes()
-    ]
+    model = replace(tiny.SMALL_MODEL, family="qwen2", num_layers=1, attention_bias=True)
+    names = [name for name, _ in model.parameter_shapes()]
     chosen = [name.removeprefix("model.layers.0.") for name in names if is_quantized(name)]
     attention, mlp = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
     assert chosen == [f"self_attn.{name}.weight" for name in attention] + [f"mlp.{name}.weight" for name in mlp]

@@ -67,6 +67,9 @@ def test_what_is_trained() -> None:
     some = replace(LORA, lora_rank=8, lora_alpha=4, lora_targets="v_proj, q_proj", rslora=True)
     assert some.lora == LoraSpec(rank=8, alpha=4.0, targets=("q_proj", "v_proj"), rslora=True)
     assert replace(LORA, lora_targets="attention").lora == LoraSpec(rank=16, alpha=32.0, targets=ATTENTION)
+    for several in ("attention,down_proj", "down_proj, attention, q_proj"):
+        assert check(replace(LORA, lora_targets=several)) == []
+        assert replace(LORA, lora_targets=several).lora == LoraSpec(rank=16, alpha=32.0, targets=(*ATTENTION, "down_proj"))
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
@@ -84,6 +87,9 @@ def test_every_target_is_in_every_family(family: str) -> None:
         ({"lora_targets": "q_proj,v_prj"}, "--lora_targets", "Did you mean `v_proj`?"),
         ({"lora_targets": "all-linear"}, "--lora_targets", "All linear layers are `all`."),
         ({"lora_targets": ""}, "--lora_targets", "matches no linear layer"),
+        ({"lora_targets": "Q_PROJ"}, "--lora_targets", "Did you mean `q_proj`?"),
+        ({"lora_targets": "model.layers.0.mlp.up_proj"}, "--lora_targets", "Did you mean `up_proj`?"),
+        ({"lora_targets": "model.lm_head"}, "--lora_targets", "Rows of new tokens are trained anyway"),
         ({"lora_targets": "lm_head"}, "--lora_targets", "Rows of new tokens are trained anyway"),
         ({"lora_rank": 0}, "--lora_rank", "too small"),
         ({"lora_alpha": 0.0}, "--lora_alpha", "too small"),

@@ -130,6 +130,17 @@ def test_folders_that_are_none(base, tmp_path):
     folder = write_peft(tmp_path / "run-hf" / "adapter", base)
     with pytest.raises(MismatchError, match=f"Did you mean {folder}"):
         read_adapter(folder.parent)
+    for inside in ("adapter_model.safetensors", "adapter_config.json"):
+        with pytest.raises(MismatchError, match=rf"a file; an adapter is a folder\.\n.*: {folder}$"):
+            read_adapter(folder / inside)
+    with pytest.raises(MismatchError, match="nowhere: no such file or folder"):
+        read_adapter(tmp_path / "nowhere")
+    run = tmp_path / "run"
+    (run / "iter_0000004").mkdir(parents=True)
+    (run / "plan.json").write_text("{}")
+    for part in (run, run / "iter_0000004"):
+        with pytest.raises(MismatchError, match=f"(?s)no adapter_config.json there.*medsft export {run} --to DIR"):
+            read_adapter(part)
     (folder / "adapter_model.safetensors").write_bytes(b"short")
     with pytest.raises(MismatchError, match="cut short"):
         read_adapter(folder)

@@ -180,6 +180,33 @@ def test_moments_in_8_bits_are_offered_before_an_adapter(project, tmp_path: Path
     assert "moments in 8 bits" in next(row.note for row in plan_rows(chosen, None, 1 << 40) if row.label == "precision")
 
 
+@pytest.mark.parametrize("gpus", [(1, 80), (2, 80), (8, 24)], ids=str)
+def test_a_kind_that_a_plan_of_its_own_would_fit_is_not_said_to_be_too_large(
+    project, tmp_path: Path, monkeypatch, gpus
+) -> None:
+    """Where a small kind takes large micro-batches, or computes nothing again, a large one would not fit beside it."""
+    config, _ = project
+    settings = large(tmp_path, adapters_table.LLAMA_3_1_8B)
+    number, gigabytes = gpus
+    monkeypatch.setattr(planner, "find_devices", lambda: Devices("cuda", number, gigabytes * 10**9, "a GPU", bf16=True))
+    words = " ".join(tiny.WORDS)
+    rows = (json.dumps({"prompt": " ".join([words] * (1 + number % 9)), "gold": words}) for number in range(80))
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    kinds = {
+        FULL: {},
+        FULL_8BIT: {"optimizer": "adamw8bit"},
+        LORA: {"adapter": "lora"},
+        QLORA: {"adapter": "lora", "base_precision": "nf4"},
+    }
+    given: dict[str, Any] = {"checkpoint": "large", "size": 8, "seq": 2048, "global_batch": 32, "run_name": "long"}
+    plans = {name: make_plan(replace(config, **given, **kind), settings, ahead=True) for name, kind in kinds.items()}
+    fits = {name: plan.estimates.memory.total <= plan.estimates.device_memory for name, plan in plans.items()}
+    assert set(fits.values()) == ({True} if number > 1 else {True, False})
+    for name, plan in plans.items():
+        found = {kind.name: kind.memory <= plan.estimates.device_memory for kind in plan.estimates.alternatives}
+        assert found == fits, name
+
+
 def test_an_adapter_may_have_moments_in_8_bits(project) -> None:
     config, settings = project
     plain = make_plan(replace(config, adapter="lora", precision="bf16"), settings)

@@ -64,6 +64,10 @@ def test_what_the_current_settings_name_is_taken_when_it_is_the_same(planned, tm
     (now / "medsft.toml").write_text(f'[checkpoints.tiny]\n0.001 = "{away / "model"}"\n')
     again = resume(run)
     assert (again.base.path, again.identity) == (str(away / "model"), plan.identity)
+    read = load_plan(run)  # what an export, an evaluation and a chat read, without a start in between
+    assert (read.base.path, read.base.tokenizer, read.identity) == (again.base.path, again.base.tokenizer, plan.identity)
+    tiny.write_weights(away / "model", "F32")
+    assert load_plan(run).base.path == plan.base.path, "another model is not taken"
 
 
 def test_another_model_at_the_old_place_is_not_taken(planned, monkeypatch):
