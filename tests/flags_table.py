@@ -1,4 +1,4 @@
-"""The tables of flags in README.md, made from the code. `python tests/flags_table.py` writes them there anew."""
+"""The tables of docs/flags.md, made from the code. `python tests/flags_table.py` writes them there anew."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medsft.cli.app import app
 from medsft.core.config.options import flag, format_number
 from medsft.core.config.run_config import GROUPS, RunConfig
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs/flags.md"
 BEGIN, END = "<!-- flags: made by tests/flags_table.py -->\n", "<!-- end of flags -->\n"
 
 
@@ -49,13 +49,13 @@ def _default(f: Field[Any]) -> str:
     return f"{value} ({noted})" if noted else str(value)
 
 
-def split(readme: str) -> tuple[str, str, str]:
+def split(page: str) -> tuple[str, str, str]:
     """Return what stands before, between and after the marks."""
-    before, rest = readme.split(BEGIN)
+    before, rest = page.split(BEGIN)
     inside, after = rest.split(END)
     return before + BEGIN, inside, END + after
 
 
 if __name__ == "__main__":
-    head, _, tail = split(README.read_text(encoding="utf-8"))
-    README.write_text(f"{head}\n{flags_section()}\n{tail}", encoding="utf-8")
+    head, _, tail = split(PAGE.read_text(encoding="utf-8"))
+    PAGE.write_text(f"{head}\n{flags_section()}\n{tail}", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""README.md is what a newcomer types: its commands parse, its first run and its script work, its tables are the code's."""
+"""README.md is what a newcomer types: its commands parse, its first run and its script work. So do the pages that it leads to."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ from medsft.core.config.file import load_toml
 from medsft.core.config.options import field_types
 from medsft.core.config.run_config import RunConfig, from_mapping
 from medsft.core.models import scanning
+from medsft.core.planning.folders import export_folder_name
 from medsft.core.run.rundir import find_runs
 from medsft.core.settings import load_settings
 from medsft.errors import ExitCode
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {page: (ROOT / f"docs/{page}.md").read_text(encoding="utf-8") for page in ("adapters", "check", "evaluation", "serving")}
 MODEL = "models/Llama-3.1-8B"
 LIGHT = ("checkpoints", "tokenize", "inspect", "plan")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def command_lines() -> list[list[str]]:
+def command_lines(text: str = TEXT) -> list[list[str]]:
     """The words of each `medsft` line in the shell blocks."""
-    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    lines = [shlex.split(line, comments=True) for block in blocks("sh", text) for line in block.splitlines()]
     return [words[1:] for words in lines if words and words[0] == "medsft"]
 
 
@@ -61,6 +63,14 @@ def test_each_command_line_parses(words: list[str]) -> None:
     assert from_mapping(options)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_other_pages_parse(page: str) -> None:
+    lines = command_lines(PAGES[page])
+    assert lines
+    for words in lines:
+        assert parsed([word for word in words if word != "..."]) is not None
+
+
 def test_commands_and_flags_in_the_text_exist() -> None:
     commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
     spans = re.findall(r"`medsft ([^`]+)`", re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL))
@@ -76,7 +86,7 @@ def test_commands_and_flags_in_the_text_exist() -> None:
 
 def test_the_tables_of_flags_are_those_of_the_code() -> None:
     """`python tests/flags_table.py` writes them anew."""
-    assert flags_table.split(TEXT)[1].strip() == flags_table.flags_section().strip()
+    assert flags_table.split(flags_table.PAGE.read_text(encoding="utf-8"))[1].strip() == flags_table.flags_section().strip()
 
 
 def test_every_exit_code_is_listed() -> None:
@@ -123,6 +133,13 @@ def test_the_configuration_files_are_right(project: Path) -> None:
     assert settings.expected_documents("triage") == 40
 
 
+def test_the_folders_of_models_have_the_names_that_the_run_gives_them(project: Path) -> None:
+    expected = export_folder_name(load_toml(project / "run.toml"), "llama")
+    for text in (TEXT, *PAGES.values()):
+        assert set(re.findall(r"runs/(llama-8b-hf-[\w-]+)", text)) <= {expected}
+    assert f"vllm serve runs/{expected}\n" in TEXT
+
+
 def test_the_first_commands_work(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(project / "config"))
@@ -151,7 +168,7 @@ def test_the_script_trains_without_a_network_and_leaves_what_is_listed(project: 
     *steps, model = done.stdout.splitlines()
     assert [int(line.split()[0]) for line in steps] == [1, 2, 3]
     [run] = find_runs(project / "runs")
-    assert re.fullmatch(r"llama-8b-tp1-pp1-llama-triage-script", run.path.name)
+    assert re.fullmatch(r"llama-8b-tp1-pp1-llama-triage-lora-script", run.path.name)
     folders = (project / "tokenized" / "triage", run.path, Path(model))
     for folder, names in zip(folders, listed_files(), strict=True):
         for name in names:

@@ -56,6 +56,7 @@ def test_the_merged_model_computes_the_same(tmp_path, family, tied, ids):
     assert (mine - logits(tmp_path / "merged", tokens)).abs().max() < 1e-5
     assert (mine[:, :84] - logits(base, tokens[tokens < 84])[0, :84]).abs().max() > 1e-2, "the adapter does something"
     assert (tmp_path / "merged" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    assert not (tmp_path / "merged" / "Modelfile").exists(), "nobody knows how it is prompted"
 
 
 def test_a_base_with_a_sentencepiece_model_and_added_tokens(tmp_path):
@@ -77,6 +78,7 @@ def test_a_base_with_a_sentencepiece_model_and_added_tokens(tmp_path):
     assert config["eos_token_id"] == opened.stop_id, "the merged model ends its answers"
     assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"][0] == opened.stop_id
     assert open_tokenizer(tmp_path / "merged").tokenizer.vocab_size == merged.vocab_size
+    assert "answer" in (tmp_path / "merged" / "Modelfile").read_text()
 
 
 def test_whole_tables_take_the_place_of_the_base_s(tmp_path):

@@ -38,14 +38,18 @@ class RowFormat:
         """Return a hash that rows which belong together share, see `grouping`; nothing without a key. Raises `BadRow`."""
         return b"" if self.keys.group is None else group_hash(row, self.keys.group)
 
-    def sentence(self, of: str = "") -> str:
-        """Return in a few words how rows are read, without the full stop; `of` says which, such as " of a.jsonl"."""
+    def words(self) -> str:
+        """Return the name of the format and under which keys its texts stand, as "qa: question `prompt`, answer `gold`"."""
         keys = self.keys
         parts = [f"{what} {shown([key])}" for name, what in _CALLED.items() if (key := getattr(keys, name))]
         parts += [f"options {shown(keys.options)}"] if keys.options else []
         parts += [f"options count from {keys.first_option}"] if keys.first_option is not None else []
         parts += [f"roles {', '.join('='.join(pair) for pair in keys.role_map)}"] if keys.role_map else []
-        return f"Rows{of} are read as {self.name}: {', '.join(parts)}"
+        return f"{self.name}: {', '.join(parts)}"
+
+    def sentence(self, of: str = "") -> str:
+        """Return in a few words how rows are read, without the full stop; `of` says which, such as " of a.jsonl"."""
+        return f"Rows{of} are read as {self.words()}"
 
     def differences(self, now: RowFormat) -> list[str]:
         """Return what is decided otherwise now, one line each."""

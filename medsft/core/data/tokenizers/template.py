@@ -145,6 +145,12 @@ def builtin_template(name: str) -> Template:
     )
 
 
+def role_words(chat_template: str) -> Mapping[Role, str] | None:
+    """Return the word for each role in the jinja text of `meditron` or `chatml`, marked or not; None for any other template."""
+    own = ((words, _jinja(words, generation=marked)) for words in _WORDS.values() for marked in (False, True))
+    return next((words for words, jinja in own if jinja == chat_template), None)
+
+
 def _jinja(words: Mapping[Role, str], *, generation: bool = False) -> str:
     """The chat template in the language of `tokenizer_config.json`, on one line so that no blank can slip in.
 

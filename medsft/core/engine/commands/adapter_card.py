@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from medsft.core.engine.commands.model_card import data_rows, optimizer_rows
 from medsft.core.engine.commands.rounding import rounding_note
 from medsft.core.engine.commands.verify import LogitDifference
 from medsft.core.engine.formats.run_adapter import TrainedAdapter
@@ -28,6 +29,7 @@ def adapter_card(view: RunView, trained: TrainedAdapter, *, folder: str = "THIS_
     notes = "\n".join(f"- {note}" for note in loading_notes(trained))
     path = one_line(str(base))
     before = f"\n| Trained on from | {text} |" if (text := start_text(plan)) else ""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in (*data_rows(plan), *optimizer_rows(plan)))
     return f"""---
 library_name: peft
 base_model: {json.dumps(hub_name(base) or path)}
@@ -46,6 +48,7 @@ An adapter of `{config.checkpoint}` ({config.size:g}B parameters), trained on `{
 | Adapter | {adapter_text(plan.adapter)} |{before}
 | Trained | {trained_text(plan, trained.trained_rows)} |
 | Iterations | {view.iteration:,} of {plan.num_iterations:,} |
+{rows}
 
 ## Use
 

@@ -22,6 +22,7 @@ from typing import Any
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.data.tokenizers.end_tokens import end_tokens, other_ends, pad_id
 from medsft.core.data.tokenizers.export import export_tokenizer
+from medsft.core.data.tokenizers.modelfile import modelfile, write_modelfile
 from medsft.core.data.tokenizers.open import open_tokenizer
 from medsft.core.disk import writing_to
 from medsft.core.engine.commands.adapter_card import adapter_card, merged_section
@@ -115,7 +116,14 @@ def _write(
     notes, rounding = list[str](), None
     adapter = made_from.get("adapter")
     rows = None if adapter is None else len(adapter["trained rows"])
-    card = model_card(plan, whole, iteration, writes_date=bool(opened.template.date), trained_rows=rows)
+    card = model_card(
+        plan,
+        whole,
+        iteration,
+        writes_date=bool(opened.template.date),
+        trained_rows=rows,
+        has_modelfile=modelfile(opened.template.jinja) is not None,
+    )
     if adapter is None:
         _write_model(plan, ResizedSource(open_dcp(checkpoint), plan.base.model.vocab_size), opened, folder)
     else:
@@ -163,6 +171,7 @@ def _write_model(plan: RunPlan, source: WeightSource, opened: OpenedTokenizer, f
         eos_token_ids=_ends(plan, opened),
     )
     _write_tokenizer(plan, opened, folder)
+    write_modelfile(folder, opened.template.jinja)
 
 
 def _write_tokenizer(plan: RunPlan, opened: OpenedTokenizer, folder: Path) -> None:

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from medsft.core.data.tokenizers.hugging_face import HuggingFaceTokenizer
+from medsft.core.data.tokenizers.modelfile import write_modelfile
+from medsft.core.data.tokenizers.tokenizer_config import chat_template, read_tokenizer_config
 from medsft.core.disk import writing_to
 from medsft.core.engine.commands.entry_point import run_process
 from medsft.core.engine.commands.rounding import rounding_note
@@ -78,6 +80,8 @@ def merge(job: Merge) -> Merged:
         )
         for file in tokenizer:
             shutil.copyfile(file, aside / file.name)
+        if (template := chat_template(aside, read_tokenizer_config(aside))) is not None:
+            write_modelfile(aside, template)
         rounding = compare_random(merged, FreshSource(lambda: open_hf(aside))) if fits_in_memory(config) else None
     return Merged(
         destination=str(job.to),
