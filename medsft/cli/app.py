@@ -15,6 +15,7 @@ app = typer.Typer(
     name="medsft",
     cls=Guard,
     help="Fine-tune a Llama-family medical language model on questions and answers, conversations or texts.",
+    epilog="For a first run, in this order: checkpoints add, check, plan, sft; then ask and eval. `medsft COMMAND --help` says more.",
     rich_markup_mode="rich",
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -29,7 +29,8 @@ def ask(
     question: Annotated[str | None, typer.Argument(metavar="[QUESTION]", help="Without one: a conversation.")] = None,
     *,
     questions: Annotated[
-        Path | None, typer.Option("--in", metavar="FILE", help="Answer the questions of this file; needs --out.")
+        Path | None,
+        typer.Option("--in", metavar="FILE", help="Answer the questions of this file: rows with a question or messages; needs --out."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.jsonl", help="New file for these answers; nothing else is stored.")

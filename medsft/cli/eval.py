@@ -79,6 +79,8 @@ def eval(
 ) -> None:
     """Ask models the questions of benchmarks, offline: how many are right, how certain that is, and which model is better.
 
+    Questions of your own are rows with question, options and answer, or with a question and an answer in words.
+
     Results go to eval/ beside the model, without any text of the questions. A call that was killed goes on where it was.
     """
     from medsft.cli.stages import tokenizing

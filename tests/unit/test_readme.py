@@ -30,7 +30,9 @@ from medsft.core.settings import load_settings
 from medsft.errors import ExitCode
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {page: (ROOT / f"docs/{page}.md").read_text(encoding="utf-8") for page in ("adapters", "check", "evaluation", "serving")}
+PAGES = {
+    page: (ROOT / f"docs/{page}.md").read_text(encoding="utf-8") for page in ("adapters", "check", "evaluation", "serving")
+}
 MODEL = "models/Llama-3.1-8B"
 LIGHT = ("checkpoints", "tokenize", "inspect", "plan")
 
