@@ -30,7 +30,7 @@ def ask(
     *,
     questions: Annotated[
         Path | None,
-        typer.Option("--in", metavar="FILE", help="Answer the questions of this file: rows with a question or messages; needs --out."),
+        typer.Option("--in", metavar="FILE", help="Answer the rows of this file, with a question or messages; needs --out."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.jsonl", help="New file for these answers; nothing else is stored.")

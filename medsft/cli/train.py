@@ -51,7 +51,7 @@ def sft(
 ) -> None:
     """Fine-tune: tokenize, plan, train or resume, export. The same command resumes a run that was stopped or killed.
 
-    It needs --run_name, --data, --checkpoint and --size: `medsft checkpoints add` gives a base model on disk that name and size.
+    It needs --run_name, --data, --checkpoint and --size; `medsft checkpoints add` gives a base model that name and size.
 
     The run is a process of its own: closing the terminal does not end it. Ctrl-C stops it with a checkpoint.
     """

@@ -1,4 +1,4 @@
-"""README.md is what a newcomer types: its commands parse, its first run and its script work. So do the pages that it leads to."""
+"""README.md is what a newcomer types: its commands parse, its first run and its script work; so do commands of other pages."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A ``Modelfile`` beside a finished model, by which Ollama prompts it as training did.
 
-Without one, Ollama takes the most similar of the chat templates that it knows, or gives the model the bare question. Its templates
-are those of Go's text/template. The two of medsft are written in that language here; the chat template of a base model is not.
+Without one, Ollama takes the most similar of the chat templates that it knows, or gives the model the bare question. It reads
+Go's text/template: the two templates of medsft are written in it here; the chat template of a base model is not.
 Format: docs/modelfile.md and docs/template.md of https://github.com/ollama/ollama.
 """
 
