@@ -127,7 +127,7 @@ def test_forms_damage_and_cards(tmp_path):
     cards = card, (folder / "README.md").read_text()
     assert all(f"with the rows of {len(rows)} new" in text for text in cards)
     assert all("| Rows read as | qa: question `prompt`, answer `gold` |" in text for text in cards)
-    assert ("/Modelfile" in card, "/Modelfile" in cards[1]) == (False, True)
+    assert ("`Modelfile`" in card, "`Modelfile`" in cards[1]) == (False, True)
     assert [path.parent for path in folder.rglob("Modelfile")] == [folder], "an adapter alone is nothing that Ollama takes so"
     assert "resize_token_embeddings(86)" in card
     assert "in a logit" in (folder / "README.md").read_text() or "a logit differs" in (folder / "README.md").read_text()

@@ -33,7 +33,7 @@ def test_the_card_says_how_rows_were_read_and_what_trained(tmp_path: Path) -> No
     assert "| Answers trained on | the last of each conversation |" in card
     assert "| Optimizer | 8-bit AdamW (`--optimizer adamw8bit`) |" in card
     assert "Modelfile" not in card
-    assert "ollama create NAME -f THIS_FOLDER/Modelfile" in model_card(plan, RunView(), 0, has_modelfile=True)
+    assert "for Ollama, `Modelfile` has two commands." in model_card(plan, RunView(), 0, has_modelfile=True)
 
     usual = model_card(plain, RunView(), 0)
     assert "| Optimizer |" not in usual

@@ -139,7 +139,7 @@ def test_the_folders_of_models_have_the_names_that_the_run_gives_them(project: P
     expected = export_folder_name(load_toml(project / "run.toml"), "llama")
     for text in (TEXT, *PAGES.values()):
         assert set(re.findall(r"runs/(llama-8b-hf-[\w-]+)", text)) <= {expected}
-    assert f"vllm serve runs/{expected}\n" in TEXT
+    assert f"cd runs/{expected}\n" in TEXT
 
 
 def test_the_first_commands_work(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

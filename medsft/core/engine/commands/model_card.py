@@ -45,7 +45,7 @@ def model_card(
     view = run.at(iteration)
     config = plan.config
     date = f"\n{_DATE}" if writes_date else ""
-    ollama = ", and `ollama create NAME -f THIS_FOLDER/Modelfile` has Ollama do so" if has_modelfile else ""
+    ollama = "; for Ollama, `Modelfile` has two commands" if has_modelfile else ""
     done = f"{view.iteration:,} of {plan.num_iterations:,}"
     rows = [
         ("Base model", f"{config.checkpoint} ({config.size:g}B), `{plan.base.fingerprint}`"),

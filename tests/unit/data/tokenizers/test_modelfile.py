@@ -61,7 +61,7 @@ def test_ollama_writes_the_prompts_of_training(name: str, turns: int) -> None:
     messages = [message._asdict() for message in asked]
     assert rendered(template_in(text), messages) == template.text(asked, add_generation_prompt=True)
     assert f"\nPARAMETER stop {template.stop_token}\n" in text
-    assert "\nFROM .\n" in text
+    assert "\nFROM ./model.gguf\n" in text
 
 
 def test_the_template_of_a_base_model_has_none(tmp_path: Path) -> None:
