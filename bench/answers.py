@@ -97,7 +97,7 @@ def _compare(
             began = time.perf_counter()
             list(score(ours, asked, most_tokens=limits.prompt_tokens))
             found[kind].setdefault("medsft", []).append(time.perf_counter() - began)
-            if (python := _harness_python()) is not None:
+            if (python := harness_python()) is not None:
                 found[kind].setdefault("lm-evaluation-harness", []).append(_by_harness(python, base, precision, asked, work))
         answers = found["answers"]
         written: dict[str, int] = {}
@@ -137,7 +137,7 @@ def _by_transformers(model: Any, prompts: Sequence[Generate]) -> int:
     return total
 
 
-def _harness_python() -> Path | None:
+def harness_python() -> Path | None:
     """Return the Python that has lm-evaluation-harness: $BENCH_LM_EVAL_PYTHON. None: there is none."""
     named = os.environ.get("BENCH_LM_EVAL_PYTHON")
     return Path(named) if named and Path(named).exists() else None

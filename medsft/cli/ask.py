@@ -53,9 +53,10 @@ def ask(
     plain: Plain = False,
     json: Json = False,
 ) -> None:
-    """Ask a model. In a terminal it is a conversation of any length: /new begins another, /quit or Ctrl-D ends it.
+    """Ask a model. In a terminal it is a conversation of any length: /new begins another, Ctrl-C ends an answer, /quit or Ctrl-D all.
 
-    Prompts are written with the template that the run was trained with. What is said is stored nowhere but in --out.
+    Prompts are written with the template that the run was trained with. What is said is stored nowhere but in --out; answers
+    to a file that a kill interrupts wait beside it for the same call.
     """
     _check(question, questions, out, beside, json=json)
     from medsft.core.evaluation.chat import Sampling
@@ -122,9 +123,11 @@ def _answer_file(
 
     rows = read_questions(questions, system=system)
     found = []
-    for model in models:
-        with busy(f"{model.name}: answering {counted(len(rows), 'question')}", plain=plain):
-            found.append(dict(answers_to(model, [row.conversation for row in rows], sampling, precision=precision)))
+    kept = [out.with_name(f".{out.name}.{number}.answers") for number in range(len(models))]
+    for model, keep in zip(models, kept, strict=True):
+        with busy(f"{model.name}: answering {counted(len(rows), 'question')}", plain=plain), writing_to(out, ExitCode.USAGE):
+            asked = [row.conversation for row in rows]
+            found.append(dict(answers_to(model, asked, sampling, precision=precision, keep=keep)))
     lines = []
     for number, row in enumerate(rows):
         record = {"id": row.id, "question": row.conversation[-1].content, "answer": found[0][number]}
@@ -133,6 +136,8 @@ def _answer_file(
     with writing_to(out, ExitCode.USAGE):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, "".join(lines), replace=False)
+        for keep in kept:
+            keep.unlink(missing_ok=True)
     console.say(str(out))
 
 
@@ -149,7 +154,7 @@ def _talk(
     import sys
 
     from medsft.cli.models import busy
-    from medsft.core.evaluation.chat import Chat
+    from medsft.core.evaluation.chat import Chat, all_or_none
 
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.read().strip()
@@ -175,9 +180,12 @@ def _talk(
                 console.note("A new conversation.")
             elif asked:
                 try:
-                    _show(chats, asked, plain=plain)
+                    with all_or_none(chats):
+                        _show(chats, asked, plain=plain)
                 except DataError as error:
                     console.note(str(error))
+                except KeyboardInterrupt:
+                    console.note("\nStopped. This question is forgotten; Ctrl-D or Ctrl-C here ends the conversation.")
 
 
 def _typed() -> Iterator[str]:

@@ -130,6 +130,7 @@ def eval(
 
 def _tasks(names: Sequence[str], data: Sequence[Path]) -> list[Task]:
     """Read the tasks; a named one takes the next file of --data. Raises ConfigError, DataError."""
+    from medsft.core.evaluation.tasks.own import named_apart
     from medsft.core.evaluation.tasks.pubmedqa import TRUTH_NAME
     from medsft.core.evaluation.tasks.read import BENCHMARKS, read_task
     from medsft.errors import ConfigError, Problem
@@ -144,14 +145,18 @@ def _tasks(names: Sequence[str], data: Sequence[Path]) -> list[Task]:
     if unknown:
         raise ConfigError([Problem("--task", f"there is no task and no file `{name}`", f"Known: {known}.") for name in unknown])
     if len(files) != len(named):
-        message = f"{len(files)} given for {len(named)} named --task"
+        answers = f"; {TRUTH_NAME} holds answers, no questions" if truths else ""
+        message = f"{len(files)} given for {len(named)} named --task{answers}"
         raise ConfigError([Problem("--data", message, "Each named --task takes one file or folder, in the same order.")])
     if len(truths) > 1 or (truths and "pubmedqa" not in named):
         raise ConfigError([Problem("--data", f"{truths[0]} belongs to --task pubmedqa", "Give it once, with the rows.")])
     rest = iter(files)
-    tasks = [
-        read_task(name, next(rest) if name in BENCHMARKS else Path(name), truth=truths[0] if truths else None) for name in names
-    ]
+    tasks = named_apart(
+        [
+            read_task(name, next(rest) if name in BENCHMARKS else Path(name), truth=truths[0] if truths else None)
+            for name in names
+        ]
+    )
     repeated = {one.name for one in tasks if sum(other.name == one.name for other in tasks) > 1}
     if repeated:
         raise ConfigError([Problem("--task", f"`{name}` is given twice", "One call for each.") for name in sorted(repeated)])

@@ -25,6 +25,12 @@ class Echo:
     def wait(self):
         self.go_on.wait(10)
 
+    def mark(self):
+        return len(self.asked)
+
+    def go_back(self, mark):
+        del self.asked[mark:]
+
     def forget(self):
         self.asked.clear()
 

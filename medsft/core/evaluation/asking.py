@@ -21,6 +21,7 @@ from medsft.core.evaluation.benchmark import Question, Task
 from medsft.core.evaluation.parse import chosen_option, normalized, token_f1
 from medsft.core.evaluation.prompts import Examples, Form, Style, as_conversation, lm_eval_text, shifted
 from medsft.core.evaluation.requests import Answer, Generate, Generated, Request, Score, cut_at
+from medsft.errors import ConfigError, Problem
 
 Method = Literal["likelihood", "generate"]
 LM_EVAL_STOPS = ("\n",)
@@ -131,12 +132,18 @@ class Asking:
             reply.f1 = token_f1(text, question.answer)
 
 
-def asking(task: Task, ask: Ask, opened: OpenedTokenizer, ends: Sequence[int], longest: int) -> Asking:
+def asking(
+    task: Task, ask: Ask, opened: OpenedTokenizer, ends: Sequence[int], longest: int, *, before_text: tuple[int, ...] = ()
+) -> Asking:
     """Return the requests for a task. `longest` is how many tokens the model reads, `ends` end a written answer.
 
-    Raises ConfigError for too few rows for examples, DataError for what a template cannot write.
+    The ids `before_text` stand before the harness's text. Raises ConfigError for too few rows for examples and for written
+    answers as long as all that the model reads, DataError for what a template cannot write.
     """
     made = Asking(task, ask, opened, [], [Reply() for _ in task.questions], 0, {})
+    if "generate" in made.methods and ask.max_new_tokens >= longest:
+        message = f"{ask.max_new_tokens:,} tokens of an answer leave no room for a question"
+        raise ConfigError([Problem("--max_new_tokens", message, f"The model reads {longest:,} tokens of both together.")])
     examples = Examples(task, ask.shots, ask.seed)
     plan = list(_plan(task, ask, made.methods))
     for start in range(0, len(plan), _AT_ONCE):
@@ -148,7 +155,7 @@ def asking(task: Task, ask: Ask, opened: OpenedTokenizer, ends: Sequence[int], l
         if ask.style == "template":
             requests = _in_template(questions, solved, some, made, ends)
         else:
-            requests = _as_lm_eval(questions, solved, some, made, ends)
+            requests = _as_lm_eval(questions, solved, some, made, ends, before_text)
         for one, request in zip(some, requests, strict=True):
             fitting = _fitting(request, longest)
             made.cut += fitting is not request
@@ -224,7 +231,12 @@ def _shared(texts: Sequence[tuple[int, ...]]) -> int:
 
 
 def _as_lm_eval(
-    questions: Sequence[Question], solved: Sequence[list[Question]], some: Sequence[_Asked], made: Asking, ends: Sequence[int]
+    questions: Sequence[Question],
+    solved: Sequence[list[Question]],
+    some: Sequence[_Asked],
+    made: Asking,
+    ends: Sequence[int],
+    before: tuple[int, ...],
 ) -> list[Request]:
     """Return requests in the harness's text. An option's tokens are those of the whole text behind the question's number."""
     contexts = [lm_eval_text(made.task, q, _form(one), s) for q, s, one in zip(questions, solved, some, strict=True)]
@@ -239,10 +251,11 @@ def _as_lm_eval(
         id_ = _id(made.task, one)
         if one.method == "generate":
             most, stops = made.ask.max_new_tokens, LM_EVAL_STOPS
-            requests.append(Generate(id=id_, prompt=context, max_new_tokens=most, ends=tuple(ends), stop_strings=stops))
+            prompt = before + context
+            requests.append(Generate(id=id_, prompt=prompt, max_new_tokens=most, ends=tuple(ends), stop_strings=stops))
         else:
             continuations = tuple(_behind(whole, context) for whole in islice(wholes, len(question.options)))
-            requests.append(Score(id=id_, prefix=context, continuations=continuations))
+            requests.append(Score(id=id_, prefix=before + context, continuations=continuations))
     return requests
 
 

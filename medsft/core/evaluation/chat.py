@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,18 @@ def answers_to(
         yield int(found.id), opened.tokenizer.decode(found.ids).strip()
 
 
+@contextmanager
+def all_or_none(chats: Sequence[Chat]) -> Iterator[None]:
+    """Have what is asked inside be a part of all conversations, or, where one of them fails or is broken off, of none."""
+    before = [chat.mark() for chat in chats]
+    try:
+        yield
+    except BaseException:
+        for chat, mark in zip(chats, before, strict=True):
+            chat.go_back(mark)
+        raise
+
+
 class Chat:
     """A conversation with one model, whose engine process lives as long as the block."""
 
@@ -92,6 +105,8 @@ class Chat:
         arguments = engine_arguments(model, precision or default_precision(), model.tokens)
         self._engine = EngineLines("answer", [*arguments, "--interactive"])
         self._ready = False
+        self._unread = False
+        """Whether lines of an answer are still to come that nobody waits for any more"""
 
     def __enter__(self) -> Chat:
         return self
@@ -108,25 +123,46 @@ class Chat:
         self.messages = self._system
         self._begun += 1
 
+    def mark(self) -> tuple[int, Conversation]:
+        """Return where the conversation is, for `go_back`."""
+        return self._begun, self.messages
+
+    def go_back(self, mark: tuple[int, Conversation]) -> None:
+        """Forget what was said since a mark, unless another conversation has begun."""
+        begun, messages = mark
+        if begun == self._begun:
+            self.messages = messages
+
     def wait(self) -> None:
         """Wait until the model is loaded. Raises `EngineError` when it cannot be."""
         if not self._ready:
             self._engine.read()
             self._ready = True
 
+    def _drop_rest(self) -> None:
+        """Read an answer to its end that was broken off, by Ctrl-C or by closing the iterator."""
+        while self._unread:
+            with suppress(ValueError):  # a line of which the beginning went with the signal
+                self._unread = "token" in self._engine.read()
+
     def ask(self, question: str) -> Iterator[str]:
         """Yield the pieces of the answer as they come. Then the question and the answer are a part of the conversation.
+
+        Of an answer that is broken off neither is, and the next question waits until the process has written it.
 
         Raises `EngineError`, and `DataError` as `prompt_for` does.
         """
         asked, begun = (*self.messages, Message("user", question)), self._begun
         request = prompt_for(str(len(asked)), asked, self.model, self._opened, self._sampling)
         self.wait()
+        self._drop_rest()
         self._engine.send(to_json(request))
+        self._unread = True
         text, ids = "", list[int]()
         while True:
             line = self._engine.read()
             if "token" not in line:
+                self._unread = False
                 break
             ids.append(line["token"])
             longer = self._opened.tokenizer.decode(ids)

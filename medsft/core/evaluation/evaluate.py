@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from medsft.core.data.dataset.manifest import hash_inputs
 from medsft.core.data.dataset.write import ProgressCallback
 from medsft.core.evaluation.asking import Ask, Asking, asking
 from medsft.core.evaluation.benchmark import Task
@@ -140,8 +141,9 @@ def evaluate(
             tell(f"{task.title}: {sentence}" if sentence else "")
         if ask.shifts and not (task.kind == "choice" and "likelihood" in ask.methods and "label" in ask.forms):
             tell(f"{task.title}: --shifts all changes nothing: it is for the likelihood of the labels of options.")
+    data = {task.name: hash_inputs(task.files) for task in tasks}  # now: a file may be another when the answers are there
     overlaps: dict[tuple[str, str], Overlap] = {}
-    answered: list[tuple[Candidate, list[Asking], Path, Path]] = []
+    answered: list[tuple[Candidate, str, list[Asking], Path, Path]] = []
     for candidate in candidates:  # all answers first: a call that is killed then goes on with all that it has
         for sentence in candidate.source.notes:
             tell(f"{candidate.name}: {sentence}" if not sentence.startswith(candidate.name) else sentence)
@@ -153,22 +155,31 @@ def evaluate(
                     "the beginning was cut off."
                 )
         folder = _results_folder(candidate.home)
-        keep = folder / f".answers-{_hash(candidate, asked)}.jsonl"
+        fingerprint = candidate.source.identity()  # now: a run that trains removes its older checkpoints
+        keep = folder / f".answers-{_hash(candidate, fingerprint, asked)}.jsonl"
         _answer(candidate, asked, answer, keep, progress)
-        answered.append((candidate, asked, folder, keep))
-    for candidate, asked, folder, _ in answered:
+        answered.append((candidate, fingerprint, asked, folder, keep))
+    for candidate, fingerprint, asked, folder, _ in answered:
         for one in asked:
             overlap = _overlap(candidate, one.task, overlaps, looking)
             results = [measure(candidate.name, one, method, overlap) for method in one.methods]
             evaluation.results += results
-            content = record(one, results, candidate.source, model=candidate.name, precision=precision)
+            content = record(
+                one,
+                results,
+                candidate.source,
+                data=data[one.task.name],
+                fingerprint=fingerprint,
+                model=candidate.name,
+                precision=precision,
+            )
             file = write_record(folder, content, suffix="-base" if candidate.is_base else "")
             evaluation.files.append(file)
             run = None if candidate.is_base else candidate.run
             if run is not None and not write_event(run, results, file, _iteration(candidate.source)):
                 tell(f"{candidate.name} is running, so its log has no event of this.")
         if not candidate.is_base:
-            _write_card(candidate, tell)
+            _write_card(candidate, fingerprint, tell)
     for *_, keep in answered:
         keep.unlink(missing_ok=True)
     evaluation.pairs = compare(evaluation.results)
@@ -178,7 +189,7 @@ def evaluate(
 def _requests(candidate: Candidate, tasks: Sequence[Task], ask: Ask) -> list[Asking]:
     source = candidate.source
     opened = source.open_tokenizer()
-    return [asking(task, ask, opened, source.ends, source.context) for task in tasks]
+    return [asking(task, ask, opened, source.ends, source.context, before_text=source.before_text) for task in tasks]
 
 
 def _answer(
@@ -202,8 +213,8 @@ def _answer(
         progress(AskProgress(candidate.name, done, len(requests), left))
 
 
-def _hash(candidate: Candidate, asked: Sequence[Asking]) -> str:
-    parts = [candidate.source.identity(), str(candidate.is_base), *(f"{one.task.name} {one.prompt_sha256()}" for one in asked)]
+def _hash(candidate: Candidate, fingerprint: str, asked: Sequence[Asking]) -> str:
+    parts = [fingerprint, str(candidate.is_base), *(f"{one.task.name} {one.prompt_sha256()}" for one in asked)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
@@ -242,9 +253,9 @@ def _iteration(source: ModelSource) -> int | None:
     return None
 
 
-def _write_card(candidate: Candidate, tell: Callable[[str], None]) -> None:
+def _write_card(candidate: Candidate, fingerprint: str, tell: Callable[[str], None]) -> None:
     """Write all results of a model that medsft has exported into its card."""
-    model, fingerprint = candidate.source.adapter or candidate.source.weights, candidate.source.identity()
+    model = candidate.source.adapter or candidate.source.weights
     if not model.is_dir():
         return
     places = [candidate.home, model, *([Path(candidate.plan.run_dir)] if candidate.plan else [])]

@@ -55,6 +55,8 @@ class ModelSource:
     """Ids at which an answer ends."""
     context: int
     """Tokens of prompt and answer together that the model is made for."""
+    before_text: tuple[int, ...] = ()
+    """Ids that its tokenizer puts before a plain text, as a program that knows no template asks it."""
     notes: tuple[str, ...] = ()
     """What was decided, for people."""
 
@@ -79,7 +81,8 @@ class ModelSource:
     def from_json(cls, raw: Mapping[str, Any]) -> ModelSource:
         """Return what `to_json` was called on."""
         paths = {name: Path(raw[name]) for name in ("weights", "tokenizer", "adapter", "begins") if raw[name] is not None}
-        return cls(**{**raw, **paths, "ends": tuple(raw["ends"]), "notes": tuple(raw["notes"])})
+        lists = {name: tuple(raw[name]) for name in ("ends", "before_text", "notes")}
+        return cls(**{**raw, **paths, **lists})
 
 
 def find_model(path: Path, *, iteration: int | None = None, template: str | None = None) -> ModelSource:
@@ -108,6 +111,7 @@ def find_model(path: Path, *, iteration: int | None = None, template: str | None
         template=name,
         ends=tuple(end_tokens(opened, other_ends(base.config))),
         context=base.config.context,
+        before_text=_before_text(opened),
         notes=(*base.warnings, *notes),
     )
 
@@ -186,6 +190,7 @@ def _of_adapter(path: Path, template: str | None) -> ModelSource:
         template=name,
         ends=tuple(end_tokens(opened, (*named_end_tokens(path), *other_ends(base.config)))),
         context=base.config.context,
+        before_text=_before_text(opened),
         notes=(*base.warnings, *doubts_about_base(adapter, base), *notes),
     )
 
@@ -243,3 +248,14 @@ def _template_of(tokenizer: Path, wanted: str | None) -> tuple[str, OpenedTokeni
             opened,
             ("The model has no chat template of its own: --template meditron is taken.",),
         )
+
+
+def _before_text(opened: OpenedTokenizer) -> tuple[int, ...]:
+    """Return what a tokenizer puts before a plain text: its token for the beginning, or nothing.
+
+    A run, and what it was exported as, has nothing there: the exported tokenizer adds no tokens.
+    """
+    try:
+        return opened.tokenizer.frame[0]
+    except DataError:  # it names no end of text, which a document ends with, and no question
+        return ()

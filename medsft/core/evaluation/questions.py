@@ -12,8 +12,9 @@ from medsft.core.data.sources.base import BadRow, all_rows
 from medsft.core.data.sources.columns import names
 from medsft.core.data.sources.conversation import Conversation, Message
 from medsft.core.data.sources.messages import USUAL_ROLES
+from medsft.core.data.sources.multiple_choice import asked_with_options, letters_of, options_of
 from medsft.core.data.sources.open import open_rows
-from medsft.core.data.sources.values import fields_of, text
+from medsft.core.data.sources.values import fields_of, optional_text, text
 from medsft.errors import DataError
 
 
@@ -30,12 +31,14 @@ class Question:
 def read_questions(path: Path, *, system: str = "") -> list[Question]:
     """Return the questions of a file: of each row its messages, or the text under a usual name of a question.
 
-    A row's system message goes before `system`; answers that a row has are left out. Raises `DataError`.
+    What belongs to the question is asked with it, as it is trained on: the input of an instruction, options with their letters. A
+    row's system message goes before `system`; answers that a row has are left out. Raises `DataError`.
     """
     bad = BadRows()
     found = list(_rows(path, system, bad))
     if bad.total:
-        raise bad.error(then="so nothing was asked")
+        message = bad.error(then="so nothing was asked").message
+        raise DataError(message, hint="correct these rows, or leave them out of the file")
     if not found:
         raise DataError(f"{path}: no rows.")
     return found
@@ -71,9 +74,24 @@ def _conversation(row: Mapping[str, object]) -> Conversation:
     question = text(row, key)
     if not question.strip():
         raise BadRow(f"empty question under '{key}'")
+    question = _with_what_belongs_to_it(row, key, question)
     named = usual_names.first(keys, usual_names.SYSTEM)
     own = text(row, named) if named is not None and row.get(named) else ""
     return (Message("system", own), Message("user", question)) if own else (Message("user", question),)
+
+
+def _with_what_belongs_to_it(row: Mapping[str, object], key: str, question: str) -> str:
+    """Return a question with the options of its row, or with the input of its instruction."""
+    under_one = usual_names.first(row, usual_names.OPTIONS)
+    under = None if under_one is None else row[under_one]
+    listed = bool(under) and (isinstance(under, list) or fields_of(under) is not None)
+    options = (under_one,) if under_one is not None and listed else usual_names.option_columns(row)
+    if options:
+        found = options_of(row, options)
+        return asked_with_options(question, letters_of(found), [option.text for option in found])
+    further = usual_names.first(row, usual_names.INPUT) if key.lower() in usual_names.INSTRUCTION else None
+    given = optional_text(row, further) if further is not None else ""
+    return f"{question}\n\n{given}" if given.strip() else question
 
 
 def _message(item: object, number: int) -> Message:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from medsft.core.devices import Devices, find_devices
 from medsft.core.evaluation.model import ModelSource
 from medsft.core.planning.layout import Layout
 from medsft.core.run.engine_lines import EngineLines
-from medsft.errors import ConfigError, Problem
+from medsft.errors import ConfigError, MismatchError, Problem
 
 Precision = Literal["bf16", "fp32"]
 ONE_PROCESS = Layout()
@@ -127,7 +128,7 @@ def answer(
     `precision` None is the fastest here; `processes` None is one for each GPU, or one with all cores. With a `layout` its
     processes hold the model together, and score; nothing can be generated then. Closing the iterator ends
     the processes. Raises ValueError for ids that are not unique, ConfigError for a layout that this machine or these requests
-    cannot have, `EngineError` for what the engine reports.
+    cannot have, MismatchError for likelihoods that are no numbers, `EngineError` for what the engine reports.
     """
     digests = {request.id: _digest(request) for request in requests}
     if len(digests) != len(requests):
@@ -144,9 +145,17 @@ def answer(
         yield from there.values()
         left = [request for request in requests if request.id not in there]
         for found in _ask(engine_arguments(model, precision, ids), left, processes, layout, stack) if left else ():
+            if isinstance(found, Scored) and not all(map(math.isfinite, found.log_likelihoods)):
+                raise not_finite(model.name)
             if kept:
                 kept.add(found, digests[found.id])
             yield found
+
+
+def not_finite(model: str) -> MismatchError:
+    """Return what a person is told of a model that computes no numbers: what it answers would be chosen by chance."""
+    hint = "Its weights are damaged, or too large for this number format: try --precision fp32, or copy the model again."
+    return MismatchError(f"{model}: what the model computes are no finite numbers.", hint=hint)
 
 
 def engine_arguments(model: ModelSource, precision: Precision, ids: int) -> list[str]:

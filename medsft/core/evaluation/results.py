@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from medsft.core.data.dataset.manifest import hash_inputs
+from medsft.core.data.dataset.spec import InputFile
 from medsft.core.evaluation.asking import Asking
 from medsft.core.evaluation.measure import Result
 from medsft.core.evaluation.model import ModelSource
@@ -27,8 +27,20 @@ FOLDER = "eval"
 _FORMAT = 1
 
 
-def record(asking: Asking, results: Sequence[Result], source: ModelSource, *, model: str, precision: str) -> dict[str, Any]:
-    """Return what is written of one model on one task. Reads the task's files."""
+def record(
+    asking: Asking,
+    results: Sequence[Result],
+    source: ModelSource,
+    *,
+    data: Sequence[InputFile],
+    fingerprint: str,
+    model: str,
+    precision: str,
+) -> dict[str, Any]:
+    """Return what is written of one model on one task.
+
+    `data` are the task's files and `fingerprint` is the model's identity as they were when it was asked.
+    """
     task, ask = asking.task, asking.ask
     return {
         "format": _FORMAT,
@@ -37,13 +49,13 @@ def record(asking: Asking, results: Sequence[Result], source: ModelSource, *, mo
         "title": task.title,
         "source": task.source,
         "notes": list(task.notes),
-        "data": [{"path": file.path, "bytes": file.bytes, "sha256": file.sha256} for file in hash_inputs(task.files)],
+        "data": [{"path": file.path, "bytes": file.bytes, "sha256": file.sha256} for file in data],
         "model": {
             "name": model,
             "weights": str(source.weights),
             "adapter": str(source.adapter) if source.adapter else None,
             "iteration": source.iteration,
-            "fingerprint": source.identity(),
+            "fingerprint": fingerprint,
             "precision": precision,
         },
         "prompt": {

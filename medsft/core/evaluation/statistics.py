@@ -22,6 +22,9 @@ import numpy.typing as npt
 LEVEL = 0.95
 BINS = 15
 
+_EQUAL = 1e-12
+"""Standard error of a mean of equal numbers, with what rounding leaves of it"""
+
 Interval = tuple[float, float]
 
 
@@ -36,14 +39,18 @@ def wilson_interval(successes: int, trials: int) -> Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Return the 95 % interval (Student's t) of a mean of shares, within 0 and 1; the whole range for fewer than two."""
+    """Return the 95 % interval (Student's t) of a mean of shares, within 0 and 1; the whole range for fewer than two.
+
+    Where all are equal there is no t: Wilson's interval of as many successes, as no shares vary more than successes do.
+    """
     from scipy.stats import t
 
     if len(values) < 2:
         return 0.0, 1.0
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    if error == 0.0:
-        return mean, mean
+    if error < _EQUAL:
+        total = round(mean * len(values), 6)
+        return wilson_interval(math.floor(total), len(values))[0], wilson_interval(math.ceil(total), len(values))[1]
     low, high = t.interval(LEVEL, len(values) - 1, loc=mean, scale=error)
     return max(0.0, float(low)), min(1.0, float(high))
 

@@ -106,19 +106,25 @@ each question gets both answers.
         """Let each model answer, piece by piece."""
         if not self._chats:
             self._show_from_thread(lambda: "No model is loaded.")
-        for chat in list(self._chats):
-            label = f"{chat.model.name}\n" if len(self._chats) > 1 else ""
-            place = self.app.call_from_thread(self._add, f"{label}{_WAITS}", "answer")
-            text = ""
-            try:
-                for piece in chat.ask(question):
-                    text += piece
-                    self.app.call_from_thread(self._update, place, f"{label}{text.strip() or _WAITS}")
-            except (MedsftError, OSError, ValueError) as error:
-                self._show_from_thread(lambda error=error: str(error))
-                return
-            if not text.strip():
-                self.app.call_from_thread(self._update, place, f"{label}(no answer: it ends at once)")
+        from medsft.core.evaluation.chat import all_or_none
+
+        chats = list(self._chats)
+        try:
+            with all_or_none(chats):
+                for chat in chats:
+                    self._show_answer(chat, question, f"{chat.model.name}\n" if len(chats) > 1 else "")
+        except (MedsftError, OSError, ValueError) as error:
+            self._show_from_thread(lambda: str(error))
+
+    def _show_answer(self, chat: Chat, question: str, label: str) -> None:
+        """Show the answer of one model as it comes, in a thread."""
+        place = self.app.call_from_thread(self._add, f"{label}{_WAITS}", "answer")
+        text = ""
+        for piece in chat.ask(question):
+            text += piece
+            self.app.call_from_thread(self._update, place, f"{label}{text.strip() or _WAITS}")
+        if not text.strip():
+            self.app.call_from_thread(self._update, place, f"{label}(no answer: it ends at once)")
 
     async def action_anew(self) -> None:
         """Forget what was said."""

@@ -5,8 +5,8 @@ Imports of settings, planner and tokenizers stand inside the functions, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from medsft.core.models.inspect import BaseModel
     from medsft.core.models.scanning import Found
     from medsft.core.planning.plan import RunPlan
+    from medsft.core.planning.tasks import TaskPlan
     from medsft.core.settings import CheckpointEntry, Settings
 
 _SHOWN_SAMPLES = 2
@@ -123,14 +124,15 @@ def look_ahead(config: RunConfig, settings_file: Path | None, *, samples: bool) 
     except ConfigError as error:
         return Outlook(config=config, problems=error.problems)
     found = preview(config, settings)
+    plan, wrong_tasks = _with_benchmarks(found.plan) if found.plan else (None, ())
     shown, trouble = _samples(config, settings) if samples else ((), "")
     return Outlook(
         config=config,
-        problems=_tidied(found.problems),
-        plan=found.plan,
-        disk_free=free_bytes(Path(found.plan.run_dir)) if found.plan else 0,
+        problems=_tidied((*found.problems, *wrong_tasks)),
+        plan=plan,
+        disk_free=free_bytes(Path(plan.run_dir)) if plan else 0,
         exact=found.exact,
-        forecast=forecast(found.plan) if found.plan else None,
+        forecast=forecast(plan) if plan else None,
         keys=_keys(config),
         found=_found(config),
         sets=list_sets(config.tokenized_data_dir),
@@ -138,6 +140,50 @@ def look_ahead(config: RunConfig, settings_file: Path | None, *, samples: bool) 
         samples=shown,
         samples_problem=trouble,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Benchmarks:
+    """The benchmarks of a plan, and what they follow from."""
+
+    key: tuple[object, ...]
+    plan: RunPlan = field(compare=False)
+
+
+def _with_benchmarks(plan: RunPlan) -> tuple[RunPlan, Sequence[Problem]]:
+    """Return a plan with the benchmarks of its --eval_task, and what is wrong with them."""
+    from medsft.core.config.eval_tasks import eval_tasks
+
+    config = plan.config
+    if not config.eval_task:
+        return plan, ()
+    files = tuple(_stamps(task.path) for task in eval_tasks(config.eval_task))
+    how = config.eval_limit, config.template, config.template_date
+    base = plan.base.path, plan.base.tokenizer, plan.base.fingerprint
+    tasks, warnings, problems = _benchmarks(_Benchmarks((config.eval_task, files, *how, *base, plan.run_dir), plan))
+    return replace(plan, tasks=tasks, warnings=(*plan.warnings, *warnings)), problems
+
+
+def _stamps(path: Path) -> tuple[object, ...]:
+    """Return sizes and times of what a benchmark is read from, by which a change is seen."""
+    from medsft.core.evaluation.tasks.pubmedqa import TRUTH_NAME
+
+    files = [*path.glob("*.*"), *path.glob("test/*.*")] if path.is_dir() else [path, path.with_name(TRUTH_NAME)]
+    status = [file.stat() for file in sorted(files) if file.is_file()]
+    return tuple((one.st_size, one.st_mtime_ns) for one in status)
+
+
+@lru_cache(maxsize=2)
+def _benchmarks(asked: _Benchmarks) -> tuple[tuple[TaskPlan, ...], tuple[str, ...], tuple[Problem, ...]]:
+    """Return the benchmarks, what to know of them, and what is wrong; remembered, for each edit of a form asks anew."""
+    from medsft.core.evaluation.tasks.of_run import with_tasks
+
+    try:
+        found = with_tasks(asked.plan, ahead=True)
+    except MedsftError as error:
+        problems = error.problems if isinstance(error, ConfigError) else (Problem("--eval_task", error.message, error.hint),)
+        return (), (), tuple(problems)
+    return found.tasks, found.warnings[len(asked.plan.warnings) :], ()
 
 
 def _tidied(problems: Iterable[Problem]) -> tuple[Problem, ...]:

@@ -10,6 +10,7 @@ import torch
 
 from medsft.core.engine.infer.generation import PAGE, Generator, Limits
 from medsft.core.evaluation.requests import Generate, Generated
+from medsft.errors import MismatchError
 
 _VOCAB = 96
 WIDE = Limits(sequences=64, prompt_tokens=2048, cache_tokens=100_000)
@@ -98,6 +99,14 @@ def test_a_small_share_of_the_likely_tokens_is_the_most_likely_one(tiny):
     [greedy] = Generator(model, WIDE).generate([asked])
     [drawn] = Generator(model, WIDE).generate([replace(asked, temperature=0.7, top_p=1e-6)])
     assert drawn.ids == greedy.ids
+
+
+def test_a_model_that_computes_no_numbers_writes_nothing(tiny):
+    """Its most likely token would be any, again and again."""
+    model = tiny.ours(tiny.reference()).requires_grad_(False)
+    model.model.norm.weight.fill_(torch.nan)
+    with pytest.raises(MismatchError, match="no finite numbers"):
+        list(Generator(model, WIDE).generate(requests()))
 
 
 def test_an_empty_prompt_is_refused_and_no_prompt_is_no_work(tiny):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,11 +40,19 @@ class Echo:
     def wait(self) -> None:
         pass
 
+    def mark(self) -> int:
+        return len(self.asked)
+
+    def go_back(self, mark: int) -> None:
+        del self.asked[mark:]
+
     def forget(self) -> None:
         self.asked.clear()
 
     def ask(self, question: str) -> Iterator[str]:
         self.asked.append(question)
+        if question == "long" and self.model.name == "base":
+            raise KeyboardInterrupt
         yield " "
         yield f"{len(self.asked)}: {question}"
         yield f"{ESCAPE}!"
@@ -81,10 +90,25 @@ def test_several_turns_are_one_conversation_until_another_begins(monkeypatch: py
     assert list(cli_ask._typed()) == ["one", "", "two", "/new", "three"]
 
 
+def test_an_answer_that_is_broken_off_leaves_no_conversation_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends the answer of the second model; the first has answered by then."""
+    chats = [Echo(SimpleNamespace(name=name), None) for name in ("run", "base")]
+    left = iter(chats)
+    monkeypatch.setattr(chat, "Chat", lambda *_, **__: next(left))
+    monkeypatch.setattr(cli_ask, "_typed", lambda: iter(["one", "long", "two"]))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    models: Any = [each.model for each in chats]
+    cli_ask._talk(models, None, chat.Sampling(), "", None, plain=True, json=False)
+    assert [each.asked for each in chats] == [["one", "two"]] * 2
+
+
 def test_the_answers_to_a_file_go_to_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        chat, "answers_to", lambda model, asked, *_, **__: ((n, f"answer {n}") for n in reversed(range(len(asked))))
-    )
+    def answers(model: Any, asked: Any, *_: Any, keep: Path, **__: Any) -> Iterator[tuple[int, str]]:
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        keep.touch()
+        yield from ((n, f"answer {n}") for n in reversed(range(len(asked))))
+
+    monkeypatch.setattr(chat, "answers_to", answers)
     Path("q.jsonl").write_text('{"prompt": "a", "id": "x"}\n{"question": "b"}\n')
     result = invoke("model", "--in", "q.jsonl", "--out", "new/a.jsonl")
     assert result.exit_code == 0, result.stderr
@@ -93,6 +117,7 @@ def test_the_answers_to_a_file_go_to_a_new_file(tmp_path: Path, monkeypatch: pyt
         {"id": 2, "question": "b", "answer": "answer 1"},
     ]
     assert result.stdout == "new/a.jsonl\n"
+    assert [path.name for path in Path("new").iterdir()] == ["a.jsonl"], "what a kill would have left is gone"
     again = invoke("model", "--in", "q.jsonl", "--out", "new/a.jsonl")
     assert again.exit_code == 2
     assert "exists already" in again.stderr

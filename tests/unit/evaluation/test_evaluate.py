@@ -150,6 +150,37 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list((one.home / "eval").iterdir()) == left.files
 
 
+def test_a_checkpoint_that_goes_while_it_answers_is_named_as_it_was(tmp_path: Path) -> None:
+    """A run that trains removes its older ones."""
+    one, task = candidate(tmp_path / "model"), pubmedqa(tmp_path, 8)
+    expected = one.source.identity()
+
+    def answer(model: ModelSource, requests: Sequence[Request], keep: Path) -> Iterator[Answer]:
+        yield from answers_by(right)(model, requests, keep)
+        for path in one.home.glob("*.safetensors"):
+            path.unlink()
+
+    evaluate([one], [task], Ask(), answer, precision="fp32")
+    assert one.source.identity() != expected
+    [record] = read_records(one.home / "eval")
+    assert record["model"]["fingerprint"] == expected
+
+
+def test_the_hash_of_a_file_is_that_of_what_was_asked(tmp_path: Path) -> None:
+    """A file may be another by the time that all answers are there, or gone."""
+    one, task = candidate(tmp_path / "model"), pubmedqa(tmp_path, 8)
+    [file] = task.files
+    expected = hash_file(file)["sha256"]
+
+    def answer(model: ModelSource, requests: Sequence[Request], keep: Path) -> Iterator[Answer]:
+        file.unlink()
+        yield from answers_by(right)(model, requests, keep)
+
+    evaluate([one], [task], Ask(), answer, precision="fp32")
+    [record] = read_records(one.home / "eval")
+    assert record["data"][0]["sha256"] == expected
+
+
 @pytest.fixture
 def trained(tmp_path: Path) -> tuple[Candidate, RunDir]:
     """A run whose training set has the questions 0 to 3."""

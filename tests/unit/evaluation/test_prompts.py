@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
+import tiny_tokenizers
 from asked import medqa, pubmedqa, source
 
 from medsft.core.data.dataset.encode import encode_documents
@@ -15,6 +18,7 @@ from medsft.core.data.sources.multiple_choice import multiple_choice
 from medsft.core.evaluation.answer_ids import answered
 from medsft.core.evaluation.asking import Ask, Asking, asking
 from medsft.core.evaluation.benchmark import Question, Task
+from medsft.core.evaluation.model import ModelSource, find_model
 from medsft.core.evaluation.prompts import Examples, as_conversation, asked, lm_eval_text, shifted
 from medsft.core.evaluation.requests import Generate, Score
 from medsft.errors import ConfigError
@@ -156,6 +160,37 @@ def test_requests_of_the_harness(tmp_path: Path) -> None:
     assert decoded(made, text) == "Question: Case 0: what now?\nAnswer:"
     assert [made.opened.tokenizer.decode(ids) for ids in text.continuations] == [" Rest 0", " Drug 0", " Wait"]
     assert generate.stop_strings
+
+
+def test_the_harness_asks_with_what_a_tokenizer_puts_before_a_text(tmp_path: Path) -> None:
+    """As `AutoTokenizer` does by itself: Llama 3 has a token there; what a run is exported with has none."""
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    tiny_tokenizers.write_llama_3(folder)
+    tiny.write_base(folder, tokenizer=False, vocab_size=512, max_position_embeddings=4096)
+    model = find_model(folder)
+    assert [model.open_tokenizer().tokenizer.token(id_) for id_ in model.before_text] == ["<|begin_of_text|>"]
+    assert ModelSource.from_json(json.loads(json.dumps(model.to_json()))) == model
+    ask = Ask(style="lm-eval", methods=("likelihood", "generate"))
+    begin = {"before_text": model.before_text}
+    with_it, without = (asking(medqa(tmp_path, 1), ask, model.open_tokenizer(), (), 4096, **more) for more in (begin, {}))
+    for long, short in zip(with_it.requests, without.requests, strict=True):
+        if isinstance(long, Score) and isinstance(short, Score):
+            assert (long.prefix, long.continuations) == (model.before_text + short.prefix, short.continuations)
+        else:
+            assert long.prompt == model.before_text + short.prompt  # type: ignore[union-attr]
+    qwen = tmp_path / "qwen"
+    source(qwen)
+    assert find_model(qwen).before_text == ()
+
+
+def test_an_answer_may_not_be_as_long_as_all_that_a_model_reads(tmp_path: Path) -> None:
+    model = source(tmp_path / "model")
+    ask = Ask(methods=("generate",), max_new_tokens=64)
+    assert asking(medqa(tmp_path, 1), ask, model.open_tokenizer(), (), 65).cut == 1
+    with pytest.raises(ConfigError, match="no room for a question"):
+        asking(medqa(tmp_path, 1), ask, model.open_tokenizer(), (), 64)
+    asking(medqa(tmp_path, 1), replace(ask, methods=("likelihood",)), model.open_tokenizer(), (), 64)
 
 
 def test_what_a_model_cannot_read_is_cut_at_its_beginning_and_counted(tmp_path: Path) -> None:

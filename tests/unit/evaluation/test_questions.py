@@ -31,6 +31,26 @@ def test_rows_need_no_answers(tmp_path: Path) -> None:
     assert [message.content for message in fourth.conversation[1:]] == ["1", "2", "3"]
 
 
+def test_what_belongs_to_a_question_is_asked_with_it(tmp_path: Path) -> None:
+    """As such rows are trained on."""
+    file = write(
+        tmp_path / "q.jsonl",
+        {"instruction": "Name the class.", "input": "atenolol", "output": "Beta blocker."},
+        {"instruction": "Name one.", "input": "", "context": "x"},
+        {"question": "Which?", "options": {"A": "zinc", "B": "iron"}, "answer_idx": "A"},
+        {"question": "Which?", "opa": "zinc", "opb": "iron", "opc": "lead", "cop": 1},
+        {"question": "Which?", "options": [], "context": "not the question's"},
+    )
+    asked = [question.conversation[-1].content for question in read_questions(file)]
+    assert asked == [
+        "Name the class.\n\natenolol",
+        "Name one.",
+        "Which?\n\nA. zinc\nB. iron",
+        "Which?\n\nA. zinc\nB. iron\nC. lead",
+        "Which?",
+    ]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

@@ -22,6 +22,7 @@ from medsft.core.evaluation.requests import (
     from_json,
     to_json,
 )
+from medsft.errors import MismatchError
 
 SCORE = Score(id="s", prefix=(1, 2), continuations=((3,), (4, 5)))
 GENERATE = Generate(id="g", prompt=(1,), max_new_tokens=3, ends=(2,), stop_strings=("\n",), temperature=0.5, seed=4)
@@ -90,6 +91,17 @@ def test_answers_that_are_kept_are_not_computed_again(model: ModelSource, asked:
     assert asked[-1] == [changed]
     list(answer(model, [SCORE], precision="bf16", keep=keep))
     assert asked[-1] == [SCORE]
+
+
+def test_likelihoods_that_are_no_numbers_are_refused(model: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of them the first option would be the most likely, whatever the question."""
+    good = answer_of(SCORE)
+    broken = Scored(id="s", log_likelihoods=(float("nan"), -1.0), num_tokens=(1, 2), greedy=(False, False))
+    monkeypatch.setattr(requests, "_ask", lambda *_: iter([from_json(json.loads(json.dumps(to_json(broken))))]))
+    with pytest.raises(MismatchError, match="no finite numbers"):
+        list(answer(model, [SCORE], precision="fp32", keep=tmp_path / "kept.jsonl"))
+    monkeypatch.setattr(requests, "_ask", lambda *_: iter([good]))
+    assert list(answer(model, [SCORE], precision="fp32", keep=tmp_path / "kept.jsonl")) == [good]
 
 
 def test_processes_get_as_much_to_do_and_what_begins_alike_together(model: ModelSource, asked: list[list[Request]]) -> None:

@@ -50,6 +50,15 @@ def test_mean_as_t_test_of_r() -> None:
     assert mean_interval([value / 10 for value in SLEEP]) == pytest.approx((0.05955845, 0.24844155), abs=1e-6)
 
 
+def test_a_mean_of_equal_shares_is_not_certain() -> None:
+    """All of ten answers are right: as for their accuracy."""
+    assert mean_interval([1.0] * 10) == wilson_interval(10, 10)
+    assert mean_interval([0.0] * 10) == wilson_interval(0, 10)
+    low, high = mean_interval([0.55] * 10)
+    assert (low, high) == (wilson_interval(5, 10)[0], wilson_interval(6, 10)[1])
+    assert mean_interval([0.1] * 3)[0] <= 0.1 <= mean_interval([0.1] * 3)[1]
+
+
 def test_holm_as_p_adjust_of_r() -> None:
     """`p.adjust(c(0.01, 0.04, 0.03), "holm")`, and with ties and values that become more than 1."""
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from medsft.core.evaluation.benchmark import Task, sampled
+from medsft.core.evaluation.tasks.own import named_apart
 from medsft.core.evaluation.tasks.read import read_task
 from medsft.errors import DataError
 
@@ -104,6 +106,53 @@ def test_mmlu(tmp_path: Path) -> None:
     assert from_hub.questions[0].subject == "nutrition"
 
 
+def test_mmlu_as_people_pack_and_call_it(tmp_path: Path) -> None:
+    """With a byte order mark, packed, called otherwise, with what an archive of macOS leaves, and a subject without examples."""
+    rows = "\ufeffWhich?,1,2,3,4,B\n"
+    (tmp_path / "anatomy_test.csv.gz").write_bytes(gzip.compress(rows.encode()))
+    (tmp_path / "anatomy_dev.csv.gz").write_bytes(gzip.compress(b"Solved?,1,2,3,4,A\n"))
+    task = read_task("mmlu", tmp_path / "anatomy_test.csv.gz")
+    assert (task.questions[0].question, task.questions[0].subject, task.examples[0].question) == ("Which?", "anatomy", "Solved?")
+    (tmp_path / "._anatomy_test.csv").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "virology_test.csv").write_text("Which?,1,2,3,4,D\n")
+    folder = read_task("mmlu", tmp_path)
+    assert [question.id for question in folder.questions] == ["anatomy_test/row 1", "virology_test/row 1"]
+    assert (folder.examples, folder.examples_in_order) == ((), False), "examples would be those of other subjects"
+    (tmp_path / "law.csv").write_text("Which?,1,2,3,4,D\n")
+    assert read_task("mmlu", tmp_path / "law.csv").questions[0].subject == "law"
+    hub = {"question": STEM, "choices": LIST, "answer": 1}
+    nameless = read_task("mmlu", lines(tmp_path / "train-00000.jsonl", [hub]))
+    assert (nameless.questions[0].subject, len(nameless.notes)) == ("", 1)
+    assert read_task("mmlu", lines(tmp_path / "law_test.jsonl", [hub])).questions[0].subject == "law"
+
+
+def test_files_that_are_called_alike_make_tasks_of_two_names(tmp_path: Path) -> None:
+    row = {"question": STEM, "options": LIST, "answer": "Vitamin C"}
+    paths = [tmp_path / name for name in ("a/mine.v1.jsonl", "a/mine.v2.jsonl", "a/set.jsonl", "b/set.jsonl")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        lines(path, [row])
+    read = named_apart([read_task(str(path), path) for path in paths])
+    assert [task.name for task in read] == ["mine.v1", "mine.v2", "a-set.jsonl", "b-set.jsonl"]
+    assert len({task.title for task in read}) == 4
+    [alone] = named_apart([read_task(str(paths[0]), paths[0])])
+    assert (alone.name, alone.title) == ("mine", "mine.v1.jsonl")
+    twice = named_apart([read_task(str(paths[0]), paths[0])] * 2)
+    assert twice[0].name == twice[1].name
+
+
+def test_remedies_are_possible_ones(tmp_path: Path) -> None:
+    """Not options of a run: `medsft eval` has none of them."""
+    unclear = {"question": STEM, "options": LIST[:3], "answer": 1}
+    for row in (unclear, {"messages": "x"}):
+        with pytest.raises(DataError) as caught:
+            read_task("mine.jsonl", lines(tmp_path / "mine.jsonl", [row]))
+        assert "--" not in caught.value.hint
+    letters = [{**row, "cop": "b"} for row in medmcqa(1)]
+    with pytest.raises(DataError, match="a number in no row"):
+        read_task("medmcqa", lines(tmp_path / "x.jsonl", letters))
+
+
 def pubmedqa(count: int, **more: Any) -> dict[str, Any]:
     return {
         str(100 + n): {"QUESTION": f"Does {n} help?", "CONTEXTS": ["First.", "Second."], "final_decision": "yes", **more}
@@ -124,6 +173,10 @@ def test_pubmedqa(tmp_path: Path) -> None:
     assert (len(official.questions), len(official.examples)) == (500, 500)
     assert read_task("pubmedqa", tmp_path).questions == official.questions
     assert "official" in official.notes[0]
+    other = lines(tmp_path / "other.jsonl", [{"pubid": 7, "question": "Does it?", "context": "x", "final_decision": "no"}])
+    assert "names none of its questions" in read_task("pubmedqa", other).notes[0]
+    with pytest.raises(DataError, match="names none of the questions"):  # a person has given it
+        read_task("pubmedqa", other, truth=tmp_path / "test_ground_truth.json")
     (tmp_path / "test_ground_truth.json").write_text(json.dumps({"100": "no"}))
     with pytest.raises(DataError, match="another answer"):
         read_task("pubmedqa", path)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import tiny
+from asked import write_medqa
 from rich.console import Console
 
 from medsft.cli import console, plan_table
+from medsft.core.evaluation.tasks.of_run import plan_run
 from medsft.core.planning import planner
 from medsft.core.planning.plan import RunPlan
 from medsft.core.planning.planner import make_plan
@@ -45,6 +47,29 @@ def test_both_front_ends_show_the_same(made, capsys, monkeypatch):
     in_wizard = [(row.label, row.text) for row in plan_text.rows_of(seen)]
     written = [(label, value.replace(plan.base.path, str(near(Path(plan.base.path))))) for label, value in printed]
     assert [(label, shortened.get(value, value)) for label, value in written] == in_wizard
+
+
+def test_both_show_the_benchmarks_of_a_run_file(made, tmp_path):
+    """And the wizard says what is wrong with them before the start."""
+    config, settings = made
+    path = write_medqa(tmp_path / "medqa.jsonl", 6)
+    config = replace(config, eval_task=(f"medqa={path}", "mine=medqa.jsonl"), eval_limit=4)
+    seen = backend.look_ahead(config, None, samples=False)
+    assert seen.plan is not None
+    assert seen.problems == ()
+    assert seen.plan.tasks == plan_run(config, settings, ahead=True).tasks
+    assert [row.value[:22] for row in plan_text.rows_of(seen) if "of 6 questions" in row.value] == [
+        "medqa: 4 of 6 question",
+        "mine: 4 of 6 questions",
+    ]
+    write_medqa(path, 9)
+    again = backend.look_ahead(config, None, samples=False)
+    assert "4 of 9 questions" in rows(again.plan)["benchmark"]
+    for written, said in (("", "holds no row"), ('{"question": "Which?", "answer": "Zinc"}\n', "no rows of MedQA")):
+        path.write_text(written)
+        wrong = backend.look_ahead(config, None, samples=False)
+        assert wrong.plan is not None
+        assert [(problem.where, said in problem.message) for problem in wrong.problems] == [("--eval_task", True)]
 
 
 def test_when_it_validates(made):

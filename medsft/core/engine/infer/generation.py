@@ -19,7 +19,7 @@ from torch import Tensor
 from medsft.core.engine.infer.scoring import common
 from medsft.core.engine.nn.key_ranges import KeyRanges, Range, attend_ranges
 from medsft.core.engine.nn.model import Decoder
-from medsft.core.evaluation.requests import Generate, Generated
+from medsft.core.evaluation.requests import Generate, Generated, not_finite
 
 PAGE = 32
 """Tokens of a page."""
@@ -178,7 +178,7 @@ class Generator:
             running.append(_Running(request, self._pages.take(need), 0, before, draw=_drawing(request)))
 
     def _step(self, running: Sequence[_Running]) -> list[int]:
-        """Compute the pending tokens of all sequences and return the next token of each."""
+        """Compute the pending tokens of all sequences and return the next token of each. Raises MismatchError for NaN."""
         assert self._pages is not None
         tokens: list[int] = []
         positions: list[int] = []
@@ -197,7 +197,10 @@ class Generator:
         sequences = _InPages(position_ids, where, into, self._pages)
         hidden = self._decoder(torch.tensor(tokens, device=self._device), sequences)
         logits = self._decoder.logits(hidden.index_select(0, where.queries[1:].long() - 1)).float()
-        best: list[int] = logits.argmax(-1).tolist()
+        likeliest = logits.argmax(-1)  # of a row with NaN, a place where it is
+        if not bool(logits.gather(-1, likeliest[:, None]).isfinite().all()):
+            raise not_finite("the model")
+        best: list[int] = likeliest.tolist()
         return [
             best[i] if sequence.draw is None else _drawn(logits[i], sequence.request, sequence.draw)
             for i, sequence in enumerate(running)

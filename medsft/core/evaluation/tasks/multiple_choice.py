@@ -11,12 +11,15 @@ What a shape says of its right option is taken as that alone: a `cop` of 2 is a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from medsft.core.data.sources.base import BadRow, RowSource
 from medsft.core.data.sources.csv_rows import CsvSource, Dialect
+from medsft.core.data.sources.endings import without_ending
+from medsft.core.data.sources.json_object import BOM
 from medsft.core.data.sources.multiple_choice import number_of, options_of, question_of
 from medsft.core.data.sources.open import open_rows
 from medsft.core.data.sources.streams import open_stream
@@ -103,7 +106,13 @@ def read_medmcqa(path: Path) -> Task:
 
 def _first_number(path: Path, rows: Sequence[TaskRow]) -> tuple[int, str]:
     """Return from which number `cop` counts the options in a file, and a sentence that says so. Raises DataError."""
-    given = [number for row in rows if (number := number_of(found(row.fields, "cop")[1])) is not None]
+    values = [found(row.fields, "cop")[1] for row in rows]
+    given = [number for value in values if (number := number_of(value)) is not None]
+    if not given and any(value not in (None, "") for value in values):
+        raise DataError(
+            f"{path}: `cop` is a number in no row, and MedMCQA's is one in each",
+            hint=f"where it is the letter or the text of the right option, read the file as questions of your own: --task {path}",
+        )
     if not any(number >= 0 for number in given):
         raise DataError(
             f"{path}: no row has a right option (`cop`): this is a test file of MedMCQA, whose answers are not public",
@@ -127,28 +136,48 @@ def read_mmlu(path: Path) -> Task:
     """Read MMLU, one subject or many; `path` may be a folder with a `SUBJECT_test.csv` for each. Raises DataError."""
     if not path.is_dir():
         return _read_mmlu_file(path)
-    files = sorted(path.glob("*_test.csv")) or sorted(path.glob("test/*_test.csv"))
+    files = _test_files(path) or _test_files(path / "test")
     if not files:
         raise DataError(f"{path} holds no SUBJECT_test.csv", hint="name the folder of MMLU's test files, or one file")
     tasks = [_read_mmlu_file(file) for file in files]
+    solved = all(task.examples_in_order for task in tasks)
     return replace(
         tasks[0],
         questions=tuple(
-            replace(question, id=f"{file.stem}/{question.id}")
+            replace(question, id=f"{without_ending(file.name)}/{question.id}")
             for file, task in zip(files, tasks, strict=True)
             for question in task.questions
         ),
-        examples=tuple(question for task in tasks for question in task.examples),
+        examples=tuple(question for task in tasks for question in task.examples) if solved else (),
+        examples_of=tasks[0].examples_of if solved else "",
+        examples_in_order=solved,
         files=tuple(file for task in tasks for file in task.files),
         notes=(f"{len(files)} subjects.",),
     )
 
 
+def _test_files(folder: Path) -> list[Path]:
+    """Return the test files of a folder, each subject once, packed or not; no hidden ones, which some archives leave."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*_test.csv*")):
+        stem = without_ending(path.name)
+        if stem.endswith("_test") and not path.name.startswith("."):
+            found.setdefault(stem, path)
+    return list(found.values())
+
+
 def _read_mmlu_file(path: Path) -> Task:
     rows, questions = _mmlu_questions(path)
-    subject = path.name.removesuffix(".csv").removesuffix("_test").removesuffix("_val")
+    stem = without_ending(path.name)
+    subject, dev_name = re.sub("_(test|val|dev)$", "", stem), ""
+    if subject != stem or has(rows[0].fields, "a"):
+        dev_name = f"{subject}_dev{path.name[len(stem) :]}"
+    else:
+        subject = ""  # the name of a file from elsewhere is none
     task = _task("mmlu", "MMLU", rows, _about(questions, subject), path)
-    for dev in (path.with_name(f"{subject}_dev.csv"), path.parent.parent / "dev" / f"{subject}_dev.csv"):
+    if not all(question.subject for question in task.questions):
+        task = replace(task, notes=("Not all rows name a subject: those without are asked without the sentence that says it.",))
+    for dev in (path.with_name(dev_name), path.parent.parent / "dev" / dev_name) if dev_name else ():
         if dev.is_file() and dev != path:
             solved = tuple(_about(_mmlu_questions(dev)[1], subject))
             return replace(task, examples=solved, examples_of="the subject's dev file", examples_in_order=True)
@@ -172,14 +201,17 @@ def _mmlu_questions(path: Path) -> tuple[list[TaskRow], list[Question]]:
 def _without_names(path: Path) -> RowSource | None:
     """Return the rows of a CSV file whose first row is a question already; None for any other file."""
     with open_stream(path) as (stream, _):
-        head = stream.read(_HEAD_BYTES)
+        whole = stream.read(_HEAD_BYTES)
+    head = whole.removeprefix(BOM)
     if head.lstrip()[:1] in (b"{", b"["):
         return None
     dialect = Dialect(",")
     first = next(iter(dialect.records(head.decode("utf-8", "replace"))), None)
     if first is None or isinstance(first.cells, BadRow) or len(first.cells) != len(_MMLU_COLUMNS):
         return None
-    return CsvSource(path, dialect, _MMLU_COLUMNS, 0, 1) if first.cells[-1].strip() in ("A", "B", "C", "D") else None
+    if first.cells[-1].strip() not in ("A", "B", "C", "D"):
+        return None
+    return CsvSource(path, dialect, _MMLU_COLUMNS, len(whole) - len(head), 1)
 
 
 def _mmlu_row(row: TaskRow) -> Question:

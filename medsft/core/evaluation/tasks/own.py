@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from medsft.core.data.sources.base import BadRow
+from medsft.core.data.sources.endings import without_ending
 from medsft.core.data.sources.multiple_choice import Option, choice_of
 from medsft.core.data.sources.open import open_rows
 from medsft.core.data.sources.recognize import recognize
@@ -18,13 +20,21 @@ from medsft.core.evaluation.benchmark import Question, Task
 from medsft.core.evaluation.tasks.rows import Shape, TaskRow, choice_question, identified, read_questions, read_rows, row_id
 from medsft.errors import DataError
 
+_REMEDY = (
+    "give all rows question, options and answer, where answer is the letter or the text of the right option; or question and "
+    "answer, without options"
+)
+
 
 def read_own(path: Path, reserved: Collection[str] = ()) -> Task:
     """Read questions of one's own; the task bears the name of the file, but none of `reserved`.
 
     Raises DataError, also for rows that hold no questions.
     """
-    recognized = recognize([path])
+    try:
+        recognized = recognize([path])
+    except DataError as error:
+        raise DataError(error.message, hint=_REMEDY) from None  # not by options of a run, which nobody has here
     row_format = recognized.each[0].rows
     if row_format.name == "text":
         raise DataError(f"{path}: rows of plain text ask nothing", hint="rows need a question and an answer")
@@ -61,3 +71,25 @@ def read_own(path: Path, reserved: Collection[str] = ()) -> Task:
         files=(path,),
         notes=recognized.sentences,
     )
+
+
+def named_apart(tasks: Sequence[Task]) -> list[Task]:
+    """Return tasks of which those of files that are called alike have names of their own: more of their paths.
+
+    The same file twice keeps one name, and so do two files for one benchmark that is known by name.
+    """
+    named = list(tasks)
+    for longer in (_whole_name, _with_folder):
+        times = Counter(task.name for task in named)
+        for place, task in enumerate(named):
+            if times[task.name] > 1 and not task.source:
+                named[place] = replace(task, name=longer(task.files[0]), title=str(task.files[0]))
+    return named
+
+
+def _whole_name(path: Path) -> str:
+    return without_ending(path.name)
+
+
+def _with_folder(path: Path) -> str:
+    return f"{path.resolve().parent.name}-{path.name}"

@@ -40,7 +40,7 @@ def read_pubmedqa(path: Path, truth: Path | None = None) -> Task:
     if path.is_dir():
         path = path / _ROWS_NAME
     beside = path.with_name(TRUTH_NAME)
-    truth = truth or (beside if beside.is_file() else None)
+    given, truth = truth is not None, truth or (beside if beside.is_file() else None)
     shapes = [
         Shape(("QUESTION", "CONTEXTS", "final_decision"), _of_the_authors),
         Shape(("question", "context", "final_decision"), _of_the_hub),
@@ -53,17 +53,21 @@ def read_pubmedqa(path: Path, truth: Path | None = None) -> Task:
     named = tuple(replace(question, id=id_) for question, id_ in zip(questions, ids, strict=True))
     task = Task(name="pubmedqa", title="PubMedQA", kind="words", questions=named, files=(path,))
     if truth is not None:
-        return _official(task, truth)
+        return _official(task, truth, given=given)
     if len(named) == _ALL:
         note = f"All {count(_ALL)} questions are asked; the official test is 500 of them, which {TRUTH_NAME} names."
         return replace(task, notes=(note,))
     return task
 
 
-def _official(task: Task, truth: Path) -> Task:
+def _official(task: Task, truth: Path, *, given: bool) -> Task:
     """Return the task with the questions of the official test alone. Raises DataError."""
     answers = read_truth(truth)
     known = {question.id: question for question in task.questions}
+    if given and not answers.keys() & known.keys():
+        raise DataError(
+            f"{truth} names none of the questions of {task.files[0]}", hint="give the file of rows that it belongs to, or leave it away"
+        )
     if not answers.keys() & known.keys():
         # The file beside belongs to other rows, such as those of the training part.
         note = f"{truth.name} beside the file names none of its questions, so all of them are asked."
