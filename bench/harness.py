@@ -29,6 +29,7 @@ from bench.table import print_table, say
 
 _TOLERATED = 1e-3
 _LONGEST_ANSWER = 16
+_BATCH = 2
 _TASKS = {
     "labels": """
 doc_to_text: "Abstract: {{CONTEXTS | join('\\n')}}\\nQuestion: {{QUESTION}}\\nAnswer:"
@@ -155,7 +156,8 @@ def compare(python: Path, model: Path, folder: Path, *, count: int, precision: s
 
 def trained(work: Path, rows: Path, *, iterations: int, adapter: str) -> Path:
     """Train the base model on rows and return the folder of the finished model. Raises RuntimeError when the run fails."""
-    job = Job(base=unpack_base(work / "base"), rows=rows, precision="fp32", steps=iterations, seq=256)
+    base = unpack_base(work / "base")
+    job = Job(base=base, rows=rows, precision="fp32", steps=iterations, micro_batch=_BATCH, global_batch=_BATCH)
     rates = {"lr": 5e-4, "min_lr": 5e-5} if adapter == "lora" else {"lr": 1e-4, "min_lr": 1e-5}
     plan = plan_of(job, work, adapter=adapter, id=f"{adapter}-{iterations}", **rates)
     folder = medsft.start(plan)

@@ -22,18 +22,30 @@ _MODEL_INDEX = re.compile(r"^model-index:\n(?:[ -].*\n)*", re.MULTILINE)
 def with_results(card: str, name: str, records: Sequence[Mapping[str, Any]]) -> str:
     """Return a model card whose front matter has the results of these records, the latest of each task and method."""
     front = _FRONT_MATTER.match(card)
-    latest = {
-        (record["task"], result["method"], record["prompt"]["style"], record["prompt"]["shots"]): (record, result)
-        for record in records
-        for result in record["results"]
-    }
+    latest = _latest(records)
     if front is None or not latest:
         return card
     kept = _MODEL_INDEX.sub("", front[1])
     lines = ["model-index:", f"- name: {json.dumps(name)}", "  results:"]
-    for record, result in latest.values():
+    for record, result in latest:
         lines += _result(record, result)
     return f"---\n{kept}" + "\n".join(lines) + f"\n---\n{card[front.end() :]}"
+
+
+def _latest(records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Return the latest results of each task and method; of the same files a sample (`--limit`) does not replace more questions."""
+    chosen: dict[tuple[Any, ...], tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+    for record in records:
+        for result in record["results"]:
+            key = record["task"], result["method"], record["prompt"]["style"], record["prompt"]["shots"]
+            before, more = chosen.get(key, (record, result))
+            if _hashes(before) != _hashes(record) or result["n"] >= more["n"]:
+                chosen[key] = record, result
+    return list(chosen.values())
+
+
+def _hashes(record: Mapping[str, Any]) -> list[str]:
+    return [file["sha256"] for file in record["data"]]
 
 
 def _result(record: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from asked import answers_by, medqa, pubmedqa, source, write_pubmedqa
 
 from medsft.core.evaluation import requests as engine
 from medsft.core.evaluation.asking import Ask
-from medsft.core.evaluation.benchmark import Task
+from medsft.core.evaluation.benchmark import Task, sampled
 from medsft.core.evaluation.card import CARD, update_card, with_results
 from medsft.core.evaluation.evaluate import Candidate, Evaluation, evaluate
 from medsft.core.evaluation.model import ModelSource, are_one_model, find_base_of
@@ -243,6 +243,18 @@ def test_the_card_has_the_latest_results_and_the_model_stays_whole(tmp_path: Pat
     (one.home / CARD).write_text(text + "My own words.\n")
     assert not update_card(one.home, read_records(one.home / "eval"))
     assert with_results("# no front matter\n", "x", read_records(one.home / "eval")) == "# no front matter\n"
+
+
+def test_a_sample_does_not_replace_all_questions_in_the_card(tmp_path: Path) -> None:
+    one, task = candidate(tmp_path / "model"), pubmedqa(tmp_path, 8)
+    for asked in (sampled(task, 2, 1), task, sampled(task, 4, 1)):
+        run([one], [asked], Ask(), right)
+    other = pubmedqa(tmp_path, 6)
+    records = read_records(one.home / "eval")
+    found = [with_results("---\na: b\n---\n", "m", records[: n + 1]) for n in range(3)]
+    assert ["2 questions" in found[0], "8 questions" in found[1], "8 questions" in found[2]] == [True] * 3
+    run([one], [other], Ask(), right)
+    assert "6 questions" in with_results("---\na: b\n---\n", "m", read_records(one.home / "eval")), "these are other files"
 
 
 def test_runs_that_begin_alike_have_one_base_model(tmp_path: Path) -> None:

@@ -202,6 +202,14 @@ def test_pubmedqa_of_the_hub(tmp_path: Path, row: dict[str, Any]) -> None:
     assert (question.id, question.question, question.context, question.gold) == ("7", "Does it?", "First.\nSecond.", 1)
 
 
+def test_an_abstract_that_pandas_has_written_into_a_cell_is_refused(tmp_path: Path) -> None:
+    """The model would read the names of the parts, the quotes and MeSH terms."""
+    path = tmp_path / "hub.csv"
+    path.write_text('pubid,question,context,final_decision\n7,Does it?,"{''contexts'': [''First.'']}",yes\n'.replace("''", "'"))
+    with pytest.raises(DataError, match="object of Python written as text"):
+        read_task("pubmedqa", path)
+
+
 def test_pubmedqa_made_into_rows(tmp_path: Path) -> None:
     row = {"id": "7", "system": "Be brief.", "prompt": "Context: x\nQuestion: y?", "gold": "It may.\nThe answer is: maybe"}
     question = read_task("pubmedqa", lines(tmp_path / "rows.jsonl", [row])).questions[0]

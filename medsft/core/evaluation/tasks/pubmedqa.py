@@ -31,6 +31,9 @@ _ALL = 1000
 _ENDS_WITH_LABEL = re.compile(r"(?:.*?\W)??((?:(?:the )?answer(?: is)?\s*:?\s*)?)\b(yes|no|maybe)\b[.!]?\s*", re.IGNORECASE)
 
 
+_WRITTEN_OBJECTS = ("{'contexts':", '{"contexts":')
+
+
 def read_pubmedqa(path: Path, truth: Path | None = None) -> Task:
     """Read PubMedQA: a file of rows, or a folder with `ori_pqal.json`.
 
@@ -128,6 +131,8 @@ def _context(fields: Fields, key: str) -> str:
     inner = fields_of(value)
     if inner is not None:
         value = inner.get("contexts")
+    if isinstance(value, str) and value.startswith(_WRITTEN_OBJECTS):
+        raise BadRow(f"'{key}' is an object of Python written as text, as pandas writes one into a CSV file")
     parts = [value] if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise BadRow(f"'{key}' is {kind_of(value)}, not the parts of an abstract")
