@@ -4,9 +4,9 @@
     texts      four options, by the likelihood of their texts, a byte
     written    an answer in words: equal to the right one, which for every second question is what the harness has written
 
-MODEL is any folder that both read. Without one, SmolLM2-135M is trained on rows (`--data`, with `prompt` and `gold`; generated ones
-without) and exported, so that what is compared is a model of medsft's own making. $BENCH_LM_EVAL_PYTHON names a Python that has
-the harness. The questions mean nothing: what counts is that both find the same.
+MODEL is any folder that both read. Without one, SmolLM2-135M is trained on rows (`--data`, with `prompt` and `gold`; else
+generated ones) and exported, so that what is compared is a model of medsft's own making. $BENCH_LM_EVAL_PYTHON names a Python
+that has the harness. The questions mean nothing: what counts is that both find the same.
 """
 
 from __future__ import annotations
@@ -145,11 +145,18 @@ def compare(python: Path, model: Path, folder: Path, *, count: int, precision: s
         "written: exact match": (ours["written"]["results"][0]["accuracy"], theirs["written"]["metrics"]["exact_match,none"]),
     }
     table = [
-        {"figure": name, "medsft": f"{one:.4f}", "lm-evaluation-harness": f"{other:.4f}", "difference": f"{abs(one - other):.1e}"}
+        {
+            "figure": name,
+            "medsft": f"{one:.4f}",
+            "lm-evaluation-harness": f"{other:.4f}",
+            "difference": f"{abs(one - other):.1e}",
+        }
         for name, (one, other) in figures.items()
     ]
     largest = f"{max(apart):.1e}"
-    table.append({"figure": "labels: log p, the largest difference", "medsft": "", "lm-evaluation-harness": "", "difference": largest})
+    table.append(
+        {"figure": "labels: log p, the largest difference", "medsft": "", "lm-evaluation-harness": "", "difference": largest}
+    )
     print_table(f"{count} questions of each, {precision}, beside lm-evaluation-harness {theirs['version']}", table)
     return {**{name: abs(one - other) for name, (one, other) in figures.items()}, "log p": max(apart)}
 

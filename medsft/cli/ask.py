@@ -53,7 +53,7 @@ def ask(
     plain: Plain = False,
     json: Json = False,
 ) -> None:
-    """Ask a model. In a terminal it is a conversation of any length: /new begins another, Ctrl-C ends an answer, /quit or Ctrl-D all.
+    """Ask a model. In a terminal it is a conversation: /new begins another, /quit or Ctrl-D ends it, Ctrl-C an answer.
 
     Prompts are written with the template that the run was trained with. What is said is stored nowhere but in --out; answers
     to a file that a kill interrupts wait beside it for the same call.

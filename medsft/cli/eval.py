@@ -147,7 +147,15 @@ def _tasks(names: Sequence[str], data: Sequence[Path]) -> list[Task]:
     if len(files) != len(named):
         answers = f"; {TRUTH_NAME} holds answers, no questions" if truths else ""
         message = f"{len(files)} given for {len(named)} named --task{answers}"
-        raise ConfigError([Problem("--data", message, "Each named --task takes one file or folder, in the same order.")])
+        raise ConfigError(
+            [
+                Problem(
+                    "--data",
+                    message,
+                    "Each named --task takes one file or folder, in the same order; models stand before all options.",
+                )
+            ]
+        )
     if len(truths) > 1 or (truths and "pubmedqa" not in named):
         raise ConfigError([Problem("--data", f"{truths[0]} belongs to --task pubmedqa", "Give it once, with the rows.")])
     rest = iter(files)

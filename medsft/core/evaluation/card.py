@@ -33,7 +33,7 @@ def with_results(card: str, name: str, records: Sequence[Mapping[str, Any]]) -> 
 
 
 def _latest(records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Return the latest results of each task and method; of the same files a sample (`--limit`) does not replace more questions."""
+    """Return the latest results of each task and method; of the same files a sample does not replace more questions."""
     chosen: dict[tuple[Any, ...], tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
     for record in records:
         for result in record["results"]:

@@ -15,6 +15,7 @@ from typing import Literal
 from medsft.core.data.sources.conversation import Conversation, Message
 from medsft.core.data.sources.multiple_choice import asked_with_options
 from medsft.core.evaluation.benchmark import Question, Task
+from medsft.core.units import counted
 from medsft.errors import ConfigError, Problem
 
 Style = Literal["template", "lm-eval"]
@@ -48,8 +49,9 @@ class Examples:
         """Raise ConfigError when there are too few rows for so many examples."""
         available = self._smallest_pool()
         if self.shots > available:
-            hint = f"There are {available} that could be examples; ask for at most so many."
-            raise ConfigError([Problem("--shots", f"{self.task.title} has too few rows for {self.shots} examples", hint)])
+            hint = f"Rows that could be examples: {available}; ask for at most so many."
+            many = counted(self.shots, "example")
+            raise ConfigError([Problem("--shots", f"{self.task.title} has too few rows for {many}", hint)])
 
     def sentence(self) -> str:
         """Return where the examples come from; "" without any."""

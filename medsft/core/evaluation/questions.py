@@ -31,7 +31,7 @@ class Question:
 def read_questions(path: Path, *, system: str = "") -> list[Question]:
     """Return the questions of a file: of each row its messages, or the text under a usual name of a question.
 
-    What belongs to the question is asked with it, as it is trained on: the input of an instruction, options with their letters. A
+    What belongs to the question is asked with it, as it is trained on: the input of an instruction, options with letters. A
     row's system message goes before `system`; answers that a row has are left out. Raises `DataError`.
     """
     bad = BadRows()

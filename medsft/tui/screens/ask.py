@@ -114,7 +114,8 @@ each question gets both answers.
                 for chat in chats:
                     self._show_answer(chat, question, f"{chat.model.name}\n" if len(chats) > 1 else "")
         except (MedsftError, OSError, ValueError) as error:
-            self._show_from_thread(lambda: str(error))
+            text = str(error)
+            self._show_from_thread(lambda: text)
 
     def _show_answer(self, chat: Chat, question: str, label: str) -> None:
         """Show the answer of one model as it comes, in a thread."""

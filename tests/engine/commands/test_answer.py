@@ -89,7 +89,7 @@ def test_a_conversation_is_that_of_single_requests(folder: Path) -> None:
             asked.append((*chat.messages, Message("user", question)))
             broken_off = chat.ask("w7 w8")
             next(broken_off)
-            broken_off.close()  # as Ctrl-C does
+            del broken_off  # as Ctrl-C does
             said.append("".join(chat.ask(question)).strip())
         assert [message.role for message in chat.messages][:2] == ["system", "user"]
         chat.forget()

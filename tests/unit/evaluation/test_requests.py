@@ -93,7 +93,9 @@ def test_answers_that_are_kept_are_not_computed_again(model: ModelSource, asked:
     assert asked[-1] == [SCORE]
 
 
-def test_likelihoods_that_are_no_numbers_are_refused(model: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_likelihoods_that_are_no_numbers_are_refused(
+    model: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of them the first option would be the most likely, whatever the question."""
     good = answer_of(SCORE)
     broken = Scored(id="s", log_likelihoods=(float("nan"), -1.0), num_tokens=(1, 2), greedy=(False, False))

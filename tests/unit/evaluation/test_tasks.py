@@ -107,12 +107,16 @@ def test_mmlu(tmp_path: Path) -> None:
 
 
 def test_mmlu_as_people_pack_and_call_it(tmp_path: Path) -> None:
-    """With a byte order mark, packed, called otherwise, with what an archive of macOS leaves, and a subject without examples."""
+    """With a byte order mark, packed, called otherwise, beside what macOS leaves, and with a subject without examples."""
     rows = "\ufeffWhich?,1,2,3,4,B\n"
     (tmp_path / "anatomy_test.csv.gz").write_bytes(gzip.compress(rows.encode()))
     (tmp_path / "anatomy_dev.csv.gz").write_bytes(gzip.compress(b"Solved?,1,2,3,4,A\n"))
     task = read_task("mmlu", tmp_path / "anatomy_test.csv.gz")
-    assert (task.questions[0].question, task.questions[0].subject, task.examples[0].question) == ("Which?", "anatomy", "Solved?")
+    assert (task.questions[0].question, task.questions[0].subject, task.examples[0].question) == (
+        "Which?",
+        "anatomy",
+        "Solved?",
+    )
     (tmp_path / "._anatomy_test.csv").write_bytes(b"\0\5\x16\7")
     (tmp_path / "virology_test.csv").write_text("Which?,1,2,3,4,D\n")
     folder = read_task("mmlu", tmp_path)
@@ -205,7 +209,7 @@ def test_pubmedqa_of_the_hub(tmp_path: Path, row: dict[str, Any]) -> None:
 def test_an_abstract_that_pandas_has_written_into_a_cell_is_refused(tmp_path: Path) -> None:
     """The model would read the names of the parts, the quotes and MeSH terms."""
     path = tmp_path / "hub.csv"
-    path.write_text('pubid,question,context,final_decision\n7,Does it?,"{''contexts'': [''First.'']}",yes\n'.replace("''", "'"))
+    path.write_text("""pubid,question,context,final_decision\n7,Does it?,"{'contexts': ['First.']}",yes\n""")
     with pytest.raises(DataError, match="object of Python written as text"):
         read_task("pubmedqa", path)
 

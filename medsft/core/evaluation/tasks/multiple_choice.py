@@ -111,7 +111,7 @@ def _first_number(path: Path, rows: Sequence[TaskRow]) -> tuple[int, str]:
     if not given and any(value not in (None, "") for value in values):
         raise DataError(
             f"{path}: `cop` is a number in no row, and MedMCQA's is one in each",
-            hint=f"where it is the letter or the text of the right option, read the file as questions of your own: --task {path}",
+            hint=f"where it is the letter or the text of the right option, ask questions of your own: --task {path}",
         )
     if not any(number >= 0 for number in given):
         raise DataError(

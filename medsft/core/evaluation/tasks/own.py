@@ -31,6 +31,7 @@ def read_own(path: Path, reserved: Collection[str] = ()) -> Task:
 
     Raises DataError, also for rows that hold no questions.
     """
+    rows = read_rows(open_rows(path))
     try:
         recognized = recognize([path])
     except DataError as error:
@@ -59,7 +60,6 @@ def read_own(path: Path, reserved: Collection[str] = ()) -> Task:
         return Question(id=id_, place=row.place, question=users[0], system=system, answer=answers[0])
 
     choices = row_format.name == "mcq"
-    rows = read_rows(open_rows(path))
     questions = read_questions(rows, [Shape((), with_options if choices else open_question)], "questions", path)
     ids = identified(questions, rows)
     name = path.name.split(".")[0]

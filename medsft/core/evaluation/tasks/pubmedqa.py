@@ -69,7 +69,8 @@ def _official(task: Task, truth: Path, *, given: bool) -> Task:
     known = {question.id: question for question in task.questions}
     if given and not answers.keys() & known.keys():
         raise DataError(
-            f"{truth} names none of the questions of {task.files[0]}", hint="give the file of rows that it belongs to, or leave it away"
+            f"{truth} names none of the questions of {task.files[0]}",
+            hint="give the file of rows that it belongs to, or leave it away",
         )
     if not answers.keys() & known.keys():
         # The file beside belongs to other rows, such as those of the training part.

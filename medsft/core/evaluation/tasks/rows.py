@@ -48,7 +48,7 @@ def read_rows(source: RowSource) -> list[TaskRow]:
     if bad.total:
         raise _unusable(bad, "correct them")
     if not rows:
-        raise DataError(f"{source.path} holds no row", hint="it is empty; check --data")
+        raise DataError(f"{source.path} holds no row", hint="the file is empty, or has blank lines only")
     return rows
 
 
