@@ -96,7 +96,7 @@ def end_with_outcome(run: RunDir, *, after: int = -1) -> None:
         state = "lost"
     if state == "finished":
         of = f" (iteration {count(view.exported_iteration)})" if view.exported_iteration else ""
-        model = f"Model: {view.export}{of}" if view.export else ""
+        model = f"Model: {view.export}{of}\nAsk it: medsft ask {run.path}" if view.export else ""
         lines = (f"Finished: {run.path}", best_validation(view), *task_results(view), model)
         console.note("\n".join(filter(None, lines)))
     elif state == "stopped":

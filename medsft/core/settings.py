@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from tomlkit import TOMLDocument
 
 FILE_NAME = "medsft.toml"
+_NOT_GIVEN = RunConfig().checkpoint
+"""The original's default of --checkpoint."""
 _ADD = "Give a folder with a base model a name: medsft checkpoints add NAME SIZE PATH"
 
 
@@ -115,7 +117,12 @@ class Settings:
         if close:
             return Problem("--checkpoint", f"{text}: did you mean `{close}`?", "`medsft checkpoints list` shows all entries.")
         hint = f"Add it: medsft checkpoints add {name} {format_number(size)} PATH"
-        if names:
+        if names and name == _NOT_GIVEN:
+            given = " or ".join(
+                f"--checkpoint {known} --size {format_number(of)}" for known, of in sorted(self.checkpoints)[:3]
+            )
+            hint = f"Give {given}"
+        elif names:
             hint += f". In {FILE_NAME}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
         return Problem("--checkpoint", text, hint)
 

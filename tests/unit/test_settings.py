@@ -67,6 +67,7 @@ def test_project_wins_over_user_and_explicit_file_is_alone(project: Path, tmp_pa
         ("medtron", 7.0, "unknown checkpoint `medtron`, size 7: did you mean `meditron`?"),
         ("meditron", 13.0, "Sizes in medsft.toml: 0.135, 7, 70."),
         ("zebra", 0.5, "medsft checkpoints add zebra 0.5 PATH"),
+        ("baseline", 7.0, "Give --checkpoint meditron --size 0.135 or --checkpoint meditron --size 7"),
         ("meditron", 7.0, "ckpt/seven does not exist"),
     ],
 )

@@ -38,7 +38,8 @@ def read_questions(path: Path, *, system: str = "") -> list[Question]:
     found = list(_rows(path, system, bad))
     if bad.total:
         message = bad.error(then="so nothing was asked").message
-        raise DataError(message, hint="correct these rows, or leave them out of the file")
+        usual = ", ".join(usual_names.QUESTION)
+        raise DataError(message, hint=f"correct these rows, or leave them out of the file; questions are under one of: {usual}")
     if not found:
         raise DataError(f"{path}: no rows.")
     return found
@@ -70,7 +71,7 @@ def _conversation(row: Mapping[str, object]) -> Conversation:
         return tuple(messages)
     key = usual_names.first(keys, usual_names.QUESTION)
     if key is None:
-        raise BadRow(f"no question under one of the usual keys ({', '.join(usual_names.QUESTION)}), and no messages", keys)
+        raise BadRow("no question under one of the usual keys, and no messages", keys)
     question = text(row, key)
     if not question.strip():
         raise BadRow(f"empty question under '{key}'")

@@ -175,7 +175,10 @@ def test_options_that_cannot_be_read_are_refused(good: Path) -> None:
 
 def test_rows_under_other_names_are_said_to_have_them(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text("Frage;Antwort\nWas?;Das.\n")
+    path.write_text("Fall;Befund\nWas?;Das.\n")
     result = invoke(path)
     assert "1 row: no key 'prompt'" in result.stdout
-    assert "The keys of the first of them: `Frage`, `Antwort`. Choose --format or other keys." in result.stdout
+    assert (
+        "The keys of the first of them: `Fall`, `Befund`. Choose --format, or the keys of these rows (--question_key KEY"
+        in result.stdout
+    )

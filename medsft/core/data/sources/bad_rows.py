@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from medsft.core.data.sources.columns import proposal, shown
 from medsft.errors import DataError
 
 SHOWN_BAD_ROWS = 20
+_SHOWN_IN_A_ROW = 3
+"""Of rows that follow one another and lack the same key: a file of another kind, of which more places say nothing new."""
+_NUMBER = re.compile(r"\d+$")
 _MOST_REASONS = 100
 """Reasons hold keys that people chose: this many are told apart."""
 
@@ -47,7 +51,8 @@ class BadRows:
 
     def error(self, *, then: str = "so nothing was written") -> DataError:
         """The one message that names them."""
-        named = [f"{place}: {reason}" for place, reason in self.places]
+        alike = bool(self.keys) and len(self.reasons) == 1 and _follow_one_another([place for place, _ in self.places])
+        named = [f"{place}: {reason}" for place, reason in self.places[: _SHOWN_IN_A_ROW if alike else None]]
         if self.total > len(named):
             named.append(f"... and {self.total - len(named)} more")
         if self.keys:
@@ -63,7 +68,9 @@ class BadRows:
                 "these are tasks of Label Studio: the question is `--question_key data.NAME`; move the answers out of "
                 "`annotations` to a key of their own and name that with --answer_key"
             )
-        encoding = "save the file as UTF-8, " if "broken UTF-8" in self.reasons else ""
+        encoding = "save the file as UTF-8 (in Excel: CSV UTF-8), " if "broken UTF-8" in self.reasons else ""
+        if encoding and len(self.reasons) == 1:
+            return f"{encoding}or leave such rows out with --bad_rows skip"
         return f"{encoding}correct them, choose {self._choice()}, or leave such rows out with --bad_rows skip"
 
     def advice(self) -> str:
@@ -73,7 +80,16 @@ class BadRows:
     def _choice(self) -> str:
         missing = any(reason.startswith("no key ") for reason in self.reasons)
         likely = _likely_options(self.keys, {key.partition(".")[0] for key in self.keys}) if missing else ""
+        if not likely and missing:
+            return "--format, or the keys of these rows (--question_key KEY --answer_key KEY)"
         return "--format or other keys" + (f" (these rows look like {likely})" if likely else "")
+
+
+def _follow_one_another(places: Sequence[str]) -> bool:
+    """Tell whether these are neighboring rows of one file, by the numbers at their ends."""
+    numbers = [int(found[0]) for place in places if (found := _NUMBER.search(place))]
+    files = {_NUMBER.sub("", place) for place in places}
+    return len(files) == 1 and numbers == list(range(numbers[0], numbers[0] + len(places))) if numbers else False
 
 
 def _likely_options(keys: Sequence[str], outer: Collection[str]) -> str:

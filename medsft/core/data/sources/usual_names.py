@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-QUESTION = ("prompt", "question", "instruction", "query", "input")
-"""In this order: Alpaca's rows have `instruction` and, often empty, `input`."""
-ANSWER = ("gold", "answer", "output", "response", "completion", "target")
+QUESTION = (
+    *("prompt", "question", "instruction", "query", "input"),
+    *("frage", "pregunta", "domanda", "pergunta", "vraag"),
+)
+"""In this order: Alpaca's rows have `instruction` and, often empty, `input`. Then what tables of hospitals call it."""
+ANSWER = (
+    *("gold", "answer", "output", "response", "completion", "target"),
+    *("antwort", "réponse", "reponse", "respuesta", "risposta", "resposta", "antwoord"),
+)
 SYSTEM = ("system", "system_prompt")
 MESSAGES = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
 INSTRUCTION = ("instruction",)

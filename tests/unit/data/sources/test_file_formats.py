@@ -101,7 +101,7 @@ def test_keys_are_those_of_all_files_of_a_format_unless_a_file_has_its_own(tmp_p
 
 
 def test_a_file_of_no_format_is_named_as_it_was(tmp_path: Path) -> None:
-    files = write(tmp_path, a=CHAT, b={"frage": "q", "antwort": "a"})
+    files = write(tmp_path, a=CHAT, b={"fall": "q", "befund": "a"})
     assert names(recognize(files)) == ["messages", "messages"]
     with pytest.raises(DataError, match=rf"{files[1]}:1: no key 'messages'"):
         list(read_conversations(files, recognize(files).rows))

@@ -203,7 +203,7 @@ def test_conversations_of_several_files_come_in_order_and_bad_rows_stop_or_are_l
     [
         ({"prompt": "x", "gold": "y"}, ("prompt", "gold", None)),
         ({"id": "7", "Instruction": "x", "output": "y", "system": "z"}, ("Instruction", "output", "system")),
-        ({"frage": "x", "completion": "y"}, (None, "completion", None)),
+        ({"fall": "x", "completion": "y"}, (None, "completion", None)),
         ({"prompt": 1, "question": "x", "answer": "y"}, ("question", "answer", None)),
     ],
 )
