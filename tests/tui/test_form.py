@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from medsft.core.config.check import check
 from medsft.core.config.run_config import RunConfig, from_mapping, to_mapping
-from medsft.core.data.sources.columns import KeyProposal
+from medsft.core.data.sources.columns import KeyProposal, Keys
 from medsft.core.data.sources.recognize import Recognized, RecognizedFiles
 from medsft.core.data.sources.row_format import RowFormat
 from medsft.errors import Problem
@@ -23,6 +23,7 @@ from medsft.tui.wizard.form import (
     proposals,
     row_fields,
     to_text,
+    told_key,
 )
 from medsft.tui.wizard.paths import FilePicker, complete
 from medsft.tui.wizard.steps import page_of
@@ -130,6 +131,17 @@ def test_keys_are_offered_where_they_mean_something():
     assert "question_key" not in shown
     both = RecognizedFiles((Path("a"), Path("b")), (Recognized(RowFormat(name="text"), ""), Recognized(RowFormat(), "")))
     assert {"text_key", "question_key"} < set(row_fields(both, {}))
+
+
+def test_an_empty_field_shows_the_key_that_the_rows_tell():
+    german = RowFormat(keys=Keys(question="Frage", options=("a", "b")))
+    told = {field: told_key(field, recognized(german)) for field in row_fields(recognized(german), {})}
+    assert told == {"question_key": "Frage", "answer_key": "", "system_key": "", "reasoning_key": "", "group_key": ""}
+    assert told_key("options_key", recognized(german)) == "a,b"
+    assert told_key("role_map", recognized(german)) == ""
+    assert told_key("question_key", None) == ""
+    both = RecognizedFiles((Path("a"), Path("b")), (Recognized(german, ""), Recognized(RowFormat(), "")))
+    assert told_key("question_key", both) == "", "each file has its own"
 
 
 def test_paths_are_completed(tmp_path, monkeypatch):

@@ -139,10 +139,10 @@ class FieldRow(Vertical):
         for choice in self.query(Choice):
             choice.value = text or choice.default
 
-    def set_default(self, text: str) -> None:
-        """Show another default in a field that is typed."""
+    def set_default(self, text: str, of: str = "default") -> None:
+        """Show another default in a field that is typed, and `of` what it is."""
         for field in self.query(Input):
-            field.placeholder = _hint(text)
+            field.placeholder = _hint(text, of)
 
     def set_options(self, options: Sequence[str]) -> None:
         """Offer other options; the chosen one stays visible although it may not work."""
@@ -158,5 +158,5 @@ class FieldRow(Vertical):
         put(place, beside(problems))
 
 
-def _hint(default: str) -> str:
-    return f"{default} (default)" if default else ""
+def _hint(default: str, of: str = "default") -> str:
+    return f"{default} ({of})" if default else ""

@@ -150,6 +150,22 @@ def proposals(
     return changes
 
 
+def told_key(field: str, found: RecognizedFiles | None) -> str:
+    """Return the key that the rows of all files are read by where this field is empty; "" where that is its default, or none.
+
+    Files that are read in several ways have no one key.
+    """
+    if found is None or len({one.rows for one in found.each}) != 1 or field not in _KEYS:
+        return ""
+    key = getattr(found.each[0].rows.keys, _KEYS[field])
+    text = ",".join(key) if isinstance(key, tuple) else key or ""
+    return "" if text == default_text(field) else text
+
+
+_KEYS = {field: field.removesuffix("_key") for field in USED_BY if field.endswith("_key") and field != "group_key"}
+"""The attribute of `Keys` that an option names."""
+
+
 def row_fields(found: RecognizedFiles | None, texts: Mapping[str, str]) -> list[str]:
     """Return the fields for the keys of rows that mean something in their formats, and those that a person has filled in.
 

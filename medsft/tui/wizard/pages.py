@@ -21,7 +21,7 @@ from medsft.tui.widgets.text import put, shown
 from medsft.tui.widgets.textfield import TextField
 from medsft.tui.wizard import plan_text as words
 from medsft.tui.wizard.fields import Choice, FieldRow
-from medsft.tui.wizard.form import AUTO, fields_in, problems_of, row_fields
+from medsft.tui.wizard.form import AUTO, default_text, fields_in, problems_of, row_fields, told_key
 from medsft.tui.wizard.messages import Edited, State, Wanted
 from medsft.tui.wizard.page import Page
 from medsft.tui.wizard.paths import PathSuggester
@@ -167,6 +167,8 @@ class DataPage(Page):
         for row in self.query(FieldRow):
             if row.field in _ROW_FIELDS:
                 row.display = row.field in wanted
+                told = told_key(row.field, found)
+                row.set_default(told, "told by the rows") if told else row.set_default(default_text(row.field))
 
     def _samples(self, state: State) -> Content:
         seen = state.outlook
