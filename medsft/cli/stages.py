@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from medsft.cli import console
-from medsft.core.text.progress import amount_text, progress_line, stage_text
+from medsft.core.text.progress import amount_text, progress_line, stage_line, stage_text
 
 if TYPE_CHECKING:
     from medsft.core.config.run_config import RunConfig
@@ -70,6 +70,7 @@ class _Lines:
 
     def __call__(self, progress: write.Progress) -> None:
         now = time.monotonic()
-        if progress.stage != self._stage or now - self._printed >= _SECONDS_BETWEEN_LINES:
+        begins = progress.stage != self._stage
+        if begins or now - self._printed >= _SECONDS_BETWEEN_LINES:
             self._stage, self._printed = progress.stage, now
-            console.note(progress_line(progress))
+            console.note(stage_line(progress) if begins else progress_line(progress))

@@ -32,6 +32,12 @@ def amount_text(progress: Progress) -> str:
     return ", ".join(parts)
 
 
+def stage_line(progress: Progress) -> str:
+    """Return what begins, and how much of it there is, as ``checking rows, 2.3 MiB ...``."""
+    size = f", {byte_size(progress.total_bytes)}" if progress.total_bytes else ""
+    return f"{stage_text(progress)}{size} ..."
+
+
 def progress_line(progress: Progress) -> str:
     """Return stage, share and amount in one line."""
     share = (
