@@ -7,10 +7,9 @@ import json
 import pytest
 import tiny
 import torch
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from checkpoints import assert_goes_on_bit_for_bit, tensors_of
 
 from medsft.core.engine.formats.dcp import open_dcp
-from medsft.core.run.rundir import RunDir
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(480)]
 
@@ -40,22 +39,6 @@ def steps(events):
     return tiny.series(events, "step", "loss", "grad_norm")
 
 
-def saved(run: RunDir, iteration: int) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint but random states, whole."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
-    path = run.checkpoint_path(iteration)
-    entries = FileSystemReader(path).read_metadata().state_dict_metadata
-    found: dict[str, torch.Tensor] = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata) and not key.startswith("random.")
-    }
-    dcp.load(found, storage_reader=FileSystemReader(path), no_dist=True)
-    return found
-
-
 @pytest.mark.parametrize(("precision", "mean"), [("fp32", 0.03), ("bf16", 0.06)])
 def test_the_losses_are_those_of_adamw(made, tmp_path, precision, mean):
     """Over 50 iterations that bring the loss down by a quarter and more. In bf16 the weights are rounded, too."""
@@ -72,16 +55,7 @@ def test_the_losses_are_those_of_adamw(made, tmp_path, precision, mean):
 
 @pytest.mark.parametrize(("layout", "precision"), EXACT, ids=str)
 def test_the_same_layout_goes_on_bit_for_bit(made, tmp_path, layout, precision):
-    plan = plan_at(made, tmp_path, layout, precision=precision)
-    straight = steps(tiny.train(plan))
-    run = tiny.create(plan)
-    expected = saved(run, 6)
-    tiny.go_back_to(run, 3)
-    assert steps(tiny.train(plan))[len(straight) :] == straight[3:]
-    found = saved(run, 6)
-    assert found.keys() == expected.keys() != set()
-    for key, tensor in expected.items():
-        assert torch.equal(found[key], tensor), key
+    assert_goes_on_bit_for_bit(plan_at(made, tmp_path, layout, precision=precision))
 
 
 @pytest.mark.parametrize("precision", LAYOUTS)
@@ -104,7 +78,7 @@ def test_what_a_checkpoint_holds(made, tmp_path):
     plan = plan_at(made, tmp_path, (1, 1, 2))
     tiny.train(plan)
     run = tiny.create(plan)
-    found, path = saved(run, 6), run.checkpoint_path(6)
+    found, path = tensors_of(run, 6), run.checkpoint_path(6)
     assert json.loads((path / "config.json").read_text())["dtype"] == "bfloat16"
     name = "model.layers.0.mlp.down_proj.weight"
     assert found[f"model.{name}"].dtype == torch.bfloat16

@@ -7,11 +7,10 @@ from itertools import pairwise
 
 import pytest
 import tiny
-import torch
+from checkpoints import assert_goes_on_bit_for_bit
 
 from medsft.core.engine.train import async_save
 from medsft.core.run import integrity
-from medsft.core.run.rundir import RunDir
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
 
@@ -53,22 +52,7 @@ def test_another_layout(made, tmp_path, before, after):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("layout", [(1, 1, 1), (1, 2, 1), (2, 1, 1)], ids=str)
 def test_the_same_layout_bit_for_bit(made, tmp_path, layout, precision):
-    plan = plan_at(made, tmp_path, layout, precision=precision)
-    straight = steps(tiny.train(plan))
-    run = tiny.create(plan)
-    expected = tensors(run, 6)
-    tiny.go_back_to(run, 3)
-    assert steps(tiny.train(plan))[len(straight) :] == straight[3:]
-    found = tensors(run, 6)
-    assert found.keys() == expected.keys() != set()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def tensors(run: RunDir, iteration: int) -> dict[str, torch.Tensor]:
-    from medsft.core.engine.formats.dcp import open_dcp
-
-    source = open_dcp(run.checkpoint_path(iteration))
-    return {name: source.read(name) for name in source.names()}
+    assert_goes_on_bit_for_bit(plan_at(made, tmp_path, layout, precision=precision))
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(made, tmp_path):
