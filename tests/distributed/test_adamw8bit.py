@@ -58,6 +58,11 @@ def test_the_same_layout_goes_on_bit_for_bit(made, tmp_path, layout, precision):
     assert_goes_on_bit_for_bit(plan_at(made, tmp_path, layout, precision=precision))
 
 
+@pytest.mark.parametrize("layout", [(1, 1, 1), (1, 2, 1), (1, 1, 2)], ids=str)
+def test_an_adapter_goes_on_bit_for_bit(made, tmp_path, layout):
+    assert_goes_on_bit_for_bit(plan_at(made, tmp_path, layout, adapter="lora", lora_rank=4))
+
+
 @pytest.mark.parametrize("precision", LAYOUTS)
 def test_other_layouts(made, tmp_path, precision):
     """Each layout trains as one process does, and takes up the run of the one before."""

@@ -103,10 +103,15 @@ def test_killed_twice_stopped_once_and_finished_once(tmp_path):
         plan()
 
 
-def test_an_adapter_killed_while_it_trains_saves_and_is_exported(tmp_path):
-    lora = {"adapter": "lora", "lora_rank": 4, "save_interval": 2}
-    undisturbed = start(project(tmp_path / "a", **lora)())
-    plan = project(tmp_path / "b", **lora)
+@pytest.mark.parametrize(
+    "kind",
+    [{"adapter": "lora", "lora_rank": 4}, {"optimizer": "adamw8bit", "precision": "bf16"}],
+    ids=lambda kind: next(iter(kind)),
+)
+def test_killed_while_it_trains_saves_and_is_exported(tmp_path, kind):
+    """Runs whose checkpoints hold other things than those of all weights trained by AdamW."""
+    undisturbed = start(project(tmp_path / "a", save_interval=2, **kind)())
+    plan = project(tmp_path / "b", save_interval=2, **kind)
     run = start(plan())
     wait_for_steps(run, 5)
     kill(run, "rank 1")
@@ -128,7 +133,7 @@ def test_an_adapter_killed_while_it_trains_saves_and_is_exported(tmp_path):
     assert wait_for_end(run) == wait_for_end(undisturbed) == "finished"
     assert not list(run.path.parent.glob(half_written))
     assert_same_run(undisturbed, run, 60)
-    assert (Path(run.view().export) / "adapter" / "adapter_model.safetensors").is_file()
+    assert (Path(run.view().export) / "adapter" / "adapter_model.safetensors").is_file() == ("adapter" in kind)
 
 
 @pytest.mark.timeout(180 + 40 * KILLS)
