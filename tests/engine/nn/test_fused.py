@@ -55,17 +55,15 @@ def test_bf16_norm_divides_in_fp32():
 
 @pytest.mark.parametrize("dim", [0, 1])
 def test_the_norm_of_a_part_is_that_of_the_whole(dim, two_tensor_ranks):
-    """What a tensor-parallel rank does on a GPU, against DTensor's operations: values, gradients and where they belong."""
-    generator = torch.Generator().manual_seed(0)
-    found: list[Any] = []
-    norms: list[Any] = [fused._norm_of_part, fused._RMSNorm.apply]
-    for norm in norms:
-        local = torch.randn(6, 4, 8, generator=generator.manual_seed(1)).requires_grad_()
-        weight: Any = DTensor.from_local(torch.randn(8, generator=generator), two_tensor_ranks, [Replicate()]).requires_grad_()
-        out = norm(DTensor.from_local(local, two_tensor_ranks, [Shard(dim)]), weight, 1e-5)
-        out.to_local().square().sum().backward()
-        found.append((out.placements, out.shape, weight.grad.placements, out.to_local(), local.grad, weight.grad.to_local()))
-    ours, theirs = found
-    assert ours[:3] == theirs[:3]
-    assert isinstance(weight.grad.placements[0], Partial)
-    torch.testing.assert_close(ours[3:], theirs[3:])
+    """What a tensor-parallel rank does, against DTensor's operations: values, gradients and where they belong."""
+    x = torch.randn(6, 4, 8, generator=torch.Generator().manual_seed(1))
+    weights = [DTensor.from_local(torch.full((8,), 1.5), two_tensor_ranks, [Replicate()]).requires_grad_() for _ in range(2)]
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    out = rms_norm(ours, weights[0], 1e-5)
+    expected = fused._RMSNorm.apply(DTensor.from_local(theirs, two_tensor_ranks, [Shard(dim)]), weights[1], 1e-5).to_local()
+    for result in (out, expected):
+        (result.square() * x).sum().backward()
+    torch.testing.assert_close((out, ours.grad), (expected, theirs.grad))
+    gradients: list[Any] = [weight.grad for weight in weights]
+    assert all(isinstance(gradient.placements[0], Partial) for gradient in gradients)
+    torch.testing.assert_close(*(gradient.to_local() for gradient in gradients))

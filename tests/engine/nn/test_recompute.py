@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.profiler import ProfilerActivity, profile
 
 from medsft.core.engine.nn.dtensor import local_part
 from medsft.core.engine.nn.model import MLP
 from medsft.core.engine.nn.recompute import recompute_in_backward
+from medsft.core.engine.parallel.sharding import BY_COLUMNS, BY_ROWS, divide
 
 TOKENS = 64
 
@@ -47,8 +47,10 @@ def test_the_product_of_gate_and_up_is_not_kept(mlp, tiny):
 
 
 def test_nor_by_a_tensor_parallel_rank(mlp, tiny, two_tensor_ranks):
-    plan = {"gate_proj": ColwiseParallel(), "up_proj": ColwiseParallel(), "down_proj": RowwiseParallel()}
-    check_that_the_product_is_not_kept(parallelize_module(mlp, two_tensor_ranks, plan), tiny.config(), ranks=2)
+    divide(mlp.gate_proj, two_tensor_ranks, BY_ROWS)
+    divide(mlp.up_proj, two_tensor_ranks, BY_ROWS)
+    divide(mlp.down_proj, two_tensor_ranks, BY_COLUMNS)
+    check_that_the_product_is_not_kept(mlp, tiny.config(), ranks=2)
 
 
 def test_it_is_computed_once_for_all_that_need_it():

@@ -133,4 +133,4 @@ def test_shapes_agree_at_each_stage_boundary(ranks: list[Built]) -> None:
     for before, after in pairwise(stages):
         assert before.gives == after.takes == (TOKENS // LAYOUT.tp, MODEL.hidden_size)
     assert stages[0].takes == (TOKENS,)
-    assert stages[-1].gives == (TOKENS, MODEL.hidden_size)
+    assert stages[-1].gives == (TOKENS // LAYOUT.tp, MODEL.hidden_size)

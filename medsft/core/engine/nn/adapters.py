@@ -3,7 +3,7 @@
 W is frozen: there is no product for its gradient and no memory for one. Of a token autograd keeps x, which it would keep
 without an adapter, too, and x A^T, which is as wide as the rank.
 
-With tensor parallel, x is a DTensor and each rank computes with its own part of W, A and B. Where W is divided by rows
+With tensor parallel each rank computes with its own part of W, A and B. Where W is divided by rows
 (column-parallel), A is whole and B is divided by rows. Where W is divided by columns (row-parallel), A is divided by columns,
 B is whole, and what a rank computes is its part of a sum. Either way the gradient of the whole factor is a sum of which a rank
 has a part: it is marked as such, and `master_weights.allreduce_partial_gradients` adds it up.
@@ -20,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.tensor import DTensor, Partial, Placement, Shard
 
 from medsft.core.config.lora import B_SUFFIX, LoraSpec
 from medsft.core.engine.kernels import dtype_of_products
 from medsft.core.engine.kernels.scratch import Scratch
-from medsft.core.engine.nn.dtensor import arrived, local_part, local_part_of_sum, local_range
+from medsft.core.engine.nn.dtensor import local_part, local_part_of_sum, local_range
 from medsft.core.engine.nn.linear import Linear, add_product_, matmul
 from medsft.core.engine.nn.quantized import QuantizedWeight, in_format
 
@@ -83,17 +82,8 @@ class FrozenLinear(Linear):
         return in_format(self.weight if self.quantized is None else self.quantized, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [T, out]. A DTensor that is whole on each rank meets rows of W, one that is divided by features columns."""
-        if not isinstance(x, DTensor):
-            return self._on_this_rank(x)
-        whole = x.placements[0].is_replicate()
-        # Of a whole x each rank computes the part of the gradient that comes from its rows of W.
-        local = x.to_local(grad_placements=(Partial(),)) if whole else x.to_local()
-        made: Placement = Shard(-1) if whole else Partial()
-        return DTensor.from_local(self._on_this_rank(local), x.device_mesh, (made,), run_check=False)
-
-    def _on_this_rank(self, x: Tensor) -> Tensor:
-        [out] = _on_this_rank(x, [self])
+        """Return [T, out]; `out` is what this rank has of it, and where columns are divided the result is a part of a sum."""
+        [out] = _together(x, [self])
         return out
 
 
@@ -138,11 +128,10 @@ def project_together(x: Tensor, projections: Sequence[nn.Linear]) -> Sequence[Te
     frozen = [layer for layer in projections if isinstance(layer, FrozenLinear)]
     if len(frozen) < len(projections):
         return [layer(x) for layer in projections]
-    # Of a whole x each rank computes the part of the gradient that comes from its rows of W.
-    return _on_this_rank(x.to_local(grad_placements=(Partial(),)) if isinstance(x, DTensor) else x, frozen)
+    return _together(x, frozen)
 
 
-def _on_this_rank(x: Tensor, layers: Sequence[FrozenLinear]) -> list[Tensor]:
+def _together(x: Tensor, layers: Sequence[FrozenLinear]) -> list[Tensor]:
     outs = _Products.apply(x, layers, *(factor for layer in layers for factor in layer.factors()))
     return [out if layer.bias is None else out + local_part(layer.bias) for layer, out in zip(layers, outs, strict=True)]
 
@@ -184,7 +173,6 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bases: Sequence[FrozenLinear], *factors: Tensor) -> tuple[Tensor, ...]:
-        x = arrived(x)
         first, second = factors[::2], factors[1::2]
         dtype = dtype_of_products(x)
         wide = _in_dtype("x", x, dtype)
@@ -206,7 +194,6 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, low, *factors = ctx.saved_tensors
         first, second = factors[::2], factors[1::2]
-        grads = tuple(arrived(grad) for grad in grads)
         dtype = dtype_of_products(grads[0])
         grad_low = None if low is None else torch.empty_like(low)
         pairs = zip(_parts(low, first), _parts(grad_low, first), second, strict=True)

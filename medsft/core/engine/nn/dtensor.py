@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor, Partial
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -23,11 +22,6 @@ def local_part_of_sum(tensor: Tensor) -> Tensor:
         return tensor
     whole = all(placement.is_replicate() for placement in tensor.placements)
     return tensor.to_local(grad_placements=[Partial()] * len(tensor.placements)) if whole else tensor.to_local()
-
-
-def arrived(tensor: Tensor) -> Tensor:
-    """Return a plain tensor of what a collective gives, once it is there. Autograd does not see this."""
-    return tensor.wait() if isinstance(tensor, AsyncCollectiveTensor) else tensor
 
 
 def local_range(parameter: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:

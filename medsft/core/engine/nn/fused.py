@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.distributed.tensor import DTensor
 
 from medsft.core.engine.kernels import kernels_for, liger_for, norms_for
 from medsft.core.engine.nn.dtensor import local_part_of_sum
@@ -22,17 +21,9 @@ from medsft.core.engine.nn.dtensor import local_part_of_sum
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return x / rms(x) * weight over the last dimension, computed in fp32, in the dtype of `x`.
 
-    Of a `x` that is divided over tensor-parallel ranks by tokens or heads each rank computes its part. (On CPUs that is left to
-    DTensor, whose last digits are those of runs before.)
+    Tensor-parallel ranks have this rank's tokens or heads in `x`, and a weight that is whole on each of them.
     """
-    if isinstance(x, DTensor) and x.is_cuda:
-        return _norm_of_part(x, weight, eps)
-    return _RMSNorm.apply(x, weight, eps)
-
-
-def _norm_of_part(x: DTensor, weight: Tensor, eps: float) -> Tensor:
-    part = _RMSNorm.apply(x.to_local(), local_part_of_sum(weight), eps)
-    return DTensor.from_local(part, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
+    return _RMSNorm.apply(x, local_part_of_sum(weight), eps)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from medsft.core.engine.kernels import matmul_for
+from medsft.core.engine.nn.dtensor import local_part
 
 
 class Linear(nn.Linear):
-    """x @ weight.T + bias for x [T, in]."""
+    """x @ weight.T + bias for x [T, in], with this rank's part of the weight where it is divided over ranks."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [T, out]."""
-        if matmul_for(x, self.weight) is None:
-            return F.linear(x, self.weight, self.bias)
-        out = _Linear.apply(x, self.weight)
-        return out if self.bias is None else out + self.bias
+        """Return [T, out]; `out` is what this rank has of it, and where columns are divided the result is a part of a sum."""
+        weight, bias = local_part(self.weight), None if self.bias is None else local_part(self.bias)
+        if matmul_for(x, weight) is None:
+            return F.linear(x, weight, bias)
+        out = _Linear.apply(x, weight)
+        return out if bias is None else out + bias
 
 
 def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

@@ -18,7 +18,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from medsft.core.engine.nn.adapters import Adapter, project_together, projection
@@ -130,7 +129,7 @@ class DecoderLayer(nn.Module):
 
         An adapter leaves little else to save: without this the outputs of norms are a sixth of what a layer keeps.
         """
-        if not self.frozen or self.recompute != "none" or isinstance(normed, DTensor):
+        if not self.frozen or self.recompute != "none":
             return nullcontext()
         return recompute_in_backward(normed, partial(norm, x.detach()))
 

@@ -7,17 +7,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-
-from medsft.core.engine.nn.dtensor import local_part
 
 
 @contextmanager
 def recompute_in_backward(value: Tensor, compute: Callable[[], Tensor]) -> Iterator[None]:
     """Inside this context autograd does not save `value`; the backward pass calls `compute()` for all that need it.
 
-    The same holds for a DTensor made from `value`. `compute` must return the same numbers; it is kept until the backward pass,
-    with all that it refers to. Do not use this inside a checkpoint, which cannot free what `compute` refers to.
+    `compute` must return the same numbers; it is kept until the backward pass, with all that it refers to. Do not use this
+    inside a checkpoint, which cannot free what `compute` refers to.
     """
     memory, shape = value.data_ptr(), value.shape
     uses, left, kept = 0, 0, list[Tensor]()
@@ -31,15 +28,11 @@ def recompute_in_backward(value: Tensor, compute: Callable[[], Tensor]) -> Itera
         return kept.pop() if left == 0 else kept[0]
 
     def pack(saved: Tensor) -> Tensor | Callable[[], Tensor]:
-        local = local_part(saved)
-        if local.data_ptr() != memory or local.shape != shape:
+        if saved.data_ptr() != memory or saved.shape != shape:
             return saved
         nonlocal uses
         uses += 1
-        if not isinstance(saved, DTensor):
-            return again
-        mesh, placements = saved.device_mesh, saved.placements
-        return lambda: DTensor.from_local(again(), mesh, placements, run_check=False)
+        return again
 
     def unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
         return packed if isinstance(packed, Tensor) else packed()

@@ -3,27 +3,20 @@
     Decoder on the meta device --tensor plan--> DTensors over tp --freeze--> what is not trained has no gradient
         --fully_shard--> over dp too --to_empty--> this rank's shards, with memory
 
-With tensor parallel the residual stream between the projections is split over the tokens (sequence parallel, Korthikanti et al.
-2022), so the number of tokens in a stream must be a multiple of tp.
+With tensor parallel the residual stream between the projections is split over the tokens (`parallel.tokens`), so the number of
+tokens in a stream must be a multiple of tp.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    ParallelStyle,
-    PrepareModuleInput,
-    RowwiseParallel,
-    SequenceParallel,
-    parallelize_module,
-)
+from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
 
 from medsft.core.engine.nn.adapters import Adapter
 from medsft.core.engine.nn.dtensor import local_range
@@ -31,8 +24,14 @@ from medsft.core.engine.nn.model import Decoder, DecoderLayer
 from medsft.core.engine.nn.trained_rows import TokenEmbedding
 from medsft.core.engine.parallel.master_weights import freeze
 from medsft.core.engine.parallel.mesh import Mesh
+from medsft.core.engine.parallel.tokens import gather_tokens, sum_tokens
 from medsft.core.models.config import ModelConfig
 from medsft.core.planning.layout import stage_layers
+
+BY_ROWS: Mapping[str, Placement] = {"weight": Shard(0), "bias": Shard(0), "lora_B.weight": Shard(0)}
+"""A projection whose outputs are divided (column-parallel), and what of an adapter goes with them."""
+BY_COLUMNS: Mapping[str, Placement] = {"weight": Shard(1), "lora_A.weight": Shard(1)}
+"""A projection whose inputs are divided (row-parallel): what it computes on each rank is a part of a sum."""
 
 
 def build_stage(
@@ -82,36 +81,41 @@ def shard_tensors(decoder: Decoder, tp_mesh: DeviceMesh) -> None:
     trunk = decoder.model
     for layer in trunk.layers.values():
         assert isinstance(layer, DecoderLayer)
-        parallelize_module(layer, tp_mesh, _layer_plan(layer))
-    rest: dict[str, ParallelStyle] = {}
+        _shard_layer(layer, tp_mesh)
     if trunk.embed_tokens is not None:
         trunk.embed_tokens = ShardedEmbedding(trunk.embed_tokens, tp_mesh)
     if trunk.norm is not None:
-        rest["model.norm"] = SequenceParallel(sequence_dim=0)
+        divide(trunk.norm, tp_mesh, {})
     if decoder.lm_head is not None:
-        # The loss takes the weight itself, see `head_rows`; the style only decides how it is split.
-        rest["lm_head"] = ColumnParallel()
-    parallelize_module(decoder, tp_mesh, rest)
+        divide(decoder.lm_head, tp_mesh, BY_ROWS)  # the loss takes the weight itself, see `head_rows`
 
 
-class ColumnParallel(ColwiseParallel):
-    """`ColwiseParallel` for a projection that may have an adapter, or rows that are trained."""
+def _shard_layer(layer: DecoderLayer, tp_mesh: DeviceMesh) -> None:
+    """Divide the weights of a layer, and have its parts meet all tokens between norms that meet this rank's alone."""
+    group = tp_mesh.get_group()
 
-    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
-        _divide(module, device_mesh, {"weight": Shard(0), "bias": Shard(0), "lora_B.weight": Shard(0)})
+    def gather(_part: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return gather_tokens(inputs[0], group), *inputs[1:]
+
+    def add_up(_projection: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        return sum_tokens(output, group)
+
+    attention, mlp = layer.self_attn, layer.mlp
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
+        divide(projection, tp_mesh, BY_ROWS)
+    for projection in (attention.o_proj, mlp.down_proj):
+        divide(projection, tp_mesh, BY_COLUMNS)
+        projection.register_forward_hook(add_up)
+    for part in (attention, mlp):
+        part.register_forward_pre_hook(gather)
+    # Norms of tokens meet this rank's tokens, norms of heads this rank's heads: either way the gradient is a part of a sum.
+    for norm in (layer.input_layernorm, layer.post_attention_layernorm, attention.q_norm, attention.k_norm):
+        if norm is not None:
+            divide(norm, tp_mesh, {})
 
 
-class RowParallel(RowwiseParallel):
-    """`RowwiseParallel` for a projection that may have an adapter."""
-
-    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
-        _divide(module, device_mesh, {"weight": Shard(1), "lora_A.weight": Shard(1)})
-
-
-def _divide(module: nn.Module, tp_mesh: DeviceMesh, placements: Mapping[str, Placement]) -> None:
-    """Divide the parameters of a projection as `placements` says by their names; the others are whole on each rank."""
-    if not isinstance(module, nn.Linear):
-        return  # a factor of an adapter: it was divided with its projection
+def divide(module: nn.Module, tp_mesh: DeviceMesh, placements: Mapping[str, Placement]) -> None:
+    """Divide the parameters of a module as `placements` says by their names; the others are whole on each rank."""
     for name, parameter in list(module.named_parameters()):
         owner, _, leaf = name.rpartition(".")
         divided = distribute_tensor(parameter.detach(), tp_mesh, [placements.get(name, Replicate())])
@@ -138,29 +142,7 @@ class ShardedEmbedding(TokenEmbedding):
         own = ids - first
         here = (own >= 0) & (own < count)
         hidden = self.look_up(own.where(here, 0)) * here[:, None]
-        return DTensor.from_local(hidden, self.tp_mesh, (Partial(),)).redistribute(placements=(Shard(0),)).to_local()
-
-
-def _layer_plan(layer: DecoderLayer) -> dict[str, ParallelStyle]:
-    plan: dict[str, ParallelStyle] = {
-        "input_layernorm": SequenceParallel(sequence_dim=0),
-        "self_attn": PrepareModuleInput(input_layouts=(Shard(0), None, None), desired_input_layouts=(Replicate(), None, None)),
-        "self_attn.q_proj": ColumnParallel(),
-        "self_attn.k_proj": ColumnParallel(),
-        "self_attn.v_proj": ColumnParallel(),
-        "self_attn.o_proj": RowParallel(output_layouts=Shard(0)),
-        "post_attention_layernorm": SequenceParallel(sequence_dim=0),
-        "mlp": PrepareModuleInput(input_layouts=(Shard(0),), desired_input_layouts=(Replicate(),)),
-        "mlp.gate_proj": ColumnParallel(),
-        "mlp.up_proj": ColumnParallel(),
-        "mlp.down_proj": RowParallel(output_layouts=Shard(0)),
-    }
-    attention = layer.self_attn
-    if attention.q_norm is not None:
-        # Heads are split, the norm's weight is one for all of them: its gradient is a sum over the ranks.
-        plan["self_attn.q_norm"] = SequenceParallel(sequence_dim=1, use_local_output=True)
-        plan["self_attn.k_norm"] = SequenceParallel(sequence_dim=1, use_local_output=True)
-    return plan
+        return sum_tokens(hidden, self.tp_mesh.get_group())
 
 
 def shard_data_parallel(decoder: Decoder, dp_mesh: DeviceMesh, *, compute_dtype: torch.dtype, reshard: bool = False) -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from medsft.core.engine.nn.dtensor import local_part, local_range
 from medsft.core.engine.nn.loss import VocabShard, weighted_nll
 from medsft.core.engine.nn.model import Decoder
 from medsft.core.engine.parallel.mesh import Mesh
+from medsft.core.engine.parallel.tokens import gather_tokens
 from medsft.core.engine.train.batches import MicroBatch, ScoredTokens
 
 
@@ -70,7 +70,7 @@ class LossHead:
             return self._score(hidden, micro.scored, sums)
         rows = head_rows(self.decoder)
         shard = vocab_shard(self.decoder, self.mesh)
-        tokens, trained = gather_tokens(hidden), self.decoder.trained_head_rows()
+        tokens, trained = self._all_tokens(hidden), self.decoder.trained_head_rows()
         result = weighted_nll(
             tokens,
             rows,
@@ -89,7 +89,7 @@ class LossHead:
     def _score(self, hidden: Tensor, scored: ScoredTokens, sums: LossTotals) -> Tensor:
         """Add -log p of each scored token to `sums`, and return the sum of all: a pipeline's schedule wants a loss."""
         result = weighted_nll(
-            gather_tokens(hidden).index_select(0, scored.rows),
+            self._all_tokens(hidden).index_select(0, scored.rows),
             head_rows(self.decoder),
             scored.labels,
             torch.ones_like(scored.labels, dtype=torch.float32),
@@ -102,15 +102,12 @@ class LossHead:
             sums.scored.append((scored.options, result.nll, result.correct))
         return result.loss
 
+    def _all_tokens(self, hidden: Tensor) -> Tensor:
+        """Return the hidden states of all tokens [T, h] on each tensor-parallel rank.
 
-def gather_tokens(hidden: Tensor) -> Tensor:
-    """Return the hidden states of all tokens [T, h] on each tensor-parallel rank.
-
-    Each rank's loss sees its own rows of the vocabulary only, so the gradients that come back are parts of a sum.
-    """
-    if not isinstance(hidden, DTensor):
-        return hidden
-    return hidden.redistribute(placements=(Replicate(),)).to_local(grad_placements=(Partial(),))
+        Each rank's loss sees its own rows of the vocabulary only, so the gradients that come back are parts of a sum.
+        """
+        return hidden if self.mesh.layout.tp == 1 else gather_tokens(hidden, self.mesh.devices["tp"].get_group())
 
 
 def head_rows(decoder: Decoder) -> Tensor:
