@@ -134,10 +134,13 @@ def test_names_that_cannot_be_folders_are_refused(project: Path) -> None:
         settings.add_checkpoint(project / "medsft.toml", "a/b", 7, project)
 
 
+RUN = "z/llama-8b-hf-llama-triage-lora"
+
+
 def test_scan_finds_checkpoints_and_proposes_names(tmp_path: Path) -> None:
     config = {"model_type": "llama", "vocab_size": 100, "hidden_size": 64, "intermediate_size": 128}
     config |= {"num_hidden_layers": 2, "num_attention_heads": 4}
-    for name in ("Llama2-7b-hf", "deep/nested/some model", ".hidden/llama-1b", "x/model-0.1m", "y/model-0.1m"):
+    for name in ("Llama2-7b-hf", "deep/nested/some model", ".hidden/llama-1b", "x/model-0.1m", "y/model-0.1m", RUN):
         folder = tmp_path / name
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(config))
@@ -149,9 +152,10 @@ def test_scan_finds_checkpoints_and_proposes_names(tmp_path: Path) -> None:
         ("some-model", "deep/nested/some model"),
         ("model", "x/model-0.1m"),
         ("model-2", "y/model-0.1m"),
+        ("llama-triage-lora", RUN),
     ]
     counted = pytest.approx(95e3 / 1e9, rel=0.1)
-    assert [f.size for f in found] == [counted, counted, 0.0001, 0.0001]  # a name that cannot be true is not believed
+    assert [f.size for f in found] == [counted, counted, 0.0001, 0.0001, counted]  # a name that cannot be true is not believed
     assert scan(tmp_path / "x", taken=[("model", 0.0001)])[0].name == "model-2"
 
 

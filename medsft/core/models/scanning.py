@@ -60,7 +60,9 @@ def _found(base: BaseModel, taken: Collection[tuple[str, float]]) -> Found:
     if match := re.match(r"(?i)(.*?)[-_]?(\d+(?:\.\d+)?)(b|m)(?![a-z0-9])", name):
         named = float(match[2]) / (1 if match[3].lower() == "b" else 1000)
         size = named if sizes_agree(named, counted) else counted
-        name = match[1] or name
+        # Of a run's folders what was trained on what says more than the family.
+        run = re.fullmatch(r"-(?:tp\d+-pp\d+|hf)-(.+)", name[match.end() :])
+        name = run[1] if run else match[1] or name
     clean = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-._+").lower() or "base"
     names = chain([clean], (f"{clean}-{number}" for number in count(2)))
     return Found(name=next(name for name in names if (name, size) not in taken), size=size, base=base)
