@@ -25,7 +25,7 @@ def main() -> None:
     model, folder, precision, out, *tasks = sys.argv[1:]
     done = lm_eval.simple_evaluate(
         model="hf",
-        model_args={"pretrained": model, "dtype": {"bf16": "bfloat16", "fp32": "float32"}[precision], "device": "cpu"},
+        model_args={"pretrained": model, "dtype": {"bf16": "bfloat16", "fp32": "float32"}[precision]},
         tasks=tasks,
         task_manager=TaskManager(include_path=folder, include_defaults=False),
         batch_size=8,

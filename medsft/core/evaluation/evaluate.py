@@ -202,10 +202,14 @@ def _answer(
     requests = [request for one in asked for request in one.requests]
     owner = {request.id: one for one in asked for request in one.requests}
     started, settled = 0.0, 0
+    last, loaded = 0.0, False
     for done, found in enumerate(answer(candidate.source, requests, keep), 1):
         owner[found.id].take(found)
-        started = started or time.monotonic()
-        spent = time.monotonic() - started
+        now = time.monotonic()
+        if not started or (not loaded and now - last > _SETTLED_SECONDS):  # the model was loaded behind answers of before
+            loaded = bool(started)
+            started, settled = now, done
+        last, spent = now, now - started
         if spent < _SETTLED_SECONDS:
             settled = done
         new = done - settled

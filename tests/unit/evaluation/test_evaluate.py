@@ -16,7 +16,7 @@ from medsft.core.evaluation import requests as engine
 from medsft.core.evaluation.asking import Ask
 from medsft.core.evaluation.benchmark import Task, sampled
 from medsft.core.evaluation.card import CARD, update_card, with_results
-from medsft.core.evaluation.evaluate import Candidate, Evaluation, evaluate
+from medsft.core.evaluation.evaluate import AskProgress, Candidate, Evaluation, evaluate
 from medsft.core.evaluation.model import ModelSource, are_one_model, find_base_of
 from medsft.core.evaluation.report import details, pair_rows, rows
 from medsft.core.evaluation.requests import Answer, Request
@@ -179,6 +179,25 @@ def test_the_hash_of_a_file_is_that_of_what_was_asked(tmp_path: Path) -> None:
     evaluate([one], [task], Ask(), answer, precision="fp32")
     [record] = read_records(one.home / "eval")
     assert record["data"][0]["sha256"] == expected
+
+
+def test_the_time_left_does_not_count_what_loading_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a kill the answers of before come at once, then the model is loaded, then an answer comes each second."""
+    one, task = candidate(tmp_path / "model"), pubmedqa(tmp_path, 40)
+    clock, left = [100.0], dict[int, float | None]()
+    monkeypatch.setattr("medsft.core.evaluation.evaluate.time.monotonic", lambda: clock[0])
+
+    def answer(model: ModelSource, requests: Sequence[Request], keep: Path) -> Iterator[Answer]:
+        for done, found in enumerate(answers_by(right)(model, requests, keep)):
+            clock[0] += 0.0 if done < 20 else 60.0 if done == 20 else 1.0
+            yield found
+
+    def note(progress: AskProgress) -> None:
+        left[progress.done] = progress.seconds_left
+
+    evaluate([one], [task], Ask(), answer, precision="fp32", progress=note)
+    assert [left[done] for done in (1, 20, 21, 22)] == [None] * 4
+    assert [left[done] for done in (30, 40)] == [pytest.approx(10, abs=2), 0.0]
 
 
 @pytest.fixture
