@@ -126,7 +126,7 @@ def compare(python: Path, model: Path, folder: Path, *, count: int, precision: s
     first = by_harness(python, model, folder, precision, ["written"])
     for n, answer in enumerate(first["written"]["answers"]):
         if n % 2 == 0 and answer.strip():
-            rows["written"][n]["answer"] = answer.strip()
+            rows["written"][n]["answer"] = answer  # with its first space, which the harness does not take away
     write_tasks(folder, rows)
     theirs = by_harness(python, model, folder, precision, list(rows))
     say("medsft answers")
@@ -161,9 +161,8 @@ def compare(python: Path, model: Path, folder: Path, *, count: int, precision: s
     return {**{name: abs(one - other) for name, (one, other) in figures.items()}, "log p": max(apart)}
 
 
-def trained(work: Path, rows: Path, *, iterations: int, adapter: str) -> Path:
-    """Train the base model on rows and return the folder of the finished model. Raises RuntimeError when the run fails."""
-    base = unpack_base(work / "base")
+def trained(work: Path, base: Path, rows: Path, *, iterations: int, adapter: str) -> Path:
+    """Train a base model on rows and return the folder of the finished model. Raises RuntimeError when the run fails."""
     job = Job(base=base, rows=rows, precision="fp32", steps=iterations, micro_batch=_BATCH, global_batch=_BATCH)
     rates = {"lr": 5e-4, "min_lr": 5e-5} if adapter == "lora" else {"lr": 1e-4, "min_lr": 1e-5}
     plan = plan_of(job, work, adapter=adapter, id=f"{adapter}-{iterations}", **rates)
@@ -177,6 +176,7 @@ def trained(work: Path, rows: Path, *, iterations: int, adapter: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.harness")
     parser.add_argument("model", nargs="?", type=Path, help="a folder with a model; without one, a model is trained")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="the base model that is trained (default SmolLM2-135M)")
     parser.add_argument("--data", type=Path, metavar="FILE.jsonl", help="rows to train on (prompt, gold)")
     parser.add_argument("--iters", type=int, default=40)
     parser.add_argument("--adapter", choices=("none", "lora"), default="none", help="what is trained")
@@ -190,7 +190,10 @@ def main() -> None:
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     rows = options.data or documents.write(work / "rows.jsonl", 40)
-    model = options.model or trained(work, rows, iterations=options.iters, adapter=options.adapter)
+    model = options.model
+    if model is None:
+        base = options.base or unpack_base(work / "base")
+        model = trained(work, base, rows, iterations=options.iters, adapter=options.adapter)
     found = compare(python, model, work / "tasks", count=options.questions, precision=options.precision)
     if options.precision == "fp32" and max(found.values()) > _TOLERATED:
         sys.exit(f"They differ by more than {_TOLERATED}.")
