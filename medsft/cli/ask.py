@@ -82,7 +82,8 @@ def _check(question: str | None, questions: Path | None, out: Path | None, besid
     if beside not in (None, "base"):
         problems.append(Problem("--with", f"knows base, not {beside}"))
     if (questions is None) != (out is None):
-        problems.append(Problem("--in" if out is None else "--out", "--in and --out go together"))
+        hint = "--out names a new file for the answers, such as answers.jsonl; --in the file with the questions."
+        problems.append(Problem("--in" if out is None else "--out", "--in and --out go together", hint))
     if question is not None and questions is not None:
         problems.append(Problem("--in", "gives the questions: leave out the one on the command line"))
     if out is not None and out.exists():

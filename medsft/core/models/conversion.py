@@ -15,6 +15,7 @@ from medsft.core.models.megatron import saved_folder
 from medsft.core.models.run_folder import UNREADABLE_MANIFEST, read_manifest
 from medsft.errors import ConfigError, MismatchError
 
+_GGUF = "llama.cpp makes one of a Hugging Face folder: python llama.cpp/convert_hf_to_gguf.py DIR --outfile FILE.gguf"
 _TO, _FROM = "To a Megatron-LLM folder", "From a Megatron-LLM folder"
 
 
@@ -24,7 +25,7 @@ class Conversion:
 
     source: Path = option(MISSING, "Hugging Face or Megatron-LLM folder, run, checkpoint or GGUF file", argument="SRC")
     destination: Path = option(MISSING, "New folder", argument="DST")
-    to: str = option(MISSING, "Format to write", choices=("hf", "megatron", "dcp"))
+    to: str = option(MISSING, "Format to write", choices=("hf", "megatron", "dcp"), elsewhere={"gguf": _GGUF})
     dtype: str = option(
         "keep",
         "Number format of the weights; keep: the narrowest that holds every weight exactly",

@@ -32,6 +32,7 @@ def test_each_field_is_a_parameter_of_the_command() -> None:
     ("name", "value", "words"),
     [
         ("to", "onnx", "is not one of hf, megatron, dcp"),
+        ("to", "gguf", "llama.cpp/convert_hf_to_gguf.py"),
         ("tp", "0", "Must be 1 or more."),
         ("tp", "x", "must be a whole number"),
         ("norm_eps", "0", "Must be above 0."),
