@@ -154,11 +154,28 @@ def _refuse_unknown_flags(group: Any, arguments: Sequence[str]) -> None:
     }
     known = [option.removeprefix("--") for option in takes_value if option.startswith("--")]
     problems = [
-        Problem(flag, f"`{command.name}` has no such flag", suggestion(flag.removeprefix("--"), known, mark="--"))
+        Problem(
+            flag,
+            f"`{command.name}` has no such flag",
+            _kept_by_a_run(flag, command, commands_of=group) or suggestion(flag.removeprefix("--"), known, mark="--"),
+        )
         for flag in unknown_flags(words, takes_value)
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def _kept_by_a_run(flag: str, command: Any, *, commands_of: Any) -> str:
+    """Return what to do about a flag of `sft` that is given to `resume`; nothing for others."""
+    from medsft.core.config.run_config import NOT_PART_OF_A_RUN
+
+    start = getattr(commands_of, "commands", {}).get("sft")
+    name = flag.removeprefix("--").replace("-", "_")
+    if command.name != "resume" or start is None or not any(f"--{name}" in parameter.opts for parameter in start.params):
+        return ""
+    if name in NOT_PART_OF_A_RUN:
+        return "Type the `medsft sft` command that started the run once more, with this flag: it goes on."
+    return "A run goes on with what it was started with. Another value is another run: medsft sft ... --id NAME"
 
 
 def _explain(error: MedsftError, debug: bool) -> None:

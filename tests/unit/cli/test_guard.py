@@ -17,6 +17,9 @@ from medsft.cli.app import app
         ("export r --iteration x --to y", "export: Invalid value for '--iteration'", "Usage: medsft export"),
         ("checkpoints add a", "checkpoints add: Missing argument 'SIZE'", "Usage: medsft checkpoints add"),
         ("plan --retokenize yes", "plan: Got unexpected extra argument", "Usage: medsft plan"),
+        ("resume r --lora-rank 4", "--lora_rank: `resume` has no such flag", "Another value is another run: medsft sft"),
+        ("resume r --save_interval 4", "--save_interval: `resume` has no such flag", "Type the `medsft sft` command"),
+        ("resume r --tpp 4", "--tpp: `resume` has no such flag", "Did you mean `--tp`?"),
         ("plan --seq", "command line: Option '--seq' requires an argument", ""),
     ],
 )
