@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from medsft.core.engine.formats.hf import write_hf
 from medsft.core.models.config import from_hf_config
 from medsft.core.planning.plan import RunPlan
 from medsft.core.run.events import EventReader
+from medsft.core.run.launch import engine_environment
 from medsft.core.settings import load_settings
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
@@ -90,7 +92,7 @@ def plan_of_large_model(folder: Path, **changes: Any) -> RunPlan:
     return tiny.plan_of(from_mapping({**config, **changes}), load_settings(folder / "medsft.toml"))
 
 
-def train_two_iterations(plan: RunPlan, log: Path) -> int:
+def train_two_iterations(plan: RunPlan, log: Path, given: Mapping[str, str] = os.environ) -> int:
     """Train with one fresh process for each rank, and return the most bytes that one of them held in the second iteration.
 
     A shell starts them: the peak that the system reports of a process includes that of the process which started it.
@@ -105,7 +107,7 @@ def train_two_iterations(plan: RunPlan, log: Path) -> int:
     environment = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
         shell = subprocess.Popen(
-            ["bash", "-c", script], stdout=output, stderr=output, start_new_session=True, env={**os.environ, **environment}
+            ["bash", "-c", script], stdout=output, stderr=output, start_new_session=True, env={**given, **environment}
         )
     reader = EventReader(run.events_path)
     peaks: list[tuple[float, ...]] = []
@@ -125,6 +127,21 @@ def test_a_rank_takes_what_the_plan_says(tmp_path):
     assert str(plan.layout) == "pp 2 x dp 2 x tp 2"
     measured = train_two_iterations(plan, tmp_path / "log")
     assert plan.estimates.memory.total == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("changes", "within"),
+    [({"pp": 2}, 0.1), ({"pp": 2, "adapter": "lora"}, 0.1), ({"pp": 1, "adapter": "lora"}, 0.2)],
+    ids=str,
+)
+def test_two_ranks_take_what_the_plan_says(tmp_path, changes, within):
+    """Stages of a pipeline; and data-parallel ranks that gather the layers of a frozen model, whose heaps differ.
+
+    With what a run sets for its processes, which give no memory back.
+    """
+    plan = plan_of_large_model(tmp_path, **{"tp": 1, "nproc_per_node": 2, **changes})
+    measured = train_two_iterations(plan, tmp_path / "log", engine_environment(2))
+    assert plan.estimates.memory.total == pytest.approx(measured, rel=within)
 
 
 @pytest.mark.parametrize("base_precision", ["fp32", "nf4"])

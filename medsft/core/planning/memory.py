@@ -12,23 +12,30 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from medsft.core.models.config import ModelConfig
+from medsft.core.models.tensors import EMBEDDING, OUTPUT
 from medsft.core.planning.adapter import AdapterPlan
 from medsft.core.planning.gpu_memory import GpuPass, activations_on_gpu, communicator_bytes, message_bytes
 from medsft.core.planning.layout import Layout, stage_layers, stage_shapes
 from medsft.core.planning.optimizer import ADAMW, moment_bytes, weight_bytes
 from medsft.core.planning.trainable import trainable_names
 
-PROCESS_BYTES = {"cpu": 450 << 20, "cuda": 1 << 30}
-"""A process with torch loaded, before any model: resident memory on a CPU, context and workspaces on a GPU."""
+PROCESS_BYTES = {"cpu": 370 << 20, "cuda": 1 << 30}
+"""A process with torch loaded, and small gaps in its heap: resident memory on a CPU, context and workspaces on a GPU."""
 LOGITS_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 """Size of the largest fp32 tensor of logits that the loss computes at once (`engine.nn.loss`). On a GPU, where each
 is followed by a pass over the gradient of the output projection, there are few of them."""
 _LOGITS_COPIES = 2
 """Tensors of that size that exist at once: the logits and their softmax."""
-_GLOO_BYTES = 100 << 20
-"""Buffers and threads of a CPU process that talks to others."""
+_GAPS_OF_TABLES = 1.25
+"""Times that a CPU's heap has the gradient of a table of tokens beside the sum to which it is added: it is as large as all else
+that a micro-batch makes, and fits into no gap. Measured with tables of 13, 50 and 101 MB."""
+_COLLECTIVES_BYTES, _NEIGHBORS_BYTES = 57 << 20, 24 << 20
+"""Buffers and threads of a CPU process that adds up over others, or gives hidden states to the next stage alone."""
 _ADAPTER_PROCESS_BYTES = {"cpu": 345 << 20, "cuda": 1 << 30}
-"""The same of a run that trains an adapter: no products for the gradients of weights, which leave gaps in a CPU's heap."""
+"""The same as `PROCESS_BYTES` of a run that trains an adapter: no products for the gradients of weights."""
+_GATHERED_COPIES = 4
+"""Times that a CPU's heap has the frozen layers which data-parallel ranks gather: a message and what is cut out of it, in the
+forward and in the backward pass. What is freed lies between activations, and the next layer does not fit there."""
 _ADAPTER_SLACK = 1.15
 """Activations beside a frozen model as they were measured on a CPU (64 M parameters, 120 and 490 tokens), by their sum."""
 _KEPT_BY_MALLOC = 0.75
@@ -111,7 +118,7 @@ def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int
     if work.device_kind == "cuda":
         several = work.num_micro_batches > 1  # or else FSDP reduces the gradients of each layer as they come
         gradients = gradients if several else 4 * shard
-        head = "model.embed_tokens.weight" if model.tie_embeddings else "lm_head.weight"
+        head = EMBEDDING if model.tie_embeddings else OUTPUT
         gpu = _gpu_pass(model, layout, work, stage, trains_head=head in trainable)
         activations = activations_on_gpu(model, layout, gpu, gradients=gradients, whole=several)
         if layout.dp > 1:
@@ -120,6 +127,7 @@ def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int
             computing = min(computing, unit * (layer + ends)) if work.reshard else computing
     else:
         activations = _activations_on_cpu(model, layout, work, stage, gradients)
+        process += _gaps_of_tables(model, layout, sizes, trainable)
         if layout.dp > 1:
             process += int(_KEPT_BY_MALLOC * (computing + gathered + gradients))
     return MemoryEstimate(
@@ -129,6 +137,13 @@ def _stage_memory(model: ModelConfig, layout: Layout, work: Workload, stage: int
         activations=activations,
         process=process,
     )
+
+
+def _gaps_of_tables(model: ModelConfig, layout: Layout, sizes: Mapping[str, int], trainable: Collection[str]) -> int:
+    """Return what a CPU's heap has beside the gradients of the tables of a stage; a tied one has a gradient at each end."""
+    tables = sum(sizes.get(name, 0) for name in (EMBEDDING, OUTPUT) if name in trainable)
+    twice = model.tie_embeddings and layout.pp == 1
+    return math.ceil(_GAPS_OF_TABLES * 4 * tables * (2 if twice else 1) / layout.tp)
 
 
 def _activations_on_cpu(model: ModelConfig, layout: Layout, work: Workload, stage: int, gradients: int) -> int:
@@ -185,7 +200,7 @@ def _stage_with_adapter(model: ModelConfig, layout: Layout, work: Workload, stag
             activations += _LOGITS_COPIES * logits
     process = _process_bytes(layout, work) - PROCESS_BYTES[work.device_kind] + _ADAPTER_PROCESS_BYTES[work.device_kind]
     if work.device_kind == "cpu" and layout.dp > 1:
-        process += adapter.layer_bytes(model, layout, stage, unit=unit)  # activations come to lie where layers were gathered
+        process += _GATHERED_COPIES * adapter.layer_bytes(model, layout, stage, unit=unit)
     return MemoryEstimate(
         weights=4 * trained + copies + frozen + gathered,
         gradients=4 * trained,
@@ -203,7 +218,9 @@ def _logits_bytes(model: ModelConfig, layout: Layout, work: Workload) -> int:
 def _process_bytes(layout: Layout, work: Workload) -> int:
     if work.device_kind == "cuda":
         return PROCESS_BYTES["cuda"] + communicator_bytes(layout)
-    return PROCESS_BYTES["cpu"] + (_GLOO_BYTES if layout.world > 1 else 0)
+    if layout.world == 1:
+        return PROCESS_BYTES["cpu"]
+    return PROCESS_BYTES["cpu"] + (_NEIGHBORS_BYTES if layout.world == layout.pp else _COLLECTIVES_BYTES)
 
 
 def adapter_activation_bytes(
