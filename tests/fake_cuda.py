@@ -104,7 +104,7 @@ class Watch(TorchDispatchMode):
         name = func.overloadpacket.__name__
         out = self._made_up(func, args) if name in ("_local_scalar_dense", "nonzero") else NotImplemented
         if out is NotImplemented:
-            out = _without_description(func, args)
+            out = _without_description(func, args, kwargs)
         if out is NotImplemented:
             out = func(*args, **kwargs)
         tensors = [*_on_gpu(args), *_on_gpu(out)]
@@ -155,8 +155,10 @@ def _crosses(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
     return source.numel() > 0 and source.device.type != target.device.type
 
 
-def _without_description(func: Any, args: Sequence[Any]) -> Any:
-    """Return the result of an operation that torch cannot describe: of this one its description lacks an argument (2.14)."""
+def _without_description(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return the result of an operation that torch describes wrongly: an argument is missing (2.14) or taken for another."""
+    if func is aten.baddbmm.dtype_out:
+        return kwargs["out"]
     if func is not aten._efficient_attention_backward.default:
         return NotImplemented
     return *(torch.empty_like(tensor) for tensor in args[1:4]), torch.empty(0, device=DEVICE)
