@@ -45,6 +45,20 @@ class PipelineDecoder(Decoder):
         return self.head(hidden, micro, self.sums, scale)[None]
 
 
+class _Stage(PipelineStage):
+    """A stage that gives gradients back also when it validates before it trains.
+
+    Before torch 2.13 the first use of a stage decides whether hidden states that it receives take a gradient.
+    """
+
+    def _prepare_forward_infra(self, *arguments: Any, **keywords: Any) -> Any:
+        before, self.has_backward = self.has_backward, True
+        try:
+            return super()._prepare_forward_infra(*arguments, **keywords)
+        finally:
+            self.has_backward = before
+
+
 class Pipeline:
     """An executor for one stage of a pipeline. See `Executor`."""
 
@@ -93,7 +107,7 @@ class Pipeline:
 
     def _schedule(self, num_micro_batches: int) -> Schedule1F1B:
         if num_micro_batches not in self._schedules:
-            stage = PipelineStage(
+            stage = _Stage(
                 self._decoder,
                 self._mesh.pp_rank,
                 self._mesh.layout.pp,
