@@ -306,3 +306,11 @@ def go_back_to(run: RunDir, iteration: int) -> None:
         run.set_latest_checkpoint(iteration)
     else:
         run.tracker_path.unlink()
+
+
+def launched(folder: Path) -> RunDir:
+    """The folder of a run that was just started, without a plan."""
+    run = RunDir(folder)
+    run.make_folders()
+    run.launch_path.write_text("{}")
+    return run

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from tiny import launched
 
 from medsft.core.planning.layout import Layout
 from medsft.core.run.causes import START_MARK, first_failure, has_cause
@@ -23,10 +24,7 @@ WATCHDOG = (
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    run = RunDir(tmp_path / "run")
-    run.make_folders()
-    run.launch_path.write_text("{}")
-    return run
+    return launched(tmp_path / "run")
 
 
 def kill(run: RunDir, number: int, log: str = "") -> None:

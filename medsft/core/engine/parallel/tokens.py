@@ -10,6 +10,7 @@ another number of tokens in each micro-batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.distributed import ProcessGroup
 # From torch 2.13 on they have these names, and the ones before are deprecated.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_Collective = Callable[[Tensor, ProcessGroup], Tensor]
 
 
 def gather_tokens(part: Tensor, group: ProcessGroup) -> Tensor:
@@ -28,36 +30,26 @@ def gather_tokens(part: Tensor, group: ProcessGroup) -> Tensor:
 
     The gradient that comes back on each rank is a part of a sum over the ranks.
     """
-    return _Gather.apply(part, group)
+    return _Exchange.apply(part, group, _gathered, _summed)
 
 
 def sum_tokens(parts: Tensor, group: ProcessGroup) -> Tensor:
     """Return this rank's tokens [T / tp, ...] of the sum over the ranks of `parts` [T, ...]; T is a multiple of the ranks."""
-    return _Sum.apply(parts, group)
+    return _Exchange.apply(parts, group, _summed, _gathered)
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _gathered(part, group)
+class _Exchange(torch.autograd.Function):
+    """One collective on the way there, and for the gradient the other."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _summed(grad, ctx.group), None
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, parts: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _summed(parts, group)
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup, there: _Collective, back: _Collective) -> Tensor:
+        ctx.group, ctx.back = group, back
+        return there(x, group)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _gathered(grad, ctx.group), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.back(grad, ctx.group), None, None, None
 
 
 def _gathered(part: Tensor, group: ProcessGroup) -> Tensor:

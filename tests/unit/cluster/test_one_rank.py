@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny import launched
 
 from medsft.core.cluster.one_rank import Launcher
 from medsft.core.planning.layout import Layout
@@ -38,10 +39,7 @@ time.sleep(60)
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    run = RunDir(tmp_path / "run")
-    run.make_folders()
-    run.launch_path.write_text("{}")
-    return run
+    return launched(tmp_path / "run")
 
 
 @pytest.fixture(autouse=True)
