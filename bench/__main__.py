@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.table import say
 
-PARTS = ("train", "profile", "scaling", "end_to_end", "layouts", "crowded", "check", "answers", "adapters", "peft")
+PARTS = ("train", "profile", "scaling", "end_to_end", "layouts", "crowded", "check", "answers", "adapters", "peft", "demo")
 
 
 def main() -> None:
@@ -50,6 +50,7 @@ def main() -> None:
         "answers": lambda: _answered(options),
         "adapters": lambda: _adapters(options),
         "peft": lambda: _peft(options),
+        "demo": lambda: _demonstrated(options),
     }
     asked = PARTS if options.part == "all" else (options.part,)
     results: dict[str, Any] = {
@@ -134,6 +135,12 @@ def _peft(options: argparse.Namespace) -> dict[str, Any]:
     from bench import peft_losses
 
     return peft_losses.measure(options.work, rows=options.data)
+
+
+def _demonstrated(options: argparse.Namespace) -> dict[str, Any]:
+    from bench import demonstrated
+
+    return demonstrated.measure(options.work)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from medsft.cli.flags import Json, Plain
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from medsft.core.config.run_config import RunConfig
     from medsft.core.demo.clinical import Row
     from medsft.core.demo.steps import DemoFolder, Score
 
@@ -21,6 +22,13 @@ _SAMPLES = 8
 
 def demo(
     folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Everything is written in here.")] = Path("demo"),
+    adapter: Annotated[
+        Literal["none", "lora"], typer.Option(help="Train all weights (none), or low-rank matrices beside them (lora).")
+    ] = "none",
+    base_precision: Annotated[
+        Literal["bf16", "fp32", "nf4"] | None,
+        typer.Option("--base_precision", help="With --adapter lora: nf4 keeps the base model in 4 bits (QLoRA)."),
+    ] = None,
     plain: Plain = False,
     json: Json = False,
 ) -> None:
@@ -29,9 +37,14 @@ def demo(
     The questions are made by a program and their answers checked by one. This demonstrates software; it is not medical advice.
     """
     from medsft.cli.models import busy
+    from medsft.core.config.check import check
     from medsft.core.demo import steps
+    from medsft.errors import ConfigError
 
     place = steps.DemoFolder(folder)
+    config = place.config(adapter, base_precision)
+    if problems := check(config):
+        raise ConfigError(problems)
     console.note("A demonstration of software. The rules are simplified: this is not medical advice.")
     with busy("unpacking the base model", plain=plain):
         steps.write_base(place)
@@ -39,9 +52,9 @@ def demo(
     console.note(f"{len(train)} questions to train on and {len(held_out)} others to test with, in {place.path}")
     with busy("asking the base model", plain=plain):
         before = steps.score(place, place.base, held_out, "before")
-    model = _train(place, plain=plain)
+    model = _train(place, config, plain=plain)
     with busy("asking the fine-tuned model", plain=plain):
-        after = steps.score(place, model, held_out, "after")
+        after = steps.score(place, model, held_out, f"after-{model.name}")
     if json:
         scores = {"before": before, "after": after}
         record = {name: {"loss": score.loss, "accuracy": score.accuracy} for name, score in scores.items()}
@@ -50,7 +63,7 @@ def demo(
         _show(held_out, before, after, model)
 
 
-def _train(place: DemoFolder, *, plain: bool) -> Path:
+def _train(place: DemoFolder, config: RunConfig, *, plain: bool) -> Path:
     """Run `medsft sft` on the questions and return the finished model; one that is there is used again."""
 
     from medsft.cli.progress import run_in_foreground
@@ -62,7 +75,7 @@ def _train(place: DemoFolder, *, plain: bool) -> Path:
     from medsft.core.workflow import prepare_and_start
     from medsft.errors import AlreadyFinishedError
 
-    config, settings = place.config(), load_settings(place.settings)
+    settings = load_settings(place.settings)
     console.note(f"$ {command_line(config)} --settings {place.settings}")
     try:
         with tokenizing(plain=plain) as progress:

@@ -9,11 +9,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from medsft.cli.app import app
+from medsft.core.config.check import check as config_problems
 from medsft.core.demo import rules, steps
 from medsft.core.demo.clinical import check, generate
+from medsft.core.planning.folders import export_folder_name
 from medsft.core.settings import load_settings
-from medsft.errors import DataError, LaunchError
+from medsft.errors import DataError, ExitCode, LaunchError
 
 TRAIN, HELD_OUT = generate()
 
@@ -125,6 +129,26 @@ def test_the_folder_is_an_ordinary_project(tmp_path: Path) -> None:
     config = folder.config()
     assert settings.checkpoints[config.checkpoint, config.size].path == folder.base
     assert settings.expected_documents(config.run_name) == len(train)
+
+
+@pytest.mark.parametrize("options", [{}, {"adapter": "lora"}, {"adapter": "lora", "base_precision": "nf4"}])
+def test_each_kind_of_training_is_a_run_that_could_be_typed(tmp_path: Path, options: dict[str, str]) -> None:
+    config = steps.DemoFolder(tmp_path).config(**options)
+    assert config_problems(config) == []
+    assert {name: getattr(config, name) for name in options} == options
+
+
+def test_kinds_of_training_have_runs_of_their_own(tmp_path: Path) -> None:
+    kinds: list[dict[str, str]] = [{}, {"adapter": "lora"}, {"adapter": "lora", "base_precision": "nf4"}]
+    folders = {export_folder_name(steps.DemoFolder(tmp_path).config(**options), "llama") for options in kinds}
+    assert len(folders) == len(kinds)
+
+
+def test_options_that_do_not_belong_together_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["demo", "--dir", str(tmp_path / "demo"), "--base_precision", "nf4"])
+    assert result.exit_code == ExitCode.USAGE
+    assert "used only with --adapter lora" in result.stderr
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_score_counts_exact_answers_and_is_kept_until_the_model_is_newer(

@@ -2,7 +2,7 @@
 
 Training itself is an ordinary run. Everything lies in one folder:
 
-    base/  train.jsonl  heldout.jsonl  medsft.toml  tokenized/  runs/  before.json  after.json
+    base/  train.jsonl  heldout.jsonl  medsft.toml  tokenized/  runs/  before.json  after-FOLDER OF THE MODEL.json
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ class DemoFolder:
         """The medsft.toml that names the base model."""
         return self.path / "medsft.toml"
 
-    def config(self) -> RunConfig:
+    def config(self, adapter: str = "none", base_precision: str | None = None) -> RunConfig:
         """Return the run: small batches and a high rate, for a small model and a few minutes."""
+        lr = 4e-4 if adapter == "none" else 2e-3
         return RunConfig(
             checkpoint=CHECKPOINT,
             size=SIZE,
@@ -71,12 +72,15 @@ class DemoFolder:
             epochs=2.5,
             global_batch=16,
             micro_batch=16,
-            lr=4e-4,
-            min_lr=4e-5,
+            lr=lr,
+            min_lr=lr / 10,
             seq=128,
             eval_interval=70,
             save_interval=10_000,
             keep_last=1,
+            adapter=adapter,
+            base_precision=base_precision,
+            id=base_precision or "",
         )
 
 
