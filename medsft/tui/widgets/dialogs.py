@@ -70,7 +70,8 @@ class TextDialog(ModalScreen[None]):
 
 def key_help(screen_help: str, bindings: list[tuple[str, str, str]]) -> Content:
     """Return the help of a screen: what it is for, then (key, name, what it does) of each binding."""
-    parts: list[Content | str] = [screen_help.strip(), "\n\n"]
+    paragraphs = (" ".join(text.split()) for text in screen_help.split("\n\n"))  # a dialog breaks lines at its own width
+    parts: list[Content | str] = ["\n\n".join(paragraphs), "\n\n"]
     for key, name, what in bindings:
         parts += [Content.styled(f"{key:>8}  ", "bold $accent"), name, f": {what}" if what else "", "\n"]
     return Content.assemble(*parts)

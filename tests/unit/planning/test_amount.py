@@ -75,6 +75,13 @@ def test_many_more_epochs_than_asked_are_named(project):
     assert make_plan(replace(config, epochs=1, global_batch=20), settings).warnings == ()
 
 
+@pytest.mark.parametrize(("epochs", "global_batch", "many"), [(3, 12, False), (3, 8, False), (3.5, 8, True), (4, 40, True)])
+def test_more_than_three_epochs_are_warned_of_but_not_what_whole_iterations_add(project, epochs, global_batch, many):
+    config, settings = project
+    plan = make_plan(replace(config, epochs=epochs, global_batch=global_batch), settings)
+    assert ("mostly learn rows by heart" in "\n".join(plan.warnings)) is many
+
+
 def test_the_original_fills_its_iterations_up_and_rounds_to_ten(project):
     config, settings = project
     plan = make_plan(replace(config, compat="megatron-llm"), settings)
