@@ -326,9 +326,7 @@ def _amount_concerns(plan: RunPlan) -> list[str]:
             f"--epochs {format_number(config.epochs)} becomes {plan.epochs:.3g}, in whole iterations of "
             f"{plan.global_batch} documents; a smaller --global_batch comes nearer."
         )
-    if (
-        plan.epochs * (1 - 1 / plan.num_iterations) >= _MANY_EPOCHS
-    ):  # without the last: 3 epochs in whole iterations may be more
+    if plan.epochs * (1 - 1 / plan.num_iterations) >= _MANY_EPOCHS:  # without the last iteration, which rounding may add
         watched = "the best checkpoint is kept" if plan.keeps_best else "give --val, so that the best checkpoint is kept"
         lines.append(f"{plan.epochs:.3g} epochs: after {_MANY_EPOCHS}, models mostly learn rows by heart; {watched}.")
     if plan.layout.dp > plan.global_batch:
