@@ -33,6 +33,7 @@ from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.subset import Subset
 from medsft.core.data.tokenizers.template import Role
 from medsft.core.engine.formats.source import DTYPES
+from medsft.core.engine.kernels import dynamic8, nf4
 from medsft.core.engine.kernels.scratch import Scratch
 from medsft.core.engine.nn import adapters, cuda_attention, quantized
 from medsft.core.engine.nn.adapters import Adapter
@@ -190,6 +191,7 @@ def fake_gpu(*, capability: tuple[int, int] = (9, 0), rows: int = 1) -> Iterator
     one that it computes on without streams and in the thread of the caller: a build without CUDA can do no more.
     """
     watch = Watch(rows)
+    _keep_real_constants()
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(cuda_attention, "compute_capability", return_value=capability))
         stack.enter_context(_known_to_torch())
@@ -202,6 +204,15 @@ def fake_gpu(*, capability: tuple[int, int] = (9, 0), rows: int = 1) -> Iterator
         stack.enter_context(_MODE)
         stack.enter_context(watch)
         yield watch
+
+
+def _keep_real_constants() -> None:
+    """Make the constants that the engine keeps for a CPU: kernels of a later test would find no numbers in fake ones."""
+    on_cpu = torch.device("cpu")
+    nf4._constants(on_cpu)
+    nf4._thresholds()
+    for signed in (True, False):
+        dynamic8.table(signed, on_cpu)
 
 
 def _to_empty(module: nn.Module, *, device: torch.device) -> nn.Module:

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from fake_cuda import FakeStep, fake_gpu, measure_step
+from torch._subclasses.fake_tensor import FakeTensor
 
 from medsft.core.config.lora import TARGETS, LoraSpec
+from medsft.core.engine.kernels import nf4
 from medsft.core.engine.nn.attention import PackedSequences, attend
 from medsft.core.engine.nn.key_ranges import KeyRanges, attend_ranges
 from medsft.core.models.config import ModelConfig
@@ -109,3 +111,13 @@ def test_windows_and_kept_keys(window, dtype):
             seen = attend_ranges(q[:5], k, v, where, window)
         assert (seen.shape, seen.dtype, seen.device) == ((5, 9, 64), dtype, q.device)
         assert not SCORES & set(watch.kernels)
+
+
+def test_constants_that_are_kept_for_a_cpu_have_numbers_afterwards():
+    for kept in (nf4._constants, nf4._pairs, nf4._thresholds):
+        kept.cache_clear()
+    with fake_gpu():
+        nf4._pairs(torch.device("cuda", 0))
+    nf4._pairs.cache_clear()  # fake ones for a GPU belong to no other test
+    for constants in (nf4._constants(torch.device("cpu")), nf4._thresholds(), nf4._pairs(torch.device("cpu"))):
+        assert not isinstance(constants, FakeTensor)
