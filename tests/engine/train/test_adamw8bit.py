@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from torch import nn
 
 from medsft.core.engine.kernels.adamw8 import example, update_rows
@@ -144,6 +145,11 @@ def filled(rows, columns, dtype):
 
 
 def test_torch_can_compile_an_update_as_one_graph_for_all_sizes():
+    """In a process of its own: with a torch that was built for CUDA, none could be forked after a backward pass any more."""
+    mp.start_processes(_compile_updates, nprocs=1, start_method="fork")
+
+
+def _compile_updates(_: int) -> None:
     graphs, dtype = [], torch.bfloat16
 
     def backend(graph, inputs):
@@ -158,4 +164,3 @@ def test_torch_can_compile_an_update_as_one_graph_for_all_sizes():
         for expected, found in ((one[0], other[0]), *zip(one[2][:2] + one[3][:2], other[2][:2] + other[3][:2], strict=True)):
             torch.testing.assert_close(expected, found)
     assert len(graphs) == 1
-    torch._dynamo.reset()
