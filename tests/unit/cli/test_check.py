@@ -139,6 +139,27 @@ def test_lengths_of_a_second_kind_of_rows_are_not_unusual(tmp_path: Path) -> Non
         assert json.loads(invoke(path, "--json").stdout)["found"]["length"]["rows"] == unusual
 
 
+def test_what_is_usual_is_told_by_the_rows_of_one_file(tmp_path: Path) -> None:
+    verdicts = [
+        f"It was study {number} that showed it beyond doubt, as we think. " * 9 + "The answer is: no" for number in range(400)
+    ]
+    spoken = [f"Drink water for {number} days, and rest." for number in range(30)]
+    german = [f"Trinken Sie {number} Tage lang viel Wasser, und ruhen Sie sich aus." for number in range(15)]
+    paths = {name: tmp_path / f"{name}.jsonl" for name in ("verdicts", "spoken", "german")}
+    for path, answers in zip(paths.values(), (verdicts, spoken, german), strict=True):
+        rows = [{"prompt": f"What about {path.stem} {number}?", "gold": answer} for number, answer in enumerate(answers)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = json.loads(invoke(*paths.values(), "--json").stdout)["found"]
+    assert {name: found[name]["rows"] for name in ("cut_off", "length", "language")} == dict.fromkeys(
+        ("cut_off", "length", "language"), 0
+    )
+    whole = tmp_path / "whole.jsonl"
+    whole.write_text("".join(path.read_text() for path in paths.values()))
+    found = json.loads(invoke(whole, "--json").stdout)["found"]
+    assert found["cut_off"]["rows"] == len(spoken) + len(german)
+    assert found["language"]["rows"] == len(german)
+
+
 def test_a_message_that_is_empty_is_an_empty_row(tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": " "}]

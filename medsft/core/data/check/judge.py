@@ -77,10 +77,15 @@ def judge(
         rows = np.concatenate([np.zeros(0, np.int64), *(block.rows for block in shared)])
         others = np.concatenate([np.zeros(0, np.int64), *(block.reference for block in shared)])
         found.append(Found(kind=kind, rows=rows, others=others, among=places))
-    found.append(Found(kind=kinds.CUT_OFF, rows=np.union1d(columns.having(kinds.CUT_OFF), _other_ends(columns))))
-    found.append(Found(kind=kinds.LENGTH, rows=_outliers(columns)))
-    languages, rare = _languages(columns)
+    among = _of_one_kind(columns)
+    other_ends, outliers, rare = (
+        np.sort(np.concatenate([np.zeros(0, np.int64), *(unusual(columns, rows) for rows in among)]))
+        for unusual in (_other_ends, _outliers, _rare_languages)
+    )
+    found.append(Found(kind=kinds.CUT_OFF, rows=np.union1d(columns.having(kinds.CUT_OFF), other_ends)))
+    found.append(Found(kind=kinds.LENGTH, rows=outliers))
     found.append(Found(kind=kinds.LANGUAGE, rows=rare))
+    languages = _languages(columns)
     by_kind = {one.kind: one for one in found}
     looked_for = (("near repeats", groups is not None), ("languages", languages_told))
     missing = " and ".join(what for what, there in looked_for if not there)
@@ -119,9 +124,23 @@ def _contradicting(columns: Columns) -> Found:
     return Found(kind=kinds.CONTRADICTING, rows=rows, others=others, among=columns.places)
 
 
-def _other_ends(columns: Columns) -> Rows:
+def _of_one_kind(columns: Columns) -> list[Rows]:
+    """Return the readable rows that tell of one another what is usual: those of each file, and those of all small files.
+
+    Files of a mixture differ by their nature: in language, in length, in a phrase that ends each answer.
+    """
+    rows = np.flatnonzero(columns.readable)
+    files = columns.places.file_of_rows()[rows]
+    numbers, counts = np.unique(files, return_counts=True)
+    files[np.isin(files, numbers[counts < _LEAST_ROWS])] = -1
+    order = np.argsort(files, kind="stable")
+    parts = np.split(rows[order], np.flatnonzero(np.diff(files[order])) + 1)
+    return [part for part in parts if len(part) >= _LEAST_ROWS]
+
+
+def _other_ends(columns: Columns, rows: Rows) -> Rows:
     """Return the rows whose answer ends otherwise than nearly all: amid a sentence, or without the phrase they end with."""
-    judged = np.flatnonzero((columns.ending != 0) & columns.readable)
+    judged = rows[columns.ending[rows] != 0]
     if len(judged) < _LEAST_ROWS:
         return np.zeros(0, np.int64)
     values, counts = np.unique(columns.ending[judged], return_counts=True)
@@ -131,25 +150,27 @@ def _other_ends(columns: Columns) -> Rows:
     return judged[columns.ending[judged] != common]
 
 
-def _outliers(columns: Columns) -> Rows:
+def _outliers(columns: Columns, rows: Rows) -> Rows:
     """Return the rows with a question or answer of unusual length, by median and MAD of the logarithms."""
-    judged = np.flatnonzero(columns.readable)
-    if len(judged) < _LEAST_ROWS:
-        return np.zeros(0, np.int64)
-    logs = np.log(np.maximum(columns.lengths[judged], 1).astype(np.float64))
+    logs = np.log(np.maximum(columns.lengths[rows], 1).astype(np.float64))
     distance = np.abs(logs - np.median(logs, axis=0))
     spread = np.maximum(1.4826 * np.median(distance, axis=0), _LEAST_SPREAD)
     far = distance > _OUTLIER * spread
-    return judged[(far & (far.mean(axis=0) <= _MOST_OUTLIERS)).any(axis=1)]
+    return rows[(far & (far.mean(axis=0) <= _MOST_OUTLIERS)).any(axis=1)]
 
 
-def _languages(columns: Columns) -> tuple[dict[str, int], Rows]:
-    """Return rows by language, and the rows in languages that few rows have."""
-    values, inverse, counts = np.unique(columns.language[columns.readable], return_inverse=True, return_counts=True)
+def _rare_languages(columns: Columns, rows: Rows) -> Rows:
+    """Return the rows in languages that few of them have."""
+    codes, inverse, counts = np.unique(columns.language[rows], return_inverse=True, return_counts=True)
+    told = codes != b""
+    known = int(counts[told].sum())
+    rare = told & (counts < _RARE_LANGUAGE * known)
+    return rows[rare[inverse]] if known >= _LEAST_ROWS else np.zeros(0, np.int64)
+
+
+def _languages(columns: Columns) -> dict[str, int]:
+    """Return how many rows are in each language, the most frequent first; nothing where none was told."""
+    codes, counts = np.unique(columns.language[columns.readable], return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    by_code = {values[place].decode(): int(counts[place]) for place in order}
-    if not any(by_code):
-        return {}, np.zeros(0, np.int64)
-    known = sum(rows for code, rows in by_code.items() if code)
-    rare = np.array([code != b"" and rows < _RARE_LANGUAGE * known for code, rows in zip(values, counts, strict=True)], bool)
-    return by_code, np.flatnonzero(columns.readable)[rare[inverse]] if known >= _LEAST_ROWS else np.zeros(0, np.int64)
+    by_code = {codes[place].decode(): int(counts[place]) for place in order}
+    return by_code if any(by_code) else {}

@@ -41,6 +41,10 @@ class Places:
         """Number of rows."""
         return self.firsts[-1]
 
+    def file_of_rows(self) -> npt.NDArray[np.int64]:
+        """Return the number of each row's file."""
+        return np.repeat(np.array(self.files, np.int64), np.diff(self.firsts))
+
     def of(self, row: int) -> str:
         """Return ``FILE:LINE`` of a row."""
         block = int(np.searchsorted(self.firsts, row, side="right")) - 1
