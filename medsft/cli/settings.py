@@ -61,6 +61,7 @@ def add_checkpoint(
     from medsft.core import settings as entries
     from medsft.core.data.tokenizers.open import no_tokenizer_beside, open_tokenizer
     from medsft.core.models.adapter_base import base_to_begin_with
+    from medsft.core.models.inspect import inspect_ahead
     from medsft.core.models.other_folders import how_to_fetch
     from medsft.core.models.scanning import check_size
     from medsft.errors import ConfigError, MedsftError, Problem
@@ -69,7 +70,7 @@ def add_checkpoint(
     path = path.expanduser()
     if not path.exists() and (fetch := how_to_fetch(str(path))):
         raise ConfigError([Problem("PATH", f"{path} does not exist here", fetch)])
-    found = base_to_begin_with(path, base.expanduser() if base else None)
+    found = base_to_begin_with(path, base.expanduser() if base else None, inspect=inspect_ahead)
     check_size(found, number)
     if tokenizer is not None:
         open_tokenizer(tokenizer.expanduser())

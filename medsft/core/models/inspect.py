@@ -13,7 +13,7 @@ from medsft.core.models.adapter_folder import AdapterFolder, is_adapter
 from medsft.core.models.checked_json import plain
 from medsft.core.models.config import ModelConfig, read_hf_config
 from medsft.core.models.other_folders import hub_snapshot, refuse_by_name, what_a_file_is
-from medsft.core.models.weight_files import find_weight_files, look_at_weights
+from medsft.core.models.weight_files import find_weight_files, look_at_weights, weights_instead
 from medsft.errors import MismatchError
 
 Kind = Literal["hf", "megatron", "gguf", "medsft-run", "dcp"]
@@ -102,21 +102,32 @@ def _inspect(path: Path, iteration: int | None) -> BaseModel:
     raise MismatchError(f"{path}: not a checkpoint of a known kind.", hint=hint)
 
 
-def lacks_weights(path: Path) -> bool:
+def _lacks_weights(path: Path) -> bool:
     """Whether `path` is a Hugging Face folder that describes a model and has none of its weights."""
     weights = ("*.safetensors", "*.bin", "checkpoint-*", run_folder.PLAN_NAME, ".metadata")
     described = (path / "config.json").is_file() and not megatron.is_megatron(path)
     return described and not is_adapter(path) and not any(True for pattern in weights for _ in path.glob(pattern))
 
 
-def describe_without_weights(path: Path) -> BaseModel:
-    """Say what the `config.json` of a Hugging Face folder tells of a model whose weights are elsewhere: enough to plan with.
+def inspect_ahead(path: Path, iteration: int | None = None) -> BaseModel:
+    """Say what lies at `path` to somebody who only looks ahead: of a Hugging Face folder without weights what it describes.
 
-    Its `size_bytes` is 0. Raises `MismatchError` as `inspect_base` does, but not for the weights.
+    Its `size_bytes` is 0 then, and a warning says so. Raises as `inspect_base`; of weights in another format, too.
     """
+    if not _lacks_weights(path) or any(path.glob("*.gguf")) or weights_instead(path):
+        return inspect_base(path, iteration)
     tp, pp = megatron.layout_in_name(path) or (None, None)
-    config, tokenizer = read_hf_config(path), _tokenizer_beside(path)
-    return BaseModel(kind="hf", path=path, weights=path, config=config, tp=tp, pp=pp, tokenizer=tokenizer, size_bytes=0)
+    return BaseModel(
+        kind="hf",
+        path=path,
+        weights=path,
+        config=read_hf_config(path),
+        tp=tp,
+        pp=pp,
+        tokenizer=_tokenizer_beside(path),
+        size_bytes=0,
+        warnings=(f"{path} has a config.json and no weights: a plan can be made, a run cannot start.",),
+    )
 
 
 def _hugging_face(path: Path, iteration: int | None) -> BaseModel:
@@ -126,7 +137,7 @@ def _hugging_face(path: Path, iteration: int | None) -> BaseModel:
     folder = path if iteration is None else _pick(path, numbered, iteration, "checkpoint-{}")
     tp, pp = megatron.layout_in_name(path) or (None, None)
     ggufs = sorted(folder.glob("*.gguf"))
-    if len(ggufs) == 1 and lacks_weights(folder):
+    if len(ggufs) == 1 and _lacks_weights(folder):
         return _gguf(ggufs[0])
     refuse_by_name(folder)
     config = read_hf_config(folder)

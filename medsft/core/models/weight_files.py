@@ -44,7 +44,7 @@ def find_weight_files(folder: Path) -> list[Path]:
         if (folder / stem).is_file():
             return [folder / stem]
     raise MismatchError(
-        f"{folder}: a config.json, but no weights (model.safetensors) beside it{_instead(folder)}.",
+        f"{folder}: a config.json, but no weights (model.safetensors) beside it{weights_instead(folder)}.",
         hint="Download or copy the whole folder again.",
     )
 
@@ -110,7 +110,7 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _instead(folder: Path) -> str:
+def weights_instead(folder: Path) -> str:
     """Say which weights are there instead, or why those that are there cannot be read."""
     shards = sorted(path.name for path in islice(folder.glob("model-*-of-*.safetensors"), 1))
     if shards:

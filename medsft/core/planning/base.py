@@ -17,7 +17,7 @@ from medsft.core.data.tokenizers.base import OpenedTokenizer, Tokenizer
 from medsft.core.data.tokenizers.open import find_tokenizer_file, no_tokenizer_beside, open_tokenizer
 from medsft.core.models.adapter_base import base_to_begin_with
 from medsft.core.models.adapter_folder import AdapterFolder, is_adapter, read_adapter
-from medsft.core.models.inspect import BaseModel, describe_without_weights, inspect_base, lacks_weights
+from medsft.core.models.inspect import BaseModel, inspect_ahead, inspect_base
 from medsft.core.planning.base_plan import BasePlan, StartAdapter
 from medsft.core.planning.plan import absolute
 from medsft.core.planning.start_adapter import doubts_about_training_on, refuse_to_train_on, rows_of, with_values_of
@@ -38,9 +38,7 @@ def find_base(entry: CheckpointEntry, config: RunConfig, *, ahead: bool) -> Base
     """
 
     def look(path: Path) -> BaseModel:
-        if ahead and lacks_weights(path):
-            return describe_without_weights(path)
-        return inspect_base(path, config.intermediate_iter)
+        return (inspect_ahead if ahead else inspect_base)(path, config.intermediate_iter)
 
     if is_adapter(entry.path):
         refuse_to_train_on(read_adapter(entry.path), config)

@@ -347,7 +347,6 @@ def _assumptions(found: _Found, base: BasePlan, notes: Sequence[str]) -> list[st
     """Return what was assumed where something is not there to be looked at; `notes` are those of the template."""
     lines = []
     if not found.base.size_bytes:
-        lines.append(f"{found.base.path} has a config.json and no weights: a plan can be made, a run cannot start.")
         if found.entry.tokenizer is None and found.base.tokenizer is None:
             lines.append("No tokenizer beside it either: tokens that the template adds are not counted.")
         if found.devices == assumed_devices(found.config.nproc_per_node):

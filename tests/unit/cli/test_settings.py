@@ -50,3 +50,28 @@ def test_a_search_that_finds_nothing_says_so(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["checkpoints", "scan", str(tmp_path)])
     assert result.exit_code == 0
     assert "No base model that can be fine-tuned was found in" in result.stderr
+
+
+def test_a_model_that_only_its_config_is_here_of_is_added_to_plan_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.plannable(tmp_path)
+    for weights in (tmp_path / "base").glob("*.safetensors*"):
+        weights.unlink()
+    added = CliRunner().invoke(app, ["checkpoints", "add", "mine", "3.6e-05", "base"])
+    said = "has a config.json and no weights: a plan can be made, a run cannot start"
+    assert (added.exit_code, said in " ".join(added.stderr.split())) == (0, True)
+    run = ["--checkpoint", "mine", "--size", "3.6e-05", "--run_name", "r", "--data", "train.jsonl"]
+    planned = CliRunner().invoke(app, ["plan", *run])
+    assert (planned.exit_code, said in " ".join((planned.stdout + planned.stderr).split())) == (0, True)
+    assert CliRunner().invoke(app, ["sft", *run]).exit_code == 4
+
+
+def test_weights_in_another_format_are_named_and_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.plannable(tmp_path)
+    for weights in (tmp_path / "base").glob("*.safetensors*"):
+        weights.unlink()
+    (tmp_path / "base" / "tf_model.h5").write_bytes(b"weights")
+    refused = CliRunner().invoke(app, ["checkpoints", "add", "mine", "3.6e-05", "base"])
+    assert refused.exit_code == 4
+    assert "take the files in Hugging Face's format" in " ".join(refused.stderr.split())
