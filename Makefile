@@ -42,9 +42,9 @@ $(TORCH_VENV)/.ready: pyproject.toml constraints.txt
 	$(TORCH_VENV)/bin/pip install --quiet --constraint $(TORCH_VENV)/constraints.txt --editable '.[dev,serve,parquet,zstd]'
 	touch $@
 
-# The kernels in C under AddressSanitizer, which needs gcc.
+# The kernels in C under AddressSanitizer, which needs gcc; and the library of C++, which it looks into before torch loads it.
 sanitize: venv
-	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) CC="gcc -fsanitize=address -g" ASAN_OPTIONS=detect_leaks=0,handle_segv=0 \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" CC="gcc -fsanitize=address -g" ASAN_OPTIONS=detect_leaks=0,handle_segv=0 \
 	$(BIN)/pytest tests/engine/nn tests/engine/kernels
 
 # Measures medsft, and the peers that `make bench-peers` installed. BENCH="train --repeats 1" runs a part.

@@ -9,7 +9,8 @@ typedef struct {
     int64_t pieces, keys;
 } NAME(Keys);
 
-/* Copy the keys (or values) `key` up to `key + rows` of a group into a tile [TILE, width], and zeros behind them. */
+/* Copy the keys (or values) `key` up to `key + rows` of a group into a tile [TILE, width], and zeros around them: what memory held
+   before may be NaN, which a product with zero keeps. */
 static void NAME(gather)(WORD *tile, int64_t width, const INPUT *from, int64_t stride, const NAME(Keys) *keys, int64_t key,
                          int64_t rows, int64_t size) {
     int64_t done = 0;
@@ -17,6 +18,7 @@ static void NAME(gather)(WORD *tile, int64_t width, const INPUT *from, int64_t s
         const int64_t start = keys->ranges[2 * piece], length = keys->ranges[2 * piece + 1] - start;
         for (; done < rows && key + done < before + length; done++) {
             const INPUT *row = from + (start + key + done - before) * stride;
+            if (size < width * PER_WORD) memset(tile + done * width, 0, 4 * width);
 #if PAIRS
             memcpy(tile + done * width, row, 2 * size);
 #else
