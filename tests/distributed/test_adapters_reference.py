@@ -124,7 +124,8 @@ def test_twenty_iterations(tmp_path, way, tied):
         pytest.skip("PEFT is not installed")
     config, settings = tiny.project(tmp_path, tie_word_embeddings=tied)
     options = {"adapter": "lora", "lora_rank": 4, "lora_alpha": 12, "rslora": tied, "weight_decay": 0.0}
-    plan = tiny.plan_of(config, settings, iters=ITERATIONS, **options)
+    # At larger rates the loss goes up and down, and what was rounding becomes a thousandth in 20 iterations.
+    plan = tiny.plan_of(config, settings, iters=ITERATIONS, lr=3e-3, min_lr=3e-3, **options)
     assert plan.config.lora is not None
     assert plan.config.lora.targets == TARGETS
     found = tiny.series(tiny.train(plan), "step", "loss", "grad_norm")
@@ -132,4 +133,4 @@ def test_twenty_iterations(tmp_path, way, tied):
     assert found[0] == pytest.approx(expected[0], abs=1e-5)
     assert found[-1][0] < found[0][0] - 0.1
     for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other, abs=2e-4, rel=2e-4)
+        assert one == pytest.approx(other, abs=1e-5, rel=1e-5)
