@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import psutil
 
@@ -26,6 +29,8 @@ class Devices:
     """Whether bf16 matrix products are faster than those in fp32."""
     capability: float | None = None
     """The lowest compute capability of the GPUs, where it is known."""
+    torch_for_gpus: bool = False
+    """Whether the torch that is installed has libraries for GPUs, which a process on a CPU has in its memory, too."""
 
     def memory_per_rank(self, ranks: int) -> int:
         """Return the bytes one of `ranks` processes on the node may use; processes on a CPU share its memory."""
@@ -37,12 +42,22 @@ def find_devices() -> Devices:
     if gpus := visible_gpus():
         memory, capability = min(gpu.memory_bytes for gpu in gpus), min(gpu.capability for gpu in gpus)
         return Devices("cuda", len(gpus), memory, gpus[0].name, bf16=all(gpu.bf16 for gpu in gpus), capability=capability)
-    return Devices("cpu", _usable_cores(), usable_memory(), _cpu_name(), bf16=cpu_multiplies_bf16())
+    cpu = Devices("cpu", _usable_cores(), usable_memory(), _cpu_name(), bf16=cpu_multiplies_bf16())
+    return replace(cpu, torch_for_gpus=torch_is_for_gpus())
 
 
 def assumed_devices(nproc_per_node: int | None) -> Devices:
     """Return what a plan supposes of machines that cannot be asked."""
     return Devices("cuda", nproc_per_node or 8, 80 * 10**9, "a GPU with 80 GB and bf16", bf16=True)
+
+
+def torch_is_for_gpus() -> bool:
+    """Return whether the torch that is installed was built for GPUs, as its version.py says: PyPI's for Linux is."""
+    found = find_spec("torch")
+    if found is None or found.origin is None:
+        return False
+    says = text_of(str(Path(found.origin).with_name("version.py")))
+    return re.search(r"^(cuda|hip|xpu)\b[^=\n]*= *['\"]", says, re.MULTILINE) is not None
 
 
 def _usable_cores() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,25 @@ def test_the_limit_of_a_container(gpus, monkeypatch):
     gpus.unlink()
     monkeypatch.setattr(host_memory, "text_of", lambda path: "1000000\n" if path == "/sys/fs/cgroup/memory.max" else "")
     assert find_devices().memory_bytes == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("says", "for_gpus"),
+    [
+        ("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\nhip: Optional[str] = None\n", False),
+        ("__version__ = '2.14.1+cu130'\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", True),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = '7.1'\n", True),
+        ("cuda = None\n", False),
+        ("", False),
+    ],
+)
+def test_what_torch_was_built_for(tmp_path, monkeypatch, says, for_gpus):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('it is not to be imported')")
+    (tmp_path / "torch" / "version.py").write_text(says)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert devices.torch_is_for_gpus() == for_gpus
+    (tmp_path / "torch").rename(tmp_path / "elsewhere")
+    importlib.invalidate_caches()
+    assert not devices.torch_is_for_gpus()

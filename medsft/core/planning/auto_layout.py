@@ -251,6 +251,7 @@ def workload(
         device_kind=devices.kind,
         reshard=way.reshard,
         optimizer=config.optimizer,
+        torch_for_gpus=devices.torch_for_gpus,
     )
 
 

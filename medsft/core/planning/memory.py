@@ -21,6 +21,8 @@ from medsft.core.planning.trainable import trainable_names
 
 PROCESS_BYTES = {"cpu": 370 << 20, "cuda": 1 << 30}
 """A process with torch loaded, and small gaps in its heap: resident memory on a CPU, context and workspaces on a GPU."""
+_GPU_LIBRARIES_BYTES = 440 << 20
+"""Libraries for GPUs in a process on a CPU: torch 2.14 for CUDA 13 beside 2.13 for CPUs. Processes share much of it."""
 LOGITS_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 """Size of the largest fp32 tensor of logits that the loss computes at once (`engine.nn.loss`). On a GPU, where each
 is followed by a pass over the gradient of the output projection, there are few of them."""
@@ -71,6 +73,8 @@ class Workload:
     reshard: bool = False
     """Whether data-parallel ranks gather the weights of a layer for each pass, see `RunPlan.reshard`."""
     optimizer: str = ADAMW
+    torch_for_gpus: bool = False
+    """See `Devices`."""
 
 
 def estimate_memory(
@@ -218,9 +222,10 @@ def _logits_bytes(model: ModelConfig, layout: Layout, work: Workload) -> int:
 def _process_bytes(layout: Layout, work: Workload) -> int:
     if work.device_kind == "cuda":
         return PROCESS_BYTES["cuda"] + communicator_bytes(layout)
+    alone = PROCESS_BYTES["cpu"] + work.torch_for_gpus * _GPU_LIBRARIES_BYTES
     if layout.world == 1:
-        return PROCESS_BYTES["cpu"]
-    return PROCESS_BYTES["cpu"] + (_NEIGHBORS_BYTES if layout.world == layout.pp else _COLLECTIVES_BYTES)
+        return alone
+    return alone + (_NEIGHBORS_BYTES if layout.world == layout.pp else _COLLECTIVES_BYTES)
 
 
 def adapter_activation_bytes(

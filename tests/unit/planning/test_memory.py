@@ -47,6 +47,16 @@ def test_data_parallel_ranks_share_masters_and_moments():
     assert (found.weights, found.gradients, found.optimizer) == (4 * shard + 4 * PARAMETERS, 4 * PARAMETERS, 8 * shard)
 
 
+def test_libraries_for_gpus_are_in_the_memory_of_a_process_on_a_cpu():
+    def more(work: Workload) -> int:
+        without, having = (estimate_memory(MODEL, Layout(), replace(work, torch_for_gpus=value)) for value in (False, True))
+        assert replace(having, process=0) == replace(without, process=0)
+        return having.process - without.process
+
+    assert more(WORK) == 440 << 20
+    assert more(replace(WORK, device_kind="cuda")) == 0
+
+
 def test_moments_in_8_bits_and_weights_without_masters():
     """Two bytes and two 256ths of a scale for both moments; in bf16 two bytes for a weight, with data parallel two more."""
     work = replace(WORK, optimizer="adamw8bit")
