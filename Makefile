@@ -24,8 +24,7 @@ lint: venv
 	$(BIN)/lint-imports
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal --ignore tests/distributed
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/distributed
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 # The tests of the engine and of ranks with another version of torch, in an environment of its own: make test-torch TORCH=2.11.0.
 # Where there is no CPU build of that version, pip takes the CUDA build, of several gigabytes; it needs no GPU for these tests.
@@ -33,7 +32,7 @@ TORCH ?= 2.10.0
 TORCH_VENV := .venv-torch-$(TORCH)
 TESTS ?= tests/engine tests/distributed
 test-torch: $(TORCH_VENV)/.ready
-	OMP_NUM_THREADS=1 $(TORCH_VENV)/bin/pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(TORCH_VENV)/bin/pytest --numprocesses 2 --dist worksteal $(TESTS)
 
 $(TORCH_VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TORCH_VENV)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medsft.cli import console
-from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Iteration, Json, ModelPrecision, Plain, RunsFolder, find_run
+from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Iteration, Json, ModelPrecision, Plain, QuestionKey, RunsFolder, find_run
 from medsft.errors import ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
     from medsft.core.evaluation.chat import Chat, Sampling
     from medsft.core.evaluation.model import ModelSource
+    from medsft.core.evaluation.questions import Question
     from medsft.core.evaluation.requests import Precision
 
 _ENDS = ("/quit", "/exit")
@@ -35,6 +36,7 @@ def ask(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.jsonl", help="New file for these answers; nothing else is stored.")
     ] = None,
+    question_key: QuestionKey = None,
     beside: Annotated[
         str | None, typer.Option("--with", metavar="base", help="Ask the base model of the run too, side by side.")
     ] = None,
@@ -58,9 +60,10 @@ def ask(
     Prompts are written with the template that the run was trained with. What is said is stored nowhere but in --out; answers
     to a file that a kill interrupts wait beside it for the same call.
     """
-    _check(question, questions, out, beside, json=json)
+    _check(question, questions, out, beside, question_key, json=json)
     from medsft.core.evaluation.chat import Sampling
     from medsft.core.evaluation.model import find_base_of, find_model
+    from medsft.core.evaluation.questions import read_questions
 
     chosen = None if precision == "auto" else precision
 
@@ -70,12 +73,15 @@ def ask(
         console.note(line)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     if questions is not None and out is not None:
-        _answer_file(models, questions, out, sampling, system, chosen, plain=plain)
+        rows = read_questions(questions, system=system, question_key=question_key)
+        _answer_file(models, rows, out, sampling, chosen, plain=plain)
     else:
         _talk(models, question, sampling, system, chosen, plain=plain, json=json)
 
 
-def _check(question: str | None, questions: Path | None, out: Path | None, beside: str | None, *, json: bool) -> None:
+def _check(
+    question: str | None, questions: Path | None, out: Path | None, beside: str | None, question_key: str | None, *, json: bool
+) -> None:
     from medsft.core.disk import refusal
 
     problems = []
@@ -90,6 +96,8 @@ def _check(question: str | None, questions: Path | None, out: Path | None, besid
         problems.append(Problem("--out", f"{out} exists already", "Choose another name, or move it away."))
     if out is not None and (trouble := refusal(out.parent)) is not None:  # before the answers are computed
         problems.append(Problem("--out", trouble.message))
+    if question_key is not None and questions is None:
+        problems.append(Problem("--question_key", "is for the rows of --in FILE"))
     if json and questions is not None:
         problems.append(Problem("--json", "--out is JSON already"))
     if problems:
@@ -104,10 +112,9 @@ def _path_of(text: str, runs_folder: Path) -> Path:
 
 def _answer_file(
     models: Sequence[ModelSource],
-    questions: Path,
+    rows: Sequence[Question],
     out: Path,
     sampling: Sampling,
-    system: str,
     precision: Precision | None,
     *,
     plain: bool,
@@ -117,12 +124,10 @@ def _answer_file(
     from medsft.cli.models import busy
     from medsft.core.disk import writing_to
     from medsft.core.evaluation.chat import answers_to
-    from medsft.core.evaluation.questions import read_questions
     from medsft.core.files import write_atomically
     from medsft.core.units import counted
     from medsft.errors import ExitCode
 
-    rows = read_questions(questions, system=system)
     found = []
     kept = [out.with_name(f".{out.name}.{number}.answers") for number in range(len(models))]
     for model, keep in zip(models, kept, strict=True):

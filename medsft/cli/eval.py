@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from medsft.cli import console
-from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Iteration, Json, ModelPrecision, Plain, RunsFolder, find_run
+from medsft.cli.flags import DEFAULT_RUNS_FOLDER, Iteration, Json, ModelPrecision, Plain, QuestionKey, RunsFolder, find_run
 
 if TYPE_CHECKING:
     from medsft.core.evaluation.benchmark import Task
@@ -37,6 +37,20 @@ def eval(
     data: Annotated[
         list[Path] | None,
         typer.Option("--data", metavar="PATH...", help="File or folder of each named --task, in their order."),
+    ] = None,
+    question_key: QuestionKey = None,
+    answer_key: Annotated[
+        str | None, typer.Option("--answer_key", metavar="KEY", help="Key of the answer in rows of your own.")
+    ] = None,
+    options_key: Annotated[
+        str | None,
+        typer.Option("--options_key", metavar="KEY", help="Key of the options in them, or several: opa,opb,opc,opd."),
+    ] = None,
+    first_option: Annotated[
+        int | None,
+        typer.Option(
+            "--first_option", metavar="0|1", min=0, max=1, help="Number of their first option, where answers are numbers."
+        ),
     ] = None,
     with_: Annotated[
         Literal["base"] | None, typer.Option("--with", metavar="base", help="Ask the base model of each run, too.")
@@ -79,7 +93,8 @@ def eval(
 ) -> None:
     """Ask models the questions of benchmarks, offline: how many are right, how certain that is, and which model is better.
 
-    Questions of your own are rows with question, options and answer, or with a question and an answer in words.
+    Questions of your own are rows with question, options and answer, or with a question and an answer in words; keys that are
+    called otherwise are named by --question_key and its like.
 
     Results go to eval/ beside the model, without any text of the questions. A call that was killed goes on where it was.
     """
@@ -90,7 +105,8 @@ def eval(
     from medsft.core.evaluation.requests import answer, default_precision
     from medsft.core.planning.layout import Layout
 
-    asked = [sampled(one, limit, seed) for one in _tasks(task or [], data or [])]
+    keys = {"question_key": question_key, "answer_key": answer_key, "options_key": options_key, "first_option": first_option}
+    asked = [sampled(one, limit, seed) for one in _tasks(task or [], data or [], keys)]
     paths = [_path(text, save_checkpoint_dir) for text in models]
     candidates = find_candidates(paths, iteration=iteration, with_base=with_ == "base")
     ask = Ask(
@@ -128,8 +144,10 @@ def eval(
         _print(evaluation)
 
 
-def _tasks(names: Sequence[str], data: Sequence[Path]) -> list[Task]:
-    """Read the tasks; a named one takes the next file of --data. Raises ConfigError, DataError."""
+def _tasks(names: Sequence[str], data: Sequence[Path], keys: Mapping[str, object]) -> list[Task]:
+    """Read the tasks; a named one takes the next file of --data, and others have these keys. Raises ConfigError, DataError."""
+    from medsft.core.config.row_options import check_row_options
+    from medsft.core.data.sources.row_looks import RowOptions
     from medsft.core.evaluation.tasks.own import named_apart
     from medsft.core.evaluation.tasks.pubmedqa import TRUTH_NAME
     from medsft.core.evaluation.tasks.read import BENCHMARKS, read_task
@@ -158,10 +176,18 @@ def _tasks(names: Sequence[str], data: Sequence[Path]) -> list[Task]:
         )
     if len(truths) > 1 or (truths and "pubmedqa" not in named):
         raise ConfigError([Problem("--data", f"{truths[0]} belongs to --task pubmedqa", "Give it once, with the rows.")])
+    own = len(names) - len(named)
+    if given := [name for name, value in keys.items() if value is not None and not own]:
+        raise ConfigError([Problem(f"--{name}", "is for a --task FILE with questions of your own") for name in given])
+    if problems := check_row_options("auto", keys, files=own):
+        raise ConfigError(problems)
+    wanted = RowOptions.of("auto", keys)
     rest = iter(files)
     tasks = named_apart(
         [
-            read_task(name, next(rest) if name in BENCHMARKS else Path(name), truth=truths[0] if truths else None)
+            read_task(name, next(rest), truth=truths[0] if truths else None)
+            if name in BENCHMARKS
+            else read_task(name, Path(name), wanted=wanted)
             for name in names
         ]
     )

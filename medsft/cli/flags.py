@@ -42,6 +42,9 @@ Plain = Annotated[bool, typer.Option("--plain", help="Lines of text instead of a
 ModelPrecision = Annotated[
     Literal["auto", "bf16", "fp32"], typer.Option("--precision", help="Number format; auto: bf16 where that is faster.")
 ]
+QuestionKey = Annotated[
+    str | None, typer.Option("--question_key", metavar="KEY", help="Key of the question in rows of your own.")
+]
 Iteration = Annotated[
     int | None, typer.Option("--iteration", metavar="N", min=1, help="Saved iteration of a run; its model when not given.")
 ]

@@ -28,29 +28,31 @@ class Question:
     """Ends with what the model is to answer."""
 
 
-def read_questions(path: Path, *, system: str = "") -> list[Question]:
-    """Return the questions of a file: of each row its messages, or the text under a usual name of a question.
+def read_questions(path: Path, *, system: str = "", question_key: str | None = None) -> list[Question]:
+    """Return the questions of a file: of each row the text under `question_key`; without one its messages, or the text under a
+    usual name of a question.
 
     What belongs to the question is asked with it, as it is trained on: the input of an instruction, options with letters. A
     row's system message goes before `system`; answers that a row has are left out. Raises `DataError`.
     """
     bad = BadRows()
-    found = list(_rows(path, system, bad))
+    found = list(_rows(path, system, question_key, bad))
     if bad.total:
         message = bad.error(then="so nothing was asked").message
         usual = ", ".join(usual_names.QUESTION)
-        raise DataError(message, hint=f"correct these rows, or leave them out of the file; questions are under one of: {usual}")
+        under = f"one of: {usual}; --question_key KEY names another" if question_key is None else question_key
+        raise DataError(message, hint=f"correct these rows, or leave them out of the file; questions are under {under}")
     if not found:
         raise DataError(f"{path}: no rows.")
     return found
 
 
-def _rows(path: Path, system: str, bad: BadRows) -> Iterator[Question]:
+def _rows(path: Path, system: str, question_key: str | None, bad: BadRows) -> Iterator[Question]:
     source = open_rows(path)
     for number, row in enumerate(all_rows(source), 1):
         try:
             fields = row.fields()
-            conversation = _conversation(fields)
+            conversation = _conversation(fields, question_key)
             if system and conversation[0].role != "system":
                 conversation = (Message("system", system), *conversation)
             own = fields.get("id")
@@ -59,17 +61,17 @@ def _rows(path: Path, system: str, bad: BadRows) -> Iterator[Question]:
             bad.add(source.place(row.number), error)
 
 
-def _conversation(row: Mapping[str, object]) -> Conversation:
+def _conversation(row: Mapping[str, object], question_key: str | None) -> Conversation:
     keys = names(row)
     listed = row.get(usual_names.first(row, usual_names.MESSAGES) or "")
-    if isinstance(listed, list):
+    if question_key is None and isinstance(listed, list):
         messages = [_message(item, number) for number, item in enumerate(listed, 1)]
         while messages and messages[-1].role == "assistant":
             messages.pop()
         if not messages or messages[-1].role != "user":
             raise BadRow("no message to answer", keys)
         return tuple(messages)
-    key = usual_names.first(keys, usual_names.QUESTION)
+    key = question_key or usual_names.first(keys, usual_names.QUESTION)
     if key is None:
         raise BadRow("no question under one of the usual keys, and no messages", keys)
     question = text(row, key)

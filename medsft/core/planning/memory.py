@@ -21,8 +21,8 @@ from medsft.core.planning.trainable import trainable_names
 
 PROCESS_BYTES = {"cpu": 370 << 20, "cuda": 1 << 30}
 """A process with torch loaded, and small gaps in its heap: resident memory on a CPU, context and workspaces on a GPU."""
-_GPU_LIBRARIES_BYTES = 440 << 20
-"""Libraries for GPUs in a process on a CPU: torch 2.14 for CUDA 13 beside 2.13 for CPUs. Processes share much of it."""
+_GPU_LIBRARIES_BYTES = 400 << 20
+"""Libraries for GPUs in a process on a CPU, between those of torch 2.10 and 2.14 (CUDA 12.8 and 13). Much of it is shared."""
 LOGITS_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 """Size of the largest fp32 tensor of logits that the loss computes at once (`engine.nn.loss`). On a GPU, where each
 is followed by a pass over the gradient of the output projection, there are few of them."""

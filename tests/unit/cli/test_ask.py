@@ -118,6 +118,9 @@ def test_the_answers_to_a_file_go_to_a_new_file(tmp_path: Path, monkeypatch: pyt
     ]
     assert result.stdout == "new/a.jsonl\n"
     assert [path.name for path in Path("new").iterdir()] == ["a.jsonl"], "what a kill would have left is gone"
+    Path("fall.jsonl").write_text('{"Fall": "c"}\n')
+    assert invoke("model", "--in", "fall.jsonl", "--out", "b.jsonl", "--question_key", "Fall").exit_code == 0
+    assert json.loads(Path("b.jsonl").read_text())["question"] == "c"
     again = invoke("model", "--in", "q.jsonl", "--out", "new/a.jsonl")
     assert again.exit_code == 2
     assert "exists already" in again.stderr
@@ -131,6 +134,7 @@ def test_the_answers_to_a_file_go_to_a_new_file(tmp_path: Path, monkeypatch: pyt
         (("model", "--in", "q.jsonl"), 2, "go together"),
         (("model", "q", "--in", "q.jsonl", "--out", "a.jsonl"), 2, "leave out the one"),
         (("model", "q", "--precision", "fp8"), 2, "fp8"),
+        (("model", "q", "--question_key", "Fall"), 2, "--in FILE"),
         (("model", "--in", "none.jsonl", "--out", "a.jsonl"), 3, "none.jsonl"),
         (("nowhere", "q"), 2, "no run `nowhere`"),
         (("model/tokenizer.json", "q"), 4, "a folder or a .gguf file"),

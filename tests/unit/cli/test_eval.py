@@ -77,6 +77,19 @@ def test_the_report(models: Path) -> None:
     assert "zinc" not in done.output
 
 
+def test_rows_of_ones_own_with_keys_of_ones_own(models: Path) -> None:
+    rows = ({"Fall": f"case {n}?", "Lsg": "BA"[n % 2], "Wahl": {"A": "zinc", "B": "iron"}} for n in range(6))
+    (models / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = ("--question_key", "Fall", "--answer_key", "Lsg", "--options_key", "Wahl")
+    done = invoke(models / "first", "--task", models / "mine.jsonl", *keys, "--score", "label", "--json")
+    assert done.exit_code == 0, done.output
+    [found] = json.loads(done.stdout)["results"]
+    assert (found["n"], found["accuracy"]) == (6, 0.5)
+    refused = invoke(models / "first", "--task", models / "mine.jsonl")
+    assert refused.exit_code == 3
+    assert "--question_key, --answer_key and --options_key" in " ".join(refused.output.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -87,6 +100,9 @@ def test_the_report(models: Path) -> None:
         (("--task", "medqa", "--data", "medqa.jsonl", "--shots", "6"), 2, "--shots"),
         (("--task", "medqa", "--data", "medqa.jsonl", "--with", "base"), 2, "--with base"),
         (("--task", "medqa", "--data", "medqa.jsonl", "--method", "guess"), 2, "guess"),
+        (("--task", "medqa", "--data", "medqa.jsonl", "--answer_key", "x"), 2, "--answer_key"),
+        (("--task", "medqa.jsonl", "--question_key", "nowhere"), 3, "no key 'nowhere'"),
+        (("--task", "medqa.jsonl", "--options_key", "opa,,opc"), 2, "a key is empty"),
     ],
 )
 def test_what_cannot_be_asked(models: Path, arguments: tuple[str, ...], code: int, said: str) -> None:

@@ -51,6 +51,18 @@ def test_what_belongs_to_a_question_is_asked_with_it(tmp_path: Path) -> None:
     ]
 
 
+def test_a_question_under_a_key_of_ones_own(tmp_path: Path) -> None:
+    rows = {"Fall": "one", "prompt": "another"}, {"Fall": "two", "messages": [], "options": ["zinc", "iron"]}
+    asked = read_questions(write(tmp_path / "q.jsonl", *rows), question_key="Fall")
+    assert [question.conversation[-1].content for question in asked] == ["one", "two\n\nA. zinc\nB. iron"]
+    nested = write(tmp_path / "nested.jsonl", {"data": {"text": "three"}})
+    [question] = read_questions(nested, question_key="data.text")
+    assert question.conversation == (Message("user", "three"),)
+    with pytest.raises(DataError, match="'Fall'") as error:
+        read_questions(nested, question_key="Fall")
+    assert "questions are under Fall" in str(error.value.hint)
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kept import ROOT
 
+from medsft.core.data.sources.row_looks import RowOptions
 from medsft.core.evaluation.benchmark import Task, sampled
 from medsft.core.evaluation.tasks.own import named_apart
 from medsft.core.evaluation.tasks.read import read_task
@@ -146,12 +149,15 @@ def test_files_that_are_called_alike_make_tasks_of_two_names(tmp_path: Path) -> 
 
 
 def test_remedies_are_possible_ones(tmp_path: Path) -> None:
-    """Not options of a run: `medsft eval` has none of them."""
+    """Of the options that say how rows are read `medsft eval` has some."""
+    known = {line.removeprefix("medsft eval ") for line in (ROOT / "tests/golden/flags.txt").read_text().splitlines()}
     unclear = {"question": STEM, "options": LIST[:3], "answer": 1}
     for row in (unclear, {"messages": "x"}):
         with pytest.raises(DataError) as caught:
             read_task("mine.jsonl", lines(tmp_path / "mine.jsonl", [row]))
-        assert "--" not in caught.value.hint
+        named = set(re.findall(r"--\w+", caught.value.hint or ""))
+        assert "--first_option" in named
+        assert named <= known
     letters = [{**row, "cop": "b"} for row in medmcqa(1)]
     with pytest.raises(DataError, match="a number in no row"):
         read_task("medmcqa", lines(tmp_path / "x.jsonl", letters))
@@ -228,6 +234,23 @@ def test_questions_of_ones_own(tmp_path: Path) -> None:
     open_rows = lines(tmp_path / "open.jsonl", [{"question": STEM, "answer": "Vitamin C"}])
     task = read_task("open.jsonl", open_rows)
     assert (task.kind, task.questions[0].answer, task.name) == ("open", "Vitamin C", "open")
+
+
+def test_questions_of_ones_own_under_keys_of_ones_own(tmp_path: Path) -> None:
+    wanted = RowOptions.of("auto", {"question_key": "Fall", "answer_key": "Lsg", "options_key": "a,b,c", "first_option": 1})
+    row = {"Fall": STEM, **dict(zip("abc", LIST[:3], strict=True)), "Lsg": 2}
+    assert one(read_task("mine", lines(tmp_path / "mine.jsonl", [row]), wanted=wanted)) == (
+        STEM,
+        EXPECTED[1][:3],
+        ("A", "B", "C"),
+        1,
+    )
+    wanted = RowOptions.of("auto", {"question_key": "Fall", "answer_key": "Lsg"})
+    path = lines(tmp_path / "open.jsonl", [{"Fall": STEM, "Lsg": "Vitamin C"}])
+    assert read_task("open", path, wanted=wanted).questions[0].answer == "Vitamin C"
+    with pytest.raises(DataError) as error:
+        read_task("open", path)
+    assert "--question_key" in str(error.value.hint)
 
 
 def test_parquet(tmp_path: Path) -> None:

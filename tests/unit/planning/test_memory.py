@@ -53,7 +53,7 @@ def test_libraries_for_gpus_are_in_the_memory_of_a_process_on_a_cpu():
         assert replace(having, process=0) == replace(without, process=0)
         return having.process - without.process
 
-    assert more(WORK) == 440 << 20
+    assert more(WORK) == 400 << 20
     assert more(replace(WORK, device_kind="cuda")) == 0
 
 

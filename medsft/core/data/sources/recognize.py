@@ -35,7 +35,7 @@ _COUNTED = 1000
 _SHOWN_FILES = 3
 _SETTLED_NS = 2 * 10**9
 """A file changed less than this ago may be changed again without another time or size: the clocks of disks are coarse."""
-_NOTHING_SAID = RowOptions()
+NOTHING_SAID = RowOptions()
 _Look = Mapping[FormatName | None, Seen]
 """The first rows of a file by their format; None: those that are of none that is possible"""
 _Looked = Sequence[tuple[Path, _Look]]
@@ -105,7 +105,7 @@ def _listed(files: Sequence[Path]) -> str:
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
-def recognize(files: Sequence[Path], wanted: RowOptions = _NOTHING_SAID, *, val: Sequence[Path] = ()) -> RecognizedFiles:
+def recognize(files: Sequence[Path], wanted: RowOptions = NOTHING_SAID, *, val: Sequence[Path] = ()) -> RecognizedFiles:
     """Return how the rows of each file, and then of each of `val`, are read, by the first rows of all.
 
     Those of `val` make another set: each is read by the keys that its own rows have, and where they do not tell, as the other.

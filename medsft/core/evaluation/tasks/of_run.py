@@ -16,6 +16,7 @@ from pathlib import Path
 from medsft.core.config.eval_tasks import EvalTask, eval_tasks
 from medsft.core.config.run_config import RunConfig
 from medsft.core.data.dataset.manifest import hash_inputs
+from medsft.core.data.sources.row_looks import RowOptions
 from medsft.core.data.tokenizers.base import OpenedTokenizer
 from medsft.core.disk import writing_to
 from medsft.core.evaluation.asking import Ask, asking
@@ -51,7 +52,7 @@ def with_tasks(plan: RunPlan, *, ahead: bool) -> RunPlan:
         warning = "--eval_task: there is no tokenizer beside the base model, so the questions are not counted."
         return replace(plan, warnings=(*plan.warnings, warning))
     named = eval_tasks(config.eval_task)
-    read = [_read(one) for one in named]
+    read = [_read(one, config) for one in named]
     data = [tuple(file.sha256 for file in hash_inputs(task.files)) for task in read]
     if (planned := _planned(plan, named, data)) is not None:
         return replace(plan, tasks=planned)
@@ -66,8 +67,15 @@ def with_tasks(plan: RunPlan, *, ahead: bool) -> RunPlan:
     return replace(plan, tasks=tuple(tasks))
 
 
-def _read(one: EvalTask) -> Task:
-    task = read_task(one.name, one.path)
+def _read(one: EvalTask, config: RunConfig) -> Task:
+    """Read a benchmark by the usual keys of its rows, and where they have none, by those that the run's rows have."""
+    try:
+        task = read_task(one.name, one.path)
+    except DataError:
+        wanted = RowOptions.of(config.format, config.row_options)
+        if not wanted.given:
+            raise
+        task = read_task(one.name, one.path, wanted=wanted)
     if task.kind == "open":
         raise DataError(
             f"{one.path}: its questions have no options, of which --eval_task {one.name} takes the most likely one",

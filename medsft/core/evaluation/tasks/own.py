@@ -2,6 +2,8 @@
 
 {"question", "options", "answer"}        any row that --format mcq reads
 {"question", "answer"}                   any row with a question and an answer
+
+Keys that are called otherwise are named by the options of a run.
 """
 
 from __future__ import annotations
@@ -15,27 +17,29 @@ from medsft.core.data.sources.base import BadRow
 from medsft.core.data.sources.endings import without_ending
 from medsft.core.data.sources.multiple_choice import Option, choice_of
 from medsft.core.data.sources.open import open_rows
-from medsft.core.data.sources.recognize import recognize
+from medsft.core.data.sources.recognize import NOTHING_SAID, recognize
+from medsft.core.data.sources.row_looks import RowOptions
 from medsft.core.evaluation.benchmark import Question, Task
 from medsft.core.evaluation.tasks.rows import Shape, TaskRow, choice_question, identified, read_questions, read_rows, row_id
 from medsft.errors import DataError
 
 _REMEDY = (
     "give all rows question, options and answer, where answer is the letter or the text of the right option; or question and "
-    "answer, without options"
+    "answer, without options; other keys are named by --question_key, --answer_key and --options_key, and --first_option says "
+    "from which number options count"
 )
 
 
-def read_own(path: Path, reserved: Collection[str] = ()) -> Task:
-    """Read questions of one's own; the task bears the name of the file, but none of `reserved`.
+def read_own(path: Path, reserved: Collection[str] = (), wanted: RowOptions = NOTHING_SAID) -> Task:
+    """Read questions of one's own; the task bears the name of the file, but none of `reserved`. `wanted` names their keys.
 
     Raises DataError, also for rows that hold no questions.
     """
     rows = read_rows(open_rows(path))
     try:
-        recognized = recognize([path])
+        recognized = recognize([path], wanted)
     except DataError as error:
-        raise DataError(error.message, hint=_REMEDY) from None  # not by options of a run, which nobody has here
+        raise DataError(error.message, hint=_REMEDY) from None  # of the options of a run few are at hand here
     row_format = recognized.each[0].rows
     if row_format.name == "text":
         raise DataError(f"{path}: rows of plain text ask nothing", hint="rows need a question and an answer")
@@ -60,7 +64,7 @@ def read_own(path: Path, reserved: Collection[str] = ()) -> Task:
         return Question(id=id_, place=row.place, question=users[0], system=system, answer=answers[0])
 
     choices = row_format.name == "mcq"
-    questions = read_questions(rows, [Shape((), with_options if choices else open_question)], "questions", path)
+    questions = read_questions(rows, [Shape((), with_options if choices else open_question)], "questions", path, _REMEDY)
     ids = identified(questions, rows)
     name = path.name.split(".")[0]
     return Task(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from medsft.core.data.sources.recognize import NOTHING_SAID
+from medsft.core.data.sources.row_looks import RowOptions
 from medsft.core.evaluation.benchmark import Task
 from medsft.core.evaluation.tasks.multiple_choice import read_medmcqa, read_medqa, read_mmlu
 from medsft.core.evaluation.tasks.own import read_own
@@ -34,13 +36,14 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 }
 
 
-def read_task(name: str, path: Path, *, truth: Path | None = None) -> Task:
+def read_task(name: str, path: Path, *, truth: Path | None = None, wanted: RowOptions = NOTHING_SAID) -> Task:
     """Read a benchmark by its name, or with another name the questions of one's own in a file.
 
-    `truth` is PubMedQA's `test_ground_truth.json`, where it does not lie beside the rows. Raises DataError.
+    `truth` is PubMedQA's `test_ground_truth.json`, where it does not lie beside the rows; `wanted` names the keys of
+    one's own rows. Raises DataError.
     """
     benchmark = BENCHMARKS.get(name)
     if benchmark is None:
-        return read_own(path, reserved=BENCHMARKS)
+        return read_own(path, BENCHMARKS, wanted)
     task = read_pubmedqa(path, truth) if name == "pubmedqa" else benchmark.read(path)
     return replace(task, source=benchmark.source)

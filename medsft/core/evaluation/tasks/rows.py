@@ -14,6 +14,7 @@ from medsft.core.evaluation.benchmark import Question, unique_ids
 from medsft.errors import DataError
 
 _LONGEST_ID = 64
+_REMEDY = "correct these rows, or leave them out of the file"
 Fields = Mapping[str, object]
 
 
@@ -52,7 +53,9 @@ def read_rows(source: RowSource) -> list[TaskRow]:
     return rows
 
 
-def read_questions(rows: Sequence[TaskRow], shapes: Sequence[Shape], what: str, path: Path) -> list[Question]:
+def read_questions(
+    rows: Sequence[TaskRow], shapes: Sequence[Shape], what: str, path: Path, remedy: str = _REMEDY
+) -> list[Question]:
     """Return the question of each row, read as the shape that most rows have. `what` names the benchmark.
 
     Raises DataError for a file of none of the shapes, and for rows that cannot be used.
@@ -65,7 +68,7 @@ def read_questions(rows: Sequence[TaskRow], shapes: Sequence[Shape], what: str, 
         except BadRow as error:
             bad.add(row.place, error)
     if bad.total:
-        raise _unusable(bad, "correct these rows, or leave them out of the file")
+        raise _unusable(bad, remedy)
     return questions
 
 
