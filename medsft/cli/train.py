@@ -229,12 +229,14 @@ def rehearse(
     """
     from medsft.cli.plan_table import print_rehearsal
     from medsft.cli.stages import tokenizing
+    from medsft.core.evaluation.tasks.of_run import read_tasks
     from medsft.core.rehearsal import rehearse as rehearse_run
     from medsft.core.settings import load_settings
     from medsft.core.workflow import tokenize_sets
     from medsft.errors import TrainingError
 
     loaded, changes = load_settings(settings), [_layout_changes(text) for text in at or ()]
+    read_tasks(config)  # as a run does, before rows are tokenized
     with tokenizing(plain=plain) as progress:
         tokenize_sets(config, loaded, progress=progress)
     result = rehearse_run(config, loaded, at=changes, on_status=console.note)

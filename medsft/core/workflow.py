@@ -23,7 +23,7 @@ from medsft.core.data.dataset.tokenize import tokenize
 from medsft.core.data.dataset.write import ProgressCallback
 from medsft.core.data.sources.row_format import RowFormat
 from medsft.core.data.tokenizers.open import no_tokenizer_beside
-from medsft.core.evaluation.tasks.of_run import plan_run
+from medsft.core.evaluation.tasks.of_run import plan_run, read_tasks
 from medsft.core.models import run_folder
 from medsft.core.planning.base import find_base
 from medsft.core.planning.folders import check_places
@@ -167,6 +167,7 @@ def prepare(
     A run that exists keeps its number of iterations. Raises `AlreadyFinishedError`, or `MismatchError` with every difference
     between this plan and the one that the existing run has, and what `confirm` raises.
     """
+    read_tasks(config)  # what is wrong with a benchmark is said before rows are tokenized for an hour
     tokenize_sets(config, settings, progress=progress)
     plan = plan_run(config, settings)
     existing = existing_plan(plan)

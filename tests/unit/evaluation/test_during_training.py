@@ -11,6 +11,7 @@ import pytest
 import tiny
 from asked import write_medqa, write_pubmedqa
 
+from medsft.core.config.run_config import from_mapping
 from medsft.core.evaluation.benchmark import first_by_hash
 from medsft.core.evaluation.during_training import judged, question_set
 from medsft.core.evaluation.requests import Score
@@ -105,3 +106,18 @@ def test_questions_without_options_are_refused(tmp_path: Path) -> None:
         prepare(config, settings)
     with pytest.raises(DataError, match=r"gone\.jsonl"):
         prepare(replace(config, eval_task=(f"mine={tmp_path / 'gone.jsonl'}",)), settings)
+
+
+def test_a_benchmark_without_usual_keys_is_read_by_those_of_the_run(tmp_path: Path) -> None:
+    config, settings = tiny.plannable(tmp_path)
+    rows = [{"Fall": f"w{n} w1", "Lsg": "AB"[n % 2], "Wahl": {"A": "w2", "B": "w3"}} for n in range(12)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    for name in ("cases.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text(text)
+    asked = replace(config, eval_task=(f"mine={tmp_path / 'test.jsonl'}",))
+    with pytest.raises(DataError, match="12 rows cannot be used"):
+        prepare(asked, settings)
+    assert not (tmp_path / "tokenized").exists(), "it is said before rows are tokenized"
+    keys = {"question_key": "Fall", "answer_key": "Lsg", "options_key": "Wahl"}
+    plan = prepare(from_mapping({"data": [tmp_path / "cases.jsonl"], "val": [], **keys}, base=asked), settings)
+    assert [(task.name, task.questions) for task in plan.tasks] == [("mine", 12)]

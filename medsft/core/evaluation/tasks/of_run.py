@@ -52,7 +52,7 @@ def with_tasks(plan: RunPlan, *, ahead: bool) -> RunPlan:
         warning = "--eval_task: there is no tokenizer beside the base model, so the questions are not counted."
         return replace(plan, warnings=(*plan.warnings, warning))
     named = eval_tasks(config.eval_task)
-    read = [_read(one, config) for one in named]
+    read = read_tasks(config)
     data = [tuple(file.sha256 for file in hash_inputs(task.files)) for task in read]
     if (planned := _planned(plan, named, data)) is not None:
         return replace(plan, tasks=planned)
@@ -65,6 +65,11 @@ def with_tasks(plan: RunPlan, *, ahead: bool) -> RunPlan:
                 write_questions(folder, task, questions)
         tasks.append(task)
     return replace(plan, tasks=tuple(tasks))
+
+
+def read_tasks(config: RunConfig) -> list[Task]:
+    """Return the benchmarks of `--eval_task` in their order. Raises DataError for one that cannot be read or asked."""
+    return [_read(one, config) for one in eval_tasks(config.eval_task)]
 
 
 def _read(one: EvalTask, config: RunConfig) -> Task:
