@@ -9,7 +9,10 @@ tokens in a stream must be a multiple of tp.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -166,10 +169,31 @@ def shard_frozen_layers(decoder: Decoder, dp_mesh: DeviceMesh) -> None:
     the memory for all of them at once is what an adapter is to save. What is trained is small, and all of it is on each rank
     (`MasterWeights.copied_over_dp`); so are the tables of tokens, which lookup and loss need whole anyway.
     """
-    for layer in decoder.model.layers.values():
-        trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
-        fully_shard(layer, mesh=dp_mesh, reshard_after_forward=True, ignored_params=trained)
-    fully_shard(decoder, mesh=dp_mesh, ignored_params=set(decoder.parameters()))
+    with _shards_without_gradient():
+        for layer in decoder.model.layers.values():
+            trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
+            fully_shard(layer, mesh=dp_mesh, reshard_after_forward=True, ignored_params=trained)
+        fully_shard(decoder, mesh=dp_mesh, ignored_params=set(decoder.parameters()))
+
+
+@contextmanager
+def _shards_without_gradient() -> Iterator[None]:
+    """Let the shards that FSDP makes of frozen weights have no gradient from the beginning.
+
+    Before torch 2.13 each is made with one, which is then taken away: that cannot be for integers, as the codes of nf4 are.
+    """
+    if torch.__version__ >= "2.13":
+        yield
+        return
+    from torch.distributed.fsdp._fully_shard import _fsdp_param
+
+    theirs = _fsdp_param.nn
+    made = SimpleNamespace(Module=nn.Module, Parameter=partial(nn.Parameter, requires_grad=False))
+    _fsdp_param.nn = made  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        _fsdp_param.nn = theirs
 
 
 def _require_gradient(_decoder: nn.Module, _inputs: tuple[object, ...], output: Tensor) -> Tensor:
