@@ -94,3 +94,20 @@ class AdapterPlan:
         if self.base_precision == "nf4":
             return stored_bytes(shape[0], shape[1])
         return BYTES[self.base_precision] * math.prod(shape)
+
+
+def adapter_concerns(lora: LoraSpec | None, model: ModelConfig) -> list[str]:
+    """Return that the rank is higher than a matrix can have, which is its smaller side: what is more learns nothing."""
+    if lora is None:
+        return []
+    sides = {
+        name.removesuffix(".weight").rpartition(".")[2]: min(shape)
+        for name, shape in model.parameter_shapes()
+        if len(shape) == 2
+    }
+    narrow = {target: sides[target] for target in lora.targets if sides.get(target, lora.rank) < lora.rank}
+    if not narrow:
+        return []
+    least = min(narrow.values())
+    named = ", ".join(target for target, side in narrow.items() if side == least)
+    return [f"--lora_rank {lora.rank} is more than {named} can have, {least}: what is above learns nothing."]

@@ -18,6 +18,7 @@ from medsft.core.devices import Devices, assumed_devices, find_devices
 from medsft.core.disk import refusal
 from medsft.core.models.inspect import BaseModel
 from medsft.core.models.run_folder import PLAN_NAME
+from medsft.core.planning.adapter import adapter_concerns
 from medsft.core.planning.alternatives import adapter_of, alternatives, checkpoint_bytes, export_bytes
 from medsft.core.planning.auto_layout import LayoutChoice, LayoutInputs, choose, sample_batches, sequential_batches
 from medsft.core.planning.base import find_base, ids_in_use, plan_base, with_adapter_of
@@ -364,7 +365,7 @@ def _concerns(found: _Found, plan: RunPlan) -> list[str]:
     """Return what a person should know before the run starts, though it can."""
     config, train, estimates = plan.config, plan.train, plan.estimates
     lines = [*doubts(config), *found.train.notes, *row_concerns(found.train, found.val, plan)]
-    lines += device_concerns(plan, found.devices)
+    lines += [*adapter_concerns(config.lora, plan.base.model), *device_concerns(plan, found.devices)]
     expected = found.settings.expected_documents(config.run_name)
     counted = len(found.train.subset) - train.text_pieces + train.texts + found.train.withheld
     if expected is not None and expected != counted:

@@ -19,7 +19,7 @@ from medsft.core.engine.commands.model_card import model_card
 from medsft.core.forecast import forecast
 from medsft.core.models.config import ModelConfig, from_hf_config
 from medsft.core.planning import planner
-from medsft.core.planning.adapter import AdapterPlan
+from medsft.core.planning.adapter import AdapterPlan, adapter_concerns
 from medsft.core.planning.layout import Layout
 from medsft.core.planning.memory import Workload, estimate_memory
 from medsft.core.planning.plan import RunPlan
@@ -313,3 +313,18 @@ def test_an_earlier_full_run_says_nothing_of_the_time_of_an_adapter(project) -> 
     writer.close()
     assert forecast(full) is not None
     assert forecast(lora) is None
+
+
+@pytest.mark.parametrize(
+    ("rank", "said"),
+    [(16, None), (32, None), (33, "k_proj, v_proj can have, 32"), (80, "k_proj, v_proj can have, 32")],
+)
+def test_a_rank_above_that_of_a_matrix_is_said(rank: int, said: str | None) -> None:
+    lora = LoraSpec(rank=rank, alpha=32.0, targets=TARGETS, rslora=False)
+    lines = adapter_concerns(lora, MODEL)
+    assert len(lines) == (said is not None)
+    assert said is None or said in lines[0]
+    assert adapter_concerns(None, MODEL) == []
+    of_queries = adapter_concerns(replace(lora, targets=("q_proj",)), MODEL)
+    assert [line for line in of_queries if "q_proj can have, 64" in line] == of_queries
+    assert len(of_queries) == (rank > 64)
