@@ -1,4 +1,4 @@
-"""How a short engine process ends: its result on standard output, one message on standard error, and the exit code."""
+"""How an engine process ends: its result on standard output, one message on standard error, and the exit code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from medsft.core.disk import trouble
 from medsft.core.run.processes import PARENT_VARIABLE, end_with_parent
@@ -39,3 +41,14 @@ def run_process(main: Callable[[list[str]], None]) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201 - read by the parent process
         return int(ExitCode.TRAINING)
     return int(ExitCode.DONE)
+
+
+def end_rank(code: int) -> NoReturn:
+    """End a process that was one of several ranks without taking Python down in order.
+
+    Threads of gloo may still let go of tensors by then; where Python is half gone, that aborts a rank whose work is done.
+    """
+    with suppress(OSError):  # logs on a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

@@ -20,7 +20,7 @@ from itertools import accumulate
 import torch.distributed as dist
 
 from medsft.core.engine.commands.answer import open_model, out_of_memory, write_line
-from medsft.core.engine.commands.entry_point import run_process
+from medsft.core.engine.commands.entry_point import end_rank, run_process
 from medsft.core.engine.commands.out_of_memory import is_out_of_memory
 from medsft.core.engine.formats.source import DTYPES
 from medsft.core.engine.formats.vocabulary import ResizedSource
@@ -109,4 +109,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_process(main))
+    end_rank(run_process(main))

@@ -11,13 +11,13 @@ import time
 import traceback
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 
 from medsft.core.disk import trouble
+from medsft.core.engine.commands.entry_point import end_rank
 from medsft.core.engine.commands.out_of_memory import is_out_of_memory, out_of_memory
 from medsft.core.engine.kernels import cpu
 from medsft.core.engine.parallel.mesh import HOSTS_STORE, open_mesh
@@ -143,16 +143,5 @@ def _plan_of(run: RunDir) -> RunPlan | None:
     return None
 
 
-def _exit(code: int) -> NoReturn:
-    """End this process without taking Python down in order.
-
-    Threads of gloo may still let go of tensors by then; where Python is half gone, that aborts a rank whose work is done.
-    """
-    with suppress(OSError):  # logs on a full disk
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
-
-
 if __name__ == "__main__":
-    _exit(main(sys.argv[1]))
+    end_rank(main(sys.argv[1]))
