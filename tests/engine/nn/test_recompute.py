@@ -39,7 +39,8 @@ def check_that_the_product_is_not_kept(module, config, *, ranks):
     kept, gradients = kept_and_gradients(module, config.hidden_size, lean=False)
     lean_kept, lean_gradients = kept_and_gradients(module, config.hidden_size, lean=True)
     assert kept - lean_kept == 4 * TOKENS * config.intermediate_size // ranks
-    assert all(map(torch.equal, gradients, lean_gradients))
+    # Before torch 2.13 the ranks that are made up hand over nothing: what was not written is NaN.
+    torch.testing.assert_close(lean_gradients, gradients, rtol=0, atol=0, equal_nan=torch.__version__ < "2.13")
 
 
 def test_the_product_of_gate_and_up_is_not_kept(mlp, tiny):
