@@ -63,7 +63,6 @@ def ask(
     _check(question, questions, out, beside, question_key, json=json)
     from medsft.core.evaluation.chat import Sampling
     from medsft.core.evaluation.model import find_base_of, find_model
-    from medsft.core.evaluation.questions import read_questions
 
     chosen = None if precision == "auto" else precision
 
@@ -73,6 +72,8 @@ def ask(
         console.note(line)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     if questions is not None and out is not None:
+        from medsft.core.evaluation.questions import read_questions
+
         rows = read_questions(questions, system=system, question_key=question_key)
         _answer_file(models, rows, out, sampling, chosen, plain=plain)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,8 +42,8 @@ def find_devices() -> Devices:
     if gpus := visible_gpus():
         memory, capability = min(gpu.memory_bytes for gpu in gpus), min(gpu.capability for gpu in gpus)
         return Devices("cuda", len(gpus), memory, gpus[0].name, bf16=all(gpu.bf16 for gpu in gpus), capability=capability)
-    cpu = Devices("cpu", _usable_cores(), usable_memory(), _cpu_name(), bf16=cpu_multiplies_bf16())
-    return replace(cpu, torch_for_gpus=torch_is_for_gpus())
+    bf16, for_gpus = cpu_multiplies_bf16(), torch_is_for_gpus()
+    return Devices("cpu", _usable_cores(), usable_memory(), _cpu_name(), bf16=bf16, torch_for_gpus=for_gpus)
 
 
 def assumed_devices(nproc_per_node: int | None) -> Devices:
